@@ -1,0 +1,36 @@
+"""Errors that say what is wrong, where, and what to do. The command line prints them without a traceback."""
+
+
+class AtlasError(Exception):
+    """A failure with a message for people: `what`, where it happened, and the remedy. Exit code 1."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        self.what, self.remedy = what, remedy
+        super().__init__(what, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  {self.remedy}" if self.remedy else self.what
+
+
+class UserError(AtlasError):
+    """The user's own mistake: a wrong key, a missing file, an unknown name. Exit code 2."""
+
+    exit_code = 2
+
+
+class DataError(AtlasError):
+    """One row of a data set is unusable; it goes to `rejected.jsonl` with this message."""
+
+
+class EnvironmentFailure(AtlasError):
+    """An environment server failed (unreachable, 500, lost id): infrastructure, not the policy's doing."""
+
+
+class ModelFailure(AtlasError):
+    """A model endpoint or engine failed: infrastructure, not the policy's doing."""
+
+
+class ContextOverflow(AtlasError):
+    """The conversation no longer fits the model's context: the policy's own outcome."""

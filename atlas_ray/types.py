@@ -1,0 +1,236 @@
+"""The words of the system: what every stage passes to the next.
+
+Plain frozen dataclasses; imports nothing heavy. Steps count from 1 wherever people, prompts or files see them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal
+
+Role = Literal["system", "user", "assistant"]
+
+
+class Category(StrEnum):
+    """Why a step is critical (paper section 3.1)."""
+
+    PLAN_CREATION = "Plan Creation"
+    CRITICAL_OBSERVATION = "Critical Observation"
+    CRITICAL_ACTION = "Critical Action"
+    SELF_CORRECTION = "Self Correction"
+
+
+class StopReason(StrEnum):
+    """Why an episode ended; a closed list.
+
+    The first four are the policy's own outcomes and count with the reward reached. The last three are
+    infrastructure: retried, then excluded from the average and counted by cause.
+    """
+
+    DONE = "done"
+    MAX_ROUNDS = "max_rounds"
+    CONTEXT_OVERFLOW = "context_overflow"
+    PARSE_ERROR = "parse_error"
+    MODEL_ERROR = "model_error"
+    ENV_ERROR = "env_error"
+    REPLAY_MISMATCH = "replay_mismatch"
+
+    @property
+    def is_infrastructure(self) -> bool:
+        """Whether the episode says nothing about the policy."""
+        return self in (StopReason.MODEL_ERROR, StopReason.ENV_ERROR, StopReason.REPLAY_MISMATCH)
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One task of one environment; `item_id` is the data set's, e.g. `maze_17`."""
+
+    env: str
+    item_id: str
+
+    @property
+    def id(self) -> str:
+        """`env/item_id`, unique across environments."""
+        return f"{self.env}/{self.item_id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens that one or more model calls consumed; `cost` in US dollars where the price is known."""
+
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+    cost: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.calls + other.calls,
+            self.cost + other.cost,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `trainable` marks the assistant turns that are steps."""
+
+    role: Role
+    content: str
+    trainable: bool = False
+
+
+_REACT = re.compile(r"^\s*(?:Thought:(?P<thought>.*?))?\s*(?<!\w)Action:(?P<action>.*)$", re.DOTALL)
+
+
+def split_react(reply: str) -> tuple[str, str]:
+    """Splits a ReAct reply into thought and action (paper Eq. 2 and 3).
+
+    A reply without an `Action:` marker is all action when it has no `Thought:` either, else all thought.
+    """
+    found = _REACT.match(reply)
+    if found:
+        return (found["thought"] or "").strip(), found["action"].strip()
+    text = reply.strip()
+    return (text.removeprefix("Thought:").strip(), "") if text.startswith("Thought:") else ("", text)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Step `index` (from 1) of a trajectory: a trainable assistant turn, found at `messages[position]`."""
+
+    index: int
+    position: int
+    reply: str
+    observation: str
+
+    @property
+    def thought(self) -> str:
+        """h_t of the paper."""
+        return split_react(self.reply)[0]
+
+    @property
+    def action(self) -> str:
+        """a_t of the paper."""
+        return split_react(self.reply)[1]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldStep:
+    """A built-in expert's own mark on a step: its category, and its rank (1 = most decisive)."""
+
+    step: int
+    rank: int
+    category: Category
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One expert conversation for one task.
+
+    Attributes:
+        id: Unique in a data set: the task's id, with `#2`, `#3`, ... for further trajectories of the same task.
+        reward: Final reward in [0, 1], or None where the data does not say.
+        gold: The expert's own annotation, uncut, or None where there is none.
+    """
+
+    id: str
+    env: str
+    item_id: str
+    messages: tuple[Message, ...]
+    reward: float | None = None
+    gold: tuple[GoldStep, ...] | None = None
+
+    @property
+    def task(self) -> Task:
+        """The task that this trajectory solves."""
+        return Task(self.env, self.item_id)
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """The trainable assistant turns in order, each with the observation it answers."""
+        found: list[Step] = []
+        for position, message in enumerate(self.messages):
+            if message.role == "assistant" and message.trainable:
+                before = self.messages[position - 1].content if position else ""
+                found.append(Step(len(found) + 1, position, message.content, before))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """The steps that one selector chose in one trajectory, and how that came about.
+
+    Attributes:
+        selector: Its name in the run, e.g. `gold` or `random`.
+        ratio: The requested ratio m, or None where the selector takes none.
+        n_steps: |tau|.
+        chosen: Chosen steps, from 1, ascending.
+        scores: One score per step where the selector scores (higher = chosen first), else empty.
+        rewards: Monte-Carlo rewards where values were estimated: entry t holds the rewards of the rollouts
+            started after step t (entry 0: from scratch; the last entry: the recorded reward), else empty.
+        categories: Category by step, for chosen steps that have one.
+        error: Why there is no selection, or None.
+    """
+
+    trajectory_id: str
+    env: str
+    item_id: str
+    selector: str
+    ratio: float | None
+    n_steps: int
+    chosen: tuple[int, ...]
+    scores: tuple[float, ...] = ()
+    rewards: tuple[tuple[float, ...], ...] = ()
+    categories: Mapping[int, Category] = field(default_factory=dict)
+    plan: str | None = None
+    reason: str | None = None
+    model: str | None = None
+    prompt_hash: str | None = None
+    usage: Usage = Usage()
+    error: str | None = None
+
+    @property
+    def id(self) -> str:
+        """The unit that is never done twice."""
+        return self.trajectory_id
+
+
+@dataclass(frozen=True, slots=True)
+class Episode:
+    """A policy acting in an environment from step `start_step` on. A bad rollout is data, not a crash.
+
+    Attributes:
+        id: Unique in a run: task, sample and start, e.g. `maze/maze_17@0+3` (sample 0, after expert step 3).
+        start_step: Number of expert steps replayed before the policy acted.
+        reward: Final reward scaled to [0, 1].
+        raw_reward: The environment's own figure.
+        rounds: Turns that the policy took (replayed ones not counted).
+        seconds: Wall time.
+        gold: Marks of a scripted policy on its own turns, else None.
+    """
+
+    id: str
+    env: str
+    item_id: str
+    policy: str
+    sample: int
+    start_step: int
+    seed: int
+    messages: tuple[Message, ...]
+    reward: float
+    raw_reward: float
+    success: bool
+    progress: float
+    rounds: int
+    stop_reason: StopReason
+    usage: Usage = Usage()
+    seconds: float = 0.0
+    error: str | None = None
+    gold: tuple[GoldStep, ...] | None = None
