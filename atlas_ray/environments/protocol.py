@@ -1,0 +1,232 @@
+"""The one protocol behind every environment.
+
+A `World` is a simulator (plain, synchronous, deterministic from task index and actions). An `EnvironmentSpec` is the
+environment's row: how an action is taken from a reply, round cap, success rule, reward scale. A `Session` is one
+episode's connection, in process (`LocalSession`) or over HTTP (`client.HttpSession`); rollouts see sessions only.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from atlas_ray.errors import UserError
+from atlas_ray.types import Category, Message, Task
+
+Split = Literal["train", "test"]
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What an episode starts with: the instruction (how to play, answer format) and the task's first observation."""
+
+    instruction: str
+    observation: str
+
+    def messages(self) -> list[Message]:
+        """The conversation's first three turns, as in AgentTraj-L: instruction, "OK", first observation."""
+        return [
+            Message("user", self.instruction),
+            Message("assistant", "OK"),
+            Message("user", self.observation),
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """The environment's answer to one reply. `reward` is the environment's own figure so far, unscaled."""
+
+    observation: str
+    reward: float
+    done: bool
+    progress: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A scripted agent's reply, with its mark where the agent was at a decisive step.
+
+    Attributes:
+        category: The paper's category of a decisive step, or None where the step decides nothing.
+        weight: How decisive (higher ranks first); ignored without a category.
+    """
+
+    thought: str
+    action: str
+    category: Category | None = None
+    weight: float = 0.0
+
+    @property
+    def reply(self) -> str:
+        """The ReAct text."""
+        return f"Thought: {self.thought}\nAction: {self.action}"
+
+
+class World(Protocol):
+    """A built-in environment's simulator: state is a function of the task index and the actions since."""
+
+    def reset(self, index: int) -> Opening:
+        """Starts task `index`."""
+        ...
+
+    def step(self, action: str) -> StepResult:
+        """Plays one action; nonsense gets an observation that says so, never an exception."""
+        ...
+
+    def expert(self, rng: random.Random) -> Decision:
+        """The scripted expert's decision in the present state (does not change it)."""
+        ...
+
+    def novice(self, rng: random.Random) -> Decision:
+        """The same with errors at decisive steps; what the base model is trained on."""
+        ...
+
+
+_LAST_NUMBER = re.compile(r"_(\d+)$")
+
+
+@dataclass(frozen=True)
+class EnvironmentSpec:
+    """One environment's row in the table.
+
+    Attributes:
+        held: Whether the paper trains on it ("in") or only evaluates ("out").
+        max_rounds: Cap on the policy's turns.
+        metric: What the paper's tables print.
+        action_rule: How the action is taken from a reply, see `take_action`.
+        success_at: Scaled reward from which an episode counts as a success.
+        reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
+        world: Makes the built-in simulator, or None where there is none.
+        n_train, n_test: Sizes of the built-in splits; test tasks are the indices 0..n_test-1.
+    """
+
+    name: str
+    held: Literal["in", "out"]
+    max_rounds: int
+    metric: Literal["success", "reward", "progress"]
+    action_rule: Literal["first", "last", "single", "whole"]
+    success_at: float = 1.0
+    reward_scale: float = 1.0
+    world: Callable[[], World] | None = None
+    n_train: int = 0
+    n_test: int = 0
+
+    def index(self, item_id: str) -> int:
+        """The task index behind an item id: the integer after its last underscore.
+
+        Raises:
+            UserError: If the id carries none.
+        """
+        found = _LAST_NUMBER.search(item_id)
+        if not found:
+            raise UserError(
+                f"{self.name}: item id {item_id!r} does not end in _<integer>",
+                "use ids of the form NAME_17",
+            )
+        return int(found[1])
+
+    def tasks(self, split: Split, limit: int | None = None) -> list[Task]:
+        """The first `limit` built-in tasks of a split; the splits never overlap.
+
+        Raises:
+            UserError: If more tasks are asked for than there are.
+        """
+        first, size = (0, self.n_test) if split == "test" else (self.n_test, self.n_train)
+        if limit is not None and limit > size:
+            raise UserError(f"{self.name} has {size} {split} tasks, {limit} were asked for", "ask for fewer")
+        return [Task(self.name, f"{self.name}_{i}") for i in range(first, first + (size if limit is None else limit))]
+
+    def scale(self, raw_reward: float) -> float:
+        """Raw reward to [0, 1]."""
+        return min(1.0, max(0.0, raw_reward * self.reward_scale))
+
+    def take_action(self, reply: str) -> str | None:
+        """The action in a model's reply, or None where the reply is malformed (an error turn, no call).
+
+        Rules (AgentGym's, per environment): `first` what follows the first "Action:", else the whole text; `last` what
+        follows the last one; `single` one line after exactly one marker, letters, digits, commas and spaces only;
+        `whole` the text as it is.
+        """
+        text = reply.removesuffix("</s>").strip()
+        if self.action_rule == "whole":
+            return text
+        if self.action_rule == "first":
+            return text.split("Action:", 1)[-1].strip()
+        if self.action_rule == "last":
+            return text.rsplit("Action:", 1)[-1].strip() if "Action:" in text else ""
+        found = re.findall(r"Action:\s*(.*?)(?=\n|$)", text)
+        if len(found) > 1:
+            return None
+        return re.sub(r"[^A-Za-z0-9, ]+", "", found[0]).strip() if found else ""
+
+
+class Session(Protocol):
+    """One episode's connection to an environment; reused for further episodes after `reset`."""
+
+    spec: EnvironmentSpec
+
+    async def reset(self, task: Task) -> Opening:
+        """Starts the task.
+
+        Raises:
+            EnvironmentFailure: If the server cannot.
+        """
+        ...
+
+    async def step(self, reply: str) -> StepResult:
+        """Plays the action in a model's reply; a malformed one gets an error observation without a call.
+
+        Raises:
+            EnvironmentFailure: If the server fails and recovery (create, reset, replay) does not help.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Gives the session back."""
+        ...
+
+
+MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."
+
+
+class LocalSession:
+    """A session with a built-in world in this process."""
+
+    def __init__(self, spec: EnvironmentSpec) -> None:
+        if spec.world is None:
+            raise UserError(
+                f"{spec.name} is not built in", f"name its server: environments.servers.{spec.name}=http://..."
+            )
+        self.spec, self._world = spec, spec.world()
+        self._reward = 0.0
+
+    async def reset(self, task: Task) -> Opening:
+        self._reward = 0.0
+        return self._world.reset(self.spec.index(task.item_id))
+
+    async def step(self, reply: str) -> StepResult:
+        action = self.spec.take_action(reply)
+        if action is None:
+            return StepResult(MALFORMED, self._reward, False)
+        result = self._world.step(action)
+        self._reward = result.reward
+        return result
+
+    async def close(self) -> None:
+        pass
+
+
+def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:
+    """Ranks decisive steps: 1 for the highest weight, ties to the earlier step.
+
+    Args:
+        weights: (step, weight) pairs.
+
+    Returns:
+        Rank by step.
+    """
+    ordered = sorted(weights, key=lambda pair: (-pair[1], pair[0]))
+    return {step: rank for rank, (step, _) in enumerate(ordered, 1)}

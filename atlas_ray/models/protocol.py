@@ -1,0 +1,63 @@
+"""Who speaks: the protocol that a vLLM engine, an OpenAI-compatible endpoint and a scripted agent share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from atlas_ray.types import Category, Message, Task, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How replies are drawn. Temperature 0 is greedy (evaluation); value rollouts use 1.0."""
+
+    temperature: float = 0.0
+    max_tokens: int = 512
+    top_p: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """One reply. `finish` is "length" where it was cut at `max_tokens`.
+
+    `category` and `weight` are a scripted agent's mark on its own decisive step.
+    """
+
+    text: str
+    usage: Usage = Usage()
+    finish: Literal["stop", "length"] = "stop"
+    category: Category | None = None
+    weight: float = 0.0
+
+
+class Speaker(Protocol):
+    """A policy's side of one episode. Turns are appended; the history is never rendered again."""
+
+    async def speak(self, seed: int) -> Reply:
+        """Draws the next reply and appends it.
+
+        Raises:
+            ContextOverflow: If the conversation no longer fits the model.
+            ModelFailure: If the engine or endpoint fails.
+        """
+        ...
+
+    def repeat(self, reply: str) -> None:
+        """Appends a given reply as if it had been spoken (replay of an expert's prefix)."""
+        ...
+
+    def hear(self, observation: str) -> None:
+        """Appends the environment's answer."""
+        ...
+
+
+class Policy(Protocol):
+    """Makes speakers. `name` stands in every episode's record."""
+
+    name: str
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
+        """Starts a conversation with its opening turns (instruction, "OK", first observation)."""
+        ...
