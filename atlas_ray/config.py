@@ -193,7 +193,9 @@ class TrainConfig(Strict):
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
     epochs: float = Field(3, gt=0)
+    optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
     learning_rate: float = Field(2e-5, gt=0)
+    muon_learning_rate: float = Field(2e-2, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     global_batch: int = Field(128, ge=1, description="trajectories an optimizer step")
     micro_batch_tokens: int = Field(16384, ge=16, description="padded tokens a forward pass and worker")
@@ -229,19 +231,17 @@ class EvaluateConfig(Strict):
 
 
 class TinyConfig(Strict):
-    """The tiny base model, trained on the spot on novice trajectories."""
+    """A tiny Llama with its own tokenizer, trained on the spot on novice trajectories: the laptop's base model.
 
-    run: str = "runs/base"
-    data: list[DataConfig]
-    hidden_size: int = Field(96, ge=32)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(3, ge=1)
-    max_length: int = Field(1024, ge=64)
-    epochs: float = Field(1, gt=0)
-    batch_tokens: int = Field(8192, ge=64)
-    learning_rate: float = Field(3e-3, gt=0)
-    muon_learning_rate: float = Field(2e-2, gt=0)
-    seed: int = 0
+    `novice` and `train` hold the keys of collection and training; their run folders are set by the recipe.
+    """
+
+    novice: CollectConfig
+    hidden_size: int = Field(128, ge=32)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    context: int = Field(1024, ge=64, description="tokens")
+    train: dict[str, Any] = {}
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -345,3 +345,27 @@ def _by_tag(model: Any, tag: str) -> Any:
         ):
             return member
     return model
+
+
+class RecipeConfig(Strict):
+    """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
+
+    Attributes:
+        expert: Trajectories to select in and train on: a data set, or a collection from scripted experts.
+        base: Model to start from: a folder or hub id, or a tiny model trained on the spot.
+        arms: Fine-tuned models by name, each with its selector.
+        extra_arms: The same, run only when asked for by name (`--with`): what costs money.
+        train, evaluate: Settings of every arm's training and of the evaluation.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    runs: str = Field("runs", description="folder or URI under which the recipe's folder lies")
+    seed: int = 0
+    expert: DataConfig | CollectConfig
+    base: str | TinyConfig
+    arms: dict[str, SelectorConfig]
+    extra_arms: dict[str, SelectorConfig] = {}
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any]
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    ray: RayConfig = RayConfig()

@@ -1,0 +1,319 @@
+"""The `atlas` command: verbs only. Each verb reads a configuration and calls its stage."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from atlas_ray.errors import AtlasError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+app = typer.Typer(
+    name="atlas",
+    help="Agent tuning on critical steps: select, train, evaluate, report.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+environments_app = typer.Typer(help="Look at the environments.", no_args_is_help=True)
+app.add_typer(trajectories_app, name="trajectories")
+app.add_typer(environments_app, name="environments")
+
+Config = Annotated[str | None, typer.Option("--config", "-c", help="YAML file with the stage's keys.")]
+Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key: a.b=c.")]
+Run = Annotated[str | None, typer.Option("--run", help="Run folder: a path or an s3:// or gs:// URI.")]
+Data = Annotated[str | None, typer.Option("--data", help="File, folder or Hugging Face data set of trajectories.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and stop.")]
+Clean = Annotated[bool, typer.Option("--clean", help="Start anew; judgements that were paid for are kept.")]
+
+
+@app.callback()
+def _main(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False) -> None:
+    if verbose:
+        os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
+
+
+def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
+    from atlas_ray import config
+
+    overrides = list(overrides or [])
+    if given.get("data"):
+        overrides.insert(0, f"data.path={given['data']}")
+    given.pop("data", None)
+    return config.load(getattr(config, kind), file, overrides, **given)
+
+
+def _show(config: BaseModel, *lines: str) -> None:
+    """Prints a plan: the resolved configuration, and what it will cost."""
+    import yaml
+
+    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
+    for line in lines:
+        typer.echo(f"# {line}")
+
+
+@app.command()
+def collect(config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False) -> None:
+    """Write trajectories of a scripted expert or novice in built-in environments."""
+    settings = _load("CollectConfig", config, set_, run=run)
+    if dry_run:
+        from atlas_ray.environments import table
+
+        tasks = sum(len(table.get(env).tasks(settings.split, settings.tasks)) for env in settings.envs)
+        return _show(settings, f"{tasks * settings.samples} episodes, no model call")
+    from atlas_ray.trajectories.collect import collect as stage
+
+    folder = stage(settings, clean=clean)
+    _say(folder, "trajectories")
+
+
+@app.command()
+def select(
+    config: Config = None,
+    set_: Set = None,
+    run: Run = None,
+    data: Data = None,
+    dry_run: DryRun = False,
+    clean: Clean = False,
+) -> None:
+    """Choose the critical steps of expert trajectories."""
+    settings = _load("SelectConfig", config, set_, run=run, data=data)
+    if dry_run:
+        from atlas_ray.selection.estimate import estimate_lines
+
+        return _show(settings, *estimate_lines(settings))
+    from atlas_ray.selection.pipeline import select_steps
+
+    _say(select_steps(settings, clean=clean), "selections")
+
+
+@app.command()
+def train(
+    config: Config = None,
+    set_: Set = None,
+    run: Run = None,
+    data: Data = None,
+    dry_run: DryRun = False,
+    clean: Clean = False,
+) -> None:
+    """Fine-tune a model with loss on the selected steps only."""
+    settings = _load("TrainConfig", config, set_, run=run, data=data)
+    if dry_run:
+        from atlas_ray.training.estimate import estimate_lines
+
+        return _show(settings, *estimate_lines(settings))
+    from atlas_ray.training.distributed import train_agent
+
+    train_agent(settings, clean=clean)
+    typer.echo(f"model: {settings.run}/model")
+
+
+@app.command()
+def evaluate(config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False) -> None:
+    """Play test tasks with one or several models in live environments."""
+    settings = _load("EvaluateConfig", config, set_, run=run)
+    from atlas_ray.evaluation.stage import evaluate as stage
+    from atlas_ray.evaluation.stage import plan_lines
+
+    if dry_run:
+        return _show(settings, *plan_lines(settings))
+    from rich.console import Console
+
+    from atlas_ray.report.tables import evaluation_table
+
+    Console().print(evaluation_table(stage(settings, clean=clean)))
+
+
+@app.command()
+def compare(
+    selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
+    data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
+) -> None:
+    """Say how far selections agree with each other and with the expert's own annotation."""
+    from rich.console import Console
+
+    from atlas_ray.config import DataConfig
+    from atlas_ray.errors import UserError
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.compare import compare_selections, comparison_table
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    named = []
+    for uri in selections:
+        folder = RunFolder(uri)
+        if not folder.exists:
+            raise UserError(f"no selection lies in {uri}", "name run folders that `atlas select` wrote")
+        named.append((uri.rstrip("/").rsplit("/", 1)[-1], folder.read(SELECTIONS)))
+    rows = compare_selections(named, read_trajectories(DataConfig(path=data)))
+    Console().print(comparison_table(rows))
+
+
+@app.command(name="run")
+def run_recipe(
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],
+    set_: Set = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include an extra arm, e.g. llm.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Run these stages: train, select/gold, ...")] = None,
+    dry_run: DryRun = False,
+    clean: Clean = False,
+) -> None:
+    """Run a recipe: all stages in order, resumable at any point."""
+    from atlas_ray.recipe import Recipe
+
+    settings = _load("RecipeConfig", recipe, set_)
+    whole = Recipe(settings, extra or [])
+    if dry_run:
+        return _show(settings, *whole.plan_lines())
+    if clean:
+        whole.clean()
+    whole.run(only or [])
+
+
+@app.command()
+def report(
+    recipe: Annotated[str, typer.Argument(help="The recipe whose runs are reported.")],
+    set_: Set = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include an extra arm.")] = None,
+) -> None:
+    """Build tables, figures and the report of a recipe's runs."""
+    from atlas_ray.recipe import Recipe
+    from atlas_ray.report.stage import report_recipe
+
+    report_recipe(Recipe(_load("RecipeConfig", recipe, set_), extra or []))
+
+
+@app.command()
+def status(runs: Annotated[list[str] | None, typer.Argument(help="Run folders or recipes' folders.")] = None) -> None:
+    """Show which stages of a run are finished, and what they counted."""
+    from rich.console import Console
+
+    from atlas_ray.runs.status import status_table
+
+    Console().print(status_table(runs or ["runs"]))
+
+
+@app.command()
+def serve(
+    envs: Annotated[list[str], typer.Argument(help="Built-in environments, e.g. maze wordle.")],
+    host: Annotated[str, typer.Option(help="Beyond loopback a token is needed (ATLAS_SERVER_TOKEN).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
+) -> None:
+    """Serve built-in environments over HTTP, as AgentGym's servers do."""
+    from atlas_ray.environments.server import serve as run_server
+
+    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"))
+
+
+@app.command()
+def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", help="Servers to check.")]) -> None:
+    """Check environment servers before a run: reachable, tasks, whether replay is exact."""
+    import asyncio
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from atlas_ray.environments.client import probe
+    from atlas_ray.errors import UserError
+
+    table = Table("environment", "server", "reachable", "tasks", "replay")
+    healthy = True
+    for server in servers:
+        env, sign, url = server.partition("=")
+        if not sign:
+            raise UserError(f"{server!r} is not of the form ENV=URL", "write maze=http://127.0.0.1:8000")
+        found = asyncio.run(probe(url, env))
+        healthy &= found.ok
+        table.add_row(env, url, found.reachable, found.tasks, found.replay)
+    Console().print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@app.command(name="view-mask")
+def view_mask(
+    data: Annotated[str, typer.Option("--data", help="Trajectories.")],
+    model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template.")],
+    selection: Annotated[str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")] = None,
+    trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
+) -> None:
+    """Print a trajectory with its loss tokens coloured."""
+    from rich.console import Console
+
+    from atlas_ray.training.view import view
+
+    Console().print(view(data, model, selection, trajectory))
+
+
+@trajectories_app.command("stats")
+def trajectories_stats(
+    path: Annotated[str, typer.Argument(help="File, folder, run folder or Hugging Face data set id.")], set_: Set = None
+) -> None:
+    """Count trajectories, steps, words and gold steps by environment; bad rows go to rejected.jsonl."""
+    from rich.console import Console
+
+    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.trajectories.statistics import statistics_table
+
+    rejected: list[Any] = []
+    settings = _load("DataConfig", None, [f"path={path}", *(set_ or [])])
+    Console().print(statistics_table(read_trajectories(settings, rejected)))
+    for row in rejected[:5]:
+        typer.echo(f"rejected: {row}", err=True)
+    if rejected:
+        typer.echo(f"{len(rejected)} rows rejected", err=True)
+
+
+@environments_app.command("list")
+def environments_list() -> None:
+    """Show every environment: held in or out, built in or remote, tasks, cap, metric."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from atlas_ray.environments.table import ENVIRONMENTS
+
+    table = Table("environment", "held", "carried by", "train tasks", "test tasks", "rounds", "metric")
+    for spec in ENVIRONMENTS.values():
+        built_in = spec.world is not None
+        table.add_row(
+            spec.name,
+            spec.held,
+            "built in" if built_in else "its AgentGym server",
+            str(spec.n_train) if built_in else "-",
+            str(spec.n_test) if built_in else "-",
+            str(spec.max_rounds),
+            spec.metric,
+        )
+    Console().print(table)
+
+
+def _say(folder: Any, what: str) -> None:
+    figures = ", ".join(f"{k} {v}" for k, v in (folder.finished or {}).items() if not isinstance(v, dict | list))
+    typer.echo(f"{what}: {folder.uri} ({figures})")
+
+
+def main() -> None:
+    """Runs the command; errors are sentences, exit code 2 for the user's mistakes and 1 for failures."""
+    try:
+        app()
+    except AtlasError as error:
+        if os.environ.get("ATLAS_VERBOSE"):
+            raise
+        typer.secho(f"atlas: {error}", fg="red", err=True)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("ATLAS_VERBOSE"):
+            raise
+        typer.secho(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}", fg="red", err=True)
+        typer.secho("  run again with `atlas -v ...` for the traceback; what is recorded is kept", err=True)
+        sys.exit(1)

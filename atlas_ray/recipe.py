@@ -1,0 +1,217 @@
+"""A recipe: the whole run as an ordered list of stages, each resumable by itself.
+
+Flows in: a `RecipeConfig`; flows out: run folders under `runs/<name>/<stage>/<arm>` and the report.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_ray.config import (
+    CollectConfig,
+    DataConfig,
+    EvaluateConfig,
+    RecipeConfig,
+    SelectConfig,
+    SelectorConfig,
+    TinyConfig,
+    TrainConfig,
+    validate,
+)
+from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import console
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of a plan: `group/name`, what it will do in words, and the call that does it."""
+
+    name: str
+    description: str
+    run: Callable[[], Any]
+
+
+class Recipe:
+    """A recipe's settings resolved into the stages' own configurations.
+
+    Args:
+        config: The recipe.
+        extra: Names of `extra_arms` to include.
+
+    Raises:
+        UserError: An unknown extra arm, or a stage's section that does not fit the stage.
+    """
+
+    def __init__(self, config: RecipeConfig, extra: Iterable[str] = ()) -> None:
+        self.config = config
+        self.root = f"{config.runs.rstrip('/')}/{config.name}"
+        unknown = sorted(set(extra) - set(config.extra_arms))
+        if unknown:
+            raise UserError(
+                f"the recipe has no extra arm {unknown[0]!r}", f"valid: {', '.join(config.extra_arms) or 'none'}"
+            )
+        self.arms = config.arms | {name: config.extra_arms[name] for name in extra}
+        tiny = isinstance(config.base, TinyConfig)
+        self.base = f"{self.root}/train/base/model" if tiny else str(config.base)
+        self.expert = (
+            config.expert
+            if isinstance(config.expert, DataConfig)
+            else DataConfig(path=f"{self.root}/collect/expert")
+        )
+        # every section is checked here, before anything runs
+        self.evaluate = validate(
+            EvaluateConfig,
+            {
+                "seed": config.seed,
+                "environments": config.environments.model_dump(),
+                "ray": config.ray.model_dump(),
+                **config.evaluate,
+                "run": f"{self.root}/evaluate",
+                "models": {"base": self.base} | {arm: self._model(arm) for arm in self.arms},
+            },
+            where="the recipe's evaluate section",
+        )
+        self.select = {arm: self._select(arm, selector) for arm, selector in self.arms.items()}
+        self.train = {arm: self._train(arm, self.base, self.expert, config.train) for arm in self.arms}
+        if isinstance(config.base, TinyConfig):
+            novice = DataConfig(path=f"{self.root}/collect/novice")
+            self.train["base"] = self._train("base", f"{self.root}/collect/untrained", novice, config.base.train)
+
+    def _model(self, arm: str) -> str:
+        return f"{self.root}/train/{arm}/model"
+
+    def _select(self, arm: str, selector: SelectorConfig) -> SelectConfig:
+        # models that score steps are the recipe's base unless it says otherwise
+        if selector.name in ("perplexity", "value") and "model" not in selector.model_fields_set:
+            selector = selector.model_copy(update={"model": self.base})
+        return SelectConfig(
+            run=f"{self.root}/select/{arm}",
+            data=self.expert,
+            selector=selector,
+            seed=self.config.seed,
+            environments=self.config.environments,
+            ray=self.config.ray,
+        )
+
+    def _train(self, arm: str, model: str, data: DataConfig, settings: dict[str, Any]) -> TrainConfig:
+        return validate(
+            TrainConfig,
+            {
+                "seed": self.config.seed,
+                "ray": self.config.ray.model_dump(),
+                **settings,
+                "run": f"{self.root}/train/{arm}",
+                "model": model,
+                "data": data.model_dump(),
+                "selection": None if arm == "base" else f"{self.root}/select/{arm}",
+            },
+            where="the recipe's train section",
+        )
+
+    def stages(self) -> list[Stage]:
+        """All stages in order."""
+        from atlas_ray.evaluation.stage import evaluate
+        from atlas_ray.report.stage import report_recipe
+        from atlas_ray.selection.pipeline import select_steps
+        from atlas_ray.training.distributed import train_agent
+        from atlas_ray.trajectories.collect import collect
+
+        found: list[Stage] = []
+        for role, collection in self._collections().items():
+            found.append(
+                Stage(
+                    f"collect/{role}",
+                    f"trajectories of the {collection.role} in {', '.join(collection.envs)}",
+                    lambda c=collection: collect(c),
+                )
+            )
+        if isinstance(self.config.base, TinyConfig):
+            found.append(Stage("train/base", "the tiny base model, on the novice", self._train_base))
+        for arm, config in self.select.items():
+            found.append(Stage(f"select/{arm}", _selector_words(config.selector), lambda c=config: select_steps(c)))
+        for arm in self.arms:
+            found.append(
+                Stage(f"train/{arm}", f"base fine-tuned on `{arm}`", lambda c=self.train[arm]: train_agent(c))
+            )
+        tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in self.evaluate.tasks.items())
+        found.append(
+            Stage(
+                "evaluate",
+                f"{len(self.evaluate.models)} models, test tasks: {tasks}",
+                lambda: evaluate(self.evaluate),
+            )
+        )
+        found.append(Stage("report", f"{self.root}/report/index.html", lambda: report_recipe(self)))
+        return found
+
+    def _collections(self) -> dict[str, CollectConfig]:
+        given: dict[str, CollectConfig] = {}
+        if isinstance(self.config.expert, CollectConfig):
+            given["expert"] = self.config.expert
+        if isinstance(self.config.base, TinyConfig):
+            given["novice"] = self.config.base.novice
+        return {
+            name: c.model_copy(
+                update={"run": f"{self.root}/collect/{name}", "seed": self.config.seed, "ray": self.config.ray}
+            )
+            for name, c in given.items()
+        }
+
+    def _train_base(self) -> None:
+        from atlas_ray.models.tiny import write_untrained
+        from atlas_ray.training.distributed import train_agent
+        from atlas_ray.trajectories.readers import read_trajectories
+
+        tiny = self.config.base
+        assert isinstance(tiny, TinyConfig)
+        train = self.train["base"]
+        if RunFolder(train.run).finished is None:
+            words = [t for name in self._collections() for t in read_trajectories(DataConfig(path=f"{self.root}/collect/{name}"))]
+            size = write_untrained(
+                train.model,
+                words,
+                hidden_size=tiny.hidden_size,
+                layers=tiny.layers,
+                heads=tiny.heads,
+                context=tiny.context,
+                seed=self.config.seed,
+            )
+            console.print(f"tiny model: {size / 1e6:.2f} M parameters")
+        train_agent(train)
+
+    def clean(self) -> None:
+        """Deletes what the recipe made, but for judgements that were paid for."""
+        paid = [arm for arm, c in self.select.items() if c.selector.name == "llm"]
+        for stage in ("collect", "train", "evaluate", "report"):
+            RunFolder(f"{self.root}/{stage}").delete()
+        for arm in self.arms:
+            if arm not in paid:
+                RunFolder(f"{self.root}/select/{arm}").delete()
+
+    def run(self, only: Iterable[str] = ()) -> None:
+        """Runs the stages in order; what is finished is passed over by the stages themselves.
+
+        Args:
+            only: Names or groups (`train`, `select/gold`) to run; all where empty.
+        """
+        stages = self.stages()
+        chosen = [s for s in stages if not (wanted := set(only)) or s.name in wanted or s.name.split("/")[0] in wanted]
+        if not chosen:
+            raise UserError(f"the recipe has no stage {', '.join(only)}", f"valid: {', '.join(s.name for s in stages)}")
+        begun = time.monotonic()
+        for number, stage in enumerate(chosen, 1):
+            minutes, seconds = divmod(int(time.monotonic() - begun), 60)
+            console.rule(
+                f"[bold]{number}/{len(chosen)} {stage.name}[/bold]  {stage.description}  ({minutes}:{seconds:02d} so far)",
+                align="left",
+            )
+            stage.run()
+
+
+def _selector_words(selector: SelectorConfig) -> str:
+    ratio = getattr(selector, "ratio", None)
+    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "")

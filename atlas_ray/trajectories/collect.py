@@ -1,0 +1,116 @@
+"""Trajectories of scripted agents in built-in environments, on Ray Data.
+
+Flows in: tasks; flows out: trajectories in a run folder, and `agenttraj.json` beside them in AgentTraj-L's form.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from atlas_ray.config import CollectConfig
+from atlas_ray.environments import table
+from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.runs.cluster import connect
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import track
+from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.writers import to_agenttraj
+from atlas_ray.types import Episode, Task, Trajectory
+
+_BATCH = 32
+FAILURES = replace(TRAJECTORIES, name="failures")
+
+
+def collect(config: CollectConfig, *, clean: bool = False) -> RunFolder:
+    """Plays the tasks of `config` and keeps the episodes as trajectories.
+
+    Returns:
+        The run folder; its `finished.json` counts episodes, successes and kept trajectories.
+    """
+    folder = RunFolder(config.run)
+    folder.begin(config, stage="collect", clean=clean)
+    if folder.finished is not None:
+        return folder
+    begun = time.monotonic()
+    units = [
+        (task, sample)
+        for env in config.envs
+        for task in table.get(env).tasks(config.split, config.tasks)
+        for sample in range(config.samples)
+    ]
+    done = folder.done(TRAJECTORIES) | folder.done(FAILURES)
+    left = [unit for unit in units if _trajectory_id(*unit) not in done]
+    connect(config.ray)
+    with folder.writer(TRAJECTORIES) as kept, folder.writer(FAILURES) as failures:
+        played = _play(left, config)
+        for trajectory, success in track(played, len(units), f"collect {config.role}s", len(units) - len(left)):
+            (kept if success or config.keep_failures else failures).add(trajectory)
+    for table_spec in (TRAJECTORIES, FAILURES):
+        folder.compact(table_spec)
+    trajectories = folder.read(TRAJECTORIES)
+    folder.write_json("agenttraj.json", to_agenttraj(trajectories))
+    folder.finish(
+        episodes=len(units),
+        kept=len(trajectories),
+        failed=len(units) - len(trajectories),
+        seconds=round(time.monotonic() - begun, 1),
+    )
+    return folder
+
+
+def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool]]:
+    import ray.data
+
+    if not units:
+        return
+    rows = [{"env": task.env, "item_id": task.item_id, "sample": sample} for task, sample in units]
+    played = ray.data.from_items(rows).map_batches(_play_batch, batch_size=_BATCH, fn_args=(config.role, config.seed))
+    for batch in played.iter_batches(batch_size=None, batch_format="pyarrow"):
+        successes = batch["success"].to_pylist()
+        yield from zip(TRAJECTORIES.from_table(batch.drop_columns(["success"])), successes, strict=True)
+
+
+def _play_batch(batch: dict[str, Any], role: Literal["expert", "novice"], seed: int) -> pa.Table:
+    policy = ScriptedPolicy(role, seed)
+
+    async def play() -> list[Episode]:
+        return [
+            await run_episode(
+                policy,
+                LocalSession(table.get(env)),
+                Task(env, item_id),
+                sampling=Sampling(),
+                seed=seed,
+                sample=int(sample),
+            )
+            for env, item_id, sample in zip(batch["env"], batch["item_id"], batch["sample"], strict=True)
+        ]
+
+    episodes = asyncio.run(play())
+    trajectories = TRAJECTORIES.to_table(to_trajectory(e) for e in episodes)
+    return trajectories.append_column("success", pa.array([e.success for e in episodes]))
+
+
+def to_trajectory(episode: Episode) -> Trajectory:
+    """An episode from scratch as a trajectory, with the scripted agent's marks as gold."""
+    return Trajectory(
+        _trajectory_id(Task(episode.env, episode.item_id), episode.sample),
+        episode.env,
+        episode.item_id,
+        episode.messages,
+        episode.reward,
+        episode.gold,
+    )
+
+
+def _trajectory_id(task: Task, sample: int) -> str:
+    return task.id if sample == 0 else f"{task.id}#{sample + 1}"

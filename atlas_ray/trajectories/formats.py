@@ -1,0 +1,169 @@
+"""Rows of each format to trajectories: AgentTraj-L, ShareGPT, OpenAI messages and our own table.
+
+Flows in: one decoded row; flows out: a `Trajectory` whose id is its task's (the reader numbers repetitions), or a
+`DataError` with the reason.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from atlas_ray.errors import DataError
+from atlas_ray.trajectories.checks import check_gold, check_messages, check_reward, check_text, kind
+from atlas_ray.types import Message, Role, Trajectory
+
+Format = Literal["agenttraj", "sharegpt", "openai", "atlas"]
+
+# prefix of an item id -> environment; ALFWorld's ids start with the task's type
+_ENVIRONMENTS = ["academia", "alfworld", "babyai", "blocksworld", "jericho", "maze", "movie", "pddl", "sciworld"]
+_ENVIRONMENTS += ["sheet", "textcraft", "todo", "weather", "webshop", "wordle"]
+_PREFIXES = {name: name for name in _ENVIRONMENTS} | {
+    "look_at_obj_in_light": "alfworld",
+    "pick_and_place": "alfworld",
+    "pick_clean_then_place": "alfworld",
+    "pick_cool_then_place": "alfworld",
+    "pick_heat_then_place": "alfworld",
+    "pick_two_obj": "alfworld",
+}
+_PREFIX = re.compile(rf"(?:lmrlgym_)?({'|'.join(sorted(_PREFIXES, key=len, reverse=True))})(?![A-Za-z0-9])")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+# the answer to an opening instruction: nobody should learn it
+_ACKNOWLEDGEMENT = re.compile(
+    r"(?:ok(?:ay)?|sure|got it|understood|i understand|i(?:'m| am) ready)(?:[.,!;](?!.*Action:)[^\n]{0,80})?",
+    re.IGNORECASE,
+)
+
+_ROLES: dict[str, Role] = {
+    "system": "system",
+    "developer": "system",
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+}
+
+
+def environment_of(item_id: str) -> str:
+    """The environment that an item id names, e.g. `maze` for `lmrlgym_maze_3`.
+
+    Raises:
+        DataError: If its prefix is unknown.
+    """
+    found = _PREFIX.match(item_id)
+    if not found:
+        raise DataError(f"item id {item_id!r} names no known environment", "add a key `env` to the row")
+    return _PREFIXES[found[1]]
+
+
+def detect(row: Any) -> Format | None:
+    """The format that a row is written in, or None where it shows none."""
+    if not isinstance(row, Mapping):
+        return None
+    messages, conversations = row.get("messages"), row.get("conversations")
+    if isinstance(messages, list):
+        ours = any(isinstance(m, Mapping) and "trainable" in m for m in messages)
+        return "atlas" if ours else "openai"
+    if isinstance(conversations, list):
+        flagged = any(isinstance(t, Mapping) and "loss" in t for t in conversations)
+        return "agenttraj" if flagged else "sharegpt"
+    return None
+
+
+def task_of(row: Any) -> tuple[str, str]:
+    """Environment and item id of a row.
+
+    Raises:
+        DataError: If the row is not an object, or has no item id of a known environment.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(f"the row is not an object but {kind(row)}")
+    item_id = row.get("id") if row.get("item_id") is None else row["item_id"]
+    if item_id is None:
+        raise DataError("the row has no item_id", "name its task, e.g. maze_17")
+    if not check_text(item_id, "item_id").strip():
+        raise DataError("the item_id is empty")
+    env = row.get("env")
+    if env is None:
+        return environment_of(item_id), item_id
+    if not isinstance(env, str) or not _NAME.fullmatch(env):
+        raise DataError(f"env {env!r} is not a lower-case name")
+    return env, item_id
+
+
+def to_trajectory(row: Any, form: Format) -> Trajectory:
+    """One checked trajectory.
+
+    Raises:
+        DataError: With the reason why the row is unusable.
+    """
+    env, item_id = task_of(row)
+    key = "messages" if form in ("openai", "atlas") else "conversations"
+    turns = row.get(key)
+    if not isinstance(turns, list):
+        raise DataError(f"{key} is not a list but {kind(turns)}" if key in row else f"the row has no {key}")
+    messages = tuple(_TURNS[form](turn, number) for number, turn in enumerate(turns, 1))
+    if form == "sharegpt" or (form == "openai" and all(t.get("weight") is None for t in turns)):
+        messages = _without_acknowledgement(messages)
+    check_messages(messages)
+    gold = check_gold(row.get("gold"), sum(m.trainable for m in messages))
+    return Trajectory(f"{env}/{item_id}", env, item_id, messages, check_reward(row.get("reward")), gold)
+
+
+def _agenttraj(turn: Any, number: int) -> Message:
+    role, content = _role_and_content(turn, number, "from", "value")
+    loss = turn.get("loss")
+    if loss is not None and not isinstance(loss, bool):
+        raise DataError(f"turn {number}: loss is neither true, false nor null but {kind(loss)}")
+    if role == "assistant" and loss is None:
+        raise DataError(f"turn {number}: an assistant turn has no loss flag")
+    return Message(role, content, bool(loss))
+
+
+def _sharegpt(turn: Any, number: int) -> Message:
+    role, content = _role_and_content(turn, number, "from", "value")
+    if turn.get("loss") is not None:
+        raise DataError(f"turn {number} has a loss flag, which ShareGPT has not", "set `format: agenttraj`")
+    return Message(role, content, role == "assistant")
+
+
+def _openai(turn: Any, number: int) -> Message:
+    if isinstance(turn, Mapping):
+        if turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in ("tool", "function"):
+            raise DataError(f"turn {number} is a tool call", "write calls as text: `Action: ...`")
+        if turn.get("weight") not in (None, 0, 1):
+            raise DataError(f"turn {number}: weight {turn['weight']!r} is neither 0 nor 1")
+    role, content = _role_and_content(turn, number, "role", "content")
+    return Message(role, content, role == "assistant" and turn.get("weight") != 0)
+
+
+def _atlas(turn: Any, number: int) -> Message:
+    role, content = _role_and_content(turn, number, "role", "content")
+    if not isinstance(turn.get("trainable"), bool):
+        raise DataError(f"turn {number}: trainable is neither true nor false")
+    return Message(role, content, turn["trainable"])
+
+
+_TURNS = {"agenttraj": _agenttraj, "sharegpt": _sharegpt, "openai": _openai, "atlas": _atlas}
+
+
+def _role_and_content(turn: Any, number: int, role_key: str, content_key: str) -> tuple[Role, str]:
+    if not isinstance(turn, Mapping):
+        raise DataError(f"turn {number} is not an object but {kind(turn)}")
+    role = turn.get(role_key)
+    if not isinstance(role, str) or role not in _ROLES:
+        raise DataError(f"turn {number}: unknown {role_key} {role!r}")
+    return _ROLES[role], check_text(turn.get(content_key), f"turn {number}: {content_key}")
+
+
+def _without_acknowledgement(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Takes the opening "OK" out of training where the data has no flags of its own."""
+    for position, message in enumerate(messages):
+        if message.role == "assistant":
+            if _ACKNOWLEDGEMENT.fullmatch(message.content.strip()):
+                spoken = Message("assistant", message.content)
+                return (*messages[:position], spoken, *messages[position + 1 :])
+            break
+    return messages

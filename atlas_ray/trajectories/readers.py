@@ -1,0 +1,268 @@
+"""Reads expert trajectories: files, folders, run folders and Hugging Face data sets, one row at a time.
+
+Flows in: a `DataConfig`; flows out: checked trajectories with unique ids, and a `Rejected` for every row that is
+unusable, so that nothing is dropped in silence.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlas_ray.config import DataConfig
+from atlas_ray.errors import DataError, UserError
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.formats import Format, detect, task_of, to_trajectory
+from atlas_ray.types import Trajectory
+
+_log = logging.getLogger(__name__)
+
+_SUFFIXES = (".json", ".jsonl", ".parquet")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+# what lies in data folders beside the data
+_NOT_DATA = {"dataset_info.json", "dataset_infos.json", "manifest.json", "finished.json", "rejected.jsonl"}
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """A row that is unusable: its file, its place there (line, or element from 1) and why."""
+
+    file: str
+    row: int
+    reason: str
+
+
+def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None) -> list[Trajectory]:
+    """Reads a data set.
+
+    Args:
+        config: Where it lies and what to take from it.
+        rejected: Takes the unusable rows; without it they are logged as a warning.
+
+    Raises:
+        UserError: If the data cannot be found or read as a whole, or holds nothing of an environment asked for.
+    """
+    unusable: list[Rejected] = []
+    found = list(iter_trajectories(config, unusable))
+    if rejected is not None:
+        rejected.extend(unusable)
+    elif unusable:
+        first = unusable[0]
+        _log.warning(
+            "%d rows of %s are unusable; the first: %s, row %d: %s",
+            len(unusable),
+            config.path,
+            first.file,
+            first.row,
+            first.reason,
+        )
+    held = {t.env for t in found}
+    missing = [env for env in config.envs or [] if env not in held]
+    if missing:
+        raise UserError(
+            f"{config.path} holds no usable trajectory of {', '.join(missing)}"
+            + (f" ({len(unusable)} rows are unusable, the first: {unusable[0].reason})" if unusable else ""),
+            "check `envs` and the data; `atlas trajectories stats` counts what is there",
+        )
+    return found
+
+
+def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[Trajectory]:
+    """The same, one by one: the first `config.limit` usable trajectories of each environment of `config.envs`.
+
+    Ids are unique: the task's id, with `#2`, `#3`, ... for further trajectories of the task, in the order read.
+
+    Raises:
+        UserError: If the data cannot be found or read as a whole.
+    """
+    taken: Counter[str] = Counter()
+    used: set[str] = set()
+    for file, number, read in _rows(config):
+        try:
+            trajectory = _wanted(read, config)
+        except DataError as error:
+            rejected.append(Rejected(file, number, error.what + (f"; {error.remedy}" if error.remedy else "")))
+            continue
+        if trajectory is None or (config.limit is not None and taken[trajectory.env] >= config.limit):
+            continue
+        taken[trajectory.env] += 1
+        unique = _unused(trajectory.id, used)
+        used.add(unique)
+        yield trajectory if unique == trajectory.id else replace(trajectory, id=unique)
+
+
+def write_rejected(folder: RunFolder, rejected: list[Rejected]) -> None:
+    """Writes `rejected.jsonl`, one row a line; an empty file says that every row was usable."""
+    lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
+    folder.write_bytes("rejected.jsonl", "".join(lines).encode(errors="backslashreplace"))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """One decoded row and its file's format; `error` where it could not be decoded."""
+
+    value: Any
+    form: Format
+    error: str | None = None
+
+
+def _wanted(row: _Row | Trajectory, config: DataConfig) -> Trajectory | None:
+    """The row's trajectory, or None where its environment is not asked for."""
+    if isinstance(row, Trajectory):
+        return row if config.envs is None or row.env in config.envs else None
+    if row.error is not None:
+        raise DataError(row.error)
+    env, _ = task_of(row.value)
+    return to_trajectory(row.value, row.form) if config.envs is None or env in config.envs else None
+
+
+def _unused(trajectory_id: str, used: set[str]) -> str:
+    base, number = re.sub(r"#\d+$", "", trajectory_id), 2
+    unique = trajectory_id
+    while unique in used:
+        unique, number = f"{base}#{number}", number + 1
+    return unique
+
+
+def _rows(config: DataConfig) -> Iterator[tuple[str, int, _Row | Trajectory]]:
+    """(file, row from 1, row) of everything that the configuration points to."""
+    if _is_run(config.path):
+        records = RunFolder(config.path).read(TRAJECTORIES)
+        if not records:
+            raise UserError(f"the run {config.path} holds no trajectories", "name the run folder of a collection")
+        for number, record in enumerate(records, 1):
+            yield config.path, number, record
+        return
+    for file in _files(config):
+        form: Format | None = None if config.format == "auto" else config.format
+        pending: list[tuple[int, Any, str | None]] = []
+        for number, value, error in _DECODERS[file.suffix](file):
+            if form is None:
+                form = detect(value)
+            pending.append((number, value, error))
+            if form is not None:
+                yield from ((str(file), n, _Row(v, form, e)) for n, v, e in pending)
+                pending.clear()
+        # no row shows a format: the first one's complaint is as good as any
+        yield from ((str(file), n, _Row(v, "agenttraj", e)) for n, v, e in pending)
+
+
+def _is_run(path: str) -> bool:
+    return RunFolder(path).exists if "://" in path else (Path(path) / "manifest.json").is_file()
+
+
+def _files(config: DataConfig) -> list[Path]:
+    path = Path(config.path)
+    if not path.exists():
+        path = _from_hub(config) if _is_hub_id(config.path) else _missing(path)
+    if path.is_file():
+        if path.suffix not in _SUFFIXES:
+            raise UserError(f"{path} is no kind of file that is read", f"give one of {', '.join(_SUFFIXES)}")
+        return [path]
+    inside = (f for f in sorted(path.rglob("*")) if f.is_file() and f.suffix in _SUFFIXES)
+    files = [
+        f
+        for f in inside
+        if f.name not in _NOT_DATA and not any(part.startswith(".") for part in f.relative_to(path).parts)
+    ]
+    if not files:
+        raise UserError(f"the folder {path} holds no {', '.join(_SUFFIXES)} file", "check `path`")
+    return files
+
+
+def _is_hub_id(path: str) -> bool:
+    return bool(_HUB_ID.fullmatch(path)) and not path.endswith(_SUFFIXES) and not Path(path).parent.exists()
+
+
+def _missing(path: Path) -> Path:
+    """Raises the error for a path that does not exist, with the closest name that does."""
+    parent = next((p for p in path.parents if p.is_dir()), Path())
+    name = path.parts[len(parent.parts)] if len(path.parts) > len(parent.parts) else path.name
+    close = difflib.get_close_matches(name, [p.name for p in parent.iterdir()], 1)
+    hint = f"did you mean {parent / close[0]}?" if close else "give a file, a folder or a Hugging Face data set id"
+    raise UserError(f"{path} does not exist", hint)
+
+
+def _from_hub(config: DataConfig) -> Path:
+    """Downloads a data set's files, or finds them in the local cache."""
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise UserError(
+            f"{config.path} is not a local path, and huggingface_hub is not installed to look for it online",
+            "check `path`, or install the extra `cpu` or `gpu`",
+        ) from None
+    patterns = [f"*{suffix}" for suffix in _SUFFIXES]
+    try:
+        return Path(
+            snapshot_download(config.path, repo_type="dataset", revision=config.revision, allow_patterns=patterns)
+        )
+    except (OSError, ValueError) as error:
+        line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{config.path} exists neither here nor could it be fetched from the Hugging Face hub: {line}",
+            "check the name, `revision` and the network, or download it elsewhere and give the local path",
+        ) from None
+
+
+def _json_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
+    try:
+        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}",
+            "mend the file or fetch it anew; name it .jsonl where it holds one object a line",
+        ) from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {file}: {_short(error)}", "check that it is JSON in UTF-8") from None
+    if isinstance(value, dict) and detect(value):
+        value = [value]
+    if not isinstance(value, list):
+        raise UserError(f"{file} holds no list of trajectories", "see the formats that `data.format` names")
+    yield from ((number, row, None) for number, row in enumerate(value, 1))
+
+
+def _jsonl_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                    if text.strip():
+                        yield number, json.loads(text), None
+                except json.JSONDecodeError as error:
+                    yield number, None, f"not valid JSON: column {error.colno}: {error.msg}"
+                except (ValueError, RecursionError) as error:
+                    yield number, None, f"unreadable: {_short(error)}"
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", "check its permissions") from None
+
+
+def _parquet_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
+    number = 0
+    try:
+        with pq.ParquetFile(file) as source:
+            for batch in source.iter_batches(batch_size=256):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row, None
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file} is not readable as Parquet: {_short(error)}", "fetch or write it anew") from None
+
+
+_DECODERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}
+
+
+def _short(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

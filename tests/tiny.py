@@ -1,0 +1,77 @@
+"""A tokenizer and a model small enough to compute by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+LLAMA_TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n"
+    "{{ m['content'] | trim }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+QWEN_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou help .<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MISTRAL_TEMPLATE = (
+    "{% if messages[0]['role'] == 'system' %}{% set system = messages[0]['content'] + '\n\n' %}"
+    "{% set turns = messages[1:] %}{% else %}{% set system = '' %}{% set turns = messages %}{% endif %}"
+    "{{ bos_token }}{% for m in turns %}{% if m['role'] == 'user' %}"
+    "[INST] {% if loop.last %}{{ system }}{% endif %}{{ m['content'] }}[/INST]"
+    "{% else %} {{ m['content'] | trim }}</s>{% endif %}{% endfor %}"
+)
+# As reasoning models do: the last reply keeps its thoughts, earlier ones lose them.
+REWRITING_TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n"
+    "{% if m['role'] == 'assistant' and loop.last %}<think> </think>{% endif %}{{ m['content'] }}<|im_end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIALS = (
+    "<|pad|> <s> </s> <|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> [INST] [/INST]".split()
+)
+WORDS = (
+    "system user assistant You help . OK Thought: Action: go left right up down now the wall is here I see think win "
+    "lose a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9"
+).split()
+
+
+def tiny_tokenizer(template: str = LLAMA_TEMPLATE, eos: str = "<|eot_id|>") -> Any:
+    """One token a word and a white-space character; ids are places in `<unk>`, specials, white space, words."""
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {word: i for i, word in enumerate(["<unk>", *SPECIALS, " ", "\n", *WORDS])}
+    inner = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"\s"), behavior="isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token=eos,
+        unk_token="<unk>",
+        pad_token="<|pad|>",
+        additional_special_tokens=[s for s in SPECIALS if s not in ("<s>", eos, "<|pad|>")],
+    )
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def tiny_llama(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 2, seed: int = 0, **options: Any) -> Any:
+    """A Llama with head size `hidden / heads` (32: the least that vLLM takes on CPU), weights drawn from `seed`."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=2 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
+            max_position_embeddings=2048,
+            tie_word_embeddings=True,
+            **options,
+        )
+    )
