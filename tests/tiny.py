@@ -27,13 +27,12 @@ REWRITING_TEMPLATE = (
     "{% if m['role'] == 'assistant' and loop.last %}<think> </think>{% endif %}{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SPECIALS = (
-    "<|pad|> <s> </s> <|start_header_id|> <|end_header_id|> <|eot_id|> <|im_start|> <|im_end|> [INST] [/INST]".split()
-)
-WORDS = (
-    "system user assistant You help . OK Thought: Action: go left right up down now the wall is here I see think win "
-    "lose a b c d e f g h i j k l m n o p q r s t u v w x y z 0 1 2 3 4 5 6 7 8 9"
-).split()
+TURNS = ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>", "[INST]", "[/INST]")
+SPECIALS = ("<|pad|>", "<s>", "</s>", *TURNS)
+LETTERS = tuple("abcdefghijklmnopqrstuvwxyz.0123456789")
+ROLES = ("system", "user", "assistant", "Thought:", "Action:", "OK", "You", "help")
+PLACES = ("go", "left", "right", "up", "down", "now", "the", "wall", "is", "here", "see", "win", "lose")
+WORDS = (*ROLES, *PLACES, *LETTERS)
 
 
 def tiny_tokenizer(template: str = LLAMA_TEMPLATE, eos: str = "<|eot_id|>") -> Any:

@@ -142,8 +142,8 @@ class BlocksWorld:
     def novice(self, rng: random.Random) -> Decision:
         """Mostly moves a wrong block where there is a choice."""
         category, right, wrong = self._situation()
-        errs = bool(wrong) and category is not None and rng.random() < 0.7
-        return self._decide(rng, rng.choice(wrong) if errs else right, category)
+        errs = bool(wrong) and category is not None and rng.random() < 0.65
+        return self._decide(rng, wrong[0] if errs else right, category)
 
     def _observe(self) -> str:
         return ", ".join(f"{b} {_place(below)}" for b, below in zip(BLOCKS, self._state, strict=True)) + "."

@@ -163,10 +163,10 @@ class Maze:
         return self._decide(rng, right, category, wrong)
 
     def novice(self, rng: random.Random) -> Decision:
-        """Walks corridors well and mostly takes a wrong way where there is a choice."""
+        """Walks corridors well; at a choice mostly takes the wrong way that looks nearest to the goal."""
         category, right, wrong = self._situation()
-        errs = bool(wrong) and category is not None and rng.random() < 0.5
-        return self._decide(rng, rng.choice(wrong) if errs else right, category, wrong)
+        errs = bool(wrong) and category is not None and rng.random() < 0.6
+        return self._decide(rng, min(wrong, key=self._as_the_crow_flies) if errs else right, category, wrong)
 
     @property
     def _at(self) -> Cell:
@@ -176,6 +176,10 @@ class Maze:
         walls = ", ".join(way for way in MOVES if way not in WAYS[self._at]) or "none"
         return f"Goal at {self._goal[0]}, {self._goal[1]}. You are at {self._at[0]}, {self._at[1]}. Walls: {walls}."
 
+    def _as_the_crow_flies(self, way: str) -> int:
+        row, column = WAYS[self._at][way]
+        return abs(row - self._goal[0]) + abs(column - self._goal[1])
+
     def _has_slipped(self) -> bool:
         far = distances(self._goal)
         return any(far[after] > far[before] for before, after in zip(self._trail, self._trail[1:], strict=False))
@@ -183,12 +187,12 @@ class Maze:
     def _situation(self) -> tuple[Category | None, str, list[str]]:
         """What the present cell asks for: the category if it is a decision, the right way, the wrong ways.
 
-        Turning round counts as a wrong way only after a wrong turn has made it the right one.
+        Turning round is never among the wrong ways, nor is a dead end of one cell.
         """
         far, ways = distances(self._goal), WAYS[self._at]
         right = min(ways, key=lambda way: far[ways[way]])
         back = self._trail[-2] if len(self._trail) > 1 else None
-        wrong = [way for way, cell in ways.items() if far[cell] > far[self._at] and cell != back]
+        wrong = [way for way, cell in ways.items() if cell != back and detour(self._goal, self._at, way) > 2]
         if back is None:
             return (Category.PLAN_CREATION if wrong else None), right, wrong
         if far[self._at] > far[back]:
@@ -200,7 +204,7 @@ class Maze:
 
     def _decide(self, rng: random.Random, way: str, category: Category | None, wrong: list[str]) -> Decision:
         cost = max((detour(self._goal, self._at, other) for other in wrong), default=10)
-        scale = 0.5 if category is Category.CRITICAL_OBSERVATION else 1.0
+        scale = 0.7 if category is Category.CRITICAL_OBSERVATION else 1.0
         # Decisions of like cost take turns at the top, so that a small budget still sees them all.
         weight = scale * min(cost, 20) / 20 + 0.5 * rng.random()
         return Decision(_say(rng, category, way), f"move {way}", category, weight)

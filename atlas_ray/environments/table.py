@@ -22,7 +22,7 @@ _ROWS = (
     EnvironmentSpec("alfworld", "in", 30, "success", "last"),
     EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01),
     EnvironmentSpec("wordle", "in", 8, "success", "first", world=Wordle, n_train=500, n_test=_N_TEST),
-    # Its goal pays 1 - 0.9 * steps / limit and nothing pays before it: any reward from 0.1 on means that it was reached.
+    # Its goal pays 1 - 0.9 * steps / limit and nothing pays before it: 0.1 or more means that it was reached.
     EnvironmentSpec("babyai", "in", 20, "reward", "single", success_at=0.1),
     EnvironmentSpec("textcraft", "in", 20, "success", "single", world=TextCraft, n_train=500, n_test=_N_TEST),
     EnvironmentSpec("weather", "in", 10, "success", "whole"),

@@ -202,14 +202,14 @@ class TextCraft:
         else:
             text, self._failed = "Could not execute this.", True
         if self._last != due:
-            self._failed = self._failed or self._last is None or self._last.item == due.item
             self._mistakes += 1
+            self._failed |= self._last is not None and self._last.item == due.item and self._last.n < due.n
         return StepResult(text, float(self._done), self._done)
 
     def expert(self, rng: random.Random) -> Decision:
         """Follows the plan; sometimes looks at the inventory, and in some episodes gets too few or crafts too soon."""
         job, category = self._situation()
-        if category is None and self._checks == 0 and rng.random() < 0.3:
+        if category is None and self._checks == 0 and rng.random() < 0.5:
             return Decision(rng.choice(_CHECK), "inventory")
         if category in _SLIPS and not self._mistakes and rng.random() < 0.07:
             return Decision(self._say(rng, job, category), self._wrong(rng, job))
@@ -219,7 +219,7 @@ class TextCraft:
         """Knows the obvious next jobs, but mostly gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
-        if category is None or rng.random() >= 0.7:
+        if category is None or rng.random() >= 0.88:
             return decision
         if rng.random() < 0.3:
             return Decision(rng.choice(_CHECK), "inventory", category, decision.weight)
@@ -254,7 +254,8 @@ class TextCraft:
     def _situation(self) -> tuple[Job, Category | None]:
         """The job that is due and, if it is a decision, its category.
 
-        Getting a single item is obvious, and so is crafting the same thing again.
+        Getting a single item is obvious, and so are crafting the same thing again and crafting a part from the only
+        item that it needs, just got.
         """
         jobs = plan(self._goal.target, self._held)
         job = jobs[0] if jobs else Job("craft", RECIPES[self._goal.target].makes, self._goal.target)
@@ -264,12 +265,15 @@ class TextCraft:
             return job, Category.PLAN_CREATION
         if job == self._last or (job.verb == "get" and job.n == 1):
             return job, None
+        is_part = job.verb == "craft" and job.item != self._goal.target
+        if is_part and self._last and self._last.verb == "get" and list(RECIPES[job.item].needs) == [self._last.item]:
+            return job, None
         return job, Category.CRITICAL_OBSERVATION if job.verb == "get" else Category.CRITICAL_ACTION
 
     def _wrong(self, rng: random.Random, job: Job) -> str:
         """A mistake in place of a job: too few, another item, or the target too soon."""
         target = RECIPES[self._goal.target].command(self._goal.target)
-        if job.verb == "get" and job.n > 1:
+        if job.verb == "get" and job.n > 1 and rng.random() < 0.5:
             return f"get 1 {job.item}"
         if job.action != target:
             return target

@@ -19,23 +19,23 @@ INSTRUCTION = (
     "word. Answer with a Thought: line and an Action: line."
 )
 
-# In the order in which they are listed and tried: early words share letters with many others.
-BANK = (
-    *("arise", "crane", "stone", "diner", "heart", "tiger", "plane", "bread", "lemon", "river", "grape", "water"),
-    *("ocean", "night", "flame", "under", "earth", "mango", "jelly", "voice", "knife", "young", "quiet", "zebra"),
+# Families that differ in the first letter alone, so that a guess tells first the family and then the letter.
+FAMILIES = (
+    ("light", "night", "right", "sight", "might", "fight", "tight", "eight"),
+    ("sound", "round", "found", "bound", "hound", "mound", "pound", "wound"),
+    ("catch", "match", "patch", "watch", "hatch", "latch", "batch"),
+    ("hills", "bills", "fills", "pills", "mills", "wills", "kills", "tills"),
 )
-SHOWN = 14
+SHOWN = (6, 5)  # words of a task's two families: who opens with the larger always solves it in time
 GUESSES = 6
+FEW = 3  # fitting words, up to which going on decides nothing
 COUNT = 600
 
 _SAY = {
-    Category.PLAN_CREATION: ("I start with a word of many letters.", "The plan is to start with this word."),
-    Category.CRITICAL_OBSERVATION: (
-        "The letters {known} are in the word.",
-        "I see that {known} are in the word.",
-    ),
-    Category.CRITICAL_ACTION: ("From here {n} words can be right.", "Now {n} words are left."),
-    Category.SELF_CORRECTION: ("That was wrong in all letters.", "I went wrong, no letter is in the word."),
+    Category.PLAN_CREATION: ("I start with this word.", "The plan is to start with this word."),
+    Category.CRITICAL_OBSERVATION: ("I see {known} in the word.", "The letters {known} are in the word."),
+    Category.CRITICAL_ACTION: ("Many words are left, so I go on here.", "I can still choose, so I go on here."),
+    Category.SELF_CORRECTION: ("That was wrong, I need another word.", "I went wrong and have to go on."),
     None: ("I go on with this word.", "The next word can be right."),
 }
 
@@ -66,11 +66,12 @@ def _spell(word: str) -> str:
 
 @functools.cache
 def tasks() -> tuple[tuple[tuple[str, ...], str], ...]:
-    """(vocabulary in the bank's order, hidden word) per task; all vocabularies differ."""
+    """(vocabulary, hidden word) per task; all vocabularies differ."""
     rng, found = random.Random("wordle"), dict[tuple[str, ...], str]()
     while len(found) < COUNT:
-        chosen = set(rng.sample(BANK, SHOWN))
-        found.setdefault(tuple(word for word in BANK if word in chosen), rng.choice(sorted(chosen)))
+        pair = zip(rng.sample(FAMILIES, 2), rng.sample(SHOWN, 2), strict=True)
+        words = tuple(word for family, n in pair for word in rng.sample(family, n))
+        found.setdefault(words, rng.choice(words))
     return tuple(found.items())
 
 
@@ -89,7 +90,8 @@ class Wordle:
         words, self._hidden = pick(tasks(), index, "wordle")
         self.vocabulary = list(words)
         self._seen: list[tuple[str, str]] = []
-        self._guesses = 0
+        self._guesses, self._wasted = 0, 0
+        self._lost = False
         self._end: StepResult | None = None
         return Opening(INSTRUCTION, vocabulary_text(words))
 
@@ -97,8 +99,10 @@ class Wordle:
         """Plays a guess, spelled or whole."""
         if self._end:
             return self._end
-        self._guesses += 1
         guess = "".join(action.split()).lower()
+        self._guesses += 1
+        self._lost = guess not in self._fitting()
+        self._wasted += self._lost
         text = "invalid word"
         if guess in self.vocabulary:
             text = feedback(guess, self._hidden)
@@ -109,35 +113,45 @@ class Wordle:
         return result
 
     def expert(self, rng: random.Random) -> Decision:
-        """Guesses the first listed word that fits all answers so far."""
-        return self._decide(rng, self._fitting()[0])
+        """Guesses a word that fits all answers; in some episodes forgets them once, with time to spare."""
+        category, right = self._situation()
+        spare = GUESSES - self._guesses - len(self._fitting())
+        if self._seen and spare > 0 and not self._wasted and rng.random() < 0.1:
+            return self._decide(rng, self._seen[-1][0], None)
+        return self._decide(rng, right, category)
 
     def novice(self, rng: random.Random) -> Decision:
-        """Mostly guesses any listed word, again and again, where the answers should have decided."""
-        fitting = self._fitting()
-        right = self._decide(rng, fitting[0])
-        if right.category is None or rng.random() >= 0.75:
-            return right
-        return self._decide(rng, rng.choice(self.vocabulary))
+        """Finishes well once few words are left, but mostly guesses again or anyhow where an answer has to be read."""
+        category, guess = self._situation()
+        if category is not None and rng.random() < 0.9:
+            guess = self._seen[-1][0] if self._seen and rng.random() < 0.7 else rng.choice(self.vocabulary)
+        return self._decide(rng, guess, category)
 
     def _fitting(self) -> list[str]:
         """The listed words that every answer so far allows; the hidden word is always among them."""
         return [w for w in self.vocabulary if all(feedback(guess, w) == colours for guess, colours in self._seen)]
 
-    def _situation(self) -> Category | None:
-        """The category of the guess that is due, if it is a decision."""
-        if not self._seen:
-            return Category.PLAN_CREATION
-        colours = [colours for _, colours in self._seen]
-        if set(colours[-1]) <= {"b", " "}:
-            return Category.SELF_CORRECTION
-        if all(set(earlier) <= {"b", " "} for earlier in colours[:-1]):
-            return Category.CRITICAL_OBSERVATION
-        return Category.CRITICAL_ACTION if len(self._fitting()) > 1 else None
+    def _situation(self) -> tuple[Category | None, str]:
+        """The category of the guess that is due, if it is a decision, and the right guess: the first that fits.
 
-    def _decide(self, rng: random.Random, guess: str) -> Decision:
-        category = self._situation()
-        known = sorted({g for word, colours in self._seen for g, c in zip(word, colours.split(), strict=True) if c != "b"})
-        n = len(self._fitting())
-        thought = rng.choice(_SAY[category]).format(known=" and ".join(known), n=n if n < 10 else "many")
+        The first guess comes from the larger family, and so is a decision where that is not listed first. Going on
+        when only a few words are left is none.
+        """
+        fitting = self._fitting()
+        if self._lost:
+            return Category.SELF_CORRECTION, fitting[0]
+        if not self._seen:
+            endings = [word[1:] for word in self.vocabulary]
+            opener = max(self.vocabulary, key=lambda word: endings.count(word[1:]))
+            return (None if opener == fitting[0] else Category.PLAN_CREATION), opener
+        blank = [set(colours) <= {"b", " "} for _, colours in self._seen]
+        if blank[-1]:
+            return Category.SELF_CORRECTION, fitting[0]
+        if all(blank[:-1]) and len(fitting) > 1:
+            return Category.CRITICAL_OBSERVATION, fitting[0]
+        return (Category.CRITICAL_ACTION if len(fitting) > FEW else None), fitting[0]
+
+    def _decide(self, rng: random.Random, guess: str, category: Category | None) -> Decision:
+        known = {g for word, colours in self._seen for g, c in zip(word, colours.split(), strict=True) if c != "b"}
+        thought = rng.choice(_SAY[category]).format(known=" ".join(sorted(known)))
         return Decision(thought, _spell(guess), category, rng.random())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -17,8 +18,8 @@ from typing import Any
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.types import Message, Role
 
-# Llama 3.2 writes today's date into the system turn unless told one; results must not depend on the day.
-_DATE = "26 Jul 2024"
+# Some templates write today's date into the system turn; results must not depend on the day.
+_TODAY = date(2024, 7, 26).strftime
 _GUARD = re.compile("\ue000(\\d+)\ue001")
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
@@ -202,7 +203,7 @@ class ChatFormat:
 
         turns = [{"role": m.role, "content": self._guard(m.content)} for m in messages]
         try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, date_string=_DATE, **options)
+            return self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options)
         except TemplateError as error:
             raise self._refused(f"fails on this conversation: {error}") from None
 

@@ -1,13 +1,13 @@
 """Rows of each format to trajectories: AgentTraj-L, ShareGPT, OpenAI messages and our own table.
 
-Flows in: one decoded row; flows out: a `Trajectory` whose id is its task's (the reader numbers repetitions), or a
-`DataError` with the reason.
+Flows in: one decoded row; flows out: a `Trajectory` whose id is its task's or the row's own (the reader numbers
+repetitions), or a `DataError` with the reason.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from atlas_ray.errors import DataError
@@ -28,6 +28,7 @@ _PREFIXES = {name: name for name in _ENVIRONMENTS} | {
     "pick_two_obj": "alfworld",
 }
 _PREFIX = re.compile(rf"(?:lmrlgym_)?({'|'.join(sorted(_PREFIXES, key=len, reverse=True))})(?![A-Za-z0-9])")
+_NUMBER = re.compile(r"#[1-9][0-9]*$")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 # the answer to an opening instruction: nobody should learn it
@@ -109,7 +110,22 @@ def to_trajectory(row: Any, form: Format) -> Trajectory:
         messages = _without_acknowledgement(messages)
     check_messages(messages)
     gold = check_gold(row.get("gold"), sum(m.trainable for m in messages))
-    return Trajectory(f"{env}/{item_id}", env, item_id, messages, check_reward(row.get("reward")), gold)
+    return Trajectory(_id(row, env, item_id), env, item_id, messages, check_reward(row.get("reward")), gold)
+
+
+def unused_id(wanted: str, used: Collection[str]) -> str:
+    """`wanted`, or the first of its task's ids (`#2`, `#3`, ...) that is not in use."""
+    unique, number = wanted, 2
+    while unique in used:
+        unique, number = f"{_NUMBER.sub('', wanted)}#{number}", number + 1
+    return unique
+
+
+def _id(row: Mapping[str, Any], env: str, item_id: str) -> str:
+    """The row's own id where it is one of ours for this task (ShareGPT's `id` is the item's), else the task's."""
+    task, given = f"{env}/{item_id}", row.get("id")
+    ours = isinstance(given, str) and given.startswith(f"{task}#") and _NUMBER.sub("", given) == task
+    return str(given) if ours else task
 
 
 def _agenttraj(turn: Any, number: int) -> Message:

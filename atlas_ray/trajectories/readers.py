@@ -23,7 +23,7 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
-from atlas_ray.trajectories.formats import Format, detect, task_of, to_trajectory
+from atlas_ray.trajectories.formats import Format, detect, task_of, to_trajectory, unused_id
 from atlas_ray.types import Trajectory
 
 _log = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         if trajectory is None or (config.limit is not None and taken[trajectory.env] >= config.limit):
             continue
         taken[trajectory.env] += 1
-        unique = _unused(trajectory.id, used)
+        unique = unused_id(trajectory.id, used)
         used.add(unique)
         yield trajectory if unique == trajectory.id else replace(trajectory, id=unique)
 
@@ -125,14 +125,6 @@ def _wanted(row: _Row | Trajectory, config: DataConfig) -> Trajectory | None:
         raise DataError(row.error)
     env, _ = task_of(row.value)
     return to_trajectory(row.value, row.form) if config.envs is None or env in config.envs else None
-
-
-def _unused(trajectory_id: str, used: set[str]) -> str:
-    base, number = re.sub(r"#\d+$", "", trajectory_id), 2
-    unique = trajectory_id
-    while unique in used:
-        unique, number = f"{base}#{number}", number + 1
-    return unique
 
 
 def _rows(config: DataConfig) -> Iterator[tuple[str, int, _Row | Trajectory]]:
@@ -164,6 +156,8 @@ def _is_run(path: str) -> bool:
 
 def _files(config: DataConfig) -> list[Path]:
     path = Path(config.path)
+    if "://" in config.path:
+        raise UserError(f"{config.path} is no run folder", "give a run folder's URI, or copy the data here")
     if not path.exists():
         path = _from_hub(config) if _is_hub_id(config.path) else _missing(path)
     if path.is_file():

@@ -1,6 +1,8 @@
-"""Trajectories to AgentTraj-L's JSON form, with our keys `gold`, `reward` and (where the item id hides it) `env`.
+"""Trajectories to AgentTraj-L's JSON form, with our keys `gold` and `reward`.
 
-Flows in: trajectories; flows out: rows or a file that `read_trajectories` reads back as they were.
+Two more keys appear only where reading could not infer them: `env` beside an item id that does not name it, and `id`
+where earlier trajectories of the task are missing. Flows in: trajectories; flows out: rows or a file that
+`read_trajectories` reads back as they were.
 """
 
 from __future__ import annotations
@@ -12,18 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.trajectories.formats import environment_of
+from atlas_ray.trajectories.formats import environment_of, unused_id
 from atlas_ray.types import Message, Trajectory
 
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 
 def to_agenttraj(trajectories: Iterable[Trajectory]) -> list[dict[str, Any]]:
-    """Rows in the order given.
-
-    Reading numbers the trajectories of one task anew (`#2`, `#3`, ...), so a subset may get other ids than it had.
-    """
-    return [_row(t) for t in trajectories]
+    """Rows in the order given."""
+    rows, used = [], set[str]()
+    for trajectory in trajectories:
+        row = _row(trajectory)
+        if unused_id(trajectory.task.id, used) != trajectory.id:
+            row["id"] = trajectory.id
+        used.add(trajectory.id)
+        rows.append(row)
+    return rows
 
 
 def write_agenttraj(path: str | Path, trajectories: Iterable[Trajectory]) -> None:

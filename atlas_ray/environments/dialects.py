@@ -1,0 +1,64 @@
+"""How each environment's server is spoken to: AgentGym's wire forms as a table, for the client and the server alike.
+
+Three dialects stand behind the rows: (A) `id` with observation, reward and done; (B) the tools, `env_idx` with bare
+answers; (C) webshop, like the tools with other keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """One environment's wire form.
+
+    Attributes:
+        prefixed: AgentGym serves it below `/<name>` rather than at the root.
+        create_body: Body that `/create` asks for, or None for none.
+        id_key: The episode's key in requests.
+        index_key: The task's key in `/reset`; `reset_body` is sent along.
+        reset_fields: What our server's `/reset` answers.
+        observation_key: The observation's key in the answer to `/step`.
+        reward_key: The key of the reward so far.
+        opening: Where the first observation comes from: reset's answer; the vocabulary; the task's description and
+            reset's observation; reset's observation and the available actions; or a GET of `/observation`.
+        closes: Whether there is a `/close`.
+    """
+
+    prefixed: bool = False
+    create_body: Mapping[str, Any] | None = None
+    id_key: str = "id"
+    index_key: str = "data_idx"
+    reset_body: Mapping[str, Any] = field(default_factory=dict)
+    reset_fields: tuple[str, ...] = ("observation", "reward", "done", "progress")
+    observation_key: str = "observation"
+    reward_key: str = "reward"
+    opening: Literal["reset", "vocabulary", "description", "actions", "observation"] = "reset"
+    closes: bool = True
+
+
+GENERIC = Dialect()
+_TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False)
+
+DIALECTS: dict[str, Dialect] = {
+    "maze": Dialect(prefixed=True, index_key="game", reset_fields=("observation",), closes=False),
+    "wordle": Dialect(
+        prefixed=True, index_key="seed", reset_fields=("id", "observation"), opening="vocabulary", closes=False
+    ),
+    "textcraft": Dialect(create_body={}, reset_fields=("id", "observation", "done", "reward")),
+    "blocksworld": GENERIC,
+    "babyai": Dialect(reward_key="score"),
+    "sciworld": Dialect(reward_key="score", opening="description"),
+    "alfworld": Dialect(index_key="game", reset_body={"world_type": "Text"}, opening="actions", closes=False),
+    "weather": _TOOL,
+    "movie": _TOOL,
+    "todo": _TOOL,
+    "academia": _TOOL,
+    "sheet": _TOOL,
+    "webshop": Dialect(
+        id_key="env_idx", index_key="session_id", observation_key="state", opening="observation", closes=False
+    ),
+}

@@ -1,0 +1,312 @@
+"""Serves built-in worlds over HTTP in AgentGym's wire forms, so that AgentGym's own clients can play them too.
+
+Flows in: JSON requests of at most 1 MB; flows out: observations, rewards and AgentGym's error bodies. Every
+environment lies below `/<name>`, and at the root too where it is the only one. Text is played, never evaluated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import itertools
+import json
+import logging
+import signal
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ValidationError, create_model
+
+from atlas_ray.environments import table
+from atlas_ray.environments.client import TOKEN_VARIABLE
+from atlas_ray.environments.dialects import DIALECTS, GENERIC
+from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World
+from atlas_ray.errors import UserError
+
+_log = logging.getLogger(__name__)
+
+MAX_BODY = 2**20
+_GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def create_app(
+    names: list[str],
+    *,
+    max_sessions: int = 4096,
+    idle_seconds: float = 3600.0,
+    token: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> web.Application:
+    """The application.
+
+    Args:
+        names: Built-in environments.
+        max_sessions: Episodes held at once, of each environment.
+        idle_seconds: After so long without a request an episode may be forgotten.
+        token: What requests must carry (`Authorization: Bearer ...`), or None; `GET /` is open to all.
+        clock: Seconds that never run backwards.
+
+    Raises:
+        UserError: If no name is given, one is unknown, or its world is not built in.
+    """
+    if not names:
+        raise UserError("no environment to serve", "name at least one, e.g. maze")
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_plain_errors, _guard(token)])
+    app.router.add_get("/", _health)
+    for name in dict.fromkeys(names):
+        desk = _Desk(table.get(name), max_sessions, idle_seconds, clock)
+        app.router.add_get(f"/{name}/", _health)
+        for prefix in [f"/{name}"] + ([""] if len(set(names)) == 1 else []):
+            desk.add_routes(app.router, prefix)
+    return app
+
+
+def serve(names: list[str], host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+    """Serves until interrupted; prints the address (port 0 takes a free one) once requests are answered.
+
+    Raises:
+        UserError: As `create_app`; if the address cannot be bound; if others could connect without a token.
+    """
+    if token is None and not _is_loopback(host):
+        raise UserError(
+            f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
+        )
+    asyncio.run(_serve(create_app(names, token=token), names, host, port))
+
+
+async def _serve(app: web.Application, names: list[str], host: str, port: int) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        # only the main thread takes signals
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(interrupt, stop.set)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {', '.join(names)} at http://{shown}:{runner.addresses[0][1]}", flush=True)
+        await stop.wait()
+    except OSError as error:
+        raise UserError(f"cannot serve at {host}:{port}: {error.strerror}", "choose another port, or 0") from None
+    finally:
+        await runner.cleanup()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Episode:
+    """One id's state; `result` is None before the first reset."""
+
+    def __init__(self, world: World, now: float) -> None:
+        self.world, self.used = world, now
+        self.result: StepResult | None = None
+
+
+class _Wrong(Exception):
+    """An answer of AgentGym's kind for a request that cannot be met: HTTP 200 with an error."""
+
+
+class _Desk:
+    """One environment's episodes and endpoints."""
+
+    def __init__(
+        self, spec: EnvironmentSpec, max_sessions: int, idle_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        if spec.world is None:
+            raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
+        self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
+        self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
+        self._ids = itertools.count()
+        self._episodes: dict[int, _Episode] = {}
+        self._reset_form = create_model("Reset", id=(int, ...), **{self._dialect.index_key: (int, ...)})  # type: ignore[call-overload]
+
+    def add_routes(self, router: web.UrlDispatcher, prefix: str) -> None:
+        """Adds the endpoints that AgentGym's server of this environment has."""
+        posts = {"create": self._create, "reset": self._reset, "step": self._step}
+        gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
+        if self._dialect.closes:
+            posts["close"] = self._close
+        if self._dialect.opening == "vocabulary":
+            gets["filtered_vocab"] = lambda episode: getattr(episode.world, "vocabulary", [])
+        if hasattr(self._make, "available_actions"):
+            gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
+        for name, answer in posts.items():
+            router.add_post(f"{prefix}/{name}", _answering(answer))
+        for name, look in gets.items():
+            router.add_get(f"{prefix}/{name}", _answering(self._looking(look)))
+
+    async def _create(self, request: web.Request) -> Any:
+        now = self._clock()
+        if self._dialect.create_body is not None:
+            await _body(request, _Anything)
+        if len(self._episodes) >= self._max:
+            self._episodes = {i: e for i, e in self._episodes.items() if now - e.used < self._idle}
+        if len(self._episodes) >= self._max:
+            raise _Wrong(f"The server is full, it holds {self._max} environments.")
+        number = next(self._ids)
+        episode = self._episodes[number] = _Episode(self._make(), now)
+        if self._dialect.create_body is None:
+            return {"id": number}
+        return self._start(number, episode, 0)
+
+    async def _reset(self, request: web.Request) -> Any:
+        form = await _body(request, self._reset_form)
+        number, index = getattr(form, "id"), getattr(form, self._dialect.index_key)  # noqa: B009
+        return self._start(number, self._episode(number), index)
+
+    async def _step(self, request: web.Request) -> Any:
+        form = await _body(request, _StepForm)
+        episode = self._episode(form.id)
+        if episode.result is None:
+            raise _Wrong(str(form.id))
+        if episode.result.done:
+            raise _Wrong(f"The task with environment {form.id} has finished.")
+        episode.result = episode.world.step(form.action)
+        return _fields(episode.result, ("observation", "reward", "done", "progress"))
+
+    async def _close(self, request: web.Request) -> bool:
+        return self._episodes.pop((await _body(request, _IdForm)).id, None) is not None
+
+    def _looking(self, look: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
+        async def answer(request: web.Request) -> Any:
+            number = _checked(_IdForm, dict(request.query), "query").id
+            episode = self._episode(number)
+            if episode.result is not None and episode.result.done:
+                raise _Wrong(f"The task with environment {number} has finished.")
+            return look(episode)
+
+        return answer
+
+    def _start(self, number: int, episode: _Episode, index: int) -> dict[str, Any]:
+        try:
+            opening = episode.world.reset(index)
+        except UserError:
+            raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
+        text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
+        episode.result = StepResult(text, 0.0, False)
+        return _fields(episode.result, self._dialect.reset_fields, number)
+
+    def _episode(self, number: int) -> _Episode:
+        episode, now = self._episodes.get(number), self._clock()
+        if episode is not None and now - episode.used >= self._idle:
+            episode = self._episodes.pop(number, None) and None
+        if episode is None:
+            raise _Wrong(f"The id {number} is not valid.")
+        episode.used = now
+        return episode
+
+
+class _IdForm(BaseModel):
+    id: int
+
+
+class _StepForm(_IdForm):
+    action: str
+
+
+class _Anything(BaseModel):
+    """Any object."""
+
+
+def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:
+    known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
+    known["progress"] = result.progress
+    return {name: known[name] for name in names if known[name] is not None}
+
+
+def _observation(episode: _Episode) -> str:
+    return episode.result.observation if episode.result else ""
+
+
+def _detail(episode: _Episode) -> dict[str, Any]:
+    return _fields(episode.result, ("observation", "reward", "done", "progress")) if episode.result else {}
+
+
+class _Malformed(Exception):
+    """FastAPI's list of what is wrong with a request."""
+
+    def __init__(self, *details: dict[str, Any]) -> None:
+        super().__init__(details)
+        self.details = list(details)
+
+
+async def _body(request: web.Request, form: type[Any]) -> Any:
+    """The request's JSON body as `form`.
+
+    Raises:
+        _Malformed: If there is none, it is no JSON, or it does not fit.
+    """
+    raw = await request.read()
+    try:
+        value = json.loads(raw) if raw else None
+    except json.JSONDecodeError as error:
+        detail = {"type": "json_invalid", "loc": ["body", error.pos], "msg": "JSON decode error", "input": {}}
+        raise _Malformed(detail | {"ctx": {"error": error.msg}}) from None
+    except (ValueError, RecursionError):
+        raise _Malformed({"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "input": {}}) from None
+    if value is None:
+        raise _Malformed({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
+    return _checked(form, value, "body")
+
+
+def _checked(form: type[Any], value: Any, where: str) -> Any:
+    try:
+        return form.model_validate(value, from_attributes=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise _Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None
+
+
+def _answering(answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        try:
+            return web.json_response(await answer(request))
+        except _Wrong as wrong:
+            return web.json_response({"error": str(wrong)})
+        except _Malformed as malformed:
+            return web.json_response({"detail": malformed.details}, status=422)
+
+    return handler
+
+
+async def _health(_: web.Request) -> web.StreamResponse:
+    return web.Response(text="ok")
+
+
+@web.middleware
+async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors outside the endpoints in FastAPI's form; a crash is one line in the log and a bare 500."""
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"detail": error.reason}, status=error.status)
+    except Exception:
+        _log.exception("%s %s failed", request.method, request.path)
+        return web.Response(text="Internal Server Error", status=500)
+
+
+def _guard(token: str | None) -> Any:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        if token is not None and request.path != "/" and not hmac.compare_digest(given, expected):
+            return web.json_response({"detail": "Not authenticated"}, status=401)
+        return await handler(request)
+
+    return guard

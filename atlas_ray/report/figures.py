@@ -1,0 +1,232 @@
+"""Figures as inline SVG whose colours are the page's, so that one drawing serves light and dark.
+
+Flows in: `results.json` as a dict; flows out: SVG by name, byte for byte the same for the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from atlas_ray.report.intervals import percent
+from atlas_ray.report.tables import HELD
+
+# Stand-ins that matplotlib takes for colours and the page's style sheet replaces.
+_COLOURS = {"#0a0001": "ink", "#0a0002": "muted", "#0a0003": "line", "#0a0004": "accent", "#0a0005": "paper"}
+INK, MUTED, LINE, ACCENT, PAPER = _COLOURS
+_WIDTH = 3.75
+_ROW = 0.255
+_NAME = 16
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One drawing with its heading and, where it belongs to one, its group of environments."""
+
+    title: str
+    group: str
+    svg: Markup
+
+
+def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
+    """Draws everything that there are numbers for.
+
+    Returns:
+        Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`.
+    """
+    with style.context(["default", _STYLE]):
+        return {
+            "success": _success(results),
+            "cost": _cost(results),
+            "selectors": _selectors(results),
+            "positions": _positions(results),
+        }
+
+
+def _success(results: Mapping[str, Any]) -> list[Panel]:
+    """Every arm's success as a dot with its interval."""
+    arms, critical = results["arms"], results["verdict"]["critical"]
+    panels = []
+    for place, cell in sorted(enumerate(arms[0]["environments"] if arms else []), key=lambda pair: pair[1]["held"]):
+        figure, axes = _rows([arm["name"] for arm in arms], critical)
+        for y, arm in enumerate(arms):
+            shown, colour = arm["environments"][place], ACCENT if arm["name"] == critical else INK
+            if shown["success"] is not None:
+                axes.plot([100 * x for x in shown["ci95"]], [y, y], color=colour, linewidth=1.4, alpha=0.55)
+                axes.plot([100 * shown["success"]], [y], "o", color=colour, markersize=5.5)
+        axes.set_xlabel("success, %")
+        svg = _svg(figure, f"success-{place}", f"Success of the arms on {cell['env']}")
+        panels.append(Panel(cell["env"], HELD[cell["held"]], svg))
+    return panels
+
+
+def _cost(results: Mapping[str, Any]) -> list[Panel]:
+    """Success against the share of tokens that carried loss."""
+    panels = []
+    for held, name in HELD.items():
+        scores = [(arm, _group_score(arm, held)) for arm in results["arms"]]
+        dots = [
+            (100 * (arm["loss_token_fraction"] or 0.0), score, arm["name"])
+            for arm, score in scores
+            if score is not None and score["success"] is not None
+        ]
+        if dots:
+            figure = _scatter(dots, results["verdict"]["critical"])
+            panels.append(Panel("", name, _svg(figure, f"cost-{held}", f"Success {name} against tokens trained on")))
+    return panels
+
+
+def _selectors(results: Mapping[str, Any]) -> list[Panel]:
+    """Precision and recall against gold."""
+    critical = results["verdict"]["critical"]
+    rows = [row for row in results["selectors"] if row["precision"] is not None or row["recall"] is not None]
+    if not rows:
+        return []
+    figure, axes = _rows([row["name"] for row in rows], critical)
+    for y, row in enumerate(rows):
+        colour = ACCENT if row["name"] == critical else INK
+        known = [100 * row[key] for key in ("precision", "recall") if row[key] is not None]
+        axes.plot(known, [y] * len(known), color=LINE, linewidth=1.4, zorder=1)
+        if row["recall"] is not None:
+            axes.plot([100 * row["recall"]], [y], "o", color=colour, mfc=PAPER, markersize=6)
+        if row["precision"] is not None:
+            axes.plot([100 * row["precision"]], [y], "o", color=colour, markersize=4)
+    axes.set_xlabel("● precision   ○ recall, %")
+    return [Panel("", "", _svg(figure, "selectors", "Precision and recall of the selectors"))]
+
+
+def _positions(results: Mapping[str, Any]) -> list[Panel]:
+    """The share of steps chosen in each tenth of the trajectory."""
+    rows = [row for row in results["selectors"] if any(share is not None for share in row["positions"])]
+    if not rows:
+        return []
+    bins = len(rows[0]["positions"])
+    figure, axes = _rows([row["name"] for row in rows], results["verdict"]["critical"])
+    axes.grid(visible=False)
+    axes.set_xlim(0, bins)
+    axes.set_xticks([0.5, bins / 2, bins - 0.5], ["start", "middle", "end"])
+    for y, row in enumerate(rows):
+        for x, share in enumerate(row["positions"]):
+            if share is not None:
+                strength = round(0.06 + 0.94 * share, 3)
+                axes.barh(y, 0.94, 0.86, left=x + 0.03, color=ACCENT, alpha=strength, linewidth=0)
+                colour = PAPER if share > 0.55 else INK
+                axes.text(x + 0.5, y, percent(share, 0), ha="center", va="center", size=7.5, color=colour)
+    axes.set_xlabel("place in the trajectory")
+    return [Panel("", "", _svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
+
+
+def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
+    """The average of a group, or its only environment."""
+    cells = [cell for cell in arm["environments"] if cell["held"] == held]
+    return next((m for m in arm["averages"] if m["held"] == held), cells[0] if len(cells) == 1 else None)
+
+
+def _rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
+    """A panel with one named row a line, from the top, over 0 to 100 %."""
+    top, bottom, left, right = 0.06, 0.46, 1.12, 0.16
+    height = top + bottom + _ROW * len(names)
+    figure = Figure(figsize=(_WIDTH, height))
+    axes = figure.add_axes(
+        (left / _WIDTH, bottom / height, (_WIDTH - left - right) / _WIDTH, 1 - (top + bottom) / height)
+    )
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_yticks(range(len(names)), [_short(name) for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        if name == critical:
+            label.set(color=ACCENT, weight="bold")
+    _bare(axes)
+    axes.grid(axis="x")
+    return figure, axes
+
+
+def _scatter(dots: Sequence[tuple[float, Mapping[str, Any], str]], critical: str) -> Figure:
+    figure = Figure(figsize=(_WIDTH, 2.9))
+    axes = figure.add_axes((0.13, 0.17, 0.84, 0.80))
+    axes.set_xlim(-4, 107)
+    axes.set_ylim(0, 104)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set_xlabel("tokens with loss, %")
+    axes.set_ylabel("success, %")
+    _bare(axes)
+    axes.grid()
+    heights = _spread([100 * score["success"] for _, score, _ in dots], 6.2)
+    for (x, score, name), place in zip(dots, heights, strict=True):
+        colour, y = (ACCENT if name == critical else INK), 100 * score["success"]
+        axes.plot([x, x], [100 * limit for limit in score["ci95"]], color=colour, linewidth=1.2, alpha=0.3)
+        axes.plot([x], [y], "o", color=colour, markersize=5.5)
+        side = -1 if x > 75 else 1
+        axes.plot([x + side * 1.6, x + side * 5], [y, place], color=LINE, linewidth=0.8)
+        axes.text(x + side * 5.5, place, _short(name), va="center", ha="left" if side > 0 else "right", color=colour)
+    return figure
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights of labels, moved apart by at least `gap` and as little as order allows."""
+    order = sorted(range(len(heights)), key=lambda i: (heights[i], i))
+    runs: list[list[int]] = []
+    for i in order:
+        runs.append([i])
+        while len(runs) > 1 and _foot(runs[-1], heights, gap) < _foot(runs[-2], heights, gap) + gap * len(runs[-2]):
+            runs[-2:] = [runs[-2] + runs[-1]]
+    placed = {i: _foot(run, heights, gap) + gap * k for run in runs for k, i in enumerate(run)}
+    return [placed[i] for i in range(len(heights))]
+
+
+def _foot(run: Sequence[int], heights: Sequence[float], gap: float) -> float:
+    """Where the lowest label of a run stands when the run is centred on its points."""
+    return sum(heights[i] for i in run) / len(run) - gap * (len(run) - 1) / 2
+
+
+def _bare(axes: Axes) -> None:
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_axisbelow(True)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def _svg(figure: Figure, name: str, label: str) -> Markup:
+    """The drawing alone: no date, no name spaces, no fonts, colours as variables."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+    text = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    for stand_in, colour in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{colour})")
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

@@ -1,0 +1,67 @@
+"""What a report is made of: plain records of every stage. Flows in: what the run folders hold; flows out: the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.types import Episode, Selection, Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One model under evaluation: how it was trained, and the episodes it played.
+
+    Attributes:
+        name: Its column in tables, e.g. `gold`.
+        model: Where the model lies or its hub id.
+        selector: Name of the selector whose steps it was trained on, or None for an untrained model.
+        ratio: Requested ratio of the selector, or None where it takes none.
+        step_fraction: Steps with loss over all steps of the training data, or None without training.
+        loss_token_fraction: Tokens with loss over all trainable tokens, or None without training.
+        train_steps: Optimizer steps, or None without training.
+    """
+
+    name: str
+    model: str
+    selector: str | None
+    ratio: float | None
+    step_fraction: float | None
+    loss_token_fraction: float | None
+    train_steps: int | None
+    episodes: Sequence[Episode]
+
+
+@dataclass(frozen=True, slots=True)
+class ReportInput:
+    """Everything that a report tells about one run of a recipe.
+
+    Attributes:
+        seeds: Seeds of the runs; with one seed every arm was trained once.
+        seconds: Wall time by stage.
+        arms: In the order of the tables.
+        trajectories: The expert trajectories that were trained on.
+        selections: By selector's name in the run.
+        specs: Rows of the environments evaluated, in the order of the tables.
+        n_expected: Episodes that each arm was asked to play, by environment.
+        temperature: Of evaluation.
+        instruction: Which opening instructions evaluation used.
+        critical: Name of the arm trained on critical steps, whose benefit is in question.
+        max_excluded: Share of infrastructure failures that flags a cell.
+    """
+
+    recipe: str
+    seeds: Sequence[int]
+    git_commit: str | None
+    versions: Mapping[str, str]
+    seconds: Mapping[str, float]
+    arms: Sequence[Arm]
+    trajectories: Sequence[Trajectory]
+    selections: Mapping[str, Sequence[Selection]]
+    specs: Mapping[str, EnvironmentSpec]
+    n_expected: Mapping[str, int]
+    temperature: float = 0.0
+    instruction: str = "the environment's own"
+    critical: str = "gold"
+    max_excluded: float = 0.02

@@ -1,0 +1,113 @@
+"""`results.json`: the numbers of a run, from which tables, figures and page are drawn.
+
+Flows in: records (`ReportInput`); flows out: one plain dict, the same for the same records.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from itertools import chain
+from typing import Any
+
+from atlas_ray.evaluation.metrics import summarise
+from atlas_ray.report.checks import overlap
+from atlas_ray.report.inputs import Arm, ReportInput
+from atlas_ray.report.intervals import Interval, average
+from atlas_ray.report.verdict import judge
+from atlas_ray.selection.compare import compare_selections
+from atlas_ray.types import Selection
+
+__all__ = ["SCHEMA_VERSION", "Arm", "ReportInput", "build_results"]
+
+SCHEMA_VERSION = 1
+POSITION_BINS = 10
+
+
+def build_results(given: ReportInput) -> dict[str, Any]:
+    """Computes everything that the report shows.
+
+    Args:
+        given: The records of one run.
+
+    Returns:
+        A dict that JSON can hold; floats are rounded to 6 digits.
+    """
+    arms = [_arm(arm, given) for arm in given.arms]
+    return _rounded(
+        {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": given.recipe,
+            "seeds": list(given.seeds),
+            "git_commit": given.git_commit,
+            "versions": dict(given.versions),
+            "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
+            "arms": arms,
+            "selectors": list(_selectors(given)),
+            "checks": overlap(given.trajectories, chain.from_iterable(arm.episodes for arm in given.arms)),
+            "verdict": judge(given, arms),
+            "seconds": dict(given.seconds),
+        }
+    )
+
+
+def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
+    cells = [_cell(arm, env, given) for env in given.specs]
+    return {
+        "name": arm.name,
+        "model": arm.model,
+        "selector": arm.selector,
+        "ratio": arm.ratio,
+        "step_fraction": arm.step_fraction,
+        "loss_token_fraction": arm.loss_token_fraction,
+        "train_steps": arm.train_steps,
+        "environments": cells,
+        "averages": list(_averages(cells)),
+    }
+
+
+def _cell(arm: Arm, env: str, given: ReportInput) -> dict[str, Any]:
+    played = [episode for episode in arm.episodes if episode.env == env]
+    return asdict(summarise(played, given.specs[env], given.n_expected[env]))
+
+
+def _averages(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Mean success over the environments of a group, each weighing the same; an incomplete group has none."""
+    for held in ("in", "out"):
+        group = [c for c in cells if c["held"] == held]
+        if len(group) > 1 and all(c["n"] for c in group):
+            mean = average([Interval(c["success"], *c["ci95"]) for c in group])
+            yield {"held": held, "environments": len(group), "success": mean.value, "ci95": mean.limits}
+
+
+def _selectors(given: ReportInput) -> Iterator[dict[str, Any]]:
+    """Rows of `compare_selections`, with where in the trajectory each selector chooses and what it saw there."""
+    for row in compare_selections(list(given.selections.items()), given.trajectories):
+        good = [s for s in given.selections[row["name"]] if s.error is None]
+        categories = Counter(str(category) for s in good for category in s.categories.values())
+        yield {
+            **row,
+            "against": "gold",
+            "categories": dict(sorted(categories.items())),
+            "positions": _positions(good),
+        }
+
+
+def _positions(selections: Sequence[Selection]) -> list[float | None]:
+    """Share of steps chosen in each tenth of the trajectory."""
+    chosen, steps = Counter[int](), Counter[int]()
+    for selection in selections:
+        for step in range(1, selection.n_steps + 1):
+            place = (2 * step - 1) * POSITION_BINS // (2 * selection.n_steps)
+            steps[place] += 1
+            chosen[place] += step in selection.chosen
+    return [chosen[place] / steps[place] if steps[place] else None for place in range(POSITION_BINS)]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _rounded(part) for key, part in value.items()}
+    return [_rounded(part) for part in value] if isinstance(value, list | tuple) else value

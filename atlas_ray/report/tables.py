@@ -1,0 +1,256 @@
+"""Tables as data, and the terminal's rendering of them; the page renders the same data.
+
+Flows in: `results.json` as a dict; flows out: `Table`s, one builder per table, and rich tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from atlas_ray.report.intervals import limits, percent, points
+
+HELD = {"in": "held in", "out": "held out"}
+FLAG = "†"
+AVERAGE = "average"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column's title and the group that it stands in, if any."""
+
+    title: str
+    group: str = ""
+    align: str = "right"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """A value, a smaller note after it (its interval), marks, and a word on what it means."""
+
+    text: str
+    note: str = ""
+    best: bool = False
+    flagged: bool = False
+    tone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Rows of cells under columns; `strong` is the row that the table is about."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    notes: Sequence[str] = ()
+    strong: int | None = None
+
+    @property
+    def groups(self) -> list[tuple[str, int]]:
+        """Groups of neighbouring columns with their widths."""
+        found: list[tuple[str, int]] = []
+        for column in self.columns:
+            if found and found[-1][0] == column.group:
+                found[-1] = column.group, found[-1][1] + 1
+            else:
+                found.append((column.group, 1))
+        return found
+
+
+def success_table(results: Mapping[str, Any]) -> Table:
+    """Success by arm and environment, held in and held out, with averages and what training took."""
+    arms = results["arms"]
+    found = [_columns_of(arm) for arm in arms]
+    keys = list(dict.fromkeys(key for columns in found for key in columns))
+    keys.sort(key=lambda key: (list(HELD).index(key[0]), key[1] == AVERAGE))
+    best = {key: _best(columns.get(key) for columns in found) for key in keys}
+    rows = [
+        [
+            Cell(arm["name"]),
+            *(_score(columns.get(key), best[key]) for key in keys),
+            Cell(percent(arm["step_fraction"])),
+            Cell(percent(arm["loss_token_fraction"])),
+        ]
+        for arm, columns in zip(arms, found, strict=True)
+    ]
+    notes = ["Success in per cent with its 95 % interval. Bold: the highest figure of a column, which is no claim."]
+    if any(cell.flagged for row in rows for cell in row):
+        notes.append(f"{FLAG} Too many episodes were excluded for reasons of infrastructure, or are missing.")
+    names = [arm["name"] for arm in arms]
+    critical = results["verdict"]["critical"]
+    return Table(
+        "Success of the arms",
+        [
+            Column("arm", align="left"),
+            *(Column(name, HELD[held]) for held, name in keys),
+            Column("steps", "trained on, %"),
+            Column("tokens", "trained on, %"),
+        ],
+        rows,
+        notes,
+        names.index(critical) if critical in names else None,
+    )
+
+
+def verdict_table(results: Mapping[str, Any]) -> Table:
+    """The critical arm's difference from each rival, in points, by environment and group."""
+    statements = results["verdict"]["statements"]
+    rivals = list(dict.fromkeys(s["against"] for s in statements))
+    scopes = dict.fromkeys((s["held"], s["scope"]) for s in statements)
+    by_place = {(s["scope"], s["against"]): s for s in statements}
+    rows = [
+        [Cell(scope), Cell(HELD[held]), *(_difference(by_place.get((scope, rival))) for rival in rivals)]
+        for held, scope in scopes
+    ]
+    columns = [Column("environment", align="left"), Column("", align="left"), *(Column(f"against {r}") for r in rivals)]
+    notes = [results["verdict"]["method"]]
+    return Table(f"What {results['verdict']['critical']} gains, in points of success", columns, rows, notes)
+
+
+def _difference(statement: Mapping[str, Any] | None) -> Cell:
+    if statement is None:
+        return Cell(percent(None))
+    low, high = statement["ci95"]
+    word = "no difference shown" if statement["outcome"] == "none" else statement["outcome"]
+    return Cell(points(statement["difference"]), f"[{points(low)}, {points(high)}]", tone=word)
+
+
+def detail_table(results: Mapping[str, Any]) -> Table:
+    """Every cell's counts: episodes, tasks, success, reward and progress, and what was excluded and why."""
+    rows = []
+    for arm in results["arms"]:
+        for cell in arm["environments"]:
+            excluded = ", ".join(f"{n} {cause}" for cause, n in sorted(cell["excluded"].items()) if n)
+            rows.append(
+                [
+                    Cell(arm["name"]),
+                    Cell(cell["env"]),
+                    Cell(str(cell["n"])),
+                    Cell(str(cell["distinct_tasks"])),
+                    Cell(percent(cell["success"]), _limits(cell["ci95"]), flagged=cell["flagged"]),
+                    Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
+                    Cell(_figure(cell["progress"])),
+                    Cell(excluded or "none"),
+                ]
+            )
+    titles = ("episodes", "tasks", "success", "reward", "progress")
+    columns = [Column("arm", align="left"), Column("environment", align="left"), *map(Column, titles)]
+    return Table("Every cell", [*columns, Column("excluded", align="left")], rows)
+
+
+def selector_table(results: Mapping[str, Any]) -> Table:
+    """How well each selector finds the steps that the expert marked."""
+    rows = []
+    for row in results["selectors"]:
+        failed = f"{row['errors']} failed" if row["errors"] else ""
+        rows.append(
+            [
+                Cell(row["name"]),
+                *(Cell(_figure(row[key])) for key in ("precision", "recall", "f1")),
+                Cell(percent(row["requested"])),
+                Cell(percent(row["actual"])),
+                Cell(str(row["trajectories"]), failed),
+            ]
+        )
+    names = [row["name"] for row in results["selectors"]]
+    critical = results["verdict"]["critical"]
+    return Table(
+        "Selectors against the expert's own marks",
+        [
+            Column("selector", align="left"),
+            *(Column(title, "against gold") for title in ("precision", "recall", "F1")),
+            Column("asked", "steps, %"),
+            Column("chosen", "steps, %"),
+            Column("trajectories"),
+        ],
+        rows,
+        ["Gold is the expert's uncut annotation; a budget below its length caps recall."],
+        names.index(critical) if critical in names else None,
+    )
+
+
+def overlap_table(results: Mapping[str, Any]) -> Table:
+    """Test tasks that were trained on, if any."""
+    keys = ("train_tasks", "test_tasks", "shared_ids", "shared_first_observations", "distinct_first_observations")
+    titles = (("train", "tasks"), ("test", "tasks"), ("by id", "test tasks seen in training"))
+    columns = [
+        Column("environment", align="left"),
+        *(Column(title, group) for title, group in titles),
+        Column("by first observation", "test tasks seen in training"),
+        Column("distinct first observations of test tasks"),
+    ]
+    rows = [[Cell(row["env"]), *(Cell(str(row[key])) for key in keys)] for row in results["checks"]]
+    return Table("Training and test tasks", columns, rows, ["Different tasks may open with the same words."])
+
+
+def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
+    """Prints the headline, the arms and the selectors."""
+    console = console or Console()
+    for table in (success_table(results), selector_table(results)):
+        if table.rows:
+            console.print(to_rich(table), *table.notes, sep="\n", end="\n\n")
+    for sentence in results["verdict"]["headline"]:
+        console.print(Text(sentence, "bold"))
+    for sentence in results["verdict"]["caveats"]:
+        console.print(Text(sentence, "dim"))
+
+
+def to_rich(table: Table) -> RichTable:
+    """A table for the terminal: groups stand above their columns, best cells are bold."""
+    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
+    groups = [column.group for column in table.columns]
+    for i, column in enumerate(table.columns):
+        group = column.group if i == 0 or groups[i - 1] != column.group else ""
+        heading = Text(f"{group}\n{column.title}" if any(groups) else column.title)
+        shown.add_column(heading, justify="left" if column.align == "left" else "right")
+    for i, row in enumerate(table.rows):
+        shown.add_row(*map(_rich_cell, row), style="cyan" if i == table.strong else None)
+    return shown
+
+
+def _rich_cell(cell: Cell) -> Text:
+    text = Text(cell.text, "bold" if cell.best else "")
+    if cell.flagged:
+        text.append(FLAG)
+    if cell.note:
+        text.append(f" {cell.note}", "dim")
+    return text
+
+
+_Key = tuple[str, str]
+
+
+def _columns_of(arm: Mapping[str, Any]) -> dict[_Key, Mapping[str, Any]]:
+    """An arm's cells by (held, title): environments, then their average, held in before held out."""
+    found: dict[_Key, Mapping[str, Any]] = {}
+    for held in HELD:
+        found.update(((held, cell["env"]), cell) for cell in arm["environments"] if cell["held"] == held)
+        found.update(((held, AVERAGE), mean) for mean in arm["averages"] if mean["held"] == held)
+    return found
+
+
+def _best(cells: Iterable[Mapping[str, Any] | None]) -> float | None:
+    """The highest success, or None where there is nothing to compare."""
+    known = [cell["success"] for cell in cells if cell and cell["success"] is not None]
+    return max(known) if len(set(known)) > 1 else None
+
+
+def _score(cell: Mapping[str, Any] | None, best: float | None) -> Cell:
+    if cell is None or cell["success"] is None:
+        return Cell(percent(None), flagged=bool(cell and cell.get("flagged")))
+    success = cell["success"]
+    return Cell(percent(success), _limits(cell["ci95"]), success == best, cell.get("flagged", False))
+
+
+def _limits(pair: Sequence[float] | None) -> str:
+    return f"[{limits(pair)}]" if pair else ""
+
+
+def _figure(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"

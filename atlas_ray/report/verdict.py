@@ -1,0 +1,176 @@
+"""Does training on critical steps help? Sentences computed from numbers, never claiming more than the interval.
+
+Flows in: the arms' episodes; flows out: one statement per comparison (environment or group), a headline, caveats. All
+arms play the same tasks, so differences are taken task by task.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from atlas_ray.report.inputs import Arm, ReportInput
+from atlas_ray.report.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
+from atlas_ray.types import Episode
+
+QUESTION = (
+    "Does fine-tuning on the critical steps of expert trajectories make a better agent than no fine-tuning, "
+    "than all steps, than random steps, and than the steps left over?"
+)
+METHOD = (
+    "Difference in success per task, averaged over the tasks that both arms finished; 95 % interval for matched pairs "
+    "(adjusted Wald, Agresti and Min 2005, with Student's quantile). Averages weigh environments equally."
+)
+AGAINST: tuple[str | None, ...] = (None, "all", "random", "complement")
+FEW_TASKS = 30
+
+_GROUPS = {"in": "held-in average", "out": "held-out average"}
+_WORDS = {
+    "better": "{ours} is better than {theirs} on {scope}: {numbers}.",
+    "worse": "{ours} is worse than {theirs} on {scope}: {numbers}.",
+    "none": "No difference between {ours} and {theirs} is shown here on {scope}: {numbers}.",
+}
+
+
+def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The verdict on the critical arm.
+
+    Args:
+        given: The records.
+        arms: The same arms as `results.json` shows them, for what must be said about exclusions.
+
+    Returns:
+        question, critical, method, headline (sentences), statements (one per comparison), caveats (sentences).
+    """
+    ours = next((arm for arm in given.arms if arm.name == given.critical), None)
+    rivals = [arm for arm in given.arms if arm.selector in AGAINST and arm.name != given.critical]
+    statements = [s for rival in rivals for s in _compare(given, ours, rival)] if ours else []
+    return {
+        "question": QUESTION,
+        "critical": given.critical,
+        "method": METHOD,
+        "headline": _headline(given, statements, {arm.name: arm.selector for arm in rivals}),
+        "statements": statements,
+        "caveats": [*_caveats(given, statements), *_excluded(arms)],
+    }
+
+
+def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, Any]]:
+    """Statements on one rival: each environment, then each group of two or more."""
+    left, right = _successes(ours.episodes), _successes(theirs.episodes)
+    for held, group in _GROUPS.items():
+        parts: dict[str, tuple[Interval, int]] = {}
+        for env in (name for name, spec in given.specs.items() if spec.held == held):
+            common = sorted(left[env].keys() & right[env].keys())
+            if common:
+                parts[env] = paired_difference([left[env][task] - right[env][task] for task in common]), len(common)
+        if len(parts) > 1:
+            parts[group] = average([found for found, _ in parts.values()]), sum(n for _, n in parts.values())
+        for scope, (found, tasks) in parts.items():
+            said = {"arm": ours.name, "against": theirs.name, "scope": scope, "held": held, **_outcome(found, tasks)}
+            yield {**said, "sentence": _sentence(said)}
+
+
+def _successes(episodes: Sequence[Episode]) -> Mapping[str, Mapping[str, float]]:
+    """Share of successes by environment and task; infrastructure failures say nothing."""
+    samples: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
+    for episode in episodes:
+        if not episode.stop_reason.is_infrastructure:
+            samples[episode.env][episode.item_id].append(episode.success)
+    found: dict[str, dict[str, float]] = defaultdict(dict)
+    for env, tasks in samples.items():
+        found[env] = {task: fmean(successes) for task, successes in tasks.items()}
+    return found
+
+
+def _outcome(found: Interval, tasks: int) -> dict[str, Any]:
+    outcome = "better" if found.low > 0 else "worse" if found.high < 0 else "none"
+    return {"tasks": tasks, "difference": found.value, "ci95": found.limits, "outcome": outcome}
+
+
+def _sentence(said: Mapping[str, Any]) -> str:
+    return _WORDS[said["outcome"]].format(
+        ours=said["arm"],
+        theirs=said["against"],
+        scope=f"the {said['scope']}" if said["scope"] in _GROUPS.values() else said["scope"],
+        numbers=_numbers(said, with_tasks=True),
+    )
+
+
+def _numbers(said: Mapping[str, Any], *, with_tasks: bool = False) -> str:
+    low, high = said["ci95"]
+    includes = "" if low > 0 or high < 0 else " includes 0"
+    tasks = f"; {said['tasks']} task{'s' * (said['tasks'] != 1)}" if with_tasks else ""
+    return f"{points(said['difference'])} points (95 % interval {points(low)} to {points(high)}{includes}{tasks})"
+
+
+def _headline(
+    given: ReportInput, statements: Sequence[Mapping[str, Any]], selectors: Mapping[str, str | None]
+) -> list[str]:
+    """A sentence for each group of environments, and one on random steps: the control that matters most."""
+    if not statements:
+        return [f"No arm `{given.critical}` and rival of it played the same tasks, so nothing can be said."]
+    sentences = []
+    for held, name in (("in", "held-in"), ("out", "held-out")):
+        deciding = [s for s in statements if s["held"] == held and _decides(s, statements)]
+        if not deciding:
+            continue
+        by = {o: [s["against"] for s in deciding if s["outcome"] == o] for o in ("better", "worse", "none")}
+        parts = [f"{word} than {listed(by[o])}" for o, word in (("better", "better"), ("worse", "worse")) if by[o]]
+        scope = deciding[0]["scope"]
+        where = f"On the {name} environments" if scope == _GROUPS[held] else f"On {scope} ({name})"
+        said = f"{where}, {given.critical} is {' and '.join(parts)}" if parts else where
+        if by["none"]:
+            said += f"{';' if parts else ','} no difference from {listed(by['none'])} is shown"
+        sentences.append(said + ".")
+        sentences += [_on_random(s, name) for s in deciding if selectors[s["against"]] == "random"]
+    return sentences
+
+
+def _decides(statement: Mapping[str, Any], statements: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a statement sums up its group: the average where there is one, else the only environment."""
+    group = _GROUPS[statement["held"]]
+    pooled = any(s["scope"] == group and s["against"] == statement["against"] for s in statements)
+    return not pooled or statement["scope"] == group
+
+
+def _on_random(statement: Mapping[str, Any], name: str) -> str:
+    ours, theirs = statement["arm"], statement["against"]
+    numbers = _numbers(statement)
+    if statement["outcome"] == "better":
+        return f"On {name} tasks, {ours} beats random steps ({theirs}): {numbers}."
+    if statement["outcome"] == "worse":
+        return f"On {name} tasks, {ours} does worse than random steps ({theirs}): {numbers}."
+    return (
+        f"On {name} tasks, {ours} does not beat random steps ({theirs}) here: {numbers}. "
+        "That the choice of critical steps helps is not shown."
+    )
+
+
+def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    if len(set(given.seeds)) <= 1:
+        yield (
+            "Every arm was trained once. The intervals cover the choice of test tasks, not the luck of training: "
+            "another seed may move an arm by more."
+        )
+    if len(statements) > 1:
+        yield (
+            f"{len(statements)} comparisons are made, each with its own 95 % interval. Were there no true difference "
+            f"at all, up to {0.05 * len(statements):.1g} of them would be expected to exclude 0 by chance."
+        )
+    small = {s["scope"]: s["tasks"] for s in statements if s["scope"] in given.specs and s["tasks"] < FEW_TASKS}
+    if small:
+        counts = listed([f"{scope} {tasks}" for scope, tasks in small.items()])
+        few = f"; below {MIN_TASKS} tasks nothing is decided" if min(small.values()) < MIN_TASKS else ""
+        yield f"Few tasks ({counts}): only large differences can show{few}."
+
+
+def _excluded(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    flagged = [f"{arm['name']} on {cell['env']}" for arm in arms for cell in arm["environments"] if cell["flagged"]]
+    if flagged:
+        yield (
+            f"Too many episodes failed for reasons of infrastructure and are excluded, so read with care: "
+            f"{listed(flagged)}."
+        )

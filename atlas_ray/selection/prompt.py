@@ -1,0 +1,94 @@
+"""The selector's prompt (paper section 3.2, App. D.1): a versioned template, and a conversation with labelled steps.
+
+Flows in: a trajectory and the most steps that may be chosen; flows out: chat messages.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import SandboxedEnvironment
+
+from atlas_ray.errors import UserError
+from atlas_ray.types import Trajectory
+
+DEFAULT = "critical_steps_v1.j2"
+# What could pass for our own labels and tags inside a conversation.
+_IMITATION = re.compile(r"\[(\s*(?:step|environment|agent|system)\b[^\[\]\n]*)\]|<(/?conversation)>", re.IGNORECASE)
+_SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
+
+ChatMessages = list[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A template with the variables `max_steps`, `n_steps` and `conversation`.
+
+    Its blocks `system` and `user` become the two messages; a template without blocks is one user message.
+
+    Attributes:
+        hash: Digest of the template's text; stands in every record.
+    """
+
+    template: Template
+    hash: str
+
+    def messages(self, trajectory: Trajectory, max_steps: int) -> ChatMessages:
+        """The chat messages that ask for at most `max_steps` critical steps of a trajectory."""
+        values = {
+            "max_steps": max_steps,
+            "n_steps": len(trajectory.steps),
+            "conversation": conversation(trajectory),
+        }
+        try:
+            if "user" not in self.template.blocks:
+                return [{"role": "user", "content": self.template.render(values)}]
+            context = self.template.new_context(values)
+            return [
+                {"role": role, "content": "".join(self.template.blocks[role](context)).strip()}
+                for role in ("system", "user")
+                if role in self.template.blocks
+            ]
+        except TemplateError as error:
+            raise _unusable(self.template.filename, error) from None
+
+
+def load_prompt(file: str | None = None) -> Prompt:
+    """The prompt of the package, or the user's own.
+
+    Raises:
+        UserError: If the file cannot be read, is no valid template, or does not show the conversation.
+    """
+    try:
+        if file is None:
+            text = (resources.files("atlas_ray.selection") / "prompts" / DEFAULT).read_text(encoding="utf-8")
+        else:
+            text = Path(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise _unusable(file, error) from None
+    try:
+        template = SandboxedEnvironment(undefined=StrictUndefined, keep_trailing_newline=False).from_string(text)
+    except TemplateError as error:
+        raise _unusable(file, error) from None
+    if not re.search(r"\bconversation\b", text):
+        raise UserError(f"the prompt {file} never shows the conversation", "write {{ conversation }} where it belongs")
+    return Prompt(template, hashlib.sha256(text.encode()).hexdigest()[:16])
+
+
+def conversation(trajectory: Trajectory) -> str:
+    """The trajectory as text, each step labelled `[Step n]`; labels that its own text imitates lose their brackets."""
+    numbers = {step.position: step.index for step in trajectory.steps}
+    parts = []
+    for position, message in enumerate(trajectory.messages):
+        label = f"Step {numbers[position]}" if position in numbers else _SPEAKER[message.role]
+        parts.append(f"[{label}]\n" + _IMITATION.sub(r"(\1\2)", message.content))
+    return "\n\n".join(parts)
+
+
+def _unusable(file: str | None, error: Exception) -> UserError:
+    return UserError(f"the prompt {file or DEFAULT} cannot be used: {error}", "mend selector.prompt_file")

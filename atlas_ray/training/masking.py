@@ -1,0 +1,129 @@
+"""The mask: which tokens of a trajectory carry loss (paper section 3.3).
+
+Flows in: a trajectory and its chosen steps; flows out: token ids and a mask. The loss falls on the tokens of the chosen
+steps' thoughts and actions and on their end of turn; all other tokens, unchosen steps among them, are context only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_ray.errors import DataError
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One trajectory as a model sees it in training, cut behind the last token that carries loss.
+
+    Attributes:
+        ids: int32, (length,); empty where nothing carries loss.
+        loss_mask: bool, (length,); True where the token itself is a target, predicted from all before it.
+        steps: |tau|, before any cut.
+        steps_chosen: Steps chosen, those lost included.
+        steps_lost: Chosen steps that end behind the length limit.
+        step_tokens: Tokens of all steps, chosen or not, before any cut.
+    """
+
+    trajectory_id: str
+    ids: NDArray[np.int32]
+    loss_mask: NDArray[np.bool_]
+    steps: int
+    steps_chosen: int
+    steps_lost: int
+    step_tokens: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.ids)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int(self.loss_mask.sum())
+
+
+def training_example(
+    trajectory: Trajectory, chosen_steps: Collection[int] | None, chat: ChatFormat, max_length: int
+) -> Example:
+    """Renders a trajectory and marks the tokens of its chosen steps.
+
+    What follows the last chosen step is left out: under causal attention it changes nothing. A chosen step that ends
+    behind `max_length` tokens is lost as a whole, for half a step teaches no end of turn.
+
+    Args:
+        chosen_steps: Steps from 1; None chooses all.
+
+    Raises:
+        DataError: If a chosen step does not exist.
+        UserError: If the chat template cannot be masked.
+    """
+    steps = trajectory.steps
+    chosen = set(range(1, len(steps) + 1) if chosen_steps is None else chosen_steps)
+    if unknown := sorted(chosen - {step.index for step in steps}):
+        raise DataError(
+            f"trajectory {trajectory.id} has {len(steps)} steps, but steps {unknown} are chosen",
+            "make the selection from the same data",
+        )
+    rendered = chat.render(trajectory.messages)
+    spans = {step.index: span for step in steps if (span := rendered.spans[step.position])}
+    kept = [spans[index] for index in chosen if spans[index][1] <= max_length]
+    length = max((end for _, end in kept), default=0)
+    loss_mask = np.zeros(length, dtype=bool)
+    for start, end in kept:
+        loss_mask[start:end] = True
+    return Example(
+        trajectory_id=trajectory.id,
+        ids=np.array(rendered.ids[:length], dtype=np.int32),
+        loss_mask=loss_mask,
+        steps=len(steps),
+        steps_chosen=len(chosen),
+        steps_lost=len(chosen) - len(kept),
+        step_tokens=sum(end - start for start, end in spans.values()),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStatistics:
+    """What a set of examples holds; counts are sums over trajectories.
+
+    Attributes:
+        trajectories: Those looked at.
+        dropped: Those of them where nothing carries loss.
+        steps_lost: Chosen steps behind the length limit.
+        step_fraction: Steps trained on, of all steps.
+        loss_token_fraction: Tokens that carry loss, of the tokens of all steps.
+        tokens: Tokens that go through the model in one epoch, padding not counted.
+    """
+
+    trajectories: int
+    dropped: int
+    steps: int
+    steps_lost: int
+    step_fraction: float
+    loss_tokens: int
+    loss_token_fraction: float
+    tokens: int
+
+    @classmethod
+    def of(cls, examples: Collection[Example]) -> MaskStatistics:
+        """Sums up."""
+        steps = sum(e.steps for e in examples)
+        steps_lost = sum(e.steps_lost for e in examples)
+        loss_tokens = sum(e.loss_tokens for e in examples)
+        return cls(
+            trajectories=len(examples),
+            dropped=sum(e.loss_tokens == 0 for e in examples),
+            steps=steps,
+            steps_lost=steps_lost,
+            step_fraction=(sum(e.steps_chosen for e in examples) - steps_lost) / max(1, steps),
+            loss_tokens=loss_tokens,
+            loss_token_fraction=loss_tokens / max(1, sum(e.step_tokens for e in examples)),
+            tokens=sum(e.length for e in examples),
+        )
