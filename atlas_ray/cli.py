@@ -299,10 +299,14 @@ def _say(folder: Any, what: str) -> None:
     typer.echo(f"{what}: {folder.uri} ({figures})")
 
 
-def main() -> None:
-    """Runs the command; errors are sentences, exit code 2 for the user's mistakes and 1 for failures."""
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command; errors are sentences, exit code 2 for the user's mistakes and 1 for failures.
+
+    Args:
+        arguments: The command line without the program's name; this process's own where None.
+    """
     try:
-        app()
+        app(arguments)
     except AtlasError as error:
         if os.environ.get("ATLAS_VERBOSE"):
             raise

@@ -105,7 +105,6 @@ def test_other_formats_give_the_same_conversation(tmp_path, row, suffix):
         ("OK", False),
         ("Ok.", False),
         ("OK. I'll follow your instructions and try my best to solve the task.", False),
-        ("Understood!", False),
         ("Okay, Action: move up", True),
         ("Thought: OK\nAction: move up", True),
         ("look around", True),
@@ -175,23 +174,15 @@ def test_a_folder_is_read_in_order_of_names_and_ids_stay_unique(tmp_path):
         ("pick_and_place_simple-Mug-None-Shelf-1/trial_T2019", "alfworld"),
         ("look_at_obj_in_light-Book-None-DeskLamp-3", "alfworld"),
         ("pick_two_obj_and_place-A-B", "alfworld"),
-        ("webshop_5238", "webshop"),
-        ("textcraft_1", "textcraft"),
-        ("sciworld_1", "sciworld"),
-        ("babyai_1", "babyai"),
-        ("weather_1", "weather"),
-        ("movie_1", "movie"),
-        ("todo_1", "todo"),
-        ("academia_1", "academia"),
-        ("sheet_1", "sheet"),
-        ("blocksworld_1", "blocksworld"),
+        *((f"{name}_5238", name) for name in ("webshop", "textcraft", "sciworld", "babyai", "weather", "blocksworld")),
+        *((f"{name}_0", name) for name in ("movie", "todo", "academia", "sheet")),
     ],
 )
 def test_the_environment_follows_from_the_item_id(item_id, env):
     assert environment_of(item_id) == env
 
 
-BROKEN = [
+BROKEN: list[tuple[Any, str]] = [
     (3, "the row is not an object but a number"),
     (None, "the row is not an object but null"),
     ({"conversations": []}, "no item_id"),
@@ -252,8 +243,7 @@ def test_a_broken_row_is_rejected_with_its_reason(tmp_path, suffix):
 )
 def test_openai_rows_that_are_no_plain_text(tmp_path, turn, reason):
     row = {"item_id": "maze_1", "messages": [{"role": "user", "content": "Play."}, turn]}
-    found, [entry] = read(write(tmp_path / "a.jsonl", [row]))
-    assert found == []
+    _, [entry] = read(write(tmp_path / "a.jsonl", [row]))
     assert entry.reason.startswith(reason)
 
 
@@ -268,9 +258,16 @@ def test_a_truncated_line_costs_one_row(tmp_path):
     assert rejected[2].reason.startswith("unreadable: 'utf-8' codec")
 
 
-def test_a_flagged_row_in_a_sharegpt_file_is_not_taken_for_one(tmp_path):
-    _, [entry] = read(write(tmp_path / "a.json", [SHAREGPT, AGENTTRAJ]))
-    assert (entry.row, entry.reason) == (2, "turn 2 has a loss flag, which ShareGPT has not; set `format: agenttraj`")
+def test_broken_rows_do_not_hide_the_format(tmp_path):
+    empty = {"item_id": "maze_1", "conversations": []}
+    found, rejected = read(write(tmp_path / "a.json", [3, empty, SHAREGPT, AGENTTRAJ]))
+    assert [t.messages for t in found] == [MESSAGES]
+    assert [r.reason for r in rejected][1:] == [
+        "the conversation is empty",
+        "turn 2: an assistant turn has no loss flag",
+    ]
+    _, [entry] = read(write(tmp_path / "a.json", [AGENTTRAJ]), format="sharegpt")
+    assert entry.reason == "turn 2 has a loss flag, which ShareGPT has not; set `format: agenttraj`"
 
 
 @pytest.mark.parametrize(
@@ -297,8 +294,7 @@ def test_a_missing_path_names_the_closest(tmp_path, monkeypatch):
     write(tmp_path / "trajectories.json", [AGENTTRAJ])
     with pytest.raises(UserError, match=r"did you mean .*trajectories\.json"):
         read(tmp_path / "trajectory.json")
-    (tmp_path / "runs").mkdir()
-    (tmp_path / "runs" / "collect").mkdir()
+    (tmp_path / "runs" / "collect").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="did you mean runs/collect"):
         read("runs/colect")
@@ -339,13 +335,14 @@ def test_environments_and_limit(tmp_path):
 
 
 def test_rejected_rows_are_written_or_logged(tmp_path, caplog):
-    path = write(tmp_path / "a.jsonl", [AGENTTRAJ, "{", "\x00"])
-    _, rejected = read(path)
+    path, rejected = write(tmp_path / "a.jsonl", [AGENTTRAJ, "{", "\x00"]), list[Rejected]()
+    rows = iter_trajectories(DataConfig(path=path), rejected)
+    assert (next(rows).item_id, next(rows, None), len(rejected)) == ("lmrlgym_maze_3", None, 2)
     write_rejected(RunFolder(str(tmp_path / "run")), rejected)
     lines = [json.loads(line) for line in (tmp_path / "run" / "rejected.jsonl").read_text().splitlines()]
     assert [(line["file"], line["row"]) for line in lines] == [(path, 2), (path, 3)]
     assert read_trajectories(DataConfig(path=path))
-    assert "2 rows" in caplog.text
+    assert f"2 rows of {path} are unusable; the first: {path}, row 2: not valid JSON" in caplog.text
 
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
@@ -359,8 +356,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         messages += [Message("user", observation), Message("assistant", reply, trainable or n == len(turns))]
     messages += [Message("user", draw(TEXT))] if draw(st.booleans()) else []
     n_steps = sum(m.trainable for m in messages)
-    marks = st.lists(st.sampled_from(range(1, n_steps + 1)), unique=True)
-    ranks = st.integers(1, 9)
+    marks, ranks = st.lists(st.sampled_from(range(1, n_steps + 1)), unique=True), st.integers(1, 9)
     gold = draw(
         st.none() | marks.map(lambda m: tuple(GoldStep(s, draw(ranks), draw(st.sampled_from(Category))) for s in m))
     )
@@ -370,8 +366,7 @@ def trajectories(draw: st.DrawFn) -> Trajectory:
         )
     )
     reward = draw(st.none() | st.floats(0, 1))
-    task_id = f"{env}/{item_id}"
-    return Trajectory(task_id, env, item_id, tuple(messages), reward, gold)
+    return Trajectory(f"{env}/{item_id}", env, item_id, tuple(messages), reward, gold)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
@@ -388,29 +383,18 @@ def test_what_is_written_reads_back_equal(tmp_path, data):
 
 
 def test_the_written_form_is_agenttrajs():
-    [found] = list(to_agenttraj([to_trajectory(AGENTTRAJ, "agenttraj")]))
-    assert found == AGENTTRAJ
+    assert to_agenttraj([to_trajectory(AGENTTRAJ, "agenttraj")]) == [AGENTTRAJ]
 
 
 def test_statistics():
     marked = AGENTTRAJ | {"gold": [{"step": 1, "rank": 1, "category": "Plan Creation"}]}
-    found = statistics(
-        to_trajectory(row, "agenttraj") for row in (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})
-    )
+    rows = (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})
+    trajectories = [to_trajectory(row, "agenttraj") for row in rows]
+    found = statistics(trajectories)
     maze = found["maze"]
     assert list(found) == ["maze", "todo"]
     assert (maze.trajectories, maze.steps, maze.mean_steps, maze.gold_fraction) == (2, 4, 2.0, 0.5)
     assert (maze.thought_words, maze.action_words, maze.observation_words) == (2, 8, 10)
     assert (maze.duplicates, maze.repeated_tasks, maze.categories[Category.PLAN_CREATION]) == (1, 1, 1)
     assert found["todo"].gold_fraction is None
-    assert statistics_table(found).row_count == 2
-
-
-def test_reading_streams(tmp_path):
-    path = write(tmp_path / "a.jsonl", [AGENTTRAJ, "{"])
-    rejected: list[Rejected] = []
-    rows = iter_trajectories(DataConfig(path=path), rejected)
-    assert next(rows).id == "maze/lmrlgym_maze_3"
-    assert rejected == []
-    assert next(rows, None) is None
-    assert len(rejected) == 1
+    assert statistics_table(trajectories).row_count == 2

@@ -11,7 +11,7 @@ import random
 from collections import deque
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import pick
+from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -140,10 +140,11 @@ class BlocksWorld:
         return self._decide(rng, right, category)
 
     def novice(self, rng: random.Random) -> Decision:
-        """Mostly moves a wrong block where there is a choice."""
+        """Moves a wrong block in many states where there is a choice."""
         category, right, wrong = self._situation()
-        errs = bool(wrong) and category is not None and rng.random() < 0.65
-        return self._decide(rng, wrong[0] if errs else right, category)
+        if wrong and category is not None and errs(rng, 0.4, right, self._goal):
+            right = wrong[0]
+        return self._decide(rng, right, category)
 
     def _observe(self) -> str:
         return ", ".join(f"{b} {_place(below)}" for b, below in zip(BLOCKS, self._state, strict=True)) + "."

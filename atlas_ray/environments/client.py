@@ -1,29 +1,25 @@
 """Plays environments on AgentGym's servers and our own: `HttpSession` behind the one `Session` protocol.
 
-Flows in: tasks and replies; flows out: the same openings and results as in process, or an `EnvironmentFailure`. A
-server that loses an episode (restart, 500, lost answer) gets it back by create, reset and replay, compared turn by turn.
+Flows in: tasks and replies; flows out: the same openings and results as in process, or an `EnvironmentFailure`. An
+episode that a server lost (restart, 500, lost answer) comes back by create, reset and replay, compared turn by turn.
 """
 
 from __future__ import annotations
 
 import asyncio
 import functools
-import math
+import random
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
-from atlas_ray.environments.dialects import DIALECTS, GENERIC, Dialect
 from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, LocalSession, Opening, Session, StepResult
-from atlas_ray.environments.wire import TOKEN_VARIABLE, Fault, Place, Refusal, Wire
-from atlas_ray.environments.wordle import vocabulary_text
+from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task
-
-__all__ = ["TOKEN_VARIABLE", "HttpSession", "Probe", "open_session", "probe"]
 
 RECOVERIES = 2
 PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the second
@@ -35,39 +31,36 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
     """A session with the servers that `config` names for the environment, else with the built-in world.
 
     Raises:
-        UserError: If it has neither, or an address is no URL.
+        UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
-    table.get(spec.name)
-    servers = config.servers.get(spec.name, [])
-    if servers:
-        return HttpSession(spec, servers, config.timeout_s)
-    return LocalSession(spec)
+    for name in config.servers:
+        table.get(name)
+    servers = config.servers.get(spec.name)
+    return HttpSession(spec, servers, config.timeout_s) if servers else LocalSession(spec)
 
 
 class HttpSession:
-    """One episode's connection over HTTP. The server of a task follows from the task's id, whoever asks.
+    """One episode's connection over HTTP. Which server plays a task follows from the task's id alone.
 
     Args:
         spec: The environment.
-        servers: Base addresses; the environment lies at the root or below `/<name>`.
+        servers: Base addresses; the environment lies there or below `/<name>`.
         timeout_s: Of one request.
-        instruction: What opens the conversation; the built-in world's own where not given and there is one.
+        instruction: What opens the conversation; where not given the built-in world's own, if there is one.
+
+    Raises:
+        UserError: If an address is no URL.
     """
 
     def __init__(
         self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0, instruction: str | None = None
     ) -> None:
         for server in servers:
-            if not server.startswith(("http://", "https://")):
-                raise UserError(
-                    f"environments.servers.{spec.name}: {server!r} is no address", "write http://HOST:PORT"
-                )
+            _check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._dialect = DIALECTS.get(spec.name, GENERIC)
         self._instruction = instruction or _instruction(spec)
         self._wire: Wire | None = None
-        self._place: Place | None = None
-        self._id: int | None = None
+        self._lease: Lease | None = None
         self._task: Task | None = None
         self._opening = ""
         self._played: list[tuple[str, StepResult]] = []
@@ -77,71 +70,203 @@ class HttpSession:
 
         Raises:
             UserError: If its item id carries no index.
-            EnvironmentFailure: If no server can.
+            EnvironmentFailure: If the server cannot.
         """
         index = self.spec.index(task.item_id)
-        if self._wire is None:
-            self._wire = Wire.join()
+        self._wire = self._wire or Wire.join()
         self._task, self._played = task, []
-        self._opening = await self._recovering(lambda: self._begin(index), first=0)
+
+        async def begin(attempt: int) -> str:
+            lease = await self._take(attempt)
+            return await lease.reset(index)
+
+        self._opening = await self._persist(begin)
         return Opening(self._instruction, self._opening)
 
     async def step(self, reply: str) -> StepResult:
-        """Plays the action in a model's reply; after `done` the last result again, without a call.
+        """Plays the action in a model's reply; after `done` gives the last result again, without a call.
 
         Raises:
             EnvironmentFailure: If the server fails and recovery does not help, or the replay differs.
         """
-        if self._task is None:
-            raise EnvironmentFailure(f"{self.spec.name}: step before reset")
         last = self._played[-1][1] if self._played else StepResult(self._opening, 0.0, False)
         if last.done:
             return last
         action = self.spec.take_action(reply)
         if action is None:
-            return StepResult(MALFORMED, last.reward, False, last.progress)
+            return StepResult(MALFORMED, last.reward, False)
 
-        async def play() -> StepResult:
-            if self._id is None:
-                await self._restore()
-            return await self._act(action)
+        async def play(attempt: int) -> StepResult:
+            lease = self._lease
+            if lease is None or lease.lost:
+                lease = await self._take(max(1, attempt))
+                await self._replay(lease)
+            return await lease.step(action)
 
-        result = await self._recovering(play, first=0 if self._id is not None else 1)
+        result = await self._persist(play)
         self._played.append((action, result))
         return result
 
     async def close(self) -> None:
-        """Gives the id back for reuse, and the connections with the last session."""
-        wire, self._wire = self._wire, None
-        if wire is None:
-            return
-        if self._place is not None and self._id is not None:
-            wire.give_back(self._place, self._id)
-        self._id = self._task = None
+        """Gives the id back for reuse, and with the last session the connections."""
+        wire, self._wire, self._task = self._wire, None, None
+        self._let_go()
+        if wire is not None:
+            await wire.leave()
+
+    async def _persist(self, work: Callable[[int], Awaitable[T]]) -> T:
+        """Does `work(0)`, and after a fault again on a fresh id.
+
+        Raises:
+            EnvironmentFailure: If that does not help, with the last fault.
+        """
+        for attempt in range(RECOVERIES + 1):
+            try:
+                return await work(attempt)
+            except Fault as fault:
+                where = self._lease.connection.server if self._lease else ", ".join(self._servers)
+                await self._drop()
+                if attempt == RECOVERIES or isinstance(fault, Refusal):
+                    raise EnvironmentFailure(
+                        f"{self.spec.name} at {where}: {fault}", "`atlas doctor` checks every server"
+                    ) from None
+            except asyncio.CancelledError:
+                # the server may still be at the request, so nobody else may have the id
+                self._lease = None
+                raise
+            await asyncio.sleep(PAUSE_SECONDS * 4**attempt)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def _take(self, attempt: int) -> Lease:
+        """An id for the task: the one at hand or a pooled one at first, later a new one, at last on another server."""
+        if self._task is None or self._wire is None:
+            raise EnvironmentFailure(f"{self.spec.name}: a step before any reset", "reset the session first")
+        turn = zlib.crc32(self._task.id.encode(errors="replace")) + max(0, attempt - 1)
+        server = self._servers[turn % len(self._servers)]
+        if self._lease is None or self._lease.lost or self._lease.connection.server != server:
+            self._let_go()
+            connection = self._wire.connection(server, self.spec.name, self._timeout)
+            self._lease = await connection.acquire(fresh=attempt > 0)
+        return self._lease
+
+    async def _replay(self, lease: Lease) -> None:
+        """Brings a fresh id to where the episode was.
+
+        Raises:
+            Fault: If the server fails again.
+            EnvironmentFailure: If the episode does not repeat itself.
+        """
+        assert self._task is not None
+        text = await lease.reset(self.spec.index(self._task.item_id))
+        same = same_text(text, self._opening)
+        for action, before in self._played:
+            if not same:
+                break
+            again = await lease.step(action)
+            same = same_text(again.observation, before.observation)
+            same &= (again.reward, again.done) == (before.reward, before.done)
+        if not same:
+            await self._drop()
+            raise EnvironmentFailure(
+                f"{self.spec.name} at {lease.connection.server} lost the episode, and its replay differs",
+                "`atlas doctor` tells whether the server repeats itself",
+            )
+
+    async def _drop(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            await lease.drop()
+
+    def _let_go(self) -> None:
+        lease, self._lease = self._lease, None
+        if lease is not None:
+            lease.give_back()
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """What one server can do for one environment, in words for a table; "-" where it was not reached.
+
+    Attributes:
+        ok: Whether it can be used at all; a replay that differs does not forbid it.
+        tasks: Whether an id and task 0 were to be had, else why not.
+        replay: Whether task 0 and a few actions gave the same texts and rewards twice.
+    """
+
+    ok: bool = False
+    reachable: str = "-"
+    tasks: str = "-"
+    replay: str = "-"
+
+
+async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
+    """Tries one server: an id, task 0, a short prefix, and the same again on another id.
+
+    Raises:
+        UserError: If the environment is unknown, or the address is no URL.
+    """
+    spec = table.get(name)
+    _check_address(name, url)
+    wire = Wire.join()
+    connection, leases = wire.connection(url.rstrip("/"), name, timeout_s), list[Lease]()
+    found = Probe()
+    try:
+        once: list[tuple[str, float]] = []
+        for _ in range(2):
+            leases.append(await connection.acquire(fresh=True))
+            found = replace(found, reachable="yes")
+            turns = [(await leases[-1].reset(0), 0.0)]
+            found = replace(found, ok=True, tasks="yes")
+            turns += await _play(leases[-1], spec)
+            once = once or turns
+        same = [same_text(a, b) and r == s for (a, r), (b, s) in zip(once, turns, strict=False)]
+        return replace(found, replay="exact" if all(same) and len(once) == len(turns) else "differs")
+    except Fault as fault:
+        if not fault.answered:
+            return replace(found, ok=False, reachable=f"no: {fault}")
+        key = "replay" if found.ok else "tasks"
+        return replace(found, ok=False, reachable="yes", **{key: f"no: {fault}"})
+    finally:
+        await asyncio.gather(*(lease.drop() for lease in leases))
         await wire.leave()
 
-    async def _recovering(self, work: Callable[[], Awaitable[T]], first: int) -> T:
-        """Does `work`; after a fault with a fresh id, on the next server, a few times."""
-        for attempt in range(first, RECOVERIES + 1):
-            self._choose(attempt)
-            try:
-                return await work()
-            except (Fault, asyncio.CancelledError) as fault:
-                # whatever happened to the request, the id's state is unknown
-                await self._drop()
-                if not isinstance(fault, Fault):
-                    raise
-                if attempt == RECOVERIES or isinstance(fault, Refusal):
-                    raise self._failure(str(fault)) from None
-            await asyncio.sleep(PAUSE_SECONDS * 4**attempt)
-        raise AssertionError("unreachable")
 
-    def _choose(self, attempt: int) -> None:
-        """Points at the task's server, or at a later one after failures; an id elsewhere goes back."""
-        assert self._task is not None and self._wire is not None
-        server = self._servers[(zlib.crc32(self._task.id.encode()) + attempt) % len(self._servers)]
-        if self._place is not None and self._place.server == server:
-            return
-        if self._id is not None and self._place is not None:
-            self._wire.give_back(self._place, self._id)
-        self._place, self._id = self._wire.place(server, self.spec.name, self._timeout), None
+async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:
+    """A few turns of task 0."""
+    turns = []
+    for reply in _prefix(spec):
+        result = await lease.step(spec.take_action(reply) or "")
+        turns.append((result.observation, result.reward))
+        if result.done:
+            break
+    return turns
+
+
+def _check_address(name: str, server: str) -> None:
+    if not server.startswith(("http://", "https://")):
+        raise UserError(f"the server {server!r} of {name} is no address", "write http://HOST:PORT")
+
+
+def same_text(one: str, other: str) -> bool:
+    """Whether two observations agree but for the order of their lines."""
+    return sorted(one.splitlines()) == sorted(other.splitlines())
+
+
+def _prefix(spec: EnvironmentSpec) -> list[str]:
+    """A few replies that move something where the server plays our own world, and that any server answers."""
+    if spec.world is None:
+        return ["Action: look around", "Action: inventory"]
+    world, replies = spec.world(), list[str]()
+    world.reset(0)
+    for _ in range(3):
+        replies.append(world.expert(random.Random(0)).reply)
+        if world.step(spec.take_action(replies[-1]) or "").done:
+            break
+    return replies
+
+
+@functools.cache
+def _instruction(spec: EnvironmentSpec) -> str:
+    if spec.world is not None:
+        return spec.world().reset(0).instruction
+    return f"You act in the environment {spec.name}. Answer with a Thought: line and an Action: line."

@@ -12,7 +12,7 @@ import hmac
 import ipaddress
 import itertools
 import json
-import logging
+import random
 import signal
 import time
 from collections.abc import Awaitable, Callable
@@ -22,12 +22,10 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError, create_model
 
 from atlas_ray.environments import table
-from atlas_ray.environments.client import TOKEN_VARIABLE
 from atlas_ray.environments.dialects import DIALECTS, GENERIC
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World
+from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import UserError
-
-_log = logging.getLogger(__name__)
 
 MAX_BODY = 2**20
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
@@ -73,6 +71,7 @@ def serve(names: list[str], host: str = "127.0.0.1", port: int = 0, token: str |
     Raises:
         UserError: As `create_app`; if the address cannot be bound; if others could connect without a token.
     """
+    token = token or None
     if token is None and not _is_loopback(host):
         raise UserError(
             f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
@@ -128,7 +127,8 @@ class _Desk:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
         self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
-        self._ids = itertools.count()
+        # ids never recur after a restart, or a client could go on in somebody else's episode
+        self._ids = itertools.count(random.SystemRandom().randrange(2**31))
         self._episodes: dict[int, _Episode] = {}
         self._reset_form = create_model("Reset", id=(int, ...), **{self._dialect.index_key: (int, ...)})  # type: ignore[call-overload]
 
@@ -289,14 +289,11 @@ async def _health(_: web.Request) -> web.StreamResponse:
 
 @web.middleware
 async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors outside the endpoints in FastAPI's form; a crash is one line in the log and a bare 500."""
+    """Errors outside the endpoints in FastAPI's form."""
     try:
         return await handler(request)
     except web.HTTPException as error:
         return web.json_response({"detail": error.reason}, status=error.status)
-    except Exception:
-        _log.exception("%s %s failed", request.method, request.path)
-        return web.Response(text="Internal Server Error", status=500)
 
 
 def _guard(token: str | None) -> Any:

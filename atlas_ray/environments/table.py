@@ -27,7 +27,7 @@ _ROWS = (
     EnvironmentSpec("textcraft", "in", 20, "success", "single", world=TextCraft, n_train=500, n_test=_N_TEST),
     EnvironmentSpec("weather", "in", 10, "success", "whole"),
     EnvironmentSpec(
-        "maze", "in", 15, "success", "first", world=Maze, n_train=len(maze.tasks()) - _N_TEST, n_test=_N_TEST
+        "maze", "in", 15, "success", "first", world=Maze, n_train=len(maze.tasks()) - 70, n_test=70
     ),
     EnvironmentSpec("movie", "in", 12, "success", "whole"),
     EnvironmentSpec("todo", "in", 15, "success", "whole"),

@@ -1,7 +1,8 @@
-"""Looking a built-in task up by its index."""
+"""What the built-in worlds share: looking a task up by its index, and a novice's misconceptions."""
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -19,3 +20,17 @@ def pick(tasks: Sequence[T], index: int, env: str) -> T:
     if not 0 <= index < len(tasks):
         raise UserError(f"{env} has no task {index}", f"its tasks are {env}_0 to {env}_{len(tasks) - 1}")
     return tasks[index]
+
+
+def errs(rng: random.Random, share: float, *situation: object) -> bool:
+    """Whether a novice errs in a decisive situation.
+
+    A novice holds misconceptions: it nearly always errs in a fixed share of situations and nearly never in the rest.
+    Errors spread evenly would leave the right action the likeliest one, and a model trained on them nearly an expert.
+
+    Args:
+        share: Share of situations that the novice misjudges.
+        *situation: What the novice goes by.
+    """
+    misjudged = random.Random(f"novice/{situation}").random() < share
+    return rng.random() < (0.85 if misjudged else 0.05)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import pick
+from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -216,12 +216,12 @@ class TextCraft:
         return self._decide(rng, job, category)
 
     def novice(self, rng: random.Random) -> Decision:
-        """Knows the obvious next jobs, but mostly gets wrong amounts, crafts too soon and checks too often."""
+        """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
-        if category is None or rng.random() >= 0.88:
+        if category is None or not errs(rng, 0.4, job.verb, job.item):
             return decision
-        if rng.random() < 0.3:
+        if rng.random() < 0.2:
             return Decision(rng.choice(_CHECK), "inventory", category, decision.weight)
         return Decision(decision.thought, self._wrong(rng, job), category, decision.weight)
 

@@ -26,6 +26,7 @@ INK, MUTED, LINE, ACCENT, PAPER = _COLOURS
 _WIDTH = 3.75
 _ROW = 0.255
 _NAME = 16
+_Dot = tuple[float, Mapping[str, Any], str]
 _STYLE = {
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans"],
@@ -166,7 +167,7 @@ def _rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _scatter(dots: Sequence[tuple[float, Mapping[str, Any], str]], critical: str) -> Figure:
+def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
     figure = Figure(figsize=(_WIDTH, 2.9))
     axes = figure.add_axes((0.13, 0.17, 0.84, 0.80))
     axes.set_xlim(-4, 107)
@@ -177,15 +178,36 @@ def _scatter(dots: Sequence[tuple[float, Mapping[str, Any], str]], critical: str
     axes.set_ylabel("success, %")
     _bare(axes)
     axes.grid()
-    heights = _spread([100 * score["success"] for _, score, _ in dots], 6.2)
-    for (x, score, name), place in zip(dots, heights, strict=True):
-        colour, y = (ACCENT if name == critical else INK), 100 * score["success"]
+    for x, score, name in dots:
+        colour = ACCENT if name == critical else INK
         axes.plot([x, x], [100 * limit for limit in score["ci95"]], color=colour, linewidth=1.2, alpha=0.3)
-        axes.plot([x], [y], "o", color=colour, markersize=5.5)
-        side = -1 if x > 75 else 1
-        axes.plot([x + side * 1.6, x + side * 5], [y, place], color=LINE, linewidth=0.8)
-        axes.text(x + side * 5.5, place, _short(name), va="center", ha="left" if side > 0 else "right", color=colour)
+        axes.plot([x], [100 * score["success"]], "o", color=colour, markersize=5.5, zorder=3 + (name == critical))
+    for cluster in _clusters(dots):
+        side = -1 if cluster[0][0] > 75 else 1
+        at = max(side * x for x, _, _ in cluster) * side + 7 * side
+        heights = _spread([100 * score["success"] for _, score, _ in cluster], 6.4)
+        for (x, score, name), height in zip(cluster, heights, strict=True):
+            colour = ACCENT if name == critical else INK
+            axes.plot(
+                [x + 1.8 * side, at - 0.8 * side],
+                [100 * score["success"], height],
+                color=MUTED,
+                linewidth=0.6,
+                alpha=0.5,
+            )
+            axes.text(at, height, _short(name), va="center", ha="left" if side > 0 else "right", color=colour)
     return figure
+
+
+def _clusters(dots: Sequence[_Dot]) -> list[list[_Dot]]:
+    """Neighbours along the axis, whose labels stand in one column beside them."""
+    found: list[list[_Dot]] = []
+    for dot in sorted(dots, key=lambda dot: dot[0]):
+        if found and dot[0] - found[-1][-1][0] < 14:
+            found[-1].append(dot)
+        else:
+            found.append([dot])
+    return found
 
 
 def _spread(heights: Sequence[float], gap: float) -> list[float]:

@@ -35,6 +35,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
         A dict that JSON can hold; floats are rounded to 6 digits.
     """
     arms = [_arm(arm, given) for arm in given.arms]
+    checks = overlap(given.trajectories, chain.from_iterable(arm.episodes for arm in given.arms))
     return _rounded(
         {
             "schema_version": SCHEMA_VERSION,
@@ -45,8 +46,8 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
             "arms": arms,
             "selectors": list(_selectors(given)),
-            "checks": overlap(given.trajectories, chain.from_iterable(arm.episodes for arm in given.arms)),
-            "verdict": judge(given, arms),
+            "checks": checks,
+            "verdict": judge(given, arms, checks),
             "seconds": dict(given.seconds),
         }
     )

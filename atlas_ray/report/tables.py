@@ -15,6 +15,7 @@ from rich.table import Table as RichTable
 from rich.text import Text
 
 from atlas_ray.report.intervals import limits, percent, points
+from atlas_ray.report.verdict import GROUPS
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
@@ -85,12 +86,12 @@ def success_table(results: Mapping[str, Any]) -> Table:
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
-        "Success of the arms",
+        "Every arm on the test tasks",
         [
             Column("arm", align="left"),
             *(Column(name, HELD[held]) for held, name in keys),
-            Column("steps", "trained on, %"),
-            Column("tokens", "trained on, %"),
+            Column("steps", "loss, %"),
+            Column("tokens", "loss, %"),
         ],
         rows,
         notes,
@@ -105,10 +106,13 @@ def verdict_table(results: Mapping[str, Any]) -> Table:
     scopes = dict.fromkeys((s["held"], s["scope"]) for s in statements)
     by_place = {(s["scope"], s["against"]): s for s in statements}
     rows = [
-        [Cell(scope), Cell(HELD[held]), *(_difference(by_place.get((scope, rival))) for rival in rivals)]
+        [
+            Cell(scope, HELD[held] if scope != GROUPS[held] else ""),
+            *(_difference(by_place.get((scope, rival))) for rival in rivals),
+        ]
         for held, scope in scopes
     ]
-    columns = [Column("environment", align="left"), Column("", align="left"), *(Column(f"against {r}") for r in rivals)]
+    columns = [Column("environment", align="left"), *(Column(rival, "against") for rival in rivals)]
     notes = [results["verdict"]["method"]]
     return Table(f"What {results['verdict']['critical']} gains, in points of success", columns, rows, notes)
 
@@ -164,7 +168,7 @@ def selector_table(results: Mapping[str, Any]) -> Table:
         "Selectors against the expert's own marks",
         [
             Column("selector", align="left"),
-            *(Column(title, "against gold") for title in ("precision", "recall", "F1")),
+            *map(Column, ("precision", "recall", "F1")),
             Column("asked", "steps, %"),
             Column("chosen", "steps, %"),
             Column("trajectories"),
@@ -186,7 +190,11 @@ def overlap_table(results: Mapping[str, Any]) -> Table:
         Column("distinct first observations of test tasks"),
     ]
     rows = [[Cell(row["env"]), *(Cell(str(row[key])) for key in keys)] for row in results["checks"]]
-    return Table("Training and test tasks", columns, rows, ["Different tasks may open with the same words."])
+    note = (
+        "Different tasks may open with the same words; where the test tasks have few distinct first observations, "
+        "only ids can tell."
+    )
+    return Table("Training and test tasks", columns, rows, [note])
 
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -194,7 +202,7 @@ def print_tables(results: Mapping[str, Any], console: Console | None = None) -> 
     console = console or Console()
     for table in (success_table(results), selector_table(results)):
         if table.rows:
-            console.print(to_rich(table), *table.notes, sep="\n", end="\n\n")
+            console.print(to_rich(table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
     for sentence in results["verdict"]["headline"]:
         console.print(Text(sentence, "bold"))
     for sentence in results["verdict"]["caveats"]:
@@ -202,13 +210,21 @@ def print_tables(results: Mapping[str, Any], console: Console | None = None) -> 
 
 
 def to_rich(table: Table) -> RichTable:
-    """A table for the terminal: groups stand above their columns, best cells are bold."""
-    shown = RichTable(title=table.title, title_justify="left", box=box.SIMPLE_HEAD)
-    groups = [column.group for column in table.columns]
+    """A table for the terminal: groups stand above each of their columns, best cells are bold."""
+    shown = RichTable(
+        title=Text(table.title, "bold"),
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
+        show_edge=False,
+    )
+    grouped = any(column.group for column in table.columns)
     for i, column in enumerate(table.columns):
-        group = column.group if i == 0 or groups[i - 1] != column.group else ""
-        heading = Text(f"{group}\n{column.title}" if any(groups) else column.title)
-        shown.add_column(heading, justify="left" if column.align == "left" else "right")
+        heading = Text(f"{column.group}\n{column.title}" if grouped else column.title)
+        shown.add_column(
+            heading, justify="left" if column.align == "left" else "right", no_wrap=i == 0, overflow="fold"
+        )
     for i, row in enumerate(table.rows):
         shown.add_row(*map(_rich_cell, row), style="cyan" if i == table.strong else None)
     return shown
@@ -219,7 +235,7 @@ def _rich_cell(cell: Cell) -> Text:
     if cell.flagged:
         text.append(FLAG)
     if cell.note:
-        text.append(f" {cell.note}", "dim")
+        text.append(f"\n{cell.note}", "dim")
     return text
 
 

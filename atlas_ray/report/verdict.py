@@ -20,13 +20,13 @@ QUESTION = (
     "than all steps, than random steps, and than the steps left over?"
 )
 METHOD = (
-    "Difference in success per task, averaged over the tasks that both arms finished; 95 % interval for matched pairs "
+    "Difference in success per task, averaged over the tasks that count for both arms; 95 % interval for matched pairs "
     "(adjusted Wald, Agresti and Min 2005, with Student's quantile). Averages weigh environments equally."
 )
 AGAINST: tuple[str | None, ...] = (None, "all", "random", "complement")
 FEW_TASKS = 30
 
-_GROUPS = {"in": "held-in average", "out": "held-out average"}
+GROUPS = {"in": "held-in average", "out": "held-out average"}
 _WORDS = {
     "better": "{ours} is better than {theirs} on {scope}: {numbers}.",
     "worse": "{ours} is worse than {theirs} on {scope}: {numbers}.",
@@ -34,12 +34,13 @@ _WORDS = {
 }
 
 
-def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The verdict on the critical arm.
 
     Args:
         given: The records.
         arms: The same arms as `results.json` shows them, for what must be said about exclusions.
+        checks: Rows of `checks.overlap`, for what must be said about tasks that were trained on.
 
     Returns:
         question, critical, method, headline (sentences), statements (one per comparison), caveats (sentences).
@@ -53,20 +54,21 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]]) -> dict[str, An
         "method": METHOD,
         "headline": _headline(given, statements, {arm.name: arm.selector for arm in rivals}),
         "statements": statements,
-        "caveats": [*_caveats(given, statements), *_excluded(arms)],
+        "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms)],
     }
 
 
 def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, Any]]:
-    """Statements on one rival: each environment, then each group of two or more."""
+    """Statements on one rival: each environment, then each group of two or more that is complete."""
     left, right = _successes(ours.episodes), _successes(theirs.episodes)
-    for held, group in _GROUPS.items():
+    for held, group in GROUPS.items():
         parts: dict[str, tuple[Interval, int]] = {}
-        for env in (name for name, spec in given.specs.items() if spec.held == held):
+        environments = [env for env, spec in given.specs.items() if spec.held == held]
+        for env in environments:
             common = sorted(left[env].keys() & right[env].keys())
             if common:
                 parts[env] = paired_difference([left[env][task] - right[env][task] for task in common]), len(common)
-        if len(parts) > 1:
+        if len(parts) == len(environments) > 1:
             parts[group] = average([found for found, _ in parts.values()]), sum(n for _, n in parts.values())
         for scope, (found, tasks) in parts.items():
             said = {"arm": ours.name, "against": theirs.name, "scope": scope, "held": held, **_outcome(found, tasks)}
@@ -94,7 +96,7 @@ def _sentence(said: Mapping[str, Any]) -> str:
     return _WORDS[said["outcome"]].format(
         ours=said["arm"],
         theirs=said["against"],
-        scope=f"the {said['scope']}" if said["scope"] in _GROUPS.values() else said["scope"],
+        scope=f"the {said['scope']}" if said["scope"] in GROUPS.values() else said["scope"],
         numbers=_numbers(said, with_tasks=True),
     )
 
@@ -115,23 +117,26 @@ def _headline(
     sentences = []
     for held, name in (("in", "held-in"), ("out", "held-out")):
         deciding = [s for s in statements if s["held"] == held and _decides(s, statements)]
-        if not deciding:
-            continue
-        by = {o: [s["against"] for s in deciding if s["outcome"] == o] for o in ("better", "worse", "none")}
-        parts = [f"{word} than {listed(by[o])}" for o, word in (("better", "better"), ("worse", "worse")) if by[o]]
-        scope = deciding[0]["scope"]
-        where = f"On the {name} environments" if scope == _GROUPS[held] else f"On {scope} ({name})"
-        said = f"{where}, {given.critical} is {' and '.join(parts)}" if parts else where
-        if by["none"]:
-            said += f"{';' if parts else ','} no difference from {listed(by['none'])} is shown"
-        sentences.append(said + ".")
-        sentences += [_on_random(s, name) for s in deciding if selectors[s["against"]] == "random"]
+        for scope in dict.fromkeys(s["scope"] for s in deciding):
+            here = [s for s in deciding if s["scope"] == scope]
+            where = f"On the {name} environments" if scope == GROUPS[held] else f"On {scope} ({name})"
+            sentences.append(_summary(where, given.critical, here))
+            sentences += [_on_random(s, name) for s in here if selectors[s["against"]] == "random"]
     return sentences
+
+
+def _summary(where: str, critical: str, statements: Sequence[Mapping[str, Any]]) -> str:
+    by = {o: [s["against"] for s in statements if s["outcome"] == o] for o in _WORDS}
+    parts = [f"{outcome} than {listed(by[outcome])}" for outcome in ("better", "worse") if by[outcome]]
+    said = f"{where}, {critical} is {' and '.join(parts)}" if parts else where
+    if by["none"]:
+        said += f"{';' if parts else ','} no difference from {listed(by['none'])} is shown"
+    return f"{said}."
 
 
 def _decides(statement: Mapping[str, Any], statements: Sequence[Mapping[str, Any]]) -> bool:
     """Whether a statement sums up its group: the average where there is one, else the only environment."""
-    group = _GROUPS[statement["held"]]
+    group = GROUPS[statement["held"]]
     pooled = any(s["scope"] == group and s["against"] == statement["against"] for s in statements)
     return not pooled or statement["scope"] == group
 
@@ -139,12 +144,13 @@ def _decides(statement: Mapping[str, Any], statements: Sequence[Mapping[str, Any
 def _on_random(statement: Mapping[str, Any], name: str) -> str:
     ours, theirs = statement["arm"], statement["against"]
     numbers = _numbers(statement)
+    control = "random steps" if theirs == "random" else f"random steps ({theirs})"
     if statement["outcome"] == "better":
-        return f"On {name} tasks, {ours} beats random steps ({theirs}): {numbers}."
+        return f"On {name} tasks, {ours} beats {control}: {numbers}."
     if statement["outcome"] == "worse":
-        return f"On {name} tasks, {ours} does worse than random steps ({theirs}): {numbers}."
+        return f"On {name} tasks, {ours} does worse than {control}: {numbers}."
     return (
-        f"On {name} tasks, {ours} does not beat random steps ({theirs}) here: {numbers}. "
+        f"On {name} tasks, {ours} does not beat {control} here: {numbers}. "
         "That the choice of critical steps helps is not shown."
     )
 
@@ -174,3 +180,13 @@ def _excluded(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:
             f"Too many episodes failed for reasons of infrastructure and are excluded, so read with care: "
             f"{listed(flagged)}."
         )
+
+
+def _seen(checks: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Test tasks that were trained on; shared openings count only where most openings differ."""
+    for row in checks:
+        of = f"of {row['test_tasks']} test tasks of {row['env']}"
+        if row["shared_ids"]:
+            yield f"{row['shared_ids']} {of} were trained on: success there shows memory, not skill."
+        elif row["shared_first_observations"] and 2 * row["distinct_first_observations"] > row["test_tasks"]:
+            yield f"{row['shared_first_observations']} {of} open as a training task does, under another id."

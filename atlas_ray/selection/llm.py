@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -101,7 +101,7 @@ class Judge:
                 "unset selector.max_cost, or add the model to selection/prices.json",
             )
 
-    async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncIterator[Selection]:
+    async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncGenerator[Selection, None]:
         """Selections as they come; calls in flight still come in when `max_cost` stops further ones.
 
         Raises:
@@ -190,7 +190,7 @@ class Judge:
             while self._journal.spent + sum(self._reserved) + most > limit:
                 if not self._reserved:
                     raise _SpentError(
-                        f"stopped at ${self._journal.spent:.4f}: one more call could exceed selector.max_cost={limit:g}",
+                        f"stopped at ${self._journal.spent:.4f}: one more call could exceed max_cost={limit:g}",
                         "raise selector.max_cost and run the same command again; it goes on from here",
                     )
                 await self._settled.wait()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from rich.text import Text
 
 from atlas_ray.models.chat import ChatFormat
@@ -19,7 +21,7 @@ def render_mask(example: Example, chat: ChatFormat) -> Text:
         *(i for i in range(1, example.length) if example.loss_mask[i] != example.loss_mask[i - 1]),
         example.length,
     ]
-    for start, end in zip(edges, edges[1:], strict=False):
+    for start, end in pairwise(edges):
         style = LOSS_STYLE if end > start and example.loss_mask[start] else CONTEXT_STYLE
         text.append(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False), style)
     return text

@@ -7,7 +7,7 @@ repetitions), or a `DataError` with the reason.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from atlas_ray.errors import DataError
@@ -64,10 +64,10 @@ def detect(row: Any) -> Format | None:
     if not isinstance(row, Mapping):
         return None
     messages, conversations = row.get("messages"), row.get("conversations")
-    if isinstance(messages, list):
+    if isinstance(messages, list) and messages:
         ours = any(isinstance(m, Mapping) and "trainable" in m for m in messages)
         return "atlas" if ours else "openai"
-    if isinstance(conversations, list):
+    if isinstance(conversations, list) and conversations:
         flagged = any(isinstance(t, Mapping) and "loss" in t for t in conversations)
         return "agenttraj" if flagged else "sharegpt"
     return None
@@ -113,12 +113,27 @@ def to_trajectory(row: Any, form: Format) -> Trajectory:
     return Trajectory(_id(row, env, item_id), env, item_id, messages, check_reward(row.get("reward")), gold)
 
 
-def unused_id(wanted: str, used: Collection[str]) -> str:
-    """`wanted`, or the first of its task's ids (`#2`, `#3`, ...) that is not in use."""
-    unique, number = wanted, 2
-    while unique in used:
-        unique, number = f"{_NUMBER.sub('', wanted)}#{number}", number + 1
-    return unique
+class Ids:
+    """The ids in use in one data set."""
+
+    def __init__(self) -> None:
+        self._used: set[str] = set()
+        self._number: dict[str, int] = {}
+
+    def free(self, wanted: str) -> str:
+        """`wanted`, or the first of its task's ids (`#2`, `#3`, ...) that is not in use."""
+        if wanted not in self._used:
+            return wanted
+        task = _NUMBER.sub("", wanted)
+        number = self._number.get(task, 2)
+        while f"{task}#{number}" in self._used:
+            number += 1
+        self._number[task] = number
+        return f"{task}#{number}"
+
+    def use(self, taken: str) -> None:
+        """Marks an id as in use."""
+        self._used.add(taken)
 
 
 def _id(row: Mapping[str, Any], env: str, item_id: str) -> str:

@@ -7,11 +7,12 @@ unusable, so that nothing is dropped in silence.
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,13 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
-from atlas_ray.trajectories.formats import Format, detect, task_of, to_trajectory, unused_id
+from atlas_ray.trajectories.formats import Format, Ids, detect, task_of, to_trajectory
 from atlas_ray.types import Trajectory
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
+_PEEK = 16  # rows that a file's format is told from
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # what lies in data folders beside the data
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "manifest.json", "finished.json", "rejected.jsonl"}
@@ -41,6 +43,9 @@ class Rejected:
     file: str
     row: int
     reason: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.reason}"
 
 
 def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None) -> list[Trajectory]:
@@ -58,15 +63,7 @@ def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None
     if rejected is not None:
         rejected.extend(unusable)
     elif unusable:
-        first = unusable[0]
-        _log.warning(
-            "%d rows of %s are unusable; the first: %s, row %d: %s",
-            len(unusable),
-            config.path,
-            first.file,
-            first.row,
-            first.reason,
-        )
+        _log.warning("%d rows of %s are unusable; the first: %s", len(unusable), config.path, unusable[0])
     held = {t.env for t in found}
     missing = [env for env in config.envs or [] if env not in held]
     if missing:
@@ -87,7 +84,7 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         UserError: If the data cannot be found or read as a whole.
     """
     taken: Counter[str] = Counter()
-    used: set[str] = set()
+    ids = Ids()
     for file, number, read in _rows(config):
         try:
             trajectory = _wanted(read, config)
@@ -97,8 +94,8 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         if trajectory is None or (config.limit is not None and taken[trajectory.env] >= config.limit):
             continue
         taken[trajectory.env] += 1
-        unique = unused_id(trajectory.id, used)
-        used.add(unique)
+        unique = ids.free(trajectory.id)
+        ids.use(unique)
         yield trajectory if unique == trajectory.id else replace(trajectory, id=unique)
 
 
@@ -137,17 +134,17 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, int, _Row | Trajectory]]:
             yield config.path, number, record
         return
     for file in _files(config):
-        form: Format | None = None if config.format == "auto" else config.format
-        pending: list[tuple[int, Any, str | None]] = []
-        for number, value, error in _DECODERS[file.suffix](file):
-            if form is None:
-                form = detect(value)
-            pending.append((number, value, error))
-            if form is not None:
-                yield from ((str(file), n, _Row(v, form, e)) for n, v, e in pending)
-                pending.clear()
-        # no row shows a format: the first one's complaint is as good as any
-        yield from ((str(file), n, _Row(v, "agenttraj", e)) for n, v, e in pending)
+        rows = _DECODERS[file.suffix](file)
+        first = list(itertools.islice(rows, _PEEK))
+        form = _format(value for _, value, _ in first) if config.format == "auto" else config.format
+        for number, value, error in itertools.chain(first, rows):
+            yield str(file), number, _Row(value, form, error)
+
+
+def _format(values: Iterable[Any]) -> Format:
+    """The format that a file's first rows show; one row with loss flags outweighs broken ones without."""
+    shown = [form for form in map(detect, values) if form is not None]
+    return "agenttraj" if "agenttraj" in shown or not shown else shown[0]
 
 
 def _is_run(path: str) -> bool:

@@ -6,7 +6,7 @@ Flows in: trajectories; flows out: one `Statistics` per environment, and a table
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from rich.table import Table
@@ -87,7 +87,7 @@ def statistics(trajectories: Iterable[Trajectory]) -> dict[str, Statistics]:
     return {env: found[env] for env in sorted(found)}
 
 
-def statistics_table(found: Mapping[str, Statistics]) -> Table:
+def statistics_table(trajectories: Iterable[Trajectory]) -> Table:
     """One row an environment; words are means over steps."""
     table = Table(title="Trajectories")
     table.add_column("environment")
@@ -104,7 +104,7 @@ def statistics_table(found: Mapping[str, Statistics]) -> Table:
     ):
         table.add_column(heading, justify="right")
     table.add_column("gold categories")
-    for at in found.values():
+    for at in statistics(trajectories).values():
         table.add_row(
             at.env,
             str(at.trajectories),

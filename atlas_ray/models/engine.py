@@ -1,0 +1,290 @@
+"""A vLLM engine as a policy, in the process that plays the episodes. The one module here that speaks vLLM.
+
+Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 with one thread per
+sum, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.config import EngineConfig
+from atlas_ray.errors import ContextOverflow, ModelFailure
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.stops import STOP
+from atlas_ray.types import Message, Task, Usage
+
+if TYPE_CHECKING:
+    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_CPU_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_CI_ENV": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    # Attention that is split over keys adds up in an order that depends on the batch.
+    "VLLM_CPU_ATTN_SPLIT_KV": "0",
+}
+_CPU_BLOCK = 32  # tokens; the least that the CPU kernels take, and so the most that the prefix cache can share
+_CPU_BATCH_TOKENS = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSpec:
+    """What a replica needs to start its engine; pickled to its actor."""
+
+    name: str
+    model: str
+    config: EngineConfig = EngineConfig()
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the engine takes where there are any."""
+        return self.config.tensor_parallel
+
+    async def build(self) -> VllmPolicy:
+        """Starts the engine in this process and event loop.
+
+        Raises:
+            UserError: If the model or its tokenizer cannot be used.
+            ModelFailure: If the engine does not start.
+        """
+        policy = VllmPolicy(self)
+        await policy.start()
+        return policy
+
+
+class VllmPolicy:
+    """Speakers that share one engine.
+
+    Attributes:
+        usage: Of all replies so far.
+    """
+
+    def __init__(self, spec: EngineSpec) -> None:
+        self.spec, self.usage = spec, Usage()
+        self._numbers = count()
+        self._engine: AsyncLLM | None = None
+
+    @property
+    def name(self) -> str:
+        """Stands in every episode's record."""
+        return self.spec.name
+
+    @property
+    def dead(self) -> bool:
+        """Whether the engine broke for good."""
+        return self._engine is not None and self._engine.errored
+
+    async def start(self) -> None:
+        """Starts the engine, in the running event loop.
+
+        Raises:
+            UserError: If the model or its tokenizer cannot be used.
+            ModelFailure: If the engine does not start.
+        """
+        import torch
+
+        cpu = not torch.cuda.is_available()
+        for variable, value in (_ENVIRONMENT | _CPU_ENVIRONMENT if cpu else _ENVIRONMENT).items():
+            os.environ.setdefault(variable, value)
+        self._chat = ChatFormat.load(self.spec.model)
+        from vllm.v1.engine.async_llm import AsyncLLM
+
+        try:
+            self._engine = AsyncLLM.from_engine_args(_engine_args(self.spec, cpu))
+        except Exception as error:
+            raise ModelFailure(
+                f"the engine does not start with {self.spec.model}: {_short(error)}",
+                "check the model, engine.max_model_len and memory; ATLAS_RAY_LOGS=1 shows more",
+            ) from None
+        self.context: int = self._engine.model_config.max_model_len
+        await self._engine.collective_rpc("tether", args=(os.getpid(),))
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineSpeaker:
+        """Starts a conversation."""
+        return EngineSpeaker(self, self._chat, self._chat.opening(opening), sampling)
+
+    async def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> tuple[CompletionOutput, Usage]:
+        """Draws what follows `ids`.
+
+        Raises:
+            ContextOverflow: If nothing more fits.
+            ModelFailure: If the engine fails.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        room = self.context - len(ids)
+        if room < 1:
+            raise ContextOverflow(f"{len(ids)} tokens fill the context of {self.context}")
+        if self._engine is None:
+            raise ModelFailure("the engine is closed")
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            max_tokens=min(sampling.max_tokens, room),
+            seed=seed if sampling.temperature > 0 else None,
+            stop=[STOP],
+            stop_token_ids=list(self._chat.stop_ids),
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        last: RequestOutput | None = None
+        try:
+            # cancelling this task ends the request as well
+            async for last in self._engine.generate({"prompt_token_ids": list(ids)}, params, str(next(self._numbers))):
+                pass
+        except Exception as error:
+            raise ModelFailure(f"the engine failed: {_short(error)}") from None
+        if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
+            raise ModelFailure("the engine gave a request up")
+        made = last.outputs[0]
+        usage = Usage(len(ids), last.num_cached_tokens or 0, len(made.token_ids), 1)
+        self.usage += usage
+        return made, usage
+
+    async def load(self, spec: EngineSpec) -> None:
+        """Goes on with another model: new weights in the warm engine where the architecture and tokenizer are the same.
+
+        No episode may be under way.
+
+        Raises:
+            UserError: If the model cannot be used.
+            ModelFailure: If the engine fails.
+        """
+        if self._engine is None or spec.config != self.spec.config or not _alike(self.spec.model, spec.model):
+            await self.close()
+            self.spec = spec
+            return await self.start()
+        try:
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": spec.model})
+            await self._engine.reset_prefix_cache()
+        except Exception as error:
+            raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from None
+        self.spec = spec
+
+    async def close(self) -> None:
+        """Ends the engine and its processes."""
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown(timeout=0)
+
+
+class EngineSpeaker:
+    """One conversation, kept as token ids: the history is never rendered or tokenized again."""
+
+    def __init__(self, policy: VllmPolicy, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
+        self._policy, self._chat, self._ids, self._sampling = policy, chat, ids, sampling
+
+    async def speak(self, seed: int) -> Reply:
+        """Draws the next reply and appends the ids as sampled.
+
+        Raises:
+            ContextOverflow: If the conversation no longer fits.
+            ModelFailure: If the engine fails.
+        """
+        made, usage = await self._policy.generate(self._ids, self._sampling, seed)
+        ids = list(made.token_ids)
+        if made.stop_reason == STOP:
+            ids = self._chat.reply(made.text)
+        elif not ids or ids[-1] not in self._chat.stop_ids:
+            ids.append(self._chat.stop_ids[0])
+        self._ids += ids
+        return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
+
+    def repeat(self, reply: str) -> None:
+        """Appends a given reply."""
+        self._ids += self._chat.reply(reply)
+
+    def hear(self, observation: str) -> None:
+        """Appends the environment's answer."""
+        self._ids += self._chat.observation(observation)
+
+
+class Tether:
+    """Mixed into vLLM's workers: they end with the process that owns the engine, however that one ends."""
+
+    def tether(self, owner: int) -> None:
+        """Watches process `owner` and ends this one after it."""
+        if not hasattr(os, "pidfd_open"):
+            return
+        watched = select.poll()
+        watched.register(os.pidfd_open(owner), select.POLLIN)
+
+        def watch() -> None:
+            watched.poll()
+            os._exit(1)
+
+        threading.Thread(target=watch, name="tether", daemon=True).start()
+
+
+def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs
+
+    config = spec.config
+    options: dict[str, Any] = {
+        "model": spec.model,
+        "max_model_len": config.max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
+        "tensor_parallel_size": config.tensor_parallel,
+        "enable_prefix_caching": True,
+        "generation_config": "vllm",
+        "worker_extension_cls": f"{Tether.__module__}.{Tether.__qualname__}",
+        "disable_log_stats": True,
+    }
+    if cpu:
+        options |= {
+            "enforce_eager": True,
+            "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else None,
+            "kv_cache_memory_bytes": config.cpu_kv_cache_gb << 30,
+            "block_size": _CPU_BLOCK,
+            # A seeded request whose prompt is computed in chunks kills the CPU engine.
+            "enable_chunked_prefill": False,
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or _longest(spec.model)),
+        }
+    else:
+        options["gpu_memory_utilization"] = config.gpu_memory_utilization
+    return AsyncEngineArgs(**options)
+
+
+def _longest(model: str) -> int:
+    """Tokens that the model was made for."""
+    from transformers import AutoConfig
+
+    return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
+
+
+def _alike(one: str, other: str) -> bool:
+    """Whether two model folders differ in weights alone."""
+    return all(Path(model).is_dir() for model in (one, other)) and _shape(Path(one)) == _shape(Path(other))
+
+
+def _shape(folder: Path) -> list[Any]:
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
+        config.pop(key, None)
+    settings = folder / "tokenizer_config.json"
+    tokens = json.loads(settings.read_text()) if settings.is_file() else {}
+    files = [folder / name for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja")]
+    return [
+        config,
+        tokens.get("chat_template"),
+        tokens.get("eos_token"),
+        *(file.read_bytes() if file.is_file() else None for file in files),
+    ]
+
+
+def _short(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__

@@ -1,0 +1,195 @@
+"""One episode: a policy acting in an environment, from scratch or from where an expert's steps lead.
+
+Flows in: a policy, a session, a task; flows out: an `Episode`, whatever goes wrong on the way. Plain asyncio.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
+from atlas_ray.errors import AtlasError, ContextOverflow
+from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
+from atlas_ray.models.stops import cut_reply
+from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Task, Usage
+
+TURN_SECONDS = 600.0
+EPISODE_SECONDS = 7200.0
+
+
+def episode_id(task: Task, sample: int, start_step: int) -> str:
+    """The unit that is never done twice, e.g. `maze/maze_17@0+3`."""
+    return f"{task.id}@{sample}+{start_step}"
+
+
+async def run_episode(
+    policy: Policy,
+    session: Session,
+    task: Task,
+    *,
+    prefix: Sequence[str] = (),
+    recorded: Sequence[str] = (),
+    sampling: Sampling,
+    seed: int,
+    sample: int = 0,
+    max_rounds: int | None = None,
+    instruction: str | None = None,
+    turn_timeout_s: float = TURN_SECONDS,
+    episode_timeout_s: float = EPISODE_SECONDS,
+) -> Episode:
+    """Plays one episode. A bad rollout is data: only cancellation is raised.
+
+    The environment is never stepped after it is done; where it is done before the prefix ends, the reward stands.
+
+    Args:
+        policy: Who acts after the prefix.
+        session: The environment; it is reset first, and left open.
+        task: What to play.
+        prefix: Expert replies to replay before the policy acts.
+        recorded: What the expert was answered after each of them (or after the first few); compared with what comes
+            now but for the order of lines. Empty: no comparison.
+        sampling: How replies are drawn.
+        seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
+        sample: Number of the episode among those with the same task and start.
+        max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
+        instruction: Opens the conversation in place of the environment's own.
+        turn_timeout_s: Seconds for one reply or one answer.
+        episode_timeout_s: Seconds in all.
+
+    Returns:
+        The episode. Failures and timeouts of the environment end it as `env_error`, those of the policy as
+        `model_error`, both with their cause in `error`.
+    """
+    clock = _Clock(turn_timeout_s, episode_timeout_s)
+    course = _Course()
+    cap = session.spec.max_rounds if max_rounds is None else max_rounds
+    error = None
+    try:
+        async with clock.blame(StopReason.ENV_ERROR):
+            opening = await session.reset(task)
+        if instruction is not None:
+            opening = replace(opening, instruction=instruction)
+        course.messages += opening.messages()
+        async with clock.blame(StopReason.MODEL_ERROR):
+            speaker = policy.open(task, opening.messages(), sampling)
+        for turn, given in enumerate(prefix):
+            if course.result.done:
+                break
+            async with clock.blame(StopReason.MODEL_ERROR):
+                speaker.repeat(given)
+            await course.act(given, session, speaker, clock)
+            if turn < len(recorded) and _lines(recorded[turn]) != _lines(course.result.observation):
+                raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
+        while not course.result.done and course.turns < cap:
+            async with clock.blame(StopReason.MODEL_ERROR):
+                reply = await speaker.speak(derive_seed(seed, task.id, sample, len(prefix), course.turns))
+            course.take(reply)
+            await course.act(cut_reply(reply.text), session, speaker, clock)
+        stop = StopReason.DONE if course.result.done else StopReason.MAX_ROUNDS
+    except _StopError as end:
+        stop, error = end.reason, end.error
+    reward = session.spec.scale(course.result.reward)
+    return Episode(
+        id=episode_id(task, sample, len(prefix)),
+        env=task.env,
+        item_id=task.item_id,
+        policy=policy.name,
+        sample=sample,
+        start_step=len(prefix),
+        seed=seed,
+        messages=tuple(course.messages),
+        reward=reward,
+        raw_reward=course.result.reward,
+        success=reward >= session.spec.success_at,
+        progress=reward if course.progress is None else course.progress,
+        rounds=course.rounds,
+        stop_reason=stop,
+        usage=course.usage,
+        seconds=time.monotonic() - clock.begun,
+        error=error,
+        gold=course.gold(),
+    )
+
+
+@dataclass(slots=True)
+class _Course:
+    """What has happened so far."""
+
+    messages: list[Message] = field(default_factory=list)
+    result: StepResult = field(default_factory=lambda: StepResult("", 0.0, False))
+    progress: float | None = None
+    turns: int = 0
+    rounds: int = 0
+    usage: Usage = field(default_factory=Usage)
+    marks: list[tuple[int, Category, float]] = field(default_factory=list)
+
+    def take(self, reply: Reply) -> None:
+        """Counts a turn of the policy's own."""
+        self.rounds += 1
+        self.usage += reply.usage
+        if reply.category is not None:
+            self.marks.append((self.turns + 1, reply.category, reply.weight))
+
+    async def act(self, reply: str, session: Session, speaker: Speaker, clock: _Clock) -> None:
+        """Plays a reply, and lets the speaker hear what comes back."""
+        self.turns += 1
+        self.messages.append(Message("assistant", reply, trainable=True))
+        async with clock.blame(StopReason.ENV_ERROR):
+            self.result = await session.step(reply)
+        self.messages.append(Message("user", self.result.observation))
+        if self.result.progress is not None:
+            self.progress = max(self.progress or 0.0, self.result.progress)
+        if not self.result.done:
+            async with clock.blame(StopReason.MODEL_ERROR):
+                speaker.hear(self.result.observation)
+
+    def gold(self) -> tuple[GoldStep, ...] | None:
+        """The policy's own marks, ranked; None where it makes none."""
+        ranks = gold_ranks([(step, weight) for step, _, weight in self.marks])
+        return tuple(GoldStep(step, ranks[step], category) for step, category, _ in self.marks) or None
+
+
+class _StopError(Exception):
+    """The episode ends here; `error` is set where the infrastructure is to blame."""
+
+    def __init__(self, reason: StopReason, error: str | None = None) -> None:
+        self.reason, self.error = reason, error
+        super().__init__(reason, error)
+
+
+class _Clock:
+    """Time limits, and whose fault it is when something fails."""
+
+    def __init__(self, turn_s: float, episode_s: float) -> None:
+        self.begun, self._turn_s, self._episode_s = time.monotonic(), turn_s, episode_s
+
+    @asynccontextmanager
+    async def blame(self, reason: StopReason) -> AsyncIterator[None]:
+        """Runs a block within the limits; its failure ends the episode for `reason`."""
+        left = self.begun + self._episode_s - time.monotonic()
+        limit = asyncio.timeout(min(self._turn_s, left))
+        try:
+            async with limit:
+                yield
+        except ContextOverflow:
+            raise _StopError(StopReason.CONTEXT_OVERFLOW) from None
+        except Exception as error:
+            if not limit.expired():
+                raise _StopError(reason, _words(error)) from error
+            whole = left < self._turn_s
+            words = f"longer than {self._episode_s:g} s in all" if whole else f"no answer within {self._turn_s:g} s"
+            raise _StopError(reason, words) from None
+
+
+def _words(error: Exception) -> str:
+    return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
+
+
+def _lines(text: str) -> list[str]:
+    """What two observations are compared by: some servers list the same things in another order each time."""
+    return sorted(line.strip() for line in text.splitlines() if line.strip())

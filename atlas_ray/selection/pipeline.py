@@ -1,0 +1,216 @@
+"""The selection stage: reads trajectories, runs one selector, writes selections. The one module here that speaks Ray.
+
+Flows in: a `SelectConfig`; flows out: a run folder with the table `selections` (and `replies`, for `llm`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator, Collection, Generator, Sequence
+from contextlib import closing
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.config import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import Tracker
+from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.budget import record
+from atlas_ray.selection.controls import control
+from atlas_ray.selection.llm import REPLIES, Journal, Judge
+from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
+from atlas_ray.selection.prompt import load_prompt
+from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
+from atlas_ray.types import Selection, Trajectory, Usage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# Scored together, whatever the number of workers: padding, and with it rounding, is then the same in every run.
+_CHUNK = 16
+# Whose failures another attempt may mend.
+_RETRIED = (LlmSelector, ValueSelector)
+
+
+def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
+    """Selects critical steps in a data set, or goes on where an earlier run stopped.
+
+    A finished run is left alone, unless it holds failures of calls or rollouts: those are tried again.
+
+    Args:
+        config: What to select in, by which selector, and where to write.
+        clean: Starts anew; paid replies are kept.
+
+    Raises:
+        UserError: If the folder holds a run of another configuration, the data set is unusable, or a selector's
+            setting is.
+        AtlasError: If a model, an endpoint or Ray fails as a whole.
+    """
+    begun = time.monotonic()
+    folder = RunFolder(config.run)
+    paid = folder.read(REPLIES) if clean else []
+    folder.begin(config, stage="select", clean=clean)
+    if paid:
+        folder.write_shard(REPLIES, paid)
+    finished = folder.finished
+    if finished is not None and not (finished["errors"] and isinstance(config.selector, _RETRIED)):
+        return folder
+
+    rejected: list[Rejected] = []
+    trajectories = read_trajectories(config.data, rejected)
+    write_rejected(folder, rejected)
+    if not trajectories:
+        raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
+
+    done = folder.done(SELECTIONS)
+    found, usage = _run(config, trajectories, done, folder), Usage()
+    title = f"select ({config.selector.name})"
+    with (
+        folder.writer(SELECTIONS) as writer,
+        closing(found),
+        Tracker(title, len(trajectories), sum(t.id in done for t in trajectories)) as tracker,
+    ):
+        for selection in found:
+            writer.add(selection)
+            usage += selection.usage
+            tracker.advance(note=f"${usage.cost:.2f}" if usage.cost else None)
+    folder.compact(SELECTIONS)
+    folder.compact(REPLIES)
+    figures = _figures(folder.read(SELECTIONS), config)
+    folder.finish(**figures, rejected=len(rejected), seconds=round(time.monotonic() - begun, 3))
+    return folder
+
+
+def _run(
+    config: SelectConfig, trajectories: Sequence[Trajectory], done: Collection[str], folder: RunFolder
+) -> Generator[Selection, None, None]:
+    """Selections of what is not done, in any order."""
+    selector = config.selector
+    todo = [t for t in trajectories if t.id not in done]
+    if not todo:
+        return
+    if isinstance(selector, PerplexitySelector):
+        yield from _perplexity(config, selector, trajectories, done)
+    elif isinstance(selector, LlmSelector):
+        yield from _llm(selector, todo, folder)
+    elif isinstance(selector, ValueSelector):
+        from atlas_ray.selection.value_pipeline import select_value
+
+        yield from select_value(config, selector, todo)
+    else:
+        yield from map(control(selector, config.seed), todo)
+
+
+def _perplexity(
+    config: SelectConfig, selector: PerplexitySelector, trajectories: Sequence[Trajectory], done: Collection[str]
+) -> Generator[Selection, None, None]:
+    """Scores on an actor pool, chunks of like length; a chunk that an earlier run left half done is scored anew."""
+    from atlas_ray.runs.cluster import connect
+
+    connect(config.ray)
+    import ray
+    from ray.data import ActorPoolStrategy, from_arrow
+
+    by_length = sorted(trajectories, key=lambda t: (-sum(len(m.content) for m in t.messages), t.id))
+    chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
+    tables = [TRAJECTORIES.to_table(chunk) for chunk in chunks if any(t.id not in done for t in chunk)]
+    scored = from_arrow(tables).map_batches(
+        _PerplexityWorker,
+        fn_constructor_args=(selector,),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ActorPoolStrategy(size=selector.workers),
+        num_cpus=1,
+        num_gpus=min(1.0, ray.cluster_resources().get("GPU", 0) / selector.workers),
+    )
+    try:
+        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield from (s for s in SELECTIONS.from_table(table) if s.id not in done)
+    except ray.exceptions.RayError as error:
+        raise _cause(error) from error
+
+
+class _PerplexityWorker:
+    """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
+
+    def __init__(self, config: PerplexitySelector) -> None:
+        self._config = config
+        self._scorer: PerplexityScorer | None = None
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        c = self._config
+        # Here and not in __init__, whose errors Ray Data would answer with endless restarts.
+        self._scorer = self._scorer or PerplexityScorer(c.model, c.dtype, c.batch_tokens, c.max_length)
+        trajectories = TRAJECTORIES.from_table(table)
+        try:
+            scores = self._scorer.score(trajectories)
+            return SELECTIONS.to_table(select_perplexity(t, c, s) for t, s in zip(trajectories, scores, strict=True))
+        except Exception:  # noqa: BLE001 (one of them; which one, shows alone)
+            return SELECTIONS.to_table(self._alone(self._scorer, t) for t in trajectories)
+
+    def _alone(self, scorer: PerplexityScorer, trajectory: Trajectory) -> Selection:
+        try:
+            return select_perplexity(trajectory, self._config, scorer.score([trajectory])[0])
+        except Exception as error:  # noqa: BLE001 (a row's failure is data)
+            what = (str(error) or type(error).__name__).splitlines()[0]
+            return record(trajectory, self._config, model=self._config.model, error=f"cannot be scored: {what}")
+
+
+def _llm(selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder) -> Generator[Selection, None, None]:
+    """Asks the model, in this process: waiting needs no workers."""
+    mine = load_prompt(selector.prompt_file).hash
+    if any(s.prompt_hash != mine for s in folder.read(SELECTIONS) if s.error is None):
+        raise UserError(
+            f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
+        )
+    stream = Judge(selector, Journal(folder)).judge(todo)
+
+    async def following() -> Selection | None:
+        return await anext(stream, None)
+
+    with asyncio.Runner() as runner:
+        try:
+            while (selection := runner.run(following())) is not None:
+                yield selection
+        finally:
+            runner.run(_close(stream))
+
+
+async def _close(stream: AsyncGenerator[Any, None]) -> None:
+    await stream.aclose()
+
+
+def _cause(error: BaseException) -> AtlasError:
+    """Our own error inside Ray's, or Ray's in one line."""
+    inner: BaseException | None = error
+    while inner is not None:
+        if isinstance(inner, AtlasError):
+            return inner
+        inner = getattr(inner, "cause", None) or inner.__cause__
+    last = str(error).strip().splitlines()[-1]
+    return AtlasError(f"the scoring workers failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
+
+
+def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str, Any]:
+    """What the run found, counted over all attempts."""
+    good = [s for s in selections if s.error is None]
+    steps, chosen = sum(s.n_steps for s in good), sum(len(s.chosen) for s in good)
+    figures = {
+        "trajectories": len(selections),
+        "steps": steps,
+        "chosen": chosen,
+        "requested": getattr(config.selector, "ratio", None),
+        "actual": chosen / steps if steps else None,
+        "errors": dict(Counter(s.error.split(":")[0] for s in selections if s.error)),
+        "usage": asdict(sum((s.usage for s in selections), Usage())),
+    }
+    if isinstance(config.selector, PerplexitySelector):
+        figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
+    if isinstance(config.selector, LlmSelector):
+        from atlas_ray.selection.client import price
+
+        figures["price_known"] = price(config.selector.model) is not None
+    return figures

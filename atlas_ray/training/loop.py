@@ -1,0 +1,258 @@
+"""The training loop: plain torch, one process or many (torchrun, Ray Train), no Ray.
+
+Flows in: a Hugging Face model and examples; flows out: a trained model, metrics per optimizer step, and states to
+resume from. Everything that a step draws or picks depends on (seed, step) alone, so that a resumed run repeats an
+undisturbed one bit for bit on CPU. Weights, gradients and Adam's moments are float32; bfloat16 is for computing only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+from torch.utils.checkpoint import checkpoint
+
+from atlas_ray.config import TrainConfig
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+from atlas_ray.training.masking import Example
+
+LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
+# Models that change their logits behind the head; `StepLoss` takes the head's output as it is.
+_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+
+
+class StepLoss(nn.Module):
+    """A causal language model and the sum of its negative log-likelihoods over the tokens that carry loss (Eq. 4).
+
+    Only hidden states at loss positions go through the head. Shard this module, not the model: the hooks that gather
+    the embedding and the head fire on the module that is called.
+
+    Raises:
+        UserError: If the model changes its logits behind the head.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        changes = [n for n in _LOGIT_CHANGES if getattr(model.config, n, None) not in (None, 1, 1.0)]
+        if changes:
+            raise UserError(
+                f"{type(model).__name__} sets {changes[0]}, which the loss does not know", "use another model"
+            )
+        self.model = model
+
+    def forward(self, ids: Tensor, loss_mask: Tensor) -> Tensor:
+        """Sums -log p(token | all before it) over the tokens marked.
+
+        Args:
+            ids: int64, (batch, length), padded to the right.
+            loss_mask: bool, (batch, length); True where the token is a target. The first column has no prediction.
+
+        Returns:
+            float32 scalar, in nats.
+        """
+        # No attention mask: padding stands to the right, where causal attention never looks.
+        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
+        wanted = loss_mask[:, 1:]
+        states, targets = hidden[:, :-1][wanted], ids[:, 1:][wanted]
+        if len(targets) <= LOGIT_ROWS:
+            return self._nll(states, targets)
+        parts = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
+        return torch.stack([checkpoint(self._nll, s, t, use_reentrant=False) for s, t in parts]).sum()
+
+    def _nll(self, states: Tensor, targets: Tensor) -> Tensor:
+        logits = self.model.get_output_embeddings()(states)
+        return F.cross_entropy(logits.float(), targets, reduction="sum")
+
+
+def rank_and_world() -> tuple[int, int]:
+    """This process and the number of processes."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
+    """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several.
+
+    Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so.
+    """
+    model.train()
+    model.config.use_cache = False
+    if device.type == "cuda":
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    module = StepLoss(model)
+    _, world = rank_and_world()
+    if world == 1:
+        return module.float().to(device)
+
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    mesh = init_device_mesh(device.type, (world,))
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if config.dtype == "bfloat16" else None, reduce_dtype=torch.float32
+    )
+    layers = next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
+    for part in (*layers, module):
+        fully_shard(part.float(), mesh=mesh, mp_policy=policy)
+    return module
+
+
+def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Adam (App. B.1); decoupled weight decay where configured."""
+    return torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+
+
+def learning_rate(step: int, total: int, config: TrainConfig) -> float:
+    """Linear warm-up, then cosine to zero (App. B.1). `step` counts from 1; no step is wasted on a rate of zero."""
+    warmup = math.ceil(total * config.warmup_ratio)
+    if step <= warmup:
+        return config.learning_rate * step / warmup
+    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (total - warmup)))
+
+
+def save_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged."""
+    weights, moments = get_state_dict(module, optimizer)
+    dcp.save({"model": weights, "optimizer": moments, "step": step}, checkpoint_id=str(folder))
+
+
+def load_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+    """Restores a state, whatever the number of processes that wrote it.
+
+    Returns:
+        The number of optimizer steps done.
+    """
+    weights, moments = get_state_dict(module, optimizer)
+    state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
+    dcp.load(state, checkpoint_id=str(folder))
+    set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    return int(state["step"])
+
+
+def export_model(folder: str | Path, module: StepLoss, dtype: torch.dtype) -> None:
+    """Writes the trained model in Hugging Face format; every process takes part, the first one writes.
+
+    Args:
+        dtype: Of the weights on disk.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights: dict[str, Any] = get_model_state_dict(module, options=options)
+    if rank_and_world()[0] == 0:
+        model = module.model
+        own = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in weights.items()}
+        model.config.use_cache, model.config.dtype = True, dtype
+        model.save_pretrained(folder, state_dict=own, max_shard_size="2GB")
+
+
+def fit(
+    module: StepLoss,
+    optimizer: torch.optim.Optimizer,
+    examples: Sequence[Example],
+    config: TrainConfig,
+    device: torch.device,
+    *,
+    pad_id: int = 0,
+    done: int = 0,
+    on_step: Callable[[dict[str, Any]], None] = lambda _: None,
+    on_checkpoint: Callable[[int], None] = lambda _: None,
+) -> None:
+    """Trains from step `done` + 1 to the end.
+
+    A step's loss is the mean over all tokens that carry loss in its global batch: exact, however the batch is split
+    over processes and micro-batches.
+
+    Args:
+        examples: The same on every process; each has at least one token that carries loss.
+        pad_id: Any valid token.
+        done: Steps that the state in `module` and `optimizer` has behind it.
+        on_step: Called on every process with the step's metrics.
+        on_checkpoint: Called on every process with the number of steps done: every `checkpoint_steps`, at the end of
+            each epoch, and at the very end.
+
+    Raises:
+        AtlasError: If the loss is no longer finite.
+    """
+    rank, world = rank_and_world()
+    total = total_steps(len(examples), config.global_batch, config.epochs)
+    epoch_steps = math.ceil(len(examples) / config.global_batch)
+    lengths = [example.length for example in examples]
+    loss_tokens = [example.loss_tokens for example in examples]
+    begun = time.monotonic()
+    for step in range(done + 1, total + 1):
+        started = time.monotonic()
+        torch.manual_seed(derive_seed(config.seed, "step", step, rank))
+        batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
+        targets = sum(loss_tokens[i] for i in batch)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, total, config)
+
+        nll = torch.zeros((), dtype=torch.float64, device=device)
+        for micro_batch in plan(batch, lengths, world, config.micro_batch_tokens)[rank]:
+            ids, loss_mask = collate([examples[i] for i in micro_batch], pad_id)
+            with _autocast(config, device, world):
+                loss = module(ids.to(device), loss_mask.to(device))
+            # FSDP averages gradients over processes; the loss is a sum over all of them.
+            (loss * (world / targets)).backward()
+            nll += loss.detach()
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+        if world > 1:
+            dist.all_reduce(nll)
+            norm = norm.full_tensor()  # type: ignore[attr-defined]
+        mean = nll.item() / targets
+        if not math.isfinite(mean):
+            raise AtlasError(f"the loss is {mean} at step {step}", "lower learning_rate, or set dtype to float32")
+        now = time.monotonic()
+        tokens = sum(lengths[i] for i in batch)
+        on_step(
+            {
+                "step": step,
+                "total_steps": total,
+                "epoch": step / epoch_steps,
+                "loss": mean,
+                "grad_norm": norm.item(),
+                "learning_rate": learning_rate(step, total, config),
+                "loss_tokens": targets,
+                "tokens": tokens,
+                "tokens_per_second": tokens / (now - started),
+                "seconds": now - started,
+                "eta_seconds": (now - begun) / (step - done) * (total - step),
+            }
+        )
+        if step % config.checkpoint_steps == 0 or step % epoch_steps == 0 or step == total:
+            on_checkpoint(step)
+
+
+def _autocast(config: TrainConfig, device: torch.device, world: int) -> Any:
+    """Where several processes shard the model, FSDP's own policy casts instead, before weights travel."""
+    if config.dtype == "float32" or world > 1:
+        return nullcontext()
+    return torch.autocast(device.type, torch.bfloat16)
+
+
+def local_device(use_gpu: bool) -> torch.device:
+    """This process's device under torchrun or alone."""
+    if not use_gpu:
+        return torch.device("cpu")
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    torch.cuda.set_device(device)
+    return device
