@@ -13,8 +13,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,12 @@ import pyarrow.fs as pafs
 
 from atlas_ray.config import TrainConfig
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder, config_digest
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
-from atlas_ray.training.masking import Example, MaskStatistics, training_example
-from atlas_ray.training.view import render_mask
+from atlas_ray.training.examples import Prepared, prepare, show
+from atlas_ray.training.masking import Example
 from atlas_ray.types import Selection, Trajectory
 
 METRICS = "metrics.jsonl"
@@ -61,7 +59,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
 
     tracker: Tracker | None = None
 
-    def show(metrics: dict[str, Any]) -> None:
+    def follow(metrics: dict[str, Any]) -> None:
         nonlocal tracker
         if tracker is None:
             tracker = Tracker("train", metrics["total_steps"], done=metrics["step"] - 1).__enter__()
@@ -69,7 +67,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
         tracker.advance(note=speed)
 
     try:
-        return train(config, trajectories, selections, show, _announce)
+        return train(config, trajectories, selections, follow, show)
     finally:
         if tracker is not None:
             tracker.__exit__(None, None, None)
@@ -106,6 +104,9 @@ def train(
     folder = RunFolder(config.run)
     with _Follower(folder, progress):
         _fit(config, prepared)
+    with tempfile.TemporaryDirectory() as path:
+        prepared.chat.tokenizer.save_pretrained(path)
+        _copy(path, folder)
     statistics = prepared.statistics
     figures = {
         "train_steps": total_steps(len(prepared.examples), config.global_batch, config.epochs),
@@ -122,69 +123,6 @@ def train(
     return figures
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What a run trains on.
-
-    Attributes:
-        examples: Those with at least one token that carries loss.
-        statistics: Over all trajectories that have a selection.
-        unselected: Trajectories without a selection, or whose selection failed.
-    """
-
-    chat: ChatFormat
-    examples: list[Example]
-    statistics: MaskStatistics
-    unselected: int
-
-
-def prepare(
-    config: TrainConfig, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
-) -> Prepared:
-    """Tokenizes and masks all trajectories.
-
-    Raises:
-        UserError: If selection and data do not belong together, nothing is left to train on, or a trajectory is longer
-            than the model's context.
-    """
-    chat = ChatFormat.load(config.model)
-    chosen: Mapping[str, Selection] | None = None
-    if selections is not None:
-        chosen = {s.trajectory_id: s for s in selections if s.error is None}
-    found: list[Example] = []
-    for trajectory in trajectories:
-        if chosen is None:
-            found.append(training_example(trajectory, None, chat, config.max_length))
-        elif (selection := chosen.get(trajectory.id)) is not None:
-            if selection.n_steps != len(trajectory.steps):
-                raise UserError(
-                    f"the selection saw {selection.n_steps} steps in {trajectory.id}, the data has {len(trajectory.steps)}",
-                    "select and train on the same data",
-                )
-            found.append(training_example(trajectory, selection.chosen, chat, config.max_length))
-    examples = [example for example in found if example.loss_tokens]
-    if not examples:
-        raise UserError(
-            f"nothing to train on: of {len(trajectories)} trajectories {len(found)} have a selection, and none of these "
-            f"has a chosen step within {config.max_length} tokens",
-            "select on the same data, or raise max_length",
-        )
-    longest = max(examples, key=lambda example: example.length)
-    context = _context(config.model)
-    if context is not None and longest.length > context:
-        raise UserError(
-            f"{longest.trajectory_id} has {longest.length} tokens, the model's context {context}",
-            f"set max_length to at most {context}",
-        )
-    return Prepared(chat, examples, MaskStatistics.of(found), len(trajectories) - len(found))
-
-
-def _context(model: str) -> int | None:
-    from transformers import AutoConfig
-
-    return getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
-
-
 def _read_selection(uri: str) -> list[Selection]:
     folder = RunFolder(uri)
     if not folder.exists:
@@ -192,23 +130,6 @@ def _read_selection(uri: str) -> list[Selection]:
     if folder.finished is None:
         raise UserError(f"the selection in {uri} is not finished", "finish it: run its `atlas select` again")
     return folder.read(SELECTIONS)
-
-
-def _announce(prepared: Prepared) -> None:
-    statistics = prepared.statistics
-    console.print(f"first trajectory ({prepared.examples[0].trajectory_id}), loss on the coloured tokens:")
-    console.print(render_mask(prepared.examples[0], prepared.chat))
-    console.print(
-        f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
-        f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"
-    )
-    for count, why in (
-        (prepared.unselected, "left out: no selection"),
-        (statistics.dropped, "left out: no chosen step within max_length"),
-        (statistics.steps_lost, "chosen steps lost: behind max_length"),
-    ):
-        if count:
-            console.print(f"{count} {why}", style="yellow")
 
 
 def _fit(config: TrainConfig, prepared: Prepared) -> None:
@@ -229,7 +150,7 @@ def _fit(config: TrainConfig, prepared: Prepared) -> None:
                 style="yellow",
             )
     trainer = TorchTrainer(
-        _work,
+        _work,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json"),
             "examples": ray.put(prepared.examples),
@@ -247,7 +168,7 @@ def _fit(config: TrainConfig, prepared: Prepared) -> None:
         ),
     )
     try:
-        refused = trainer.fit().return_value
+        refused = trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _explained(error, config) from error
     if refused:
@@ -298,7 +219,7 @@ def _train_and_export(job: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     from atlas_ray.training import loop
 
@@ -337,9 +258,12 @@ def _train_and_export(job: dict[str, Any]) -> None:
     with tempfile.TemporaryDirectory() as path:
         loop.export_model(path, module, dtype)
         if rank == 0:
-            tokenizer.save_pretrained(path)
-            for file in sorted(Path(path).iterdir()):
-                folder.write_bytes(f"model/{file.name}", file.read_bytes())
+            _copy(path, folder)
+
+
+def _copy(path: str, folder: RunFolder) -> None:
+    for file in sorted(Path(path).iterdir()):
+        folder.write_bytes(f"model/{file.name}", file.read_bytes())
 
 
 class _MetricsLog:
