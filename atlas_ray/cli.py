@@ -60,7 +60,9 @@ def _show(config: BaseModel, *lines: str) -> None:
 
 
 @app.command()
-def collect(config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False) -> None:
+def collect(
+    config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False
+) -> None:
     """Write trajectories of a scripted expert or novice in built-in environments."""
     settings = _load("CollectConfig", config, set_, run=run)
     if dry_run:
@@ -116,7 +118,9 @@ def train(
 
 
 @app.command()
-def evaluate(config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False) -> None:
+def evaluate(
+    config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False
+) -> None:
     """Play test tasks with one or several models in live environments."""
     settings = _load("EvaluateConfig", config, set_, run=run)
     from atlas_ray.evaluation.stage import evaluate as stage
@@ -185,7 +189,7 @@ def report(
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
     from atlas_ray.recipe import Recipe
-    from atlas_ray.report.stage import report_recipe
+    from atlas_ray.report.gather import report_recipe
 
     report_recipe(Recipe(_load("RecipeConfig", recipe, set_), extra or []))
 
@@ -241,7 +245,9 @@ def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", he
 def view_mask(
     data: Annotated[str, typer.Option("--data", help="Trajectories.")],
     model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template.")],
-    selection: Annotated[str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")] = None,
+    selection: Annotated[
+        str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")
+    ] = None,
     trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from atlas_ray.config import (
@@ -58,9 +59,7 @@ class Recipe:
         tiny = isinstance(config.base, TinyConfig)
         self.base = f"{self.root}/train/base/model" if tiny else str(config.base)
         self.expert = (
-            config.expert
-            if isinstance(config.expert, DataConfig)
-            else DataConfig(path=f"{self.root}/collect/expert")
+            config.expert if isinstance(config.expert, DataConfig) else DataConfig(path=f"{self.root}/collect/expert")
         )
         # every section is checked here, before anything runs
         self.evaluate = validate(
@@ -115,40 +114,29 @@ class Recipe:
     def stages(self) -> list[Stage]:
         """All stages in order."""
         from atlas_ray.evaluation.stage import evaluate
-        from atlas_ray.report.stage import report_recipe
+        from atlas_ray.report.gather import report_recipe
         from atlas_ray.selection.pipeline import select_steps
         from atlas_ray.training.distributed import train_agent
         from atlas_ray.trajectories.collect import collect
 
-        found: list[Stage] = []
-        for role, collection in self._collections().items():
-            found.append(
-                Stage(
-                    f"collect/{role}",
-                    f"trajectories of the {collection.role} in {', '.join(collection.envs)}",
-                    lambda c=collection: collect(c),
-                )
-            )
+        found = [
+            Stage(f"collect/{name}", f"{c.role} trajectories in {', '.join(c.envs)}", partial(collect, c))
+            for name, c in self.collections().items()
+        ]
         if isinstance(self.config.base, TinyConfig):
             found.append(Stage("train/base", "the tiny base model, on the novice", self._train_base))
-        for arm, config in self.select.items():
-            found.append(Stage(f"select/{arm}", _selector_words(config.selector), lambda c=config: select_steps(c)))
+        for arm, select in self.select.items():
+            found.append(Stage(f"select/{arm}", _selector_words(select.selector), partial(select_steps, select)))
         for arm in self.arms:
-            found.append(
-                Stage(f"train/{arm}", f"base fine-tuned on `{arm}`", lambda c=self.train[arm]: train_agent(c))
-            )
+            found.append(Stage(f"train/{arm}", f"the base on steps by `{arm}`", partial(train_agent, self.train[arm])))
         tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in self.evaluate.tasks.items())
-        found.append(
-            Stage(
-                "evaluate",
-                f"{len(self.evaluate.models)} models, test tasks: {tasks}",
-                lambda: evaluate(self.evaluate),
-            )
-        )
-        found.append(Stage("report", f"{self.root}/report/index.html", lambda: report_recipe(self)))
+        models = f"{len(self.evaluate.models)} models on test tasks: {tasks}"
+        found.append(Stage("evaluate", models, partial(evaluate, self.evaluate)))
+        found.append(Stage("report", f"{self.root}/report/index.html", partial(report_recipe, self)))
         return found
 
-    def _collections(self) -> dict[str, CollectConfig]:
+    def collections(self) -> dict[str, CollectConfig]:
+        """The collections that the recipe makes itself, by name."""
         given: dict[str, CollectConfig] = {}
         if isinstance(self.config.expert, CollectConfig):
             given["expert"] = self.config.expert
@@ -170,7 +158,7 @@ class Recipe:
         assert isinstance(tiny, TinyConfig)
         train = self.train["base"]
         if RunFolder(train.run).finished is None:
-            words = [t for name in self._collections() for t in read_trajectories(DataConfig(path=f"{self.root}/collect/{name}"))]
+            words = [t for c in self.collections().values() for t in read_trajectories(DataConfig(path=c.run))]
             size = write_untrained(
                 train.model,
                 words,
@@ -182,6 +170,40 @@ class Recipe:
             )
             console.print(f"tiny model: {size / 1e6:.2f} M parameters")
         train_agent(train)
+
+    def plan_lines(self) -> list[str]:
+        """What each stage will do, in counts; dollars where a stage costs any."""
+        from atlas_ray.environments import table
+
+        lines = []
+        for name, c in self.collections().items():
+            episodes = c.samples * sum(len(table.get(env).tasks(c.split, c.tasks)) for env in c.envs)
+            lines.append(f"collect/{name}: {episodes} episodes by script, no model call")
+        if isinstance(self.config.base, TinyConfig):
+            lines.append(f"train/base: {self.train['base'].epochs:g} epochs on the novice's trajectories")
+        for arm, select in self.select.items():
+            lines.append(f"select/{arm}: {_selector_words(select.selector)}{self._cost(select)}")
+        for arm, train in self.train.items():
+            if arm != "base":
+                lines.append(f"train/{arm}: {train.epochs:g} epochs, {train.workers} worker(s), no model call")
+        specs = {env: table.get(env) for env in self.evaluate.tasks}
+        episodes = self.evaluate.samples * sum(len(s.tasks("test", self.evaluate.tasks[e])) for e, s in specs.items())
+        calls = self.evaluate.samples * sum(
+            len(s.tasks("test", self.evaluate.tasks[e])) * s.max_rounds for e, s in specs.items()
+        )
+        models = len(self.evaluate.models)
+        lines.append(f"evaluate: {models} models x {episodes} episodes, at most {models * calls} calls of a local engine")
+        return lines
+
+    def _cost(self, select: SelectConfig) -> str:
+        """Calls, tokens and dollars of a selection, where its trajectories are there to be counted."""
+        if select.selector.name not in ("llm", "value"):
+            return ""
+        if isinstance(self.config.expert, CollectConfig) and RunFolder(self.expert.path).finished is None:
+            return " (its cost is known once the expert's trajectories are collected)"
+        from atlas_ray.selection.estimate import estimate_lines
+
+        return "; " + "; ".join(estimate_lines(select))
 
     def clean(self) -> None:
         """Deletes what the recipe made, but for judgements that were paid for."""
@@ -205,10 +227,8 @@ class Recipe:
         begun = time.monotonic()
         for number, stage in enumerate(chosen, 1):
             minutes, seconds = divmod(int(time.monotonic() - begun), 60)
-            console.rule(
-                f"[bold]{number}/{len(chosen)} {stage.name}[/bold]  {stage.description}  ({minutes}:{seconds:02d} so far)",
-                align="left",
-            )
+            words = f"{stage.description}  ({minutes}:{seconds:02d} so far)"
+            console.rule(f"[bold]{number}/{len(chosen)} {stage.name}[/bold]  {words}", align="left")
             stage.run()
 
 

@@ -54,9 +54,12 @@ class Speaker(Protocol):
 
 
 class Policy(Protocol):
-    """Makes speakers. `name` stands in every episode's record."""
+    """Makes speakers."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Stands in every episode's record."""
+        ...
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
         """Starts a conversation with its opening turns (instruction, "OK", first observation)."""

@@ -81,7 +81,6 @@ def build_model(
         num_key_value_heads=heads,
         head_dim=hidden_size // heads,
         max_position_embeddings=context,
-        rope_theta=10_000.0,
         tie_word_embeddings=False,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,

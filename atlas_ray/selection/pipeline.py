@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 # Scored together, whatever the number of workers: padding, and with it rounding, is then the same in every run.
 _CHUNK = 16
+_NO_MODEL = "no model: "  # an error that concerns every trajectory
 # Whose failures another attempt may mend.
 _RETRIED = (LlmSelector, ValueSelector)
 
@@ -128,9 +129,14 @@ def _perplexity(
     )
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from (s for s in SELECTIONS.from_table(table) if s.id not in done)
+            for selection in SELECTIONS.from_table(table):
+                if selection.error and selection.error.startswith(_NO_MODEL):
+                    raise UserError(selection.error, "check selector.model")
+                if selection.id not in done:
+                    yield selection
     except ray.exceptions.RayError as error:
-        raise _cause(error) from error
+        why = str(error).strip().splitlines()[-1]
+        raise AtlasError(f"scoring failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more") from error
 
 
 class _PerplexityWorker:
@@ -141,10 +147,13 @@ class _PerplexityWorker:
         self._scorer: PerplexityScorer | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        c = self._config
-        # Here and not in __init__, whose errors Ray Data would answer with endless restarts.
-        self._scorer = self._scorer or PerplexityScorer(c.model, c.dtype, c.batch_tokens, c.max_length)
-        trajectories = TRAJECTORIES.from_table(table)
+        c, trajectories = self._config, TRAJECTORIES.from_table(table)
+        if self._scorer is None:
+            try:
+                self._scorer = PerplexityScorer(c.model, c.dtype, c.batch_tokens, c.max_length)
+            except Exception as error:  # noqa: BLE001 (Ray would wrap it in pages; the driver raises it in one line)
+                why = _NO_MODEL + _line(error)
+                return SELECTIONS.to_table(record(t, c, error=why) for t in trajectories)
         try:
             scores = self._scorer.score(trajectories)
             return SELECTIONS.to_table(select_perplexity(t, c, s) for t, s in zip(trajectories, scores, strict=True))
@@ -155,8 +164,8 @@ class _PerplexityWorker:
         try:
             return select_perplexity(trajectory, self._config, scorer.score([trajectory])[0])
         except Exception as error:  # noqa: BLE001 (a row's failure is data)
-            what = (str(error) or type(error).__name__).splitlines()[0]
-            return record(trajectory, self._config, model=self._config.model, error=f"cannot be scored: {what}")
+            why = f"cannot be scored: {_line(error)}"
+            return record(trajectory, self._config, model=self._config.model, error=why)
 
 
 def _llm(selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder) -> Generator[Selection, None, None]:
@@ -183,15 +192,8 @@ async def _close(stream: AsyncGenerator[Any, None]) -> None:
     await stream.aclose()
 
 
-def _cause(error: BaseException) -> AtlasError:
-    """Our own error inside Ray's, or Ray's in one line."""
-    inner: BaseException | None = error
-    while inner is not None:
-        if isinstance(inner, AtlasError):
-            return inner
-        inner = getattr(inner, "cause", None) or inner.__cause__
-    last = str(error).strip().splitlines()[-1]
-    return AtlasError(f"the scoring workers failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
+def _line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str, Any]:

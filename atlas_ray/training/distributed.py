@@ -247,10 +247,8 @@ def _train_and_export(job: dict[str, Any]) -> None:
             # Ray Train puts all workers' files into one folder, which counts once every worker has come this far.
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(path))
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model)
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     examples = ray.get(job["examples"])
-    loop.fit(module, optimizer, examples, config, device, pad_id=pad_id, done=done, on_step=log.add, on_checkpoint=save)
+    loop.fit(module, optimizer, examples, config, device, done=done, on_step=log.add, on_checkpoint=save)
 
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]

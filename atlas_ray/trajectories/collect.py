@@ -73,7 +73,10 @@ def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tupl
     if not units:
         return
     rows = [{"env": task.env, "item_id": task.item_id, "sample": sample} for task, sample in units]
-    played = ray.data.from_items(rows).map_batches(_play_batch, batch_size=_BATCH, fn_args=(config.role, config.seed))
+    # Ray's types know neither Arrow tables as batches nor arguments of the function.
+    play: Any = _play_batch
+    played = ray.data.from_items(rows).map_batches(play, batch_size=_BATCH, fn_args=(config.role, config.seed))
+    batch: Any
     for batch in played.iter_batches(batch_size=None, batch_format="pyarrow"):
         successes = batch["success"].to_pylist()
         yield from zip(TRAJECTORIES.from_table(batch.drop_columns(["success"])), successes, strict=True)
