@@ -74,7 +74,7 @@ def report_input(*arms: Arm, **changes: Any) -> ReportInput:
         "seeds": [0],
         "git_commit": "abc",
         "versions": {"ray": "2.60.0"},
-        "seconds": {"collect": 12.0, "train": 75.5},
+        "seconds": {"collect": 12.0, "train/gold": 75.5, "train/random": 60.0},
         "trajectories": expert,
         "selections": selections,
         "specs": SPECS,
@@ -104,7 +104,7 @@ def test_results_hold_exactly_these_numbers() -> None:
     assert results["schema_version"] == 1
     assert (results["recipe"], results["seeds"], results["git_commit"]) == ("quickstart", [0], "abc")
     assert results["versions"] == {"ray": "2.60.0"}
-    assert results["seconds"] == {"collect": 12.0, "train": 75.5}
+    assert results["seconds"] == {"collect": 12.0, "train/gold": 75.5, "train/random": 60.0}
     assert results["evaluation"] == {"temperature": 0.0, "instruction": "the environment's own"}
     gold = results["arms"][1]
     assert {k: gold[k] for k in ("name", "model", "selector", "ratio", "step_fraction", "train_steps")} == {
@@ -295,6 +295,7 @@ def test_the_page_shows_examples_of_bounded_length() -> None:
     page = render_page(build_results(given), pick_examples(given))
     assert "the first 30 are shown" in page
     assert "No success" in page
+    assert "<dt>train</dt><dd>2 min 16 s</dd>" in page
 
 
 def test_two_runs_over_the_same_records_write_the_same_bytes(tmp_path: Path) -> None:

@@ -1,10 +1,20 @@
-"""Values and the rule of criticality, by hand."""
+"""Values, the rule of criticality and the rollouts behind them, by hand."""
 
 from __future__ import annotations
 
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+
 import pytest
 
+from atlas_ray.config import ValueSelector
+from atlas_ray.rollouts.pool import EpisodeRequest
 from atlas_ray.selection.value import critical, differences, values
+from atlas_ray.selection.value_pipeline import MAX_OPEN, estimate_values
+from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
 
 REWARDS = [
     [0.0, 0.0, 0.0, 1.0, 0.0],  # from scratch: 0.2
@@ -47,3 +57,146 @@ def test_eq9_is_the_literal_sum_and_decreases_along_a_success() -> None:
 def test_a_start_without_rewards_has_no_value() -> None:
     with pytest.raises(ValueError, match="no value"):
         values([[1.0], [], [1.0]])
+
+
+def expert(n_steps: int, number: int = 0, reward: float | None = 1.0) -> Trajectory:
+    turns = [Message("user", "Find the way."), Message("assistant", "OK"), Message("user", "at 0")]
+    for t in range(1, n_steps + 1):
+        turns += [Message("assistant", f"Action: {t}", True), Message("user", f"at {t}")]
+    return Trajectory(f"maze/maze_{number}", "maze", f"maze_{number}", tuple(turns), reward)
+
+
+def played(request: EpisodeRequest, reward: float, stop: StopReason = StopReason.DONE) -> Episode:
+    start, rounds = len(request.prefix), 2 if request.max_rounds is None else 0
+    name = f"{request.task.id}@{request.sample}+{start}"
+    marks = ("base", request.sample, start, request.seed, (), reward, reward, reward == 1, reward, rounds, stop)
+    error = "server gone" if stop.is_infrastructure else None
+    return Episode(name, request.task.env, request.task.item_id, *marks, usage=Usage(10, 0, 5, 2), error=error)
+
+
+class FakePool:
+    """Plays `in_flight` requests at once and gives them back in another order."""
+
+    def __init__(self, play: Callable[[EpisodeRequest], Episode], in_flight: int = 20, seed: int = 0) -> None:
+        self.play, self.in_flight, self.rng = play, in_flight, random.Random(seed)
+        self.requests: list[EpisodeRequest] = []
+
+    def run(self, requests: Iterable[EpisodeRequest]) -> Iterator[tuple[EpisodeRequest, Episode]]:
+        source, flying = iter(requests), []
+        while True:
+            flying += (new := list(islice(source, self.in_flight - len(flying))))
+            self.requests += new
+            if not flying:
+                return
+            request = flying.pop(self.rng.randrange(len(flying)))
+            yield request, self.play(request)
+
+
+def solved_from(step: int) -> Callable[[EpisodeRequest], Episode]:
+    """Sample 0 always succeeds; the others do once `step` steps are given."""
+    return lambda r: played(r, 1.0 if r.sample == 0 or len(r.prefix) >= step else 0.0)
+
+
+def test_rollouts_start_after_every_step_but_the_last() -> None:
+    pool = FakePool(solved_from(2))
+    (found,) = estimate_values(pool, ValueSelector(model="m", rollouts=3), [expert(4)], seed=1)
+    assert Counter(len(r.prefix) for r in pool.requests) == {0: 3, 1: 3, 2: 3, 3: 3}
+    third = next(r for r in pool.requests if len(r.prefix) == 2)
+    assert (third.prefix, third.recorded) == (("Action: 1", "Action: 2"), ("at 1", "at 2"))
+    assert (third.instruction, third.group) == ("Find the way.", "maze/maze_0")
+    assert (third.sampling.temperature, third.sampling.max_tokens) == (1.0, 512)
+    assert len({r.seed for r in pool.requests}) == 12
+    assert found.rewards == ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1.0,))
+    assert found.scores == pytest.approx((0.0, 2 / 3, 0.0, 0.0))
+    assert (found.chosen, found.ratio, found.model, found.error) == ((2,), None, "m", None)
+    assert found.usage == Usage(120, 0, 60, 24)
+
+
+def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:
+    data = [expert(1 + i % 5, i) for i in range(90)]
+
+    def play(request: EpisodeRequest) -> Episode:
+        return played(request, request.seed % 5 / 4)
+
+    runs = []
+    for seed, in_flight in ((0, 7), (1, 500)):
+        pool = FakePool(play, in_flight, seed)
+        found = list(estimate_values(pool, ValueSelector(rollouts=2), data, seed=3))
+        assert len(pool.requests) == sum(2 * len(t.steps) for t in data)
+        runs.append(sorted(found, key=lambda s: s.id))
+    assert runs[0] == runs[1]
+    assert len(runs[0]) == 90
+
+
+def test_few_trajectories_are_open_at_once() -> None:
+    data = [expert(2, i) for i in range(200)]
+    pool = FakePool(solved_from(1), in_flight=1000)
+    done = 0
+    for selection in estimate_values(pool, ValueSelector(rollouts=2), data, seed=0):
+        begun = {r.group for r in pool.requests}
+        assert len(begun) - done <= MAX_OPEN
+        done += selection.error is None
+    assert done == 200
+
+
+def test_infrastructure_failures_are_left_out_and_counted() -> None:
+    def play(request: EpisodeRequest) -> Episode:
+        if len(request.prefix) == 1 and (request.sample < 2 or request.task.item_id == "maze_1"):
+            return played(request, 0.0, StopReason.ENV_ERROR)
+        return played(request, 0.5)
+
+    found = {s.item_id: s for s in estimate_values(FakePool(play), ValueSelector(), [expert(2), expert(2, 1)], 0)}
+    assert found["maze_0"].rewards == ((0.5,) * 5, (0.5,) * 3, (1.0,))
+    assert (found["maze_0"].chosen, found["maze_0"].reason) == ((2,), "rollouts left out: 2 env_error")
+    assert found["maze_1"].error == "no rollout: none after step 1 was valid (5 env_error; server gone)"
+    assert found["maze_1"].chosen == ()
+
+
+def test_a_missing_reward_is_had_by_replaying_the_expert() -> None:
+    pool = FakePool(lambda r: played(r, 0.8 if r.max_rounds == 3 and len(r.prefix) == 3 else 0.2))
+    (found,) = estimate_values(pool, ValueSelector(rollouts=1), [expert(3, reward=None)], seed=0)
+    assert found.rewards == ((0.2,), (0.2,), (0.2,), (0.8,))
+    assert found.chosen == (3,)
+
+
+def test_a_trajectory_without_critical_steps_is_an_empty_choice() -> None:
+    (found,) = estimate_values(FakePool(lambda r: played(r, 1.0)), ValueSelector(), [expert(3)], seed=0)
+    assert (found.chosen, found.error, found.scores) == ((), None, (0.0, 0.0, 0.0))
+
+
+def test_discounting_prefers_fewer_rounds_but_keeps_plain_rewards() -> None:
+    selector = ValueSelector(rollouts=1, estimator="discounted", gamma=0.5)
+    (found,) = estimate_values(FakePool(lambda r: played(r, 1.0)), selector, [expert(2)], seed=0)
+    assert found.rewards == ((1.0,), (1.0,), (1.0,))
+    assert found.scores == (0.0, 0.75)
+    assert found.chosen == (2,)
+
+
+@pytest.mark.slow
+def test_values_of_a_scripted_novice_on_a_pool() -> None:
+    from atlas_ray.config import RayConfig
+    from atlas_ray.environments.protocol import LocalSession
+    from atlas_ray.environments.table import get
+    from atlas_ray.models.protocol import Sampling
+    from atlas_ray.models.scripted import ScriptedPolicy
+    from atlas_ray.rollouts.episode import run_episode
+    from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
+    from atlas_ray.runs.cluster import connect
+    from atlas_ray.trajectories.collect import to_trajectory
+
+    async def experts() -> list[Trajectory]:
+        session, policy = LocalSession(get("maze")), ScriptedPolicy("expert")
+        tasks = get("maze").tasks("train", 3)
+        return [to_trajectory(await run_episode(policy, session, t, sampling=Sampling(), seed=0)) for t in tasks]
+
+    data, selector = asyncio.run(experts()), ValueSelector(rollouts=4)
+    connect(RayConfig())
+    runs = []
+    for replicas, in_flight in ((1, 8), (2, 3)):
+        with RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight) as pool:
+            runs.append(sorted(estimate_values(pool, selector, data, seed=5), key=lambda s: s.id))
+    assert runs[0] == runs[1]
+    for trajectory, found in zip(data, runs[0], strict=True):
+        assert found.error is None
+        assert [len(r) for r in found.rewards] == [4] * len(trajectory.steps) + [1]
+        assert all(found.scores[t - 1] > 0.1 for t in found.chosen)

@@ -142,7 +142,7 @@ class BlocksWorld:
     def novice(self, rng: random.Random) -> Decision:
         """Moves a wrong block in many states where there is a choice."""
         category, right, wrong = self._situation()
-        if wrong and category is not None and errs(rng, 0.4, right, self._goal):
+        if wrong and category is not None and errs(rng, 0.3, right, self._goal):
             right = wrong[0]
         return self._decide(rng, right, category)
 

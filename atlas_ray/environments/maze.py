@@ -165,7 +165,7 @@ class Maze:
     def novice(self, rng: random.Random) -> Decision:
         """Walks corridors well; at many choices takes the wrong way that looks nearest to the goal."""
         category, right, wrong = self._situation()
-        if wrong and category is not None and errs(rng, 0.4, self._at, self._goal):
+        if wrong and category is not None and errs(rng, 0.3, self._at, self._goal):
             right = min(wrong, key=self._as_the_crow_flies)
         return self._decide(rng, right, category, wrong)
 
@@ -174,8 +174,8 @@ class Maze:
         return self._trail[-1]
 
     def _observe(self) -> str:
-        walls = ", ".join(way for way in MOVES if way not in WAYS[self._at]) or "none"
-        return f"Goal at {self._goal[0]}, {self._goal[1]}. You are at {self._at[0]}, {self._at[1]}. Walls: {walls}."
+        ways = ", ".join(way for way in MOVES if way in WAYS[self._at])
+        return f"Goal at {self._goal[0]}, {self._goal[1]}. You are at {self._at[0]}, {self._at[1]}. Ways: {ways}."
 
     def _as_the_crow_flies(self, way: str) -> int:
         row, column = WAYS[self._at][way]

@@ -33,4 +33,4 @@ def errs(rng: random.Random, share: float, *situation: object) -> bool:
         *situation: What the novice goes by.
     """
     misjudged = random.Random(f"novice/{situation}").random() < share
-    return rng.random() < (0.85 if misjudged else 0.05)
+    return rng.random() < (0.95 if misjudged else 0.03)

@@ -219,8 +219,9 @@ class TextCraft:
         """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
-        if category is None or not errs(rng, 0.4, job.verb, job.item):
+        if category is None or not errs(rng, 0.35, job.verb, job.item):
             return decision
+        rng = random.Random(job.action)  # the same mistake each time
         if rng.random() < 0.2:
             return Decision(rng.choice(_CHECK), "inventory", category, decision.weight)
         return Decision(decision.thought, self._wrong(rng, job), category, decision.weight)

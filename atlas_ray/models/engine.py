@@ -24,7 +24,7 @@ from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:
-    from vllm.outputs import CompletionOutput, RequestOutput
+    from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
@@ -37,6 +37,7 @@ _CPU_ENVIRONMENT = {
 }
 _CPU_BLOCK = 32  # tokens; the least that the CPU kernels take, and so the most that the prefix cache can share
 _CPU_BATCH_TOKENS = 8192
+_CPU_THREADS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ class EngineSpec:
 
     name: str
     model: str
-    config: EngineConfig = EngineConfig()
+    config: EngineConfig
 
     @property
     def gpus(self) -> int:
@@ -98,6 +99,10 @@ class VllmPolicy:
         cpu = not torch.cuda.is_available()
         for variable, value in (_ENVIRONMENT | _CPU_ENVIRONMENT if cpu else _ENVIRONMENT).items():
             os.environ.setdefault(variable, value)
+        if cpu:
+            # Ray leaves an actor one thread; the number changes no result.
+            cores = (os.cpu_count() or 1) // self.spec.config.replicas
+            os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
         self._chat = ChatFormat.load(self.spec.model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -107,7 +112,7 @@ class VllmPolicy:
             raise ModelFailure(
                 f"the engine does not start with {self.spec.model}: {_short(error)}",
                 "check the model, engine.max_model_len and memory; ATLAS_RAY_LOGS=1 shows more",
-            ) from None
+            ) from error
         self.context: int = self._engine.model_config.max_model_len
         await self._engine.collective_rpc("tether", args=(os.getpid(),))
 
@@ -139,17 +144,16 @@ class VllmPolicy:
             stop_token_ids=list(self._chat.stop_ids),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        last: RequestOutput | None = None
         try:
-            # cancelling this task ends the request as well
-            async for last in self._engine.generate({"prompt_token_ids": list(ids)}, params, str(next(self._numbers))):
-                pass
+            # One output alone (FINAL_ONLY); cancelling this task ends the request as well.
+            stream = self._engine.generate({"prompt_token_ids": list(ids)}, params, str(next(self._numbers)))
+            [output] = [output async for output in stream]
         except Exception as error:
-            raise ModelFailure(f"the engine failed: {_short(error)}") from None
-        if last is None or last.outputs[0].finish_reason not in ("stop", "length"):
-            raise ModelFailure("the engine gave a request up")
-        made = last.outputs[0]
-        usage = Usage(len(ids), last.num_cached_tokens or 0, len(made.token_ids), 1)
+            raise ModelFailure(f"the engine failed: {_short(error)}") from error
+        made = output.outputs[0]
+        if made.finish_reason not in ("stop", "length"):
+            raise ModelFailure(f"the engine gave a request up ({made.finish_reason})")
+        usage = Usage(len(ids), output.num_cached_tokens or 0, len(made.token_ids), 1)
         self.usage += usage
         return made, usage
 
@@ -170,7 +174,7 @@ class VllmPolicy:
             await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": spec.model})
             await self._engine.reset_prefix_cache()
         except Exception as error:
-            raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from None
+            raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
         self.spec = spec
 
     async def close(self) -> None:

@@ -43,10 +43,20 @@ def render_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]
             "overlap": tables.overlap_table(results),
             "detail": tables.detail_table(results),
         },
+        seconds=_by_stage(results["seconds"]),
         flag=tables.FLAG,
         script=Markup(script),
         script_digest=digest,
     )
+
+
+def _by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Sums of `train/gold`, `train/all`, ... under `train`; the parts stand in `results.json`."""
+    found: dict[str, float] = {}
+    for name, spent in seconds.items():
+        stage = name.partition("/")[0]
+        found[stage] = found.get(stage, 0.0) + spent
+    return found
 
 
 def duration(seconds: float) -> str:

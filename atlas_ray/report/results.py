@@ -70,7 +70,7 @@ def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
 
 def _cell(arm: Arm, env: str, given: ReportInput) -> dict[str, Any]:
     played = [episode for episode in arm.episodes if episode.env == env]
-    return asdict(summarise(played, given.specs[env], given.n_expected[env]))
+    return asdict(summarise(played, given.specs[env], given.n_expected[env], given.max_excluded))
 
 
 def _averages(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -53,7 +53,9 @@ _ITEM = rf"(?:steps?\s*)?{_NUMBER}(?:\s*{_DASH}\s*(?:steps?\s*)?{_NUMBER})?"
 _LIST = re.compile(rf"{_ITEM}(?:(?:\s*(?:[,;&/]|\band\b))*\s*{_ITEM})*", re.IGNORECASE)
 _RANGE = re.compile(rf"({_NUMBER})(?:\s*{_DASH}\s*(?:steps?\s*)?({_NUMBER}))?", re.IGNORECASE)
 _MENTION = re.compile(rf"\bsteps?\s*{_LIST.pattern}", re.IGNORECASE)
+_LINE_MENTION = re.compile(rf"{_LEAD}({_MENTION.pattern})", re.IGNORECASE)
 _CONVERSATION = re.compile(r"conversation\s*\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", re.IGNORECASE)
+_BETWEEN = re.compile(r"[ \t]*(?:[,;&]\s*)?(?:and\s*)?")
 _BRACKET = re.compile(r"\[([^\[\]]*)\]")
 
 _NAMES = {
@@ -110,22 +112,34 @@ def _last_answer(text: str) -> tuple[int, int] | None:
 def _steps(listed: str, n_steps: int) -> list[int] | Problem:
     """Distinct steps in the order given, of the text between the marker and the reason."""
     lines = [line for line in listed.splitlines() if _strip(line)] or [""]
-    lists = _CONVERSATION.findall(listed) or _BRACKET.findall(lines[0]) or [lines[0]]
+    lists = _conversation_lists(listed) or _BRACKET.findall(lines[0]) or [lines[0]]
     stripped = [text for text in map(_strip, lists) if text]
     if not stripped:
         return Problem("the list of critical steps is empty")
     if all(_LIST.fullmatch(text) for text in stripped):
         return _expand(stripped, n_steps)
-    # Prose around the numbers: only those called steps count, in a list of lines the first of each line.
+    # Prose around the numbers: only those called steps count, in a list of lines the one that opens each line.
     if lists != [lines[0]]:
         mentions = [m.group() for text in stripped for m in _MENTION.finditer(text)]
     elif len(lines) > 1:
-        mentions = [m.group() for line in lines if (m := _MENTION.search(_strip(line)))]
+        mentions = [m[1] for line in lines if (m := _LINE_MENTION.match(_strip(line)))]
     else:
         mentions = _MENTION.findall(stripped[0])
     if not mentions:
         return Problem("the critical steps are not given as a list of step numbers, such as conversation[2, 5]")
     return _expand(mentions, n_steps)
+
+
+def _conversation_lists(listed: str) -> list[str]:
+    """What stands in `conversation[...]`, several only where they follow each other directly."""
+    lists: list[str] = []
+    end = 0
+    for found in _CONVERSATION.finditer(listed):
+        if lists and not _BETWEEN.fullmatch(listed, end, found.start()):
+            break
+        lists.append(found[1])
+        end = found.end()
+    return lists
 
 
 def _expand(lists: list[str], n_steps: int) -> list[int] | Problem:

@@ -11,6 +11,8 @@ import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.masking import Example
 
@@ -72,9 +74,9 @@ def collate(examples: Sequence[Example], pad_id: int) -> tuple[torch.Tensor, tor
     import torch
 
     length = max((e.length for e in examples), default=1)
-    ids = torch.full((max(1, len(examples)), length), pad_id, dtype=torch.long)
-    loss_mask = torch.zeros(ids.shape, dtype=torch.bool)
+    ids = np.full((max(1, len(examples)), length), pad_id, dtype=np.int64)
+    loss_mask = np.zeros(ids.shape, dtype=bool)
     for row, example in enumerate(examples):
-        ids[row, : example.length] = torch.from_numpy(example.ids).long()
-        loss_mask[row, : example.length] = torch.from_numpy(example.loss_mask)
-    return ids, loss_mask
+        ids[row, : example.length] = example.ids
+        loss_mask[row, : example.length] = example.loss_mask
+    return torch.from_numpy(ids), torch.from_numpy(loss_mask)

@@ -139,6 +139,8 @@ def _fit(config: TrainConfig, prepared: Prepared) -> None:
 
     # Ray Train looks at its workers every 2 s otherwise, which is most of a small model's training.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+    if len(ray.nodes()) == 1:
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for nodes that may be taken away
     have = ray.cluster_resources()
     use_gpu = have.get("GPU", 0) > 0 if config.use_gpu is None else config.use_gpu
     need = {"CPU": config.workers * config.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
@@ -220,9 +222,11 @@ def _train_and_export(job: dict[str, Any]) -> None:
     import ray.train.torch
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
     from atlas_ray.training import loop
 
+    disable_progress_bar()
     config = TrainConfig.model_validate(job["config"])
     device = ray.train.torch.get_device()
     torch.set_num_threads(config.cpus_per_worker)

@@ -1,0 +1,174 @@
+"""The evaluation stage: models play test tasks in live environments.
+
+Flows in: an `EvaluateConfig`; flows out: per arm a run folder `<run>/<arm>` with the table `episodes`, and the results.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict
+
+from atlas_ray.config import DataConfig, EvaluateConfig
+from atlas_ray.environments import table
+from atlas_ray.environments.client import open_session
+from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
+from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.episode import episode_id
+from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.runs.cluster import connect
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import Tracker
+from atlas_ray.runs.tables import EPISODES
+from atlas_ray.types import Episode, Usage
+
+# Infrastructure failures in a row, each after its retries, from which going on makes no sense.
+_HOPELESS = 32
+
+
+def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[EnvironmentResult]]:
+    """Evaluates every arm, or goes on where an earlier run stopped.
+
+    A finished arm is left alone, unless it holds infrastructure failures: those are tried again. One pool of engines
+    serves all arms; weights are swapped in between.
+
+    Args:
+        config: Which models, which tasks, and where to write.
+        clean: Starts anew.
+
+    Returns:
+        Per arm one result for each environment, in the order of `config.tasks`.
+
+    Raises:
+        UserError: If a folder holds a run of another configuration, an environment has neither a server nor a built-in
+            world, or a model cannot be used.
+        AtlasError: If engines or environments fail as a whole.
+    """
+    for env in config.tasks:
+        open_session(table.get(env), config.environments)
+    requests = {
+        episode_id(r.task, r.sample, 0): r
+        for r in _requests(config, _instructions(config) if config.instructions else {})
+    }
+    folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
+    with ExitStack() as stack:
+        pool: RolloutPool | None = None
+        for arm, folder in folders.items():
+            # Another arm more or less changes nothing for this one.
+            own = config.model_copy(update={"models": {arm: config.models[arm]}})
+            folder.begin(own, stage="evaluate", clean=clean)
+            done = folder.done(EPISODES)
+            left = [request for key, request in requests.items() if key not in done]
+            if not left and folder.finished is not None:
+                continue
+            begun = time.monotonic()
+            if left:
+                spec = EngineSpec(arm, config.models[arm], config.engine)
+                if pool is None:
+                    connect(config.ray)
+                    pool = stack.enter_context(
+                        RolloutPool(
+                            spec,
+                            replicas=config.engine.replicas,
+                            in_flight=config.engine.episodes_in_flight,
+                            environments=config.environments,
+                            retries=config.retries,
+                        )
+                    )
+                else:
+                    pool.load(spec)
+                _play(pool, left, folder, f"evaluate {arm}", len(requests))
+            folder.compact(EPISODES)
+            _finish(folder, config, time.monotonic() - begun)
+    return {arm: results(folder.read(EPISODES), config) for arm, folder in folders.items()}
+
+
+def plan_lines(config: EvaluateConfig) -> list[str]:
+    """What an evaluation would do, in words.
+
+    Raises:
+        UserError: If an environment is unknown or has too few test tasks.
+    """
+    specs = {env: table.get(env) for env in config.tasks}
+    tasks = {env: len(spec.tasks("test", config.tasks[env])) for env, spec in specs.items()}
+    models, samples = len(config.models), config.samples
+    calls = models * samples * sum(tasks[env] * spec.max_rounds for env, spec in specs.items())
+    return [
+        f"{models} models ({', '.join(config.models)}) x {sum(tasks.values())} tasks x {samples} samples"
+        f" = {models * samples * sum(tasks.values()):,} episodes",
+        "tasks: " + ", ".join(f"{env} {n}" for env, n in tasks.items()),
+        f"at most {calls:,} replies of at most {config.max_tokens} tokens, by local engines; no cost",
+    ]
+
+
+def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[EnvironmentResult]:
+    """One arm's result in each environment, in the order of `config.tasks`."""
+    found = []
+    for env, limit in config.tasks.items():
+        spec = table.get(env)
+        expected = len(spec.tasks("test", limit)) * config.samples
+        played = [e for e in episodes if e.env == env]
+        found.append(summarise(played, spec, expected, config.max_excluded))
+    return found
+
+
+def _requests(config: EvaluateConfig, instructions: dict[str, str]) -> Iterator[EpisodeRequest]:
+    sampling = Sampling(config.temperature, config.max_tokens)
+    for env, limit in config.tasks.items():
+        for task in table.get(env).tasks("test", limit):
+            for sample in range(config.samples):
+                group = task.id if config.samples > 1 else None
+                yield EpisodeRequest(
+                    task, sampling, config.seed, sample, instruction=instructions.get(env), group=group
+                )
+
+
+def _instructions(config: EvaluateConfig) -> dict[str, str]:
+    """By environment what opens its first trajectory in the data set; environments without one keep their own."""
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    found: dict[str, str] = {}
+    for trajectory in read_trajectories(DataConfig(path=config.instructions or "", limit=1)):
+        found.setdefault(trajectory.env, trajectory.messages[0].content)
+    return found
+
+
+def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, title: str, total: int) -> None:
+    """Plays what is left and writes it down.
+
+    Raises:
+        AtlasError: If nothing but infrastructure failures comes back.
+    """
+    failures = successes = played = 0
+    with (
+        folder.writer(EPISODES) as writer,
+        closing(pool.run(left)) as episodes,
+        Tracker(title, total, total - len(left)) as tracker,
+    ):
+        for _, episode in episodes:
+            writer.add(episode)
+            failed = episode.stop_reason.is_infrastructure
+            failures = failures + 1 if failed else 0
+            played, successes = played + (not failed), successes + episode.success
+            tracker.advance(note=f"success {successes / max(1, played):.0%}")
+            if failures == _HOPELESS:
+                raise AtlasError(
+                    f"{failures} episodes in a row failed, the last in {episode.env}: {episode.error}",
+                    "mend the cause and run the same command again; `atlas doctor` checks environment servers",
+                )
+
+
+def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
+    episodes = folder.read(EPISODES)
+    earlier = (folder.finished or {}).get("seconds", 0.0)
+    folder.finish(
+        seconds=round(earlier + seconds, 1),
+        episodes=len(episodes),
+        excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
+        usage=asdict(sum((e.usage for e in episodes), Usage())),
+        results=[asdict(result) for result in results(episodes, config)],
+    )

@@ -1,0 +1,141 @@
+"""A model behind an OpenAI-compatible endpoint as a policy. Flows in: turns as messages; flows out: replies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.config import EndpointConfig
+from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.stops import STOP, cut_reply
+from atlas_ray.types import Message, Task, Usage
+
+if TYPE_CHECKING:
+    from openai import AsyncOpenAI
+
+_OVERFLOW = ("context_length_exceeded", "maximum context length", "max_model_len")
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointSpec:
+    """What a replica needs to reach an endpoint. The key is read from the environment of its process."""
+
+    name: str
+    model: str
+    config: EndpointConfig
+    gpus: int = 0
+
+    async def build(self) -> EndpointPolicy:
+        """Opens the client.
+
+        Raises:
+            UserError: If the variable that should hold the key is not set.
+        """
+        return EndpointPolicy(self)
+
+
+class EndpointPolicy:
+    """Speakers that share one client, which retries with back-off by itself.
+
+    Attributes:
+        usage: Of all replies so far.
+    """
+
+    dead = False
+
+    def __init__(self, spec: EndpointSpec) -> None:
+        from openai import AsyncOpenAI
+
+        config = spec.config
+        key = os.environ.get(config.api_key_env)
+        if not key:
+            raise UserError(
+                f"the environment variable {config.api_key_env} is not set",
+                f"export {config.api_key_env}=... (any word where the endpoint wants no key)",
+            )
+        self.spec, self.usage = spec, Usage()
+        self._client: AsyncOpenAI = AsyncOpenAI(
+            base_url=config.base_url, api_key=key, timeout=config.timeout_s, max_retries=config.max_retries
+        )
+
+    @property
+    def name(self) -> str:
+        """Stands in every episode's record."""
+        return self.spec.name
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EndpointSpeaker:
+        """Starts a conversation."""
+        return EndpointSpeaker(self, opening, sampling)
+
+    async def complete(self, messages: Sequence[Any], sampling: Sampling, seed: int) -> Reply:
+        """Asks for the next reply.
+
+        Raises:
+            ContextOverflow: If the endpoint says that the conversation is too long.
+            ModelFailure: If the call fails after its retries, or is answered with no completion.
+        """
+        import openai
+
+        try:
+            answer = await self._client.chat.completions.create(
+                model=self.spec.model,
+                messages=messages,  # type: ignore[arg-type]
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_tokens,
+                seed=seed,
+                stop=[STOP],
+            )
+            choice, used = answer.choices[0], answer.usage
+        except openai.BadRequestError as error:
+            if any(sign in str(error) for sign in _OVERFLOW):
+                raise ContextOverflow("the endpoint says that the conversation is too long") from None
+            raise self._failure(error) from None
+        except (openai.OpenAIError, IndexError, TypeError, AttributeError) as error:
+            raise self._failure(error) from None
+        usage = Usage(calls=1)
+        if used is not None:
+            cached = used.prompt_tokens_details.cached_tokens if used.prompt_tokens_details else 0
+            usage = Usage(used.prompt_tokens, cached or 0, used.completion_tokens, 1)
+        self.usage += usage
+        text = cut_reply(choice.message.content or "")
+        return Reply(text, usage, "length" if choice.finish_reason == "length" else "stop")
+
+    def _failure(self, error: Exception) -> ModelFailure:
+        # some endpoints repeat a refused key
+        words = f"{type(error).__name__}: {error}".replace(self._client.api_key, "***")
+        return ModelFailure(f"{self.spec.config.base_url} failed: {words[:500]}")
+
+    async def close(self) -> None:
+        """Closes connections."""
+        await self._client.close()
+
+
+class EndpointSpeaker:
+    """One conversation, as chat messages."""
+
+    def __init__(self, policy: EndpointPolicy, opening: Sequence[Message], sampling: Sampling) -> None:
+        self._policy, self._sampling = policy, sampling
+        self._messages = [{"role": m.role, "content": m.content} for m in opening]
+
+    async def speak(self, seed: int) -> Reply:
+        """Draws the next reply and appends it.
+
+        Raises:
+            ContextOverflow: If the conversation no longer fits the model.
+            ModelFailure: If the endpoint fails.
+        """
+        reply = await self._policy.complete(self._messages, self._sampling, seed)
+        self.repeat(reply.text)
+        return reply
+
+    def repeat(self, reply: str) -> None:
+        """Appends a given reply."""
+        self._messages.append({"role": "assistant", "content": reply})
+
+    def hear(self, observation: str) -> None:
+        """Appends the environment's answer."""
+        self._messages.append({"role": "user", "content": observation})

@@ -1,0 +1,370 @@
+"""Many episodes on replica actors. The one module here that speaks Ray.
+
+Flows in: requests, as a list or a generator; flows out: each with its episode, as they finish. One Ray call an episode.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.errors import AtlasError
+from atlas_ray.rollouts.backlog import Attempt, Backlog
+from atlas_ray.rollouts.episode import episode_id
+from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
+from atlas_ray.types import Episode, StopReason, Usage
+
+__all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "PoolStatistics", "RolloutPool"]
+
+_log = logging.getLogger(__name__)
+
+MAX_DEATHS = 3  # replicas that may die under one episode
+START_SECONDS = 900.0
+_REMIND_SECONDS = 30.0
+_CLOSE_SECONDS = 10.0
+_SPARE_CALLS = 8  # of an actor, beside its episodes
+
+
+@dataclass(frozen=True, slots=True)
+class PoolStatistics:
+    """What the replicas alive have done so far.
+
+    Attributes:
+        usage: Tokens of all their replies; `cached_tokens` of the prompts came from prefix caches.
+        restarts: Replicas replaced.
+    """
+
+    episodes: int
+    usage: Usage
+    restarts: int
+
+    @property
+    def hit_rate(self) -> float:
+        """Share of prompt tokens that came from a prefix cache."""
+        return self.usage.cached_tokens / max(1, self.usage.prompt_tokens)
+
+
+@dataclass(eq=False, slots=True)
+class _Seat:
+    """A replica as the driver sees it."""
+
+    index: int
+    actor: Any
+    since: float
+    pid: int | None = None
+    flying: int = 0
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has started."""
+        return self.pid is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Event:
+    """A call that ended: an attempt, or (None) a replica's start."""
+
+    seat: _Seat
+    attempt: Attempt | None
+    future: Any
+
+
+class RolloutPool:
+    """Replicas of one policy. Use it as a context manager, in a process that is connected to Ray.
+
+    Args:
+        spec: What every replica makes its policy from.
+        replicas: How many.
+        in_flight: Episodes that a replica plays at once.
+        environments: Servers of environments that are not built in.
+        retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
+        max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
+
+    Raises:
+        AtlasError: If the replicas do not start.
+    """
+
+    def __init__(
+        self,
+        spec: PolicySpec,
+        *,
+        replicas: int = 1,
+        in_flight: int = 256,
+        environments: EnvironmentsConfig | None = None,
+        retries: int = 2,
+        max_restarts: int | None = None,
+    ) -> None:
+        self._spec, self._in_flight, self._retries = spec, in_flight, retries
+        self._environments = environments or EnvironmentsConfig()
+        self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
+        self._restarts = self._deaths_in_a_row = 0
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._seats: list[_Seat] = []
+        try:
+            self._seats = [self._seat(index) for index in range(replicas)]
+            self._await_starts()
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, requests: Iterable[EpisodeRequest | None]) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
+        """Plays all requests; each comes back once, with its episode, as they finish.
+
+        The next request is taken only when a replica has room for it.
+
+        Args:
+            requests: What to play. None among them means: not yet, ask again when another episode has finished.
+
+        Raises:
+            UserError: If an environment of a request cannot be played.
+            AtlasError: If replicas keep dying.
+        """
+        backlog, homes = Backlog(iter(requests)), dict[str, int]()
+        flying: set[Attempt] = set()
+        try:
+            while True:
+                while seats := [s for s in self._seats if s.ready and s.flying < self._in_flight]:
+                    attempt = backlog.take()
+                    if attempt is None:
+                        break
+                    flying.add(attempt)
+                    self._submit(attempt, _choose(attempt, seats, homes, self._in_flight))
+                if not flying and backlog.ended:
+                    return
+                if not flying and seats and backlog.next_due is None:
+                    raise ValueError("the source of requests waits, but no episode is under way")
+                event = self._next_event(backlog.next_due)
+                if event is None or event.attempt not in flying:
+                    continue
+                flying.remove(event.attempt)
+                event.seat.flying -= 1
+                episode = self._settle(event.attempt, event)
+                if episode is None:
+                    backlog.put_back(event.attempt)
+                else:
+                    yield event.attempt.request, episode
+        finally:
+            for attempt in flying:
+                _cancel(attempt)
+
+    def _submit(self, attempt: Attempt, seat: _Seat) -> None:
+        attempt.seat, attempt.ref = seat, seat.actor.play.remote(attempt.request)
+        seat.flying += 1
+        _post(self._events, attempt.ref, seat, attempt)
+
+    def _settle(self, attempt: Attempt, event: _Event) -> Episode | None:
+        """The episode of a finished attempt, or None where it has to be made again."""
+        error = event.future.exception()
+        if error is None:
+            self._deaths_in_a_row = 0
+            episode: Episode = event.future.result()
+            if not episode.stop_reason.is_infrastructure or attempt.failures == self._retries:
+                return episode
+            attempt.failures += 1
+            attempt.avoid.add(event.seat.index)
+            return None
+        if not _is_death(error):
+            raise _cause(error) from None
+        self._replace(event.seat, error)
+        attempt.deaths += 1
+        return _given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
+
+    def load(self, spec: PolicySpec) -> None:
+        """Goes on with another policy on all replicas; no episode may be under way.
+
+        Raises:
+            AtlasError: If it cannot be loaded.
+        """
+        import ray
+
+        self._await_starts()
+        self._spec = spec
+        for seat, ref in [(seat, seat.actor.load.remote(spec)) for seat in self._seats]:
+            try:
+                ray.get(ref)
+            except ray.exceptions.RayError as error:
+                if not _is_death(error):
+                    raise _cause(error) from None
+                self._replace(seat, error)
+        self._await_starts()
+
+    def statistics(self) -> PoolStatistics:
+        """What the replicas alive have done so far."""
+        import ray
+
+        episodes, usage = 0, Usage()
+        for ref in [seat.actor.statistics.remote() for seat in self._seats if seat.ready]:
+            with suppress(ray.exceptions.RayError):
+                played, used = ray.get(ref)
+                episodes, usage = episodes + played, usage + used
+        return PoolStatistics(episodes, usage, self._restarts)
+
+    def close(self) -> None:
+        """Ends all replicas and their processes."""
+        import ray
+
+        seats, self._seats = self._seats, []
+        if not ray.is_initialized():
+            return
+        closing = [seat.actor.close.remote() for seat in seats if seat.ready]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        for seat in seats:
+            ray.kill(seat.actor)
+
+    def __enter__(self) -> RolloutPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _seat(self, index: int) -> _Seat:
+        """Starts a replica; an event says when it is ready."""
+        import ray
+
+        replica: Any = ray.remote(Replica)
+        actor = replica.options(
+            num_cpus=1,
+            num_gpus=self._spec.gpus if ray.cluster_resources().get("GPU") else 0,
+            max_concurrency=self._in_flight + _SPARE_CALLS,
+            scheduling_strategy="SPREAD",
+        ).remote(self._spec, self._environments)
+        seat = _Seat(index, actor, time.monotonic())
+        _post(self._events, actor.start.remote(), seat, None)
+        return seat
+
+    def _replace(self, seat: _Seat, error: BaseException) -> None:
+        """Starts another replica for one that died.
+
+        Raises:
+            AtlasError: If too many died in a row.
+        """
+        import ray
+
+        if self._seats[seat.index] is not seat:
+            return
+        self._restarts += 1
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > self._max_restarts:
+            reason = " ".join(str(error).split())[:500]
+            raise AtlasError(
+                f"{self._deaths_in_a_row} replicas died in a row, without an episode finished; the last: {reason}",
+                "check memory (engine.cpu_kv_cache_gb, engine.episodes_in_flight); ATLAS_RAY_LOGS=1 shows more",
+            )
+        _log.warning("replica %d (process %s) died and is started again", seat.index, seat.pid)
+        ray.kill(seat.actor)
+        self._seats[seat.index] = self._seat(seat.index)
+
+    def _await_starts(self) -> None:
+        while not all(seat.ready for seat in self._seats):
+            self._next_event(None, everyone=True)
+
+    def _next_event(self, until: float | None, everyone: bool = False) -> _Event | None:
+        """The next finished attempt; None where something else happened or the time `until` has come.
+
+        Raises:
+            AtlasError: If a replica cannot start.
+        """
+        wait = _REMIND_SECONDS if until is None else min(_REMIND_SECONDS, max(0.0, until - time.monotonic()))
+        try:
+            event = self._events.get(timeout=wait)
+        except queue.Empty:
+            self._remind(everyone)
+            return None
+        if event.attempt is not None:
+            return event
+        error = event.future.exception()
+        if self._seats[event.seat.index] is not event.seat:
+            return None
+        if error is None:
+            event.seat.pid = event.future.result()
+        elif _is_death(error):
+            self._replace(event.seat, error)
+        else:
+            raise _cause(error) from None
+        return None
+
+    def _remind(self, everyone: bool) -> None:
+        """Says what a replica that does not start is waiting for; too long a wait ends the run."""
+        import ray
+
+        starting = [seat for seat in self._seats if not seat.ready]
+        if not starting:
+            return
+        waited = time.monotonic() - min(seat.since for seat in starting)
+        held, free = ray.cluster_resources(), ray.available_resources()
+        sizes = ", ".join(f"{free.get(kind, 0):g} of {held.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+        words = (
+            f"{len(starting)} of {len(self._seats)} replicas have not started for {waited:.0f} s; each needs 1 CPU"
+            f"{f' and {self._spec.gpus} GPUs' if held.get('GPU') else ''}, and free are {sizes}"
+        )
+        if waited > START_SECONDS and (everyone or len(starting) == len(self._seats)):
+            raise AtlasError(words, "ask for fewer replicas (engine.replicas), or give Ray more resources")
+        if waited > _REMIND_SECONDS:
+            _log.warning(words)
+
+
+def _post(events: queue.SimpleQueue[_Event], ref: Any, seat: _Seat, attempt: Attempt | None) -> None:
+    """Has a call's end put into the queue."""
+    ref.future().add_done_callback(lambda future: events.put(_Event(seat, attempt, future)))
+
+
+def _cancel(attempt: Attempt) -> None:
+    import ray
+
+    attempt.seat.flying -= 1
+    ray.cancel(attempt.ref)
+
+
+def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flight: int) -> _Seat:
+    """The home of the attempt's group unless it is much busier than others, else who plays least."""
+    free = [seat for seat in seats if seat.index not in attempt.avoid] or seats
+    least = min(free, key=lambda seat: (seat.flying, seat.index))
+    if attempt.request.group is None:
+        return least
+    home = homes.setdefault(attempt.request.group, least.index)
+    at_home = [seat for seat in free if seat.index == home and seat.flying - least.flying <= in_flight // 4]
+    return at_home[0] if at_home else least
+
+
+def _is_death(error: BaseException) -> bool:
+    """Whether a call failed because its actor, node or connection did."""
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError | TaskCancelledError)
+
+
+def _cause(error: BaseException) -> AtlasError:
+    """Our own error inside Ray's, or Ray's in one line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, AtlasError):
+        return cause
+    last = str(error).strip().splitlines()[-1]
+    return AtlasError(f"a replica failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
+
+
+def _given_up(request: EpisodeRequest) -> Episode:
+    """The record of an episode under which replicas die."""
+    return Episode(
+        id=episode_id(request.task, request.sample, len(request.prefix)),
+        env=request.task.env,
+        item_id=request.task.item_id,
+        policy="",
+        sample=request.sample,
+        start_step=len(request.prefix),
+        seed=request.seed,
+        messages=(),
+        reward=0.0,
+        raw_reward=0.0,
+        success=False,
+        progress=0.0,
+        rounds=0,
+        stop_reason=StopReason.MODEL_ERROR,
+        error=f"{MAX_DEATHS} replicas died while they played this episode",
+    )

@@ -1,0 +1,143 @@
+"""What a replica actor does: it holds one policy and plays episodes beside it in one event loop.
+
+Flows in: requests; flows out: episodes. Plain asyncio: a turn costs no Ray call.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.environments.client import open_session
+from atlas_ray.environments.table import get
+from atlas_ray.errors import AtlasError, ModelFailure
+from atlas_ray.models.protocol import Policy, Sampling
+from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.types import Episode, Task, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeRequest:
+    """One episode to play; see `run_episode` for what the parts mean.
+
+    Attributes:
+        group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
+    """
+
+    task: Task
+    sampling: Sampling
+    seed: int
+    sample: int = 0
+    prefix: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
+    max_rounds: int | None = None
+    instruction: str | None = None
+    group: str | None = None
+
+
+class PolicySpec(Protocol):
+    """What a replica makes its policy from; pickled to it.
+
+    A policy may also have `load(spec)` (goes on as another), `close()`, `usage` (of all its replies) and `dead` (it
+    broke for good: the replica is replaced).
+    """
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that one replica takes, where there are any."""
+        ...
+
+    async def build(self) -> Policy:
+        """Makes the policy in the replica's process and event loop."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FixedSpec:
+    """A policy that is simply pickled, e.g. a scripted one."""
+
+    policy: Policy
+    gpus: int = 0
+
+    async def build(self) -> Policy:
+        """The policy itself."""
+        return self.policy
+
+
+class Replica:
+    """The actor: a policy, and the episodes under way."""
+
+    def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig) -> None:
+        self._spec, self._environments = spec, environments
+        self._policy: Any = None
+        self._episodes = 0
+
+    async def start(self) -> int:
+        """Makes the policy.
+
+        Returns:
+            This process's id.
+
+        Raises:
+            AtlasError: If it cannot be made.
+        """
+        try:
+            self._policy = await self._spec.build()
+        except AtlasError:
+            raise
+        except Exception as error:
+            raise ModelFailure(f"the policy does not start: {type(error).__name__}: {error}") from error
+        return os.getpid()
+
+    async def play(self, request: EpisodeRequest) -> Episode:
+        """Plays one episode, in a session of its own.
+
+        Raises:
+            UserError: If the environment is unknown, or has neither a server nor a built-in world.
+        """
+        session = open_session(get(request.task.env), self._environments)
+        try:
+            episode = await run_episode(
+                self._policy,
+                session,
+                request.task,
+                prefix=request.prefix,
+                recorded=request.recorded,
+                sampling=request.sampling,
+                seed=request.seed,
+                sample=request.sample,
+                max_rounds=request.max_rounds,
+                instruction=request.instruction,
+            )
+        finally:
+            with suppress(Exception):
+                await session.close()
+        if getattr(self._policy, "dead", False):
+            # The driver replaces this replica and plays the episodes again.
+            os._exit(1)
+        self._episodes += 1
+        return episode
+
+    async def load(self, spec: PolicySpec) -> None:
+        """Goes on with another policy.
+
+        Raises:
+            AtlasError: If it cannot be made.
+        """
+        self._spec = spec
+        if hasattr(self._policy, "load"):
+            return await self._policy.load(spec)
+        await self.close()
+        await self.start()
+
+    async def statistics(self) -> tuple[int, Usage]:
+        """Episodes played, and the tokens of all replies."""
+        return self._episodes, getattr(self._policy, "usage", Usage())
+
+    async def close(self) -> None:
+        """Ends the policy's processes and connections."""
+        if hasattr(self._policy, "close"):
+            await self._policy.close()
