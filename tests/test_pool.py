@@ -129,12 +129,12 @@ def test_a_killed_replica_loses_and_repeats_nothing(alone: dict[str, Episode]) -
 
 def test_an_episode_that_kills_its_replica_is_given_up(tmp_path: Path, alone: dict[str, Episode]) -> None:
     policy = Sleeper(trouble="die", tasks=("maze_5",), folder=str(tmp_path))
-    with RolloutPool(FixedSpec(policy), in_flight=2) as pool:
-        found = play(pool, requests(8))
+    with RolloutPool(FixedSpec(policy), in_flight=6) as pool:
+        found = play(pool, requests(12))
     lost = found.pop("maze/maze_5@0+0")
-    assert (lost.stop_reason, lost.error) == (StopReason.MODEL_ERROR, "3 replicas died while they played this episode")
+    assert (lost.stop_reason, lost.error) == (StopReason.MODEL_ERROR, "4 replicas died while they played this episode")
     assert found == {key: alone[key] for key in found}
-    assert len(found) == 7
+    assert len(found) == 11
 
 
 def test_replicas_that_keep_dying_end_the_run(tmp_path: Path) -> None:

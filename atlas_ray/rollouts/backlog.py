@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import count
@@ -12,6 +13,7 @@ from typing import Any
 from atlas_ray.rollouts.replica import EpisodeRequest
 
 _END: Any = object()
+_SHRINK = 8  # times smaller is the company after each death
 
 
 @dataclass(eq=False, slots=True)
@@ -35,32 +37,46 @@ class Attempt:
 
 
 class Backlog:
-    """Attempts to be made again come first, once their pause is over; then new requests."""
+    """Attempts to be made again, then new requests.
 
-    def __init__(self, source: Iterator[EpisodeRequest | None]) -> None:
-        self._source, self._more = source, True
+    What flew when a replica died may be what killed it: such attempts fly again in ever smaller company, the last one
+    alone, lest the innocent are given up with the guilty.
+    """
+
+    def __init__(self, source: Iterator[EpisodeRequest | None], in_flight: int) -> None:
+        self._source, self._more, self._in_flight = source, True, in_flight
         self._due: list[tuple[float, int, Attempt]] = []
+        self._suspects: deque[Attempt] = deque()
+        self._watched: set[Attempt] = set()
         self._numbers = count()
 
     def take(self) -> Attempt | None:
         """What to play now, if there is anything."""
+        if self._suspects and len(self._watched) < max(1, self._in_flight // _SHRINK ** self._suspects[0].deaths):
+            attempt = self._suspects.popleft()
+            self._watched.add(attempt)
+            return attempt
         if self._due and self._due[0][0] <= time.monotonic():
             return heapq.heappop(self._due)[2]
         request = next(self._source, _END) if self._more else _END
         self._more = request is not _END
         return None if request is None or request is _END else Attempt(request)
 
-    def put_back(self, attempt: Attempt) -> None:
-        """Has it played again: at once after a death, later and later after failures."""
-        pause = 2.0 ** (attempt.failures - 1) if attempt.failures else 0.0
-        heapq.heappush(self._due, (time.monotonic() + pause, next(self._numbers), attempt))
+    def land(self, attempt: Attempt, again: bool) -> None:
+        """An attempt ended; where it is to be made again: soon after a death, later and later after failures."""
+        self._watched.discard(attempt)
+        if again and attempt.deaths:
+            self._suspects.append(attempt)
+        elif again:
+            pause = 2.0 ** (attempt.failures - 1)
+            heapq.heappush(self._due, (time.monotonic() + pause, next(self._numbers), attempt))
 
     @property
     def next_due(self) -> float | None:
-        """When the next attempt is to be made again, on the monotonic clock."""
+        """When the next failed attempt is to be made again, on the monotonic clock."""
         return self._due[0][0] if self._due else None
 
     @property
     def ended(self) -> bool:
         """Whether nothing is left."""
-        return not (self._more or self._due)
+        return not (self._more or self._due or self._suspects)

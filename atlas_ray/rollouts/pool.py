@@ -24,7 +24,7 @@ __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "PoolStatistics", "Rollo
 
 _log = logging.getLogger(__name__)
 
-MAX_DEATHS = 3  # replicas that may die under one episode
+MAX_DEATHS = 4  # replicas that may die under one episode
 START_SECONDS = 900.0
 _REMIND_SECONDS = 30.0
 _CLOSE_SECONDS = 10.0
@@ -125,7 +125,7 @@ class RolloutPool:
             UserError: If an environment of a request cannot be played.
             AtlasError: If replicas keep dying.
         """
-        backlog, homes = Backlog(iter(requests)), dict[str, int]()
+        backlog, homes = Backlog(iter(requests), self._in_flight), dict[str, int]()
         flying: set[Attempt] = set()
         try:
             while True:
@@ -145,9 +145,8 @@ class RolloutPool:
                 flying.remove(event.attempt)
                 event.seat.flying -= 1
                 episode = self._settle(event.attempt, event)
-                if episode is None:
-                    backlog.put_back(event.attempt)
-                else:
+                backlog.land(event.attempt, again=episode is None)
+                if episode is not None:
                     yield event.attempt.request, episode
         finally:
             for attempt in flying:

@@ -6,6 +6,7 @@ Flows in: a `SelectConfig`; flows out: a run folder with the table `selections` 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Generator, Sequence
@@ -19,6 +20,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
+from atlas_ray.selection.client import price
 from atlas_ray.selection.controls import control
 from atlas_ray.selection.llm import REPLIES, Journal, Judge
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
@@ -28,6 +30,8 @@ from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_log = logging.getLogger(__name__)
 
 # Scored together, whatever the number of workers: padding, and with it rounding, is then the same in every run.
 _CHUNK = 16
@@ -76,6 +80,8 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     ):
         for selection in found:
             writer.add(selection)
+            if isinstance(config.selector, ValueSelector):
+                writer.flush()  # hundreds of episodes each
             usage += selection.usage
             tracker.advance(note=f"${usage.cost:.2f}" if usage.cost else None)
     folder.compact(SELECTIONS)
@@ -175,6 +181,8 @@ def _llm(selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder) -
         raise UserError(
             f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
         )
+    if price(selector.model) is None:
+        _log.warning("no price is known for %s: costs are recorded as 0", selector.model)
     stream = Judge(selector, Journal(folder)).judge(todo)
 
     async def following() -> Selection | None:
@@ -212,7 +220,5 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
     if isinstance(config.selector, LlmSelector):
-        from atlas_ray.selection.client import price
-
         figures["price_known"] = price(config.selector.model) is not None
     return figures

@@ -130,7 +130,11 @@ def learning_rate(step: int, total: int, config: TrainConfig) -> float:
 def save_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
     """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged."""
     weights, moments = get_state_dict(module, optimizer)
-    dcp.save({"model": weights, "optimizer": moments, "step": step}, checkpoint_id=str(folder))
+    dcp.save(
+        {"model": weights, "optimizer": moments, "step": step},
+        checkpoint_id=str(folder),
+        no_dist=not dist.is_initialized(),
+    )
 
 
 def load_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -141,7 +145,7 @@ def load_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Opt
     """
     weights, moments = get_state_dict(module, optimizer)
     state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
-    dcp.load(state, checkpoint_id=str(folder))
+    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
     set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return int(state["step"])
 
