@@ -148,13 +148,7 @@ def _paper_default(value: Any) -> Any:
 
 
 SelectorConfig = Annotated[
-    AllSelector
-    | RandomSelector
-    | GoldSelector
-    | ComplementSelector
-    | PerplexitySelector
-    | ValueSelector
-    | LlmSelector,
+    AllSelector | RandomSelector | GoldSelector | ComplementSelector | PerplexitySelector | ValueSelector | LlmSelector,
     Field(discriminator="name"),
     BeforeValidator(_paper_default),
 ]

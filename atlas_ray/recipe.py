@@ -192,7 +192,7 @@ class Recipe:
             len(s.tasks("test", self.evaluate.tasks[e])) * s.max_rounds for e, s in specs.items()
         )
         models = len(self.evaluate.models)
-        lines.append(f"evaluate: {models} models x {episodes} episodes, at most {models * calls} calls of a local engine")
+        lines.append(f"evaluate: {models} models x {episodes} episodes, at most {models * calls} local calls")
         return lines
 
     def _cost(self, select: SelectConfig) -> str:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
+
+if TYPE_CHECKING:
+    from atlas_ray.models.engine import VllmPolicy
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +23,31 @@ def ray_cluster() -> Iterator[None]:
     ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Folders of two untrained Llamas that differ in weights alone."""
+    from atlas_ray.models.tiny import write_untrained
+    from atlas_ray.types import Message, Trajectory
+
+    words = " ".join(a + b + c for a in "abcdefgh" for b in "aeiou" for c in "klmnop")
+    text = f"{words} Thought: Action: move up down left right OK Task 0123456789 .,\n\nObservation:"
+    data = [Trajectory("maze/maze_0", "maze", "maze_0", (Message("user", text),))]
+    folders = []
+    for seed in (0, 1):
+        folder = str(tmp_path_factory.mktemp(f"tiny{seed}"))
+        write_untrained(folder, data, hidden_size=96, layers=4, heads=3, context=1024, seed=seed)
+        folders.append(folder)
+    return folders[0], folders[1]
+
+
+@pytest_asyncio.fixture(scope="session", loop_scope="session")
+async def engine(tiny_models: tuple[str, str]) -> AsyncIterator[VllmPolicy]:
+    """The one vLLM engine of the session, with the first tiny model."""
+    from atlas_ray.config import EngineConfig
+    from atlas_ray.models.engine import EngineSpec
+
+    policy = await EngineSpec("tiny", tiny_models[0], EngineConfig()).build()
+    yield policy
+    await policy.close()

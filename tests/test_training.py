@@ -403,7 +403,7 @@ def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, t
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     torch.testing.assert_close(exported.state_dict(), module.model.state_dict(), rtol=0, atol=0)
     chat = ChatFormat(AutoTokenizer.from_pretrained(tmp_path / "run" / "model"))
-    assert exported.generation_config.eos_token_id == list(chat.stop_ids)
+    assert set(chat.stop_ids) <= set(exported.generation_config.eos_token_id)
     assert figures["train_steps"] == 6
     assert figures["loss_tokens"] == sum(e.loss_tokens for e in the_examples())
     assert (figures["dropped"], figures["steps_lost"]) == (0, 0)
@@ -444,7 +444,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> N
 
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE, kill)
     assert killed
-    assert killed[0] < 80
+    assert killed[0] < total_steps(7, 4, 40)
     assert written_curve(tmp_path) == undisturbed(config)
 
 
@@ -477,7 +477,9 @@ def test_a_killed_driver_goes_on_where_it_stopped(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "finished.json").exists()
     kept = [*(tmp_path / "run").glob("checkpoints-*/checkpoint_*")]
     assert kept
+    before = metrics.read_text().splitlines()
     subprocess.run(command, env=environment, check=True, timeout=180)
+    assert metrics.read_text().splitlines()[:5] == before[:5]  # with the first run's own times: it went on
     assert written_curve(tmp_path) == undisturbed(config)
 
 

@@ -20,7 +20,7 @@ INSTRUCTION = (
 )
 
 BLOCKS = ("red", "blue", "green", "yellow")
-SHORTEST, LONGEST = 2, 10
+SHORTEST, LONGEST = 2, 4
 COUNT = 600
 
 State = tuple[str, ...]

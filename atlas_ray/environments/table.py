@@ -26,16 +26,14 @@ _ROWS = (
     EnvironmentSpec("babyai", "in", 20, "reward", "single", success_at=0.1),
     EnvironmentSpec("textcraft", "in", 20, "success", "single", world=TextCraft, n_train=500, n_test=_N_TEST),
     EnvironmentSpec("weather", "in", 10, "success", "whole"),
-    EnvironmentSpec(
-        "maze", "in", 15, "success", "first", world=Maze, n_train=len(maze.tasks()) - 70, n_test=70
-    ),
+    EnvironmentSpec("maze", "in", 15, "success", "first", world=Maze, n_train=len(maze.tasks()) - 70, n_test=70),
     EnvironmentSpec("movie", "in", 12, "success", "whole"),
     EnvironmentSpec("todo", "in", 15, "success", "whole"),
     EnvironmentSpec("academia", "out", 12, "success", "whole"),
     EnvironmentSpec("sheet", "out", 15, "reward", "whole"),
     EnvironmentSpec("jericho", "out", 15, "progress", "last"),
     EnvironmentSpec("pddl", "out", 30, "progress", "last"),
-    EnvironmentSpec("blocksworld", "out", 20, "progress", "last", world=BlocksWorld, n_train=480, n_test=120),
+    EnvironmentSpec("blocksworld", "out", 20, "progress", "last", world=BlocksWorld, n_train=284, n_test=100),
 )
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {row.name: row for row in _ROWS}

@@ -219,7 +219,7 @@ class TextCraft:
         """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
-        if category is None or not errs(rng, 0.25, job.verb, job.item):
+        if category is None or not errs(rng, 0.3, job.verb, job.item, self._goal.target):
             return decision
         rng = random.Random(job.action)  # the same mistake each time
         if rng.random() < 0.2:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from atlas_ray.evaluation.metrics import EnvironmentResult
 from atlas_ray.report.intervals import limits, percent, points
 from atlas_ray.report.verdict import GROUPS
 
@@ -97,6 +98,25 @@ def success_table(results: Mapping[str, Any]) -> Table:
         notes,
         names.index(critical) if critical in names else None,
     )
+
+
+def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
+    """Success of several models by environment, for the terminal."""
+    table = RichTable("model", "environment", "held", "success, %", "95 %", "reward", "n", "excluded", box=box.SIMPLE)
+    for model, cells in results.items():
+        for cell in cells:
+            excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
+            table.add_row(
+                model,
+                cell.env,
+                cell.held,
+                percent(cell.success),
+                limits(cell.ci95) if cell.ci95 else "-",
+                "-" if cell.reward is None else f"{cell.reward:.3f}",
+                str(cell.n),
+                excluded + (f" {FLAG}" if cell.flagged else ""),
+            )
+    return table
 
 
 def verdict_table(results: Mapping[str, Any]) -> Table:

@@ -233,26 +233,26 @@ def _train_and_export(job: dict[str, Any]) -> None:
     model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto")
     dtype = model.dtype
     module = loop.prepare(model, config, device)
-    optimizer = loop.make_optimizer(module, config)
+    optimizers = loop.make_optimizers(module, config)
 
     folder, rank = RunFolder(config.run), ray.train.get_context().get_world_rank()
     log, done = _MetricsLog(folder if rank == 0 else None), 0
     if (checkpoint := ray.train.get_checkpoint()) is not None:
         with checkpoint.as_directory() as path:
-            done = loop.load_state(path, module, optimizer)
+            done = loop.load_state(path, module, optimizers)
             log.restore(Path(path, METRICS).read_text())
 
     def save(step: int) -> None:
         log.flush()
         with tempfile.TemporaryDirectory() as path:
-            loop.save_state(path, module, optimizer, step)
+            loop.save_state(path, module, optimizers, step)
             if rank == 0:
                 Path(path, METRICS).write_text(log.text)
             # Ray Train puts all workers' files into one folder, which counts once every worker has come this far.
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(path))
 
     examples = ray.get(job["examples"])
-    loop.fit(module, optimizer, examples, config, device, done=done, on_step=log.add, on_checkpoint=save)
+    loop.fit(module, optimizers, examples, config, device, done=done, on_step=log.add, on_checkpoint=save)
 
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]

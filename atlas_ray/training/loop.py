@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -114,22 +115,40 @@ def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
     return module
 
 
-def make_optimizer(module: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Adam (App. B.1); decoupled weight decay where configured."""
-    return torch.optim.AdamW(module.parameters(), config.learning_rate, weight_decay=config.weight_decay, fused=True)
+def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """Adam (App. B.1), with decoupled weight decay where configured; or Muon for the layers' matrices and Adam for the
+    rest, which trains a small model from nothing in a fraction of the steps.
+
+    Raises:
+        UserError: If Muon is asked for on several workers: it needs whole matrices.
+    """
+    adam = partial(torch.optim.AdamW, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    if config.optimizer == "adam":
+        return [adam(module.parameters())]
+    if rank_and_world()[1] > 1:
+        raise UserError("muon needs whole matrices, which several workers split", "set workers: 1 or optimizer: adam")
+    layers = next(m for m in module.model.get_decoder().modules() if isinstance(m, nn.ModuleList))
+    matrices = [p for p in layers.parameters() if p.ndim == 2]
+    held = {id(p) for p in matrices}
+    rest = [p for p in module.parameters() if id(p) not in held]
+    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
+    return [muon, adam(rest)]
 
 
-def learning_rate(step: int, total: int, config: TrainConfig) -> float:
-    """Linear warm-up, then cosine to zero (App. B.1). `step` counts from 1; no step is wasted on a rate of zero."""
-    warmup = math.ceil(total * config.warmup_ratio)
+def schedule(step: int, total: int, warmup_ratio: float) -> float:
+    """Factor on the learning rate: linear warm-up, then cosine to zero (App. B.1).
+
+    `step` counts from 1; no step is wasted on a rate of zero.
+    """
+    warmup = math.ceil(total * warmup_ratio)
     if step <= warmup:
-        return config.learning_rate * step / warmup
-    return config.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (total - warmup)))
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (total - warmup)))
 
 
-def save_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
+def save_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
     """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged."""
-    weights, moments = get_state_dict(module, optimizer)
+    weights, moments = get_state_dict(module, optimizers)
     dcp.save(
         {"model": weights, "optimizer": moments, "step": step},
         checkpoint_id=str(folder),
@@ -137,16 +156,16 @@ def save_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Opt
     )
 
 
-def load_state(folder: str | Path, module: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+def load_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
     """Restores a state, whatever the number of processes that wrote it.
 
     Returns:
         The number of optimizer steps done.
     """
-    weights, moments = get_state_dict(module, optimizer)
+    weights, moments = get_state_dict(module, optimizers)
     state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
     dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    set_state_dict(module, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
     return int(state["step"])
 
 
@@ -167,7 +186,7 @@ def export_model(folder: str | Path, module: StepLoss, dtype: torch.dtype) -> No
 
 def fit(
     module: StepLoss,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     examples: Sequence[Example],
     config: TrainConfig,
     device: torch.device,
@@ -185,7 +204,7 @@ def fit(
     Args:
         examples: The same on every process; each has at least one token that carries loss.
         pad_id: Any valid token.
-        done: Steps that the state in `module` and `optimizer` has behind it.
+        done: Steps that the state in `module` and `optimizers` has behind it.
         on_step: Called on every process with the step's metrics.
         on_checkpoint: Called on every process with the number of steps done: every `checkpoint_steps`, at the end of
             each epoch, and at the very end.
@@ -198,14 +217,18 @@ def fit(
     epoch_steps = math.ceil(len(examples) / config.global_batch)
     lengths = [example.length for example in examples]
     loss_tokens = [example.loss_tokens for example in examples]
+    # Adam's rate stands last: Muon, where it is used, comes first.
+    rates = [config.muon_learning_rate, config.learning_rate][-len(optimizers) :]
     begun = time.monotonic()
     for step in range(done + 1, total + 1):
         started = time.monotonic()
         torch.manual_seed(derive_seed(config.seed, "step", step, rank))
         batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
         targets = sum(loss_tokens[i] for i in batch)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step, total, config)
+        factor = schedule(step, total, config.warmup_ratio)
+        for optimizer, rate in zip(optimizers, rates, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
         for micro_batch in plan(batch, lengths, world, config.micro_batch_tokens)[rank]:
@@ -216,8 +239,9 @@ def fit(
             (loss * (world / targets)).backward()
             nll += loss.detach()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
 
         if world > 1:
             dist.all_reduce(nll)
@@ -234,7 +258,7 @@ def fit(
                 "epoch": step / epoch_steps,
                 "loss": mean,
                 "grad_norm": norm.item(),
-                "learning_rate": learning_rate(step, total, config),
+                "learning_rate": config.learning_rate * factor,
                 "loss_tokens": targets,
                 "tokens": tokens,
                 "tokens_per_second": tokens / (now - started),
