@@ -66,10 +66,9 @@ def collect(
     """Write trajectories of a scripted expert or novice in built-in environments."""
     settings = _load("CollectConfig", config, set_, run=run)
     if dry_run:
-        from atlas_ray.environments import table
+        from atlas_ray.trajectories.collect import episodes_of
 
-        tasks = sum(len(table.get(env).tasks(settings.split, settings.tasks)) for env in settings.envs)
-        return _show(settings, f"{tasks * settings.samples} episodes, no model call")
+        return _show(settings, f"{len(episodes_of(settings))} episodes, no model call")
     from atlas_ray.trajectories.collect import collect as stage
 
     folder = stage(settings, clean=clean)

@@ -161,8 +161,9 @@ class CollectConfig(Strict):
     envs: list[str] = ["maze", "textcraft", "wordle"]
     role: Literal["expert", "novice"] = "expert"
     split: Literal["train", "test"] = "train"
-    tasks: int | None = Field(None, ge=1, description="per environment; all where not given")
-    samples: int = Field(1, ge=1, description="trajectories a task")
+    tasks: int | dict[str, int] | None = Field(None, description="by environment or for each; all where not given")
+    samples: int | dict[str, int] = Field(1, description="trajectories a task, by environment or for each")
+    max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
     keep_failures: bool = False
     seed: int = 0
     ray: RayConfig = RayConfig()

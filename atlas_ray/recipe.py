@@ -174,11 +174,11 @@ class Recipe:
     def plan_lines(self) -> list[str]:
         """What each stage will do, in counts; dollars where a stage costs any."""
         from atlas_ray.environments import table
+        from atlas_ray.trajectories.collect import episodes_of
 
         lines = []
         for name, c in self.collections().items():
-            episodes = c.samples * sum(len(table.get(env).tasks(c.split, c.tasks)) for env in c.envs)
-            lines.append(f"collect/{name}: {episodes} episodes by script, no model call")
+            lines.append(f"collect/{name}: {len(episodes_of(c))} episodes by script, no model call")
         if isinstance(self.config.base, TinyConfig):
             lines.append(f"train/base: {self.train['base'].epochs:g} epochs on the novice's trajectories")
         for arm, select in self.select.items():

@@ -211,17 +211,23 @@ def reference(examples: list[Example], model: Any) -> tuple[float, dict[str, tor
     return total, {name: p.grad for name, p in model.named_parameters()}
 
 
-class Recorder(torch.optim.SGD):
-    """An optimizer that notes the gradients it is given."""
+def a_recorder() -> Any:
+    """Makes optimizers that change nothing, with the gradients they are given; nested, so that it travels by value."""
 
-    def __init__(self, module: torch.nn.Module) -> None:
-        super().__init__(module.parameters(), lr=0.0)
-        self.module, self.seen = module, dict[str, torch.Tensor]()
+    def recorder(module: Any) -> tuple[Any, dict[str, Any]]:
+        import torch
 
-    def step(self, closure: Any = None) -> None:
-        for name, p in self.module.named_parameters():
-            full = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
-            self.seen[name.removeprefix("model.")] = full.clone()
+        optimizer, seen = torch.optim.SGD(module.parameters(), lr=0.0), {}
+
+        def note(*_: Any) -> None:
+            for name, p in module.named_parameters():
+                full = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
+                seen[name.removeprefix("model.")] = full.clone()
+
+        optimizer.register_step_pre_hook(note)
+        return optimizer, seen
+
+    return recorder
 
 
 def assert_equal_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -235,12 +241,13 @@ def test_loss_and_gradients_equal_plain_transformers(micro_batch_tokens: int) ->
     examples = the_examples()
     config = a_config(global_batch=7, epochs=1, clip=1e9, micro_batch_tokens=micro_batch_tokens)
     module = loop.prepare(tiny_llama(80), config, CPU)
-    optimizer, steps = Recorder(module), list[dict[str, Any]]()
+    optimizer, seen = a_recorder()(module)
+    steps: list[dict[str, Any]] = []
     loop.fit(module, optimizer, examples, config, CPU, on_step=steps.append)
     loss, gradients = reference(examples, tiny_llama(80))
     assert [s["loss"] for s in steps] == [pytest.approx(loss, abs=1e-5)]
     assert steps[0]["loss_tokens"] == sum(e.loss_tokens for e in examples)
-    assert_equal_gradients(optimizer.seen, gradients)
+    assert_equal_gradients(seen, gradients)
 
 
 def test_the_reference_notices_a_mask_that_is_off_by_one() -> None:
@@ -258,7 +265,7 @@ def test_two_ranks_equal_plain_transformers(ray_cluster: None, tmp_path: Path) -
 
     examples, base = the_examples(), write_base(tmp_path / "base")
     config = a_config(global_batch=7, epochs=1, clip=1e9)
-    recorder = Recorder
+    recorder = a_recorder()
 
     def work(_: dict[str, Any]) -> Any:
         import torch
@@ -268,11 +275,10 @@ def test_two_ranks_equal_plain_transformers(ray_cluster: None, tmp_path: Path) -
 
         torch.set_num_threads(1)
         module = loop.prepare(AutoModelForCausalLM.from_pretrained(base), config, torch.device("cpu"))
-        optimizer, steps = recorder(module), []
+        (optimizer, seen), steps = recorder(module), []
         loop.fit(module, optimizer, examples, config, torch.device("cpu"), on_step=steps.append)
-        return steps, {k: v.numpy() for k, v in optimizer.seen.items()}, type(module).__name__
+        return steps, {k: v.numpy() for k, v in seen.items()}, type(module).__name__
 
-    recorder.__module__ = "__main__"  # so that it travels by value: workers do not see the tests
     trainer = TorchTrainer(
         work,
         train_loop_config={},

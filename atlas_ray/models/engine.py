@@ -102,7 +102,7 @@ class VllmPolicy:
         if cpu:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
-            os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
+            os.environ["OMP_NUM_THREADS"] = os.environ.get("THREADS") or str(min(max(cores, 1), _CPU_THREADS))
         self._chat = ChatFormat.load(self.spec.model)
         from vllm.v1.engine.async_llm import AsyncLLM
 

@@ -41,12 +41,7 @@ def collect(config: CollectConfig, *, clean: bool = False) -> RunFolder:
     if folder.finished is not None:
         return folder
     begun = time.monotonic()
-    units = [
-        (task, sample)
-        for env in config.envs
-        for task in table.get(env).tasks(config.split, config.tasks)
-        for sample in range(config.samples)
-    ]
+    units = episodes_of(config)
     done = folder.done(TRAJECTORIES) | folder.done(FAILURES)
     left = [unit for unit in units if _trajectory_id(*unit) not in done]
     connect(config.ray)
@@ -67,6 +62,24 @@ def collect(config: CollectConfig, *, clean: bool = False) -> RunFolder:
     return folder
 
 
+def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
+    """The episodes to play: tasks, each with the numbers of its samples.
+
+    Raises:
+        UserError: If an environment is unknown or has too few tasks.
+    """
+
+    def of(figure: int | dict[str, int] | None, env: str) -> int | None:
+        return figure.get(env) if isinstance(figure, dict) else figure
+
+    return [
+        (task, sample)
+        for env in config.envs
+        for task in table.get(env).tasks(config.split, of(config.tasks, env))
+        for sample in range(of(config.samples, env) or 1)
+    ]
+
+
 def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool]]:
     import ray.data
 
@@ -75,14 +88,18 @@ def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tupl
     rows = [{"env": task.env, "item_id": task.item_id, "sample": sample} for task, sample in units]
     # Ray's types know neither Arrow tables as batches nor arguments of the function.
     play: Any = _play_batch
-    played = ray.data.from_items(rows).map_batches(play, batch_size=_BATCH, fn_args=(config.role, config.seed))
+    played = ray.data.from_items(rows).map_batches(
+        play, batch_size=_BATCH, fn_args=(config.role, config.seed, config.max_rounds)
+    )
     batch: Any
     for batch in played.iter_batches(batch_size=None, batch_format="pyarrow"):
         successes = batch["success"].to_pylist()
         yield from zip(TRAJECTORIES.from_table(batch.drop_columns(["success"])), successes, strict=True)
 
 
-def _play_batch(batch: dict[str, Any], role: Literal["expert", "novice"], seed: int) -> pa.Table:
+def _play_batch(
+    batch: dict[str, Any], role: Literal["expert", "novice"], seed: int, max_rounds: int | None
+) -> pa.Table:
     policy = ScriptedPolicy(role, seed)
 
     async def play() -> list[Episode]:
@@ -94,6 +111,7 @@ def _play_batch(batch: dict[str, Any], role: Literal["expert", "novice"], seed: 
                 sampling=Sampling(),
                 seed=seed,
                 sample=int(sample),
+                max_rounds=max_rounds,
             )
             for env, item_id, sample in zip(batch["env"], batch["item_id"], batch["sample"], strict=True)
         ]
@@ -111,7 +129,7 @@ def to_trajectory(episode: Episode) -> Trajectory:
         episode.item_id,
         episode.messages,
         episode.reward,
-        episode.gold,
+        episode.gold or (),
     )
 
 
