@@ -21,7 +21,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, Usage
@@ -67,7 +67,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun = time.monotonic()
             if left:
-                spec = EngineSpec(arm, config.models[arm], config.engine)
+                spec = EngineSpec(arm, reachable(config.models[arm]), config.engine)
                 if pool is None:
                     connect(config.ray)
                     pool = stack.enter_context(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
@@ -126,7 +126,7 @@ def _perplexity(
     tables = [TRAJECTORIES.to_table(chunk) for chunk in chunks if any(t.id not in done for t in chunk)]
     scored = from_arrow(tables).map_batches(
         _PerplexityWorker,
-        fn_constructor_args=(selector,),
+        fn_constructor_args=(selector, reachable(selector.model)),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=selector.workers),
@@ -148,15 +148,15 @@ def _perplexity(
 class _PerplexityWorker:
     """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
 
-    def __init__(self, config: PerplexitySelector) -> None:
-        self._config = config
+    def __init__(self, config: PerplexitySelector, model: str) -> None:
+        self._config, self._model = config, model
         self._scorer: PerplexityScorer | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         c, trajectories = self._config, TRAJECTORIES.from_table(table)
         if self._scorer is None:
             try:
-                self._scorer = PerplexityScorer(c.model, c.dtype, c.batch_tokens, c.max_length)
+                self._scorer = PerplexityScorer(self._model, c.dtype, c.batch_tokens, c.max_length)
             except Exception as error:  # noqa: BLE001 (Ray would wrap it in pages; the driver raises it in one line)
                 why = _NO_MODEL + _line(error)
                 return SELECTIONS.to_table(record(t, c, error=why) for t in trajectories)

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from atlas_ray.config import SelectConfig, ValueSelector
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.value import critical, differences, values
@@ -42,7 +43,7 @@ def select_value(
 
     connect(config.ray)
     with RolloutPool(
-        EngineSpec("base", selector.model, selector.engine),
+        EngineSpec("base", reachable(selector.model), selector.engine),
         replicas=selector.engine.replicas,
         in_flight=selector.engine.episodes_in_flight,
         environments=config.environments,

@@ -21,7 +21,7 @@ import pyarrow.fs as pafs
 
 from atlas_ray.config import TrainConfig
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.runs.folder import RunFolder, config_digest
+from atlas_ray.runs.folder import RunFolder, config_digest, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
@@ -154,7 +154,7 @@ def _fit(config: TrainConfig, prepared: Prepared) -> None:
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config={
-            "config": config.model_dump(mode="json"),
+            "config": config.model_dump(mode="json") | {"run": reachable(config.run), "model": reachable(config.model)},
             "examples": ray.put(prepared.examples),
             "stop_ids": list(prepared.chat.stop_ids),
         },
