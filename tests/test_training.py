@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -225,7 +226,7 @@ def a_recorder() -> Any:
                 seen[name.removeprefix("model.")] = full.clone()
 
         optimizer.register_step_pre_hook(note)
-        return optimizer, seen
+        return [optimizer], seen
 
     return recorder
 
@@ -241,9 +242,9 @@ def test_loss_and_gradients_equal_plain_transformers(micro_batch_tokens: int) ->
     examples = the_examples()
     config = a_config(global_batch=7, epochs=1, clip=1e9, micro_batch_tokens=micro_batch_tokens)
     module = loop.prepare(tiny_llama(80), config, CPU)
-    optimizer, seen = a_recorder()(module)
+    optimizers, seen = a_recorder()(module)
     steps: list[dict[str, Any]] = []
-    loop.fit(module, optimizer, examples, config, CPU, on_step=steps.append)
+    loop.fit(module, optimizers, examples, config, CPU, on_step=steps.append)
     loss, gradients = reference(examples, tiny_llama(80))
     assert [s["loss"] for s in steps] == [pytest.approx(loss, abs=1e-5)]
     assert steps[0]["loss_tokens"] == sum(e.loss_tokens for e in examples)
@@ -275,8 +276,8 @@ def test_two_ranks_equal_plain_transformers(ray_cluster: None, tmp_path: Path) -
 
         torch.set_num_threads(1)
         module = loop.prepare(AutoModelForCausalLM.from_pretrained(base), config, torch.device("cpu"))
-        (optimizer, seen), steps = recorder(module), []
-        loop.fit(module, optimizer, examples, config, torch.device("cpu"), on_step=steps.append)
+        (optimizers, seen), steps = recorder(module), []
+        loop.fit(module, optimizers, examples, config, torch.device("cpu"), on_step=steps.append)
         return steps, {k: v.numpy() for k, v in seen.items()}, type(module).__name__
 
     trainer = TorchTrainer(
@@ -297,24 +298,23 @@ def test_two_ranks_equal_plain_transformers(ray_cluster: None, tmp_path: Path) -
 
 
 def test_the_learning_rate_warms_up_and_falls() -> None:
-    config = a_config(learning_rate=1.0, warmup_ratio=0.2)
-    rates = [loop.learning_rate(step, 10, config) for step in range(1, 11)]
+    rates = [loop.schedule(step, 10, 0.2) for step in range(1, 11)]
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[3:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(1, 8)])
-    assert loop.learning_rate(1, 1, a_config(learning_rate=1.0, warmup_ratio=0)) == 1.0
+    assert loop.schedule(1, 1, 0.0) == 1.0
 
 
 def run_locally(config: TrainConfig, model: Any = None, **options: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
     module = loop.prepare(model or tiny_llama(80), config, CPU)
-    optimizer, steps = loop.make_optimizer(module, config), list[dict[str, Any]]()
-    loop.fit(module, optimizer, the_examples(), config, CPU, on_step=steps.append, **options)
-    return module, optimizer, steps
+    optimizers, steps = loop.make_optimizers(module, config), list[dict[str, Any]]()
+    loop.fit(module, optimizers, the_examples(), config, CPU, on_step=steps.append, **options)
+    return module, optimizers, steps
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_training_learns_and_reports(dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "optimizer"), [("float32", "adam"), ("bfloat16", "adam"), ("float32", "muon")])
+def test_training_learns_and_reports(dtype: str, optimizer: str) -> None:
     checkpoints: list[int] = []
-    config = a_config(dtype=dtype, epochs=8, checkpoint_steps=5, learning_rate=5e-3)
+    config = a_config(dtype=dtype, optimizer=optimizer, epochs=8, checkpoint_steps=5, learning_rate=5e-3)
     module, _, steps = run_locally(config, on_checkpoint=checkpoints.append)
     assert [s["step"] for s in steps] == list(range(1, 25))
     assert checkpoints == sorted({*range(5, 25, 5), *range(3, 25, 3)})
@@ -323,30 +323,31 @@ def test_training_learns_and_reports(dtype: str) -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
-def test_resuming_repeats_an_undisturbed_run_bit_for_bit(tmp_path: Path) -> None:
-    config = a_config(epochs=3, checkpoint_steps=4)
+@pytest.mark.parametrize("optimizer", ["adam", "muon"])
+def test_resuming_repeats_an_undisturbed_run_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    config = a_config(optimizer=optimizer, epochs=3, checkpoint_steps=4)
     whole, _, steps = run_locally(config)
 
     class StopError(Exception):
         pass
 
-    module = loop.prepare(tiny_llama(80, attention_dropout=0.0), config, CPU)
-    optimizer = loop.make_optimizer(module, config)
+    module = loop.prepare(tiny_llama(80), config, CPU)
+    optimizers = loop.make_optimizers(module, config)
 
     def stop(step: int) -> None:
         if step == 4:
-            loop.save_state(tmp_path / "state", module, optimizer, step)
+            loop.save_state(tmp_path / "state", module, optimizers, step)
             raise StopError
 
     first: list[dict[str, Any]] = []
     with pytest.raises(StopError):
-        loop.fit(module, optimizer, the_examples(), config, CPU, on_step=first.append, on_checkpoint=stop)
+        loop.fit(module, optimizers, the_examples(), config, CPU, on_step=first.append, on_checkpoint=stop)
 
     module = loop.prepare(tiny_llama(80, seed=1), config, CPU)
-    optimizer = loop.make_optimizer(module, config)
-    done = loop.load_state(tmp_path / "state", module, optimizer)
+    optimizers = loop.make_optimizers(module, config)
+    done = loop.load_state(tmp_path / "state", module, optimizers)
     second: list[dict[str, Any]] = []
-    loop.fit(module, optimizer, the_examples(), config, CPU, on_step=second.append, done=done)
+    loop.fit(module, optimizers, the_examples(), config, CPU, on_step=second.append, done=done)
     assert done == 4
     assert curve(first + second) == curve(steps)
     torch.testing.assert_close(module.state_dict(), whole.state_dict(), rtol=0, atol=0)
@@ -498,6 +499,10 @@ def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)
+    written = (tmp_path / "run" / METRICS).read_text()
+    shutil.rmtree(tmp_path / "run" / "model")
+    train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)  # as after a kill between the last step and the export
+    assert (tmp_path / "run" / METRICS).read_text() == written
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     torch.testing.assert_close(exported.state_dict(), module.model.state_dict(), rtol=1e-3, atol=1e-4)
 
@@ -512,8 +517,8 @@ dist.init_process_group("gloo")
 torch.set_num_threads(1)
 config = a_config()
 module = loop.prepare(tiny_llama(80), config, loop.local_device(use_gpu=False))
-steps = []
-loop.fit(module, loop.make_optimizer(module, config), the_examples(), config, torch.device("cpu"), on_step=steps.append)
+optimizers, steps = loop.make_optimizers(module, config), []
+loop.fit(module, optimizers, the_examples(), config, torch.device("cpu"), on_step=steps.append)
 if dist.get_rank() == 0:
     json.dump(steps, open(sys.argv[1], "w"))
 dist.destroy_process_group()

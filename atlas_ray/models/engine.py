@@ -34,6 +34,8 @@ _CPU_ENVIRONMENT = {
     "TORCHDYNAMO_DISABLE": "1",
     # Attention that is split over keys adds up in an order that depends on the batch.
     "VLLM_CPU_ATTN_SPLIT_KV": "0",
+    # Threads that spin while they wait bring a busy machine to a crawl.
+    "OMP_WAIT_POLICY": "PASSIVE",
 }
 _CPU_BLOCK = 32  # tokens; the least that the CPU kernels take, and so the most that the prefix cache can share
 _CPU_BATCH_TOKENS = 8192
@@ -102,7 +104,7 @@ class VllmPolicy:
         if cpu:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
-            os.environ["OMP_NUM_THREADS"] = os.environ.get("THREADS") or str(min(max(cores, 1), _CPU_THREADS))
+            os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
         self._chat = ChatFormat.load(self.spec.model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
