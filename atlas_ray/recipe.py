@@ -26,14 +26,21 @@ from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 
+_PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
+
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a plan: `group/name`, what it will do in words, and the call that does it."""
+    """One stage of a plan: `group/name`, what it will do in words, and the call that does it.
+
+    `weight` is its share of the whole, in seconds of the quickstart on two cores; the pace of the stages already run
+    turns the weights left into an ETA.
+    """
 
     name: str
     description: str
     run: Callable[[], Any]
+    weight: float = 5.0
 
 
 class Recipe:
@@ -117,21 +124,34 @@ class Recipe:
         from atlas_ray.report.gather import report_recipe
         from atlas_ray.selection.pipeline import select_steps
         from atlas_ray.training.distributed import train_agent
-        from atlas_ray.trajectories.collect import collect
+        from atlas_ray.trajectories.collect import collect, episodes_of
 
+        collected = {name: len(episodes_of(c)) for name, c in self.collections().items()}
+        experts = collected.get("expert", 10_000)
         found = [
-            Stage(f"collect/{name}", f"{c.role} trajectories in {', '.join(c.envs)}", partial(collect, c))
+            Stage(
+                f"collect/{name}",
+                f"{c.role} trajectories in {', '.join(c.envs)}",
+                partial(collect, c),
+                5 + collected[name] / 300,
+            )
             for name, c in self.collections().items()
         ]
         if isinstance(self.config.base, TinyConfig):
-            found.append(Stage("train/base", "the tiny base model, on the novice", self._train_base))
+            weight = 10 + collected["novice"] / 40
+            found.append(Stage("train/base", "the tiny base model, on the novice", self._train_base, weight))
         for arm, select in self.select.items():
-            found.append(Stage(f"select/{arm}", _selector_words(select.selector), partial(select_steps, select)))
+            costs = {"value": 30 + experts, "perplexity": 15 + experts / 50, "llm": 15 + experts / 5}
+            weight = costs.get(select.selector.name, 1.0)
+            words = _selector_words(select.selector)
+            found.append(Stage(f"select/{arm}", words, partial(select_steps, select), weight))
         for arm in self.arms:
-            found.append(Stage(f"train/{arm}", f"the base on steps by `{arm}`", partial(train_agent, self.train[arm])))
+            train, weight = self.train[arm], 10 + experts * self.train[arm].epochs / 100
+            found.append(Stage(f"train/{arm}", f"the base on steps by `{arm}`", partial(train_agent, train), weight))
         tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in self.evaluate.tasks.items())
         models = f"{len(self.evaluate.models)} models on test tasks: {tasks}"
-        found.append(Stage("evaluate", models, partial(evaluate, self.evaluate)))
+        weight = 20 + 15 * len(self.evaluate.models)
+        found.append(Stage("evaluate", models, partial(evaluate, self.evaluate), weight))
         found.append(Stage("report", f"{self.root}/report/index.html", partial(report_recipe, self)))
         return found
 
@@ -224,12 +244,16 @@ class Recipe:
         chosen = [s for s in stages if not (wanted := set(only)) or s.name in wanted or s.name.split("/")[0] in wanted]
         if not chosen:
             raise UserError(f"the recipe has no stage {', '.join(only)}", f"valid: {', '.join(s.name for s in stages)}")
-        begun = time.monotonic()
+        spent = weighed = 0.0
         for number, stage in enumerate(chosen, 1):
-            minutes, seconds = divmod(int(time.monotonic() - begun), 60)
-            words = f"{stage.description}  ({minutes}:{seconds:02d} so far)"
+            pace = spent / weighed if weighed else 1.0
+            left = pace * sum(s.weight for s in chosen[number - 1 :])
+            words = f"{stage.description}  (about {left / 60:.0f} min left in all)"
             console.rule(f"[bold]{number}/{len(chosen)} {stage.name}[/bold]  {words}", align="left")
+            begun = time.monotonic()
             stage.run()
+            if (seconds := time.monotonic() - begun) > _PASSED_OVER:
+                spent, weighed = spent + seconds, weighed + stage.weight
 
 
 def _selector_words(selector: SelectorConfig) -> str:

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 import pytest
 
@@ -81,11 +80,12 @@ class FakePool:
         self.play, self.in_flight, self.rng = play, in_flight, random.Random(seed)
         self.requests: list[EpisodeRequest] = []
 
-    def run(self, requests: Iterable[EpisodeRequest]) -> Iterator[tuple[EpisodeRequest, Episode]]:
-        source, flying = iter(requests), []
+    def run(self, requests: Iterable[EpisodeRequest | None]) -> Iterator[tuple[EpisodeRequest, Episode]]:
+        source, flying = iter(requests), list[EpisodeRequest]()
         while True:
-            flying += (new := list(islice(source, self.in_flight - len(flying))))
-            self.requests += new
+            while len(flying) < self.in_flight and (request := next(source, None)) is not None:
+                flying.append(request)
+                self.requests.append(request)
             if not flying:
                 return
             request = flying.pop(self.rng.randrange(len(flying)))

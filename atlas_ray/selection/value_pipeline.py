@@ -25,8 +25,8 @@ MAX_OPEN = 32  # trajectories whose rollouts a kill may cost
 class Pool(Protocol):
     """What plays the rollouts: a `RolloutPool`, or a test's stand-in."""
 
-    def run(self, requests: Iterable[EpisodeRequest]) -> Iterator[tuple[EpisodeRequest, Episode]]:
-        """Plays requests; each comes back once, with its episode, in any order."""
+    def run(self, requests: Iterable[EpisodeRequest | None]) -> Iterator[tuple[EpisodeRequest, Episode]]:
+        """Plays requests; each comes back once, with its episode, in any order. None: ask again later."""
         ...
 
 
@@ -62,33 +62,25 @@ def estimate_values(
         trajectories: What to select in.
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
     """
-    waiting = iter(trajectories)
     under_way: dict[str, _Rollouts] = {}
-    # One run drains only where so many trajectories are open; the pool cannot be told to wait for one of them.
-    while batch := next(waiting, None):
-        requests = _requests(batch, waiting, under_way, selector, seed)
-        for request, episode in pool.run(requests):
-            rollouts = under_way[str(request.group)]
-            rollouts.add(len(request.prefix), episode)
-            if rollouts.missing == 0:
-                del under_way[rollouts.trajectory.id]
-                yield rollouts.selection(selector)
+    for request, episode in pool.run(_requests(trajectories, under_way, selector, seed)):
+        rollouts = under_way[str(request.group)]
+        rollouts.add(len(request.prefix), episode)
+        if rollouts.missing == 0:
+            del under_way[rollouts.trajectory.id]
+            yield rollouts.selection(selector)
 
 
 def _requests(
-    first: Trajectory,
-    others: Iterator[Trajectory],
-    under_way: dict[str, _Rollouts],
-    selector: ValueSelector,
-    seed: int,
-) -> Iterator[EpisodeRequest]:
-    """Requests trajectory by trajectory, until too many are open or none is left."""
-    trajectory: Trajectory | None = first
-    while trajectory is not None:
+    trajectories: Sequence[Trajectory], under_way: dict[str, _Rollouts], selector: ValueSelector, seed: int
+) -> Iterator[EpisodeRequest | None]:
+    """Requests trajectory by trajectory; None while too many trajectories are open."""
+    for trajectory in trajectories:
+        while len(under_way) >= MAX_OPEN:
+            yield None
         asked = list(_of_trajectory(trajectory, selector, seed))
         under_way[trajectory.id] = _Rollouts(trajectory, missing=len(asked))
         yield from asked
-        trajectory = next(others, None) if len(under_way) < MAX_OPEN else None
 
 
 def _of_trajectory(trajectory: Trajectory, selector: ValueSelector, seed: int) -> Iterator[EpisodeRequest]:
