@@ -135,6 +135,29 @@ def evaluate(
 
 
 @app.command()
+def verify(
+    config: Config = None,
+    set_: Set = None,
+    run: Run = None,
+    data: Data = None,
+    dry_run: DryRun = False,
+    clean: Clean = False,
+) -> None:
+    """Play a model from scratch and from right after each critical step."""
+    settings = _load("VerifyConfig", config, set_, run=run, data=data)
+    from atlas_ray.evaluation.verification import plan_lines
+    from atlas_ray.evaluation.verification import verify as stage
+
+    if dry_run:
+        return _show(settings, *plan_lines(settings))
+    from rich.console import Console
+
+    from atlas_ray.report.tables import evaluation_table
+
+    Console().print(evaluation_table(stage(settings, clean=clean)))
+
+
+@app.command()
 def compare(
     selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
     data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
@@ -201,6 +224,19 @@ def status(runs: Annotated[list[str] | None, typer.Argument(help="Run folders or
     from atlas_ray.runs.status import status_table
 
     Console().print(status_table(runs or ["runs"]))
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def submit(
+    context: typer.Context,
+    stage: Annotated[str, typer.Argument(help="collect, select, train, evaluate, verify, report or run.")],
+    address: Annotated[str | None, typer.Option(help="Dashboard of the cluster, e.g. http://HEAD:8265.")] = None,
+    wait: Annotated[bool, typer.Option(help="Stream the log and wait for the end.")] = True,
+) -> None:
+    """Run a stage as a job on a Ray cluster; further options are the stage's own."""
+    from atlas_ray.runs.submit import submit as send
+
+    typer.echo(f"job: {send(stage, context.args, address, wait)}")
 
 
 @app.command()

@@ -225,6 +225,22 @@ class EvaluateConfig(Strict):
     ray: RayConfig = RayConfig()
 
 
+class VerifyConfig(Strict):
+    """A model from scratch and from right after each critical step (section 4.6, Table 6)."""
+
+    run: str = "runs/verify"
+    model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    data: DataConfig
+    selection: str = Field(description="run folder of a selection of the same data")
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1)
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    ray: RayConfig = RayConfig()
+
+
 class TinyConfig(Strict):
     """A tiny Llama with its own tokenizer, trained on the spot on novice trajectories: the laptop's base model.
 
