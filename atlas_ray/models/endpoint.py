@@ -91,7 +91,7 @@ class EndpointPolicy:
             )
             choice, used = answer.choices[0], answer.usage
         except openai.BadRequestError as error:
-            if any(sign in str(error) for sign in _OVERFLOW):
+            if any(sign in error.response.text for sign in _OVERFLOW):
                 raise ContextOverflow("the endpoint says that the conversation is too long") from None
             raise self._failure(error) from None
         except (openai.OpenAIError, IndexError, TypeError, AttributeError) as error:
