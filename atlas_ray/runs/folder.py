@@ -15,6 +15,8 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
@@ -47,7 +49,8 @@ class RunFolder:
             else:
                 self._fs, self._root = pafs.LocalFileSystem(), str(Path(uri).resolve())
         except (pa.ArrowInvalid, OSError, ValueError) as error:
-            raise UserError(f"cannot open the run folder {uri!r}: {error}", "give a path or an s3:// or gs:// URI") from None
+            remedy = "give a path or an s3:// or gs:// URI"
+            raise UserError(f"cannot open the run folder {uri!r}: {error}", remedy) from None
 
     def child(self, *names: str) -> RunFolder:
         """A folder below this one."""
@@ -151,7 +154,8 @@ class RunFolder:
         """Writes one shard; names sort by time, so that the latest record of an id wins."""
         sink = pa.BufferOutputStream()
         pq.write_table(table.to_table(records), sink, compression="zstd")
-        self.write_bytes(f"{table.name}/{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet", sink.getvalue().to_pybytes())
+        name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+        self.write_bytes(f"{table.name}/{name}", sink.getvalue().to_pybytes())
 
     def compact(self, table: TableSpec[Any]) -> None:
         """Merges many small shards into one. A crash in between leaves duplicates, which reading drops."""
@@ -217,21 +221,32 @@ class ShardWriter(Generic[Record]):
         self.flush()
 
 
-class _explained:
+@contextmanager
+def _explained(uri: str) -> Iterator[None]:
     """Turns a storage error into one sentence with a remedy."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, OSError):
-            raise AtlasError(f"cannot write to {self._uri}: {error}", "check space and permissions, then run again") from error
+    try:
+        yield
+    except OSError as error:
+        raise AtlasError(f"cannot write to {uri}: {error}", "check space and permissions, then run again") from error
 
 
 # Where a stage runs changes nothing about its results, so these keys may differ on resume.
-_PLACEMENT = {"ray", "engine", "workers", "cpus_per_worker", "max_failures", "timeout_s", "concurrency", "max_cost", "run"}
+_PLACEMENT = {
+    "ray",
+    "run",
+    "workers",
+    "cpus_per_worker",
+    "max_failures",
+    "timeout_s",
+    "concurrency",
+    "max_cost",
+    "replicas",
+    "tensor_parallel",
+    "max_num_seqs",
+    "episodes_in_flight",
+    "gpu_memory_utilization",
+    "cpu_kv_cache_gb",
+}
 
 
 def _identity(config: BaseModel) -> dict[str, Any]:

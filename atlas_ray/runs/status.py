@@ -23,9 +23,8 @@ def status_table(uris: Sequence[str]) -> Table:
     for uri in uris:
         for folder in _stages(RunFolder(uri), _DEPTH):
             finished = folder.finished
-            recorded = ", ".join(
-                f"{count} {spec.name}" for spec in (TRAJECTORIES, SELECTIONS, EPISODES) if (count := len(folder.done(spec)))
-            )
+            counts = {spec.name: len(folder.done(spec)) for spec in (TRAJECTORIES, SELECTIONS, EPISODES)}
+            recorded = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             figures = ", ".join(f"{k} {v}" for k, v in (finished or {}).items() if not isinstance(v, dict | list))
             stage = str(folder.read_json("manifest.json")["stage"])
             table.add_row(folder.uri, stage, "finished" if finished is not None else "unfinished", recorded, figures)
