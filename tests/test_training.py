@@ -1,15 +1,8 @@
-"""Training: batches lose nothing, loss and gradients are exact, a run that is killed ends as if it had not been."""
+"""Training: batches lose nothing, loss and gradients are exact, a resumed loop repeats an undisturbed one."""
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,15 +14,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.config import DataConfig, SelectConfig, TrainConfig
+from atlas_ray.config import DataConfig, TrainConfig
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.training import loop
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
-from atlas_ray.training.distributed import METRICS, train, train_agent
-from atlas_ray.training.examples import prepare
 from atlas_ray.training.masking import Example, training_example
 from atlas_ray.types import Message, Selection, Trajectory
 from tests.tiny import WORDS, tiny_llama, tiny_tokenizer
@@ -362,178 +351,3 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     with pytest.raises(AtlasError, match="loss is nan at step 1"):
         run_locally(a_config(), model)
-
-
-# --- the stage
-
-
-def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Path) -> None:
-    config = a_config(model=write_base(tmp_path / "base"))
-    failed = Selection("maze/maze_1", "maze", "maze_1", "llm", 0.3, 3, (), error="no answer")
-    prepared = prepare(config, TRAJECTORIES_HERE, [SELECTIONS_HERE[0], failed, *SELECTIONS_HERE[3:]])
-    assert [e.trajectory_id for e in prepared.examples] == [f"maze/maze_{i}" for i in (0, 3, 4, 5, 6)]
-    assert prepared.unselected == 2
-    assert prepare(config, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
-
-
-def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
-    config = a_config(model=write_base(tmp_path / "base"))
-    with pytest.raises(UserError, match="of 7 trajectories 0 have a selection"):
-        prepare(config, TRAJECTORIES_HERE, [])
-    other = Selection("maze/maze_0", "maze", "maze_0", "gold", 0.3, 9, (1,))
-    with pytest.raises(UserError, match="maze/maze_0 has 2 steps, 9 where it was selected"):
-        prepare(config, TRAJECTORIES_HERE, [other])
-    with pytest.raises(UserError, match="tokens, the model's context 2048"):
-        prepare(config.model_copy(update={"max_length": 99_999}), [a_trajectory(0, 200)], None)
-    with pytest.raises(UserError, match="holds no selection"):
-        train_agent(a_config(run=str(tmp_path / "run"), data=write_data(tmp_path), selection=str(tmp_path / "none")))
-
-
-def write_data(folder: Path) -> DataConfig:
-    RunFolder(str(folder / "data")).write_shard(TRAJECTORIES, TRAJECTORIES_HERE)
-    return DataConfig(path=str(folder / "data" / "trajectories"))
-
-
-def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    data, selection = write_data(tmp_path), RunFolder(str(tmp_path / "selection"))
-    selection.begin(SelectConfig(data=data), stage="select")
-    selection.write_shard(SELECTIONS, SELECTIONS_HERE)
-    selection.finish()
-    base = write_base(tmp_path / "base")
-    config = a_config(run=str(tmp_path / "run"), model=base, data=data, selection=selection.uri)
-    figures = train_agent(config)
-    module, _, steps = run_locally(config, AutoModelForCausalLM.from_pretrained(base))
-    written = [json.loads(line) for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
-    assert curve(written) == curve(steps)
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    torch.testing.assert_close(exported.state_dict(), module.model.state_dict(), rtol=0, atol=0)
-    chat = ChatFormat(AutoTokenizer.from_pretrained(tmp_path / "run" / "model"))
-    assert set(chat.stop_ids) <= set(exported.generation_config.eos_token_id)
-    assert figures["train_steps"] == 6
-    assert figures["loss_tokens"] == sum(e.loss_tokens for e in the_examples())
-    assert (figures["dropped"], figures["steps_lost"]) == (0, 0)
-    started = time.monotonic()
-    assert train_agent(config) == figures
-    assert time.monotonic() - started < 1
-
-
-def long_config(folder: Path, **options: Any) -> TrainConfig:
-    return a_config(
-        run=str(folder / "run"), model=str(folder / "base"), epochs=40, checkpoint_steps=5, global_batch=4, **options
-    )
-
-
-def written_curve(folder: Path) -> list[tuple[Any, ...]]:
-    return curve([json.loads(line) for line in (folder / "run" / METRICS).read_text().splitlines()])
-
-
-def undisturbed(config: TrainConfig) -> list[tuple[Any, ...]]:
-    from transformers import AutoModelForCausalLM
-
-    return curve(run_locally(config, AutoModelForCausalLM.from_pretrained(config.model))[2])
-
-
-@pytest.mark.slow
-def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
-    write_base(tmp_path / "base")
-    config = long_config(tmp_path)
-    killed: list[int] = []
-
-    def kill(metrics: dict[str, Any]) -> None:
-        if metrics["step"] >= 12 and not killed:
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(metrics["step"])
-
-    train(config, TRAJECTORIES_HERE, SELECTIONS_HERE, kill)
-    assert killed
-    assert killed[0] < total_steps(7, 4, 40)
-    assert written_curve(tmp_path) == undisturbed(config)
-
-
-DRIVER = """
-import json, sys
-from atlas_ray.config import TrainConfig
-from atlas_ray.training.distributed import train
-from tests.test_training import TRAJECTORIES_HERE, SELECTIONS_HERE
-
-if __name__ == "__main__":
-    train(TrainConfig.model_validate_json(sys.argv[1]), TRAJECTORIES_HERE, SELECTIONS_HERE)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_driver_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    write_base(tmp_path / "base")
-    config = long_config(tmp_path)
-    command = [sys.executable, "-c", DRIVER, config.model_dump_json()]
-    metrics = tmp_path / "run" / METRICS
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(Path.cwd())}
-    first = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12):
-        assert time.monotonic() < deadline
-        assert first.poll() is None
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (tmp_path / "run" / "finished.json").exists()
-    kept = [*(tmp_path / "run").glob("checkpoints-*/checkpoint_*")]
-    assert kept
-    before = metrics.read_text().splitlines()
-    subprocess.run(command, env=environment, check=True, timeout=180)
-    assert metrics.read_text().splitlines()[:5] == before[:5]  # with the first run's own times: it went on
-    assert written_curve(tmp_path) == undisturbed(config)
-
-
-@pytest.mark.slow
-def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM
-
-    write_base(tmp_path / "base")
-    config = a_config(run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3)
-    train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
-    module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
-    np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)
-    written = (tmp_path / "run" / METRICS).read_text()
-    shutil.rmtree(tmp_path / "run" / "model")
-    train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)  # as after a kill between the last step and the export
-    assert (tmp_path / "run" / METRICS).read_text() == written
-    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
-    torch.testing.assert_close(exported.state_dict(), module.model.state_dict(), rtol=1e-3, atol=1e-4)
-
-
-UNDER_TORCHRUN = """
-import json, sys, torch, torch.distributed as dist
-from atlas_ray.training import loop
-from tests.test_training import a_config, the_examples
-from tests.tiny import tiny_llama
-
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-config = a_config()
-module = loop.prepare(tiny_llama(80), config, loop.local_device(use_gpu=False))
-optimizers, steps = loop.make_optimizers(module, config), []
-loop.fit(module, optimizers, the_examples(), config, torch.device("cpu"), on_step=steps.append)
-if dist.get_rank() == 0:
-    json.dump(steps, open(sys.argv[1], "w"))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_the_loop_runs_under_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / "steps.json")],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        check=True,
-        timeout=180,
-    )
-    steps = json.loads((tmp_path / "steps.json").read_text())
-    np.testing.assert_allclose(curve(steps), curve(run_locally(a_config())[2]), rtol=1e-4)

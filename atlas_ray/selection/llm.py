@@ -102,7 +102,7 @@ class Judge:
             )
 
     async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncGenerator[Selection, None]:
-        """Selections as they come; calls in flight still come in when `max_cost` stops further ones.
+        """Selections as they come; after an error that stops all, calls in flight still come in: they are paid for.
 
         Raises:
             AtlasError: If the endpoint is dead, or `max_cost` was reached.
@@ -110,7 +110,7 @@ class Judge:
         """
         waiting = iter(trajectories)
         running: set[asyncio.Task[Selection]] = set()
-        stopped: _SpentError | None = None
+        stopped: AtlasError | None = None
         try:
             while True:
                 while not stopped and len(running) < self._config.endpoint.concurrency:
@@ -124,8 +124,8 @@ class Judge:
                 for task in finished:
                     try:
                         yield task.result()
-                    except _SpentError as error:
-                        stopped = error
+                    except AtlasError as error:
+                        stopped = stopped or error
         finally:
             for task in running:
                 task.cancel()
