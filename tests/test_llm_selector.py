@@ -15,6 +15,7 @@ from aiohttp import web
 
 from atlas_ray.config import LlmSelector, SelectConfig
 from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.client import price
 from atlas_ray.selection.llm import REPLIES, estimate
@@ -261,7 +262,7 @@ def test_replies_that_were_paid_for_survive_anything(tmp_path: Path, endpoint: F
     endpoint.answer = dies
     with pytest.raises(UserError, match="HTTP 401"):
         select_steps(config)
-    replies = len(list((tmp_path / "run" / "replies").iterdir()))
+    replies = len(RunFolder(str(tmp_path / "run")).read(REPLIES))
     assert replies == len(paid) > 0  # those in flight when the key was refused, too
     endpoint.calls.clear()
     endpoint.answer = lambda body, call: GOOD
