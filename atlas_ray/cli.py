@@ -326,7 +326,7 @@ def environments_list() -> None:
         table.add_row(
             spec.name,
             spec.held,
-            "built in" if built_in else "its AgentGym server",
+            "built in" if built_in else "a server",
             str(spec.n_train) if built_in else "-",
             str(spec.n_test) if built_in else "-",
             str(spec.max_rounds),

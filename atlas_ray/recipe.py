@@ -122,7 +122,6 @@ class Recipe:
         """All stages in order."""
         from atlas_ray.evaluation.stage import evaluate
         from atlas_ray.report.gather import report_recipe
-        from atlas_ray.selection.pipeline import select_steps
         from atlas_ray.training.distributed import train_agent
         from atlas_ray.trajectories.collect import collect, episodes_of
 
@@ -144,7 +143,7 @@ class Recipe:
             costs = {"value": 30 + experts, "perplexity": 15 + experts / 50, "llm": 15 + experts / 5}
             weight = costs.get(select.selector.name, 1.0)
             words = _selector_words(select.selector)
-            found.append(Stage(f"select/{arm}", words, partial(select_steps, select), weight))
+            found.append(Stage(f"select/{arm}", words, partial(self._select_steps, select), weight))
         for arm in self.arms:
             train, weight = self.train[arm], 10 + experts * self.train[arm].epochs / 100
             found.append(Stage(f"train/{arm}", f"the base on steps by `{arm}`", partial(train_agent, train), weight))
@@ -168,6 +167,17 @@ class Recipe:
             )
             for name, c in given.items()
         }
+
+    @staticmethod
+    def _select_steps(config: SelectConfig) -> None:
+        from atlas_ray.selection.estimate import estimate_lines
+        from atlas_ray.selection.pipeline import select_steps
+
+        if config.selector.name == "llm" and RunFolder(config.run).finished is None:
+            # it costs money: the estimate comes first
+            for line in estimate_lines(config):
+                console.print(line)
+        select_steps(config)
 
     def _train_base(self) -> None:
         from atlas_ray.models.tiny import write_untrained
