@@ -1,7 +1,9 @@
 """A vLLM engine as a policy, in the process that plays the episodes. The one module here that speaks vLLM.
 
-Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 with one thread per
-sum, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache.
+Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 and adds up in one
+order, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache
+(layers up to 1,024 wide; wider ones round otherwise where one token is alone in a batch). On GPU rounding depends on
+the batch.
 """
 
 from __future__ import annotations
@@ -244,6 +246,7 @@ def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
         "max_num_seqs": config.max_num_seqs,
         "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
         "tensor_parallel_size": config.tensor_parallel,
+        "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,
         "generation_config": "vllm",
         "worker_extension_cls": f"{Tether.__module__}.{Tether.__qualname__}",
@@ -252,7 +255,6 @@ def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
     if cpu:
         options |= {
             "enforce_eager": True,
-            "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else None,
             "kv_cache_memory_bytes": config.cpu_kv_cache_gb << 30,
             "block_size": _CPU_BLOCK,
             # A seeded request whose prompt is computed in chunks kills the CPU engine.

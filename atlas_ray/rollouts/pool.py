@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 MAX_DEATHS = 4  # replicas that may die under one episode
 START_SECONDS = 900.0
-_REMIND_SECONDS = 30.0
+_REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _SPARE_CALLS = 8  # of an actor, beside its episodes
 
@@ -283,7 +283,8 @@ class RolloutPool:
             return None
         if error is None:
             event.seat.pid = event.future.result()
-        elif _is_death(error):
+        elif _is_death(error) or self._restarts:
+            # What a dead replica held, such as memory of a GPU, may not be free at once.
             self._replace(event.seat, error)
         else:
             raise _cause(error) from None
@@ -299,9 +300,10 @@ class RolloutPool:
         waited = time.monotonic() - min(seat.since for seat in starting)
         held, free = ray.cluster_resources(), ray.available_resources()
         sizes = ", ".join(f"{free.get(kind, 0):g} of {held.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+        need = f"1 CPU and {self._spec.gpus} GPUs" if held.get("GPU") else "1 CPU"
         words = (
-            f"{len(starting)} of {len(self._seats)} replicas have not started for {waited:.0f} s; each needs 1 CPU"
-            f"{f' and {self._spec.gpus} GPUs' if held.get('GPU') else ''}, and free are {sizes}"
+            f"{len(starting)} of {len(self._seats)} replicas have not started within {waited:.0f} s:"
+            f" they load a model, or lack room (each needs {need}; free are {sizes})"
         )
         if waited > START_SECONDS and (everyone or len(starting) == len(self._seats)):
             raise AtlasError(words, "ask for fewer replicas (engine.replicas), or give Ray more resources")
