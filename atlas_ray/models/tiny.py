@@ -37,7 +37,7 @@ _PIECES = r"\n\n| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"
 
 
 def build_tokenizer(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer whose vocabulary is exactly what the texts use.
+    """A word-level tokenizer whose vocabulary is what the texts use, and every digit.
 
     Args:
         texts: Everything the model will have to read and write.
@@ -49,7 +49,9 @@ def build_tokenizer(texts: Iterable[str], context: int) -> PreTrainedTokenizerFa
     split = pre_tokenizers.Split(Regex(_PIECES), behavior="isolated")
     special = [PAD, BOS, HEAD, HEAD_END, EOT, UNKNOWN]
     seen = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
-    words = special + sorted(seen | {"system", "user", "assistant", "\n\n", "\n", " "})
+    # A count may stand in play where no text shows it, such as "(6" in an inventory.
+    digits = {before + digit for before in ("", " ") for digit in "0123456789"}
+    words = special + sorted(seen | digits | {"system", "user", "assistant", "\n\n", "\n", " "})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
