@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -40,6 +41,18 @@ def _main(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Traceba
         os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
 
 
+# Where each verb's settings are declared; read only when the verb runs.
+_SETTINGS = {
+    "CollectConfig": "atlas_ray.trajectories.settings",
+    "SelectConfig": "atlas_ray.selection.settings",
+    "TrainConfig": "atlas_ray.training.settings",
+    "EvaluateConfig": "atlas_ray.evaluation.settings",
+    "VerifyConfig": "atlas_ray.evaluation.settings",
+    "RecipeConfig": "atlas_ray.recipe",
+    "DataConfig": "atlas_ray.config",
+}
+
+
 def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
     from atlas_ray import config
 
@@ -47,7 +60,7 @@ def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any
     if given.get("data"):
         overrides.insert(0, f"data.path={given['data']}")
     given.pop("data", None)
-    return config.load(getattr(config, kind), file, overrides, **given)
+    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides, **given)
 
 
 def _show(config: BaseModel, *lines: str) -> None:

@@ -11,22 +11,42 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from atlas_ray.config import (
-    CollectConfig,
-    DataConfig,
-    EvaluateConfig,
-    RecipeConfig,
-    SelectConfig,
-    SelectorConfig,
-    TinyConfig,
-    TrainConfig,
-    validate,
-)
+from pydantic import Field
+
+from atlas_ray.config import DataConfig, EnvironmentsConfig, RayConfig, Strict, validate
 from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
+from atlas_ray.selection.settings import SelectConfig, SelectorConfig
+from atlas_ray.training.settings import TinyConfig, TrainConfig
+from atlas_ray.trajectories.settings import CollectConfig
 
 _PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
+
+
+class RecipeConfig(Strict):
+    """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
+
+    Attributes:
+        expert: Trajectories to select in and train on: a data set, or a collection from scripted experts.
+        base: Model to start from: a folder or hub id, or a tiny model trained on the spot.
+        arms: Fine-tuned models by name, each with its selector.
+        extra_arms: The same, run only when asked for by name (`--with`): what costs money.
+        train, evaluate: Settings of every arm's training and of the evaluation.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    runs: str = Field("runs", description="folder or URI under which the recipe's folder lies")
+    seed: int = 0
+    expert: DataConfig | CollectConfig
+    base: str | TinyConfig
+    arms: dict[str, SelectorConfig]
+    extra_arms: dict[str, SelectorConfig] = {}
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any]
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    ray: RayConfig = RayConfig()
 
 
 @dataclass(frozen=True)

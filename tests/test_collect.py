@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray.config import CollectConfig, DataConfig
+from atlas_ray.config import DataConfig
 from atlas_ray.environments import table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.collect import FAILURES, collect, episodes_of
 from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.settings import CollectConfig
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

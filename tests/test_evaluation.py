@@ -15,9 +15,10 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.config import EvaluateConfig, validate
+from atlas_ray.config import validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.evaluation import stage
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Policy, Sampling
 from atlas_ray.models.scripted import ScriptedPolicy, ScriptedSpeaker
 from atlas_ray.runs.folder import RunFolder
@@ -147,7 +148,8 @@ def _turns(instruction: str) -> list[dict[str, Any]]:
 
 _DRIVER = """
 import sys
-from atlas_ray.config import EvaluateConfig, validate
+from atlas_ray.config import validate
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import evaluate
 models = {"one": sys.argv[2], "two": sys.argv[3]}
 values = {"run": sys.argv[1], "models": models, "tasks": {"maze": 60}, "temperature": 1.0, "max_tokens": 24}

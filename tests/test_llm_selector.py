@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from atlas_ray.config import LlmSelector, SelectConfig
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
@@ -21,6 +20,7 @@ from atlas_ray.selection.client import price
 from atlas_ray.selection.llm import REPLIES, estimate
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.prompt import conversation, load_prompt
+from atlas_ray.selection.settings import LlmSelector, SelectConfig
 from atlas_ray.types import Category, Message, Selection, Usage
 from tests.test_llm_answers import ACTION, GOOD, PLAN
 from tests.test_selection import config_of, data_in, expert

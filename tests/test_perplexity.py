@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray.config import PerplexitySelector
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.perplexity import PerplexityScorer, _batches, select_perplexity
 from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import PerplexitySelector
 from atlas_ray.types import Message, Trajectory
 from tests.test_selection import config_of, data_in
 from tests.tiny import tiny_llama, tiny_tokenizer

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import yaml
 
-from atlas_ray.config import RecipeConfig, load
+from atlas_ray.config import load
 from atlas_ray.errors import UserError
-from atlas_ray.recipe import Recipe
+from atlas_ray.recipe import Recipe, RecipeConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 

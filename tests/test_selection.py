@@ -7,21 +7,15 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.config import (
-    AllSelector,
-    CollectConfig,
-    ComplementSelector,
-    GoldSelector,
-    RandomSelector,
-    SelectConfig,
-    validate,
-)
+from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection import controls
 from atlas_ray.selection.compare import agreement, compare_selections, comparison_table
 from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import AllSelector, ComplementSelector, GoldSelector, RandomSelector, SelectConfig
+from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.types import Category, GoldStep, Message, Selection, Trajectory
 
 PLAN, ACTION = Category.PLAN_CREATION, Category.CRITICAL_ACTION

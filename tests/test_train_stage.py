@@ -16,14 +16,16 @@ import numpy as np
 import pytest
 import torch
 
-from atlas_ray.config import DataConfig, SelectConfig, TrainConfig
+from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.distributed import METRICS, train, train_agent
 from atlas_ray.training.examples import prepare
+from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Selection
 from tests.test_training import (
     SELECTIONS_HERE,
@@ -132,7 +134,7 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> N
 
 DRIVER = """
 import json, sys
-from atlas_ray.config import TrainConfig
+from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.distributed import train
 from tests.test_training import TRAJECTORIES_HERE, SELECTIONS_HERE
 

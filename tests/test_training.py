@@ -14,12 +14,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.config import DataConfig, TrainConfig
+from atlas_ray.config import DataConfig
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import loop
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
 from atlas_ray.training.masking import Example, training_example
+from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Message, Selection, Trajectory
 from tests.tiny import WORDS, tiny_llama, tiny_tokenizer
 

@@ -12,12 +12,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.config import CollectConfig, DataConfig
+from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.formats import environment_of, to_trajectory
 from atlas_ray.trajectories.readers import Rejected, iter_trajectories, read_trajectories, write_rejected
+from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.trajectories.statistics import statistics, statistics_table
 from atlas_ray.trajectories.writers import to_agenttraj, write_agenttraj
 from atlas_ray.types import Category, GoldStep, Message, Trajectory

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
-from atlas_ray.config import ValueSelector
 from atlas_ray.rollouts.pool import EpisodeRequest
+from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value import critical, differences, values
 from atlas_ray.selection.value_pipeline import MAX_OPEN, estimate_values
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage

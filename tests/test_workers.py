@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray.config import CollectConfig, EvaluateConfig, SelectConfig
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import evaluate
 from atlas_ray.models.tiny import write_untrained
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.collect import collect
+from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.types import Episode
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]

@@ -11,11 +11,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict
 
-from atlas_ray.config import DataConfig, EvaluateConfig
+from atlas_ray.config import DataConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import episode_id

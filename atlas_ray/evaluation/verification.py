@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any, Literal, get_args
 
-from atlas_ray.config import VerifyConfig
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
+from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import episode_id

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.config import SelectorConfig
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.report.examples import pick_examples
@@ -14,6 +13,7 @@ from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import print_tables
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
+from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.trajectories.readers import read_trajectories
 
 if TYPE_CHECKING:

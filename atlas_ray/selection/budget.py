@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from atlas_ray.config import SelectorConfig
+from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.types import Selection, Trajectory
 
 

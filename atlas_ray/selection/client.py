@@ -16,8 +16,8 @@ from importlib import resources
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
-from atlas_ray.config import LlmSelector
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:

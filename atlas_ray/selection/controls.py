@@ -8,12 +8,12 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from atlas_ray.config import AllSelector, ComplementSelector, GoldSelector, RandomSelector
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.settings import AllSelector, ComplementSelector, GoldSelector, RandomSelector
 from atlas_ray.types import Selection, Trajectory
 
 

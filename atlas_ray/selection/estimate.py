@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from atlas_ray.config import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.llm import estimate
+from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.trajectories.readers import Rejected, read_trajectories
 
 

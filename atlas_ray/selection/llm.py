@@ -15,7 +15,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from atlas_ray.config import LlmSelector
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TableSpec
@@ -23,6 +22,7 @@ from atlas_ray.selection.answer import Judgement, Problem, parse_answer
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.client import ChatClient, price
 from atlas_ray.selection.prompt import ChatMessages, load_prompt
+from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Selection, Trajectory, Usage
 
 _CHARS_PER_TOKEN = 4  # rule of thumb for English; the estimate says so

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from atlas_ray.config import PerplexitySelector
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.settings import PerplexitySelector
 from atlas_ray.types import Selection, Trajectory
 
 if TYPE_CHECKING:

@@ -14,7 +14,6 @@ from contextlib import closing
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.config import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
@@ -25,6 +24,7 @@ from atlas_ray.selection.controls import control
 from atlas_ray.selection.llm import REPLIES, Journal, Judge
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
 from atlas_ray.selection.prompt import load_prompt
+from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 

@@ -10,12 +10,12 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from atlas_ray.config import SelectConfig, ValueSelector
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
+from atlas_ray.selection.settings import SelectConfig, ValueSelector
 from atlas_ray.selection.value import critical, differences, values
 from atlas_ray.types import Episode, Selection, StopReason, Trajectory, Usage
 

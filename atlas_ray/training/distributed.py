@@ -19,7 +19,6 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
-from atlas_ray.config import TrainConfig
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder, config_digest, reachable
 from atlas_ray.runs.progress import Tracker, console
@@ -27,6 +26,7 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.examples import Prepared, prepare, show
 from atlas_ray.training.masking import Example
+from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Selection, Trajectory
 
 METRICS = "metrics.jsonl"

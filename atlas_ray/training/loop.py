@@ -29,11 +29,11 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.utils.checkpoint import checkpoint
 
-from atlas_ray.config import TrainConfig
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
 from atlas_ray.training.masking import Example
+from atlas_ray.training.settings import TrainConfig
 
 LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
 # Models that change their logits behind the head; `StepLoss` takes the head's output as it is.

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from atlas_ray.config import CollectConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
@@ -23,6 +22,7 @@ from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
 from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.trajectories.writers import to_agenttraj
 from atlas_ray.types import Episode, Task, Trajectory
 

@@ -1,0 +1,51 @@
+"""Settings of the training stage."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field
+
+from atlas_ray.config import DataConfig, RayConfig, Strict
+from atlas_ray.trajectories.settings import CollectConfig
+
+
+class TrainConfig(Strict):
+    """Fine-tuning with loss on the selected steps only (section 3.3, App. B.1: the defaults)."""
+
+    run: str = "runs/train"
+    model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    data: DataConfig
+    selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
+    epochs: float = Field(3, gt=0)
+    optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
+    learning_rate: float = Field(2e-5, gt=0)
+    muon_learning_rate: float = Field(2e-2, gt=0)
+    warmup_ratio: float = Field(0.03, ge=0, le=1)
+    global_batch: int = Field(128, ge=1, description="trajectories an optimizer step")
+    micro_batch_tokens: int = Field(16384, ge=16, description="padded tokens a forward pass and worker")
+    max_length: int = Field(8192, ge=16)
+    clip: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    workers: int = Field(1, ge=1)
+    use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
+    cpus_per_worker: int = Field(1, ge=1)
+    checkpoint_steps: int = Field(25, ge=1)
+    max_failures: int = Field(2, ge=0)
+    seed: int = 0
+    ray: RayConfig = RayConfig()
+
+
+class TinyConfig(Strict):
+    """A tiny Llama with its own tokenizer, trained on the spot on novice trajectories: the laptop's base model.
+
+    `novice` and `train` hold the keys of collection and training; their run folders are set by the recipe.
+    """
+
+    novice: CollectConfig
+    hidden_size: int = Field(128, ge=32)
+    layers: int = Field(3, ge=1)
+    heads: int = Field(4, ge=1)
+    context: int = Field(1024, ge=64, description="tokens")
+    train: dict[str, Any] = {}

@@ -1,0 +1,24 @@
+"""Settings of the collection of trajectories."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from atlas_ray.config import RayConfig, Strict
+
+
+class CollectConfig(Strict):
+    """Trajectories of a scripted agent in built-in environments."""
+
+    run: str = "runs/collect"
+    envs: list[str] = ["maze", "textcraft", "wordle"]
+    role: Literal["expert", "novice"] = "expert"
+    split: Literal["train", "test"] = "train"
+    tasks: int | dict[str, int] | None = Field(None, description="by environment or for each; all where not given")
+    samples: int | dict[str, int] = Field(1, description="trajectories a task, by environment or for each")
+    max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
+    keep_failures: bool = False
+    seed: int = 0
+    ray: RayConfig = RayConfig()
