@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.selection.asker import Completion, Question
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
@@ -25,15 +26,6 @@ if TYPE_CHECKING:
 
 _CHECK_SECONDS = 10.0
 _NO_KEY = "none"
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """One reply; `finish` is the endpoint's own word ("stop", "length", ...)."""
-
-    text: str
-    finish: str
-    usage: Usage
 
 
 class ChatClient:
@@ -48,7 +40,12 @@ class ChatClient:
         self._key = ""
         self._opening = asyncio.Lock()
 
-    async def complete(self, messages: list[dict[str, str]]) -> Completion:
+    @property
+    def address(self) -> str:
+        """The endpoint's base URL."""
+        return self._config.endpoint.base_url
+
+    async def complete(self, question: Question) -> Completion:
         """One reply.
 
         Raises:
@@ -63,9 +60,9 @@ class ChatClient:
         try:
             answer: Any = await client.chat.completions.create(
                 model=config.model,
-                messages=messages,  # type: ignore[arg-type]
-                temperature=config.temperature,
-                max_tokens=config.max_tokens,
+                messages=question.messages,  # type: ignore[arg-type]
+                temperature=question.temperature,
+                max_tokens=question.max_tokens,
             )
         except openai.APITimeoutError:
             raise ModelFailure(f"no reply within {config.endpoint.timeout_s:g} s") from None

@@ -19,6 +19,7 @@ from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TableSpec
 from atlas_ray.selection.answer import Judgement, Problem, parse_answer
+from atlas_ray.selection.asker import Question
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.client import ChatClient, price
 from atlas_ray.selection.prompt import ChatMessages, load_prompt
@@ -169,7 +170,7 @@ class Judge:
         if paid := self._journal.get(digest):
             return paid
         async with self._within_cost(messages):
-            done = await self._client.complete(messages)
+            done = await self._client.complete(Question(messages, config.temperature, config.max_tokens))
             reply = PaidReply(digest, trajectory_id, done.text, done.finish, done.usage)
             await self._journal.keep(reply)
         return reply
