@@ -9,9 +9,10 @@ import functools
 import itertools
 import random
 from collections import deque
+from dataclasses import replace
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import errs, pick
+from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -140,7 +141,7 @@ class BlocksWorld:
         category, right, wrong = self._situation()
         if wrong and category is not None and errs(rng, 0.3, right, self._goal):
             right = wrong[0]
-        return self._decide(rng, right, category)
+        return replace(self._decide(rng, right, category), thought=_say(rng, loosely(rng, category), right))
 
     def _observe(self) -> str:
         return ", ".join(f"{b} {_place(below)}" for b, below in zip(BLOCKS, self._state, strict=True)) + "."
@@ -165,10 +166,14 @@ class BlocksWorld:
         return (Category.CRITICAL_ACTION if in_goal else Category.CRITICAL_OBSERVATION), right, wrong
 
     def _decide(self, rng: random.Random, action: str, category: Category | None) -> Decision:
-        thought = rng.choice(_SAY[category]).format(block=action.split()[1])
+        thought = _say(rng, category, action)
         scale = 0.5 if category is Category.CRITICAL_OBSERVATION else 1.0
         return Decision(thought, action, category, scale * (0.3 + 0.7 * rng.random()))
 
 
 def _place(below: str) -> str:
     return "in hand" if below == "hand" else f"on {below}"
+
+
+def _say(rng: random.Random, category: Category | None, action: str) -> str:
+    return rng.choice(_SAY[category]).format(block=action.split()[1])

@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import random
 from collections import deque
+from dataclasses import replace
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import errs, pick
+from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -167,7 +168,7 @@ class Maze:
         category, right, wrong = self._situation()
         if wrong and category is not None and errs(rng, 0.3, self._at, self._goal):
             right = min(wrong, key=self._as_the_crow_flies)
-        return self._decide(rng, right, category, wrong)
+        return replace(self._decide(rng, right, category, wrong), thought=_say(rng, loosely(rng, category), right))
 
     @property
     def _at(self) -> Cell:

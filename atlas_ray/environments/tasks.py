@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TypeVar
 
 from atlas_ray.errors import UserError
+from atlas_ray.types import Category
 
 T = TypeVar("T")
 
@@ -34,3 +35,12 @@ def errs(rng: random.Random, share: float, *situation: object) -> bool:
     """
     misjudged = random.Random(f"novice/{situation}").random() < share
     return rng.random() < (0.95 if misjudged else 0.03)
+
+
+def loosely(rng: random.Random, category: Category | None) -> Category | None:
+    """Whose phrases a novice uses in a situation: half of the time any kind's.
+
+    A base whose moves hang on the phrase before them loses its routine as soon as it is taught to speak as at
+    decisions alone.
+    """
+    return rng.choice((None, *Category)) if rng.random() < 0.5 else category

@@ -11,10 +11,10 @@ import random
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import errs, pick
+from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -219,6 +219,7 @@ class TextCraft:
         """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
+        decision = replace(decision, thought=self._say(rng, job, loosely(rng, category)))
         if category is None or not errs(rng, 0.3, job.verb, job.item, self._goal.target):
             return decision
         rng = random.Random(job.action)  # the same mistake each time

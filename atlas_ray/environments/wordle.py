@@ -9,9 +9,10 @@ from __future__ import annotations
 import functools
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
-from atlas_ray.environments.tasks import pick
+from atlas_ray.environments.tasks import loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -125,7 +126,7 @@ class Wordle:
         category, guess = self._situation()
         if category is not None and rng.random() < 0.9:
             guess = self._seen[-1][0] if self._seen and rng.random() < 0.7 else rng.choice(self.vocabulary)
-        return self._decide(rng, guess, category)
+        return replace(self._decide(rng, guess, category), thought=self._say(rng, loosely(rng, category)))
 
     def _fitting(self) -> list[str]:
         """The listed words that every answer so far allows; the hidden word is always among them."""
@@ -152,6 +153,8 @@ class Wordle:
         return (Category.CRITICAL_ACTION if len(fitting) > FEW else None), fitting[0]
 
     def _decide(self, rng: random.Random, guess: str, category: Category | None) -> Decision:
+        return Decision(self._say(rng, category), _spell(guess), category, rng.random())
+
+    def _say(self, rng: random.Random, category: Category | None) -> str:
         known = {g for word, colours in self._seen for g, c in zip(word, colours.split(), strict=True) if c != "b"}
-        thought = rng.choice(_SAY[category]).format(known=" ".join(sorted(known)))
-        return Decision(thought, _spell(guess), category, rng.random())
+        return rng.choice(_SAY[category]).format(known=" ".join(sorted(known)) or "none")
