@@ -195,6 +195,24 @@ def compare(
     Console().print(comparison_table(rows))
 
 
+@app.command(name="export-selection")
+def export_selection(
+    selection: Annotated[str, typer.Argument(help="Run folder of a selection.")],
+    file: Annotated[str, typer.Argument(help="Table to write: .csv or .jsonl.")],
+) -> None:
+    """Write a selection as a table to edit; `selector={name: file, path: FILE}` brings it back, checked."""
+    from atlas_ray.errors import UserError
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.file import write_table
+
+    records = RunFolder(selection).read(SELECTIONS)
+    if not records:
+        raise UserError(f"no selection lies in {selection}", "name a run folder that `atlas select` wrote")
+    write_table(file, records)
+    typer.echo(f"table: {file} ({len(records)} trajectories)")
+
+
 @app.command(name="run")
 def run_recipe(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],

@@ -140,9 +140,10 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
     fields: list[str] = []
     for part in loc:
         fields = sorted(getattr(model, "model_fields", {}))
-        if isinstance(at, Mapping) and part not in at and str(part) not in fields:
+        tagged = _by_tag(model, str(part))
+        if isinstance(at, Mapping) and str(part) not in fields and (part not in at or tagged is not model):
             # the tag of a discriminated union, which stands in no file
-            model = _by_tag(model, str(part))
+            model = tagged
             continue
         path.append(str(part))
         at = at.get(part) if isinstance(at, Mapping) else None

@@ -19,6 +19,7 @@ from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.selection.settings import SelectConfig, SelectorConfig
+from atlas_ray.selection.sources import source_names
 from atlas_ray.training.settings import TinyConfig, TrainConfig
 from atlas_ray.trajectories.settings import CollectConfig
 
@@ -101,7 +102,7 @@ class Recipe:
             },
             where="the recipe's evaluate section",
         )
-        self.select = {arm: self._select(arm, selector) for arm, selector in self.arms.items()}
+        self.select = {arm: self._select(arm, self.arms[arm]) for arm in self._in_order()}
         self.train = {arm: self._train(arm, self.base, self.expert, config.train) for arm in self.arms}
         if isinstance(config.base, TinyConfig):
             novice = DataConfig(path=f"{self.root}/collect/novice")
@@ -109,6 +110,30 @@ class Recipe:
 
     def _model(self, arm: str) -> str:
         return f"{self.root}/train/{arm}/model"
+
+    def _in_order(self) -> list[str]:
+        """Arms, those first whose selections others are made from; a part by an arm's name is that arm's selection."""
+        found: list[str] = []
+
+        def visit(arm: str, made_for: tuple[str, ...]) -> None:
+            if arm in made_for:
+                raise UserError(
+                    f"the arms {' -> '.join([*made_for, arm])} are made from each other", "break the circle"
+                )
+            for name in source_names(self.arms[arm]):
+                if name in self.arms:
+                    visit(name, (*made_for, arm))
+                elif "/" not in name and RunFolder(f"{self.root}/select/{name}").finished is None:
+                    extra = name in self.config.extra_arms
+                    remedy = f"include it: --with {name}" if extra else f"arms: {', '.join(self.arms)}"
+                    kind = "an extra arm that is not included" if extra else "no arm of the recipe"
+                    raise UserError(f"the arm `{arm}` is made from `{name}`, {kind}", remedy)
+            if arm not in found:
+                found.append(arm)
+
+        for arm in self.arms:
+            visit(arm, ())
+        return found
 
     def _select(self, arm: str, selector: SelectorConfig) -> SelectConfig:
         # models that score steps are the recipe's base unless it says otherwise

@@ -1,4 +1,4 @@
-"""Selectors that need no model: all, random, gold, complement (paper sections 4.5.1 to 4.5.3).
+"""Selectors that need no model: all, random, gold, complement (paper sections 4.5.1 to 4.5.3), first, last.
 
 Each takes one trajectory to one `Selection`; draws come from (run seed, selector, trajectory id).
 """
@@ -8,13 +8,20 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 
-from atlas_ray.errors import UserError
-from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.settings import AllSelector, ComplementSelector, GoldSelector, RandomSelector
+from atlas_ray.selection.settings import (
+    AllSelector,
+    ComplementSelector,
+    FirstSelector,
+    GoldSelector,
+    LastSelector,
+    RandomSelector,
+)
+from atlas_ray.selection.sources import of_trajectory, read_source, source_names
 from atlas_ray.types import Selection, Trajectory
+
+ControlSelector = AllSelector | RandomSelector | GoldSelector | ComplementSelector | FirstSelector | LastSelector
 
 
 def select_all(trajectory: Trajectory, config: AllSelector) -> Selection:
@@ -27,6 +34,14 @@ def select_random(trajectory: Trajectory, config: RandomSelector, seed: int) -> 
     steps = range(1, len(trajectory.steps) + 1)
     draw = random.Random(derive_seed(seed, "random", trajectory.id))
     return record(trajectory, config, draw.sample(steps, budget(config.ratio, len(steps))))
+
+
+def select_end(trajectory: Trajectory, config: FirstSelector | LastSelector) -> Selection:
+    """The steps at one end, as many as the ratio allows."""
+    n_steps = len(trajectory.steps)
+    k = budget(config.ratio, n_steps)
+    first = 1 if isinstance(config, FirstSelector) else n_steps - k + 1
+    return record(trajectory, config, range(first, first + k))
 
 
 def select_gold(trajectory: Trajectory, config: GoldSelector) -> Selection:
@@ -59,49 +74,36 @@ def select_complement(
         seed: The run's.
         reference: The finished selection by trajectory id; None for gold at the same ratio.
     """
+    n_steps = len(trajectory.steps)
     if reference is None:
         chosen = select_gold(trajectory, GoldSelector(ratio=config.ratio))
-    elif trajectory.id not in reference:
-        return record(trajectory, config, error=f"no reference: {config.reference} holds no such trajectory")
     else:
-        chosen = reference[trajectory.id]
-    n_steps = len(trajectory.steps)
-    if chosen.error:
-        return record(trajectory, config, error=f"no reference: {chosen.error}")
-    if chosen.n_steps != n_steps:
-        why = f"{config.reference} counted {chosen.n_steps} steps, the data has {n_steps}"
-        return record(trajectory, config, error=f"no reference: {why}")
+        chosen = of_trajectory(trajectory, config.reference, reference)
+    if isinstance(chosen, str) or chosen.error:
+        return record(trajectory, config, error=f"no reference: {chosen if isinstance(chosen, str) else chosen.error}")
     rest = [t for t in range(1, n_steps + 1) if t not in chosen.chosen]
     draw = random.Random(derive_seed(seed, "complement", trajectory.id))
     return record(trajectory, config, draw.sample(rest, min(len(chosen.chosen), len(rest))))
 
 
-def read_reference(config: ComplementSelector) -> dict[str, Selection] | None:
-    """The reference selection by trajectory id, or None where it is `gold`.
+def control(config: ControlSelector, seed: int, run: str) -> Callable[[Trajectory], Selection]:
+    """The function of one trajectory that a section describes.
+
+    Args:
+        config: The selector's section.
+        seed: The run's.
+        run: The run folder; a reference may be named after its neighbour.
 
     Raises:
-        UserError: If the run folder holds no finished selection.
+        UserError: If the reference is no finished selection.
     """
-    if config.reference == "gold":
-        return None
-    folder = RunFolder(config.reference)
-    if not folder.exists or folder.finished is None:
-        raise UserError(
-            f"selector.reference: {config.reference} holds no finished selection",
-            "finish that selection first, or use `gold`",
-        )
-    return {s.trajectory_id: s for s in folder.read(SELECTIONS)}
-
-
-def control(
-    config: AllSelector | RandomSelector | GoldSelector | ComplementSelector, seed: int
-) -> Callable[[Trajectory], Selection]:
-    """The function of one trajectory that a section describes."""
     if isinstance(config, AllSelector):
         return lambda t: select_all(t, config)
     if isinstance(config, RandomSelector):
         return lambda t: select_random(t, config, seed)
     if isinstance(config, GoldSelector):
         return lambda t: select_gold(t, config)
-    reference = read_reference(config)
+    if isinstance(config, FirstSelector | LastSelector):
+        return lambda t: select_end(t, config)
+    reference = read_source(config.reference, run) if source_names(config) else None
     return lambda t: select_complement(t, config, seed, reference)

@@ -20,11 +20,21 @@ from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.client import price
+from atlas_ray.selection.combine import combination
 from atlas_ray.selection.controls import control
+from atlas_ray.selection.file import imported
 from atlas_ray.selection.llm import REPLIES, Journal, Judge
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
 from atlas_ray.selection.prompt import load_prompt
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.selection.settings import (
+    CombineSelector,
+    FileSelector,
+    LlmSelector,
+    PerplexitySelector,
+    SelectConfig,
+    ValueSelector,
+)
+from atlas_ray.selection.sources import watch_sources
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -60,6 +70,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     folder.begin(config, stage="select", clean=clean)
     if paid:
         folder.write_shard(REPLIES, paid)
+    watch_sources(folder, config.selector, config.run)
     finished = folder.finished
     if finished is not None and not (finished["errors"] and isinstance(config.selector, _RETRIED)):
         return folder
@@ -71,7 +82,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
         raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
 
     done = folder.done(SELECTIONS)
-    found, usage = _run(config, trajectories, done, folder), Usage()
+    found, usage = _run(config, trajectories, done, folder, rejected), Usage()
     title = f"select ({config.selector.name})"
     with (
         folder.writer(SELECTIONS) as writer,
@@ -92,9 +103,13 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
 
 
 def _run(
-    config: SelectConfig, trajectories: Sequence[Trajectory], done: Collection[str], folder: RunFolder
+    config: SelectConfig,
+    trajectories: Sequence[Trajectory],
+    done: Collection[str],
+    folder: RunFolder,
+    rejected: list[Rejected],
 ) -> Generator[Selection, None, None]:
-    """Selections of what is not done, in any order."""
+    """Selections of what is not done, in any order; rows that `file` refuses join `rejected`."""
     selector = config.selector
     todo = [t for t in trajectories if t.id not in done]
     if not todo:
@@ -107,8 +122,14 @@ def _run(
         from atlas_ray.selection.value_pipeline import select_value
 
         yield from select_value(config, selector, todo)
+    elif isinstance(selector, FileSelector):
+        select = imported(selector, trajectories, rejected)
+        write_rejected(folder, rejected)
+        yield from map(select, todo)
+    elif isinstance(selector, CombineSelector):
+        yield from map(combination(selector, config.run, trajectories), todo)
     else:
-        yield from map(control(selector, config.seed), todo)
+        yield from map(control(selector, config.seed, config.run), todo)
 
 
 def _perplexity(
@@ -214,6 +235,7 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
         "chosen": chosen,
         "requested": getattr(config.selector, "ratio", None),
         "actual": chosen / steps if steps else None,
+        "empty": sum(not s.chosen for s in good),  # training leaves these out
         "errors": dict(Counter(s.error.split(":")[0] for s in selections if s.error)),
         "usage": asdict(sum((s.usage for s in selections), Usage())),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from atlas_ray.config import DataConfig, EndpointConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
 
@@ -35,7 +35,54 @@ class ComplementSelector(Strict):
 
     name: Literal["complement"] = "complement"
     ratio: float = Field(0.3, gt=0, le=1)
-    reference: str = Field("gold", description="`gold`, or the run folder of a finished selection")
+    reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
+
+
+class FirstSelector(Strict):
+    """The first steps: what a selector must beat to say more than "early"."""
+
+    name: Literal["first"] = "first"
+    ratio: float = Field(0.3, gt=0, le=1)
+
+
+class LastSelector(Strict):
+    """The last steps: what a selector must beat to say more than "late"."""
+
+    name: Literal["last"] = "last"
+    ratio: float = Field(0.3, gt=0, le=1)
+
+
+class FileSelector(Strict):
+    """Steps from a table made elsewhere or by hand, such as `atlas export-selection` writes."""
+
+    name: Literal["file"] = "file"
+    path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
+
+
+class CombineSelector(Strict):
+    """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
+
+    `weighted_rank` takes the steps that the parts rank highest; `union` and `intersection` take what any, or every,
+    part chose, and are capped only where a ratio is given.
+    """
+
+    name: Literal["combine"] = "combine"
+    parts: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=2, description="weights by selection (`sources.py`)"
+    )
+    rule: Literal["weighted_rank", "union", "intersection"] = "weighted_rank"
+    ratio: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        """A list of parts weighs them equally; a weighted rank has the usual budget where none is given."""
+        if not isinstance(given, Mapping):
+            return given
+        parts, ranked = given.get("parts"), given.get("rule", "weighted_rank") == "weighted_rank"
+        if isinstance(parts, list):
+            given = {**given, "parts": {str(part): 1.0 for part in parts}}
+        return {**given, "ratio": 0.3} if ranked and given.get("ratio") is None else given
 
 
 class PerplexitySelector(Strict):
@@ -78,15 +125,30 @@ class LlmSelector(Strict):
     max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
 
 
-def _paper_default(value: Any) -> Any:
-    """A selector section without a name is the paper's: the LLM."""
-    return {"name": "llm", **value} if isinstance(value, Mapping) else value
+def _named(value: Any) -> Any:
+    """A section with `combine` is a combination; one without a name is the paper's selector, the LLM."""
+    if not isinstance(value, Mapping):
+        return value
+    if "combine" in value and value.get("name", "combine") == "combine":
+        value = {"name": "combine", **value}
+        value["parts"] = value.pop("combine")
+    return {"name": "llm", **value}
 
 
 SelectorConfig = Annotated[
-    AllSelector | RandomSelector | GoldSelector | ComplementSelector | PerplexitySelector | ValueSelector | LlmSelector,
+    AllSelector
+    | RandomSelector
+    | GoldSelector
+    | ComplementSelector
+    | FirstSelector
+    | LastSelector
+    | FileSelector
+    | CombineSelector
+    | PerplexitySelector
+    | ValueSelector
+    | LlmSelector,
     Field(discriminator="name"),
-    BeforeValidator(_paper_default),
+    BeforeValidator(_named),
 ]
 
 

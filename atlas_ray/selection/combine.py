@@ -1,0 +1,83 @@
+"""Several selections of the same trajectories made into one: weighted rank, union, intersection.
+
+Flows in: finished selections by part; flows out: one selection, with scores, so that another ratio is a re-read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
+
+from atlas_ray.errors import UserError
+from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.settings import CombineSelector
+from atlas_ray.selection.sources import of_trajectory, read_source
+from atlas_ray.types import Selection, Trajectory
+
+
+def ranks(part: Selection) -> list[Fraction]:
+    """Each step's rank in one part over |tau|: 1 for the best step, 1/|tau| for the worst; ties share the mean.
+
+    A part that keeps scores ranks by them; one without ranks chosen steps before the others.
+    """
+    n_steps = part.n_steps
+    scores: Sequence[float] = part.scores or [float(t in part.chosen) for t in range(1, n_steps + 1)]
+    below = {score: sum(other < score for other in scores) for score in set(scores)}
+    equal = {score: scores.count(score) for score in set(scores)}
+    return [Fraction(2 * below[s] + equal[s] + 1, 2 * n_steps) for s in scores]
+
+
+def select_combined(
+    trajectory: Trajectory, config: CombineSelector, parts: Mapping[str, Mapping[str, Selection]]
+) -> Selection:
+    """Combines what the parts say of one trajectory.
+
+    A step's score is the weighted mean of its ranks (exact, so that ties are ties), in (0, 1]; 0 for steps outside the
+    union or the intersection, which are never chosen. An intersection may be empty: a selection without steps, which
+    training leaves out and counts. Where a part has no selection of the trajectory, the combination has none.
+
+    Args:
+        trajectory: What to select in.
+        config: The selector's section.
+        parts: Finished selections by part and trajectory id.
+    """
+    found: dict[str, Selection] = {}
+    for name in config.parts:
+        part = of_trajectory(trajectory, name, parts[name])
+        if isinstance(part, str):
+            return record(trajectory, config, error=f"no part: {name}: {part}")
+        found[name] = part
+    steps = range(1, len(trajectory.steps) + 1)
+    chosen = [set(part.chosen) for part in found.values()]
+    eligible = {"union": set.union, "intersection": set.intersection}.get(config.rule, lambda *_: set(steps))(*chosen)
+    weights = {name: Fraction(str(weight)) for name, weight in config.parts.items()}
+    by_part = [(weights[name] / sum(weights.values()), ranks(part)) for name, part in found.items()]
+    scores = tuple(float(sum(w * r[t - 1] for w, r in by_part)) if t in eligible else 0.0 for t in steps)
+    k = len(steps) if config.ratio is None else budget(config.ratio, len(steps))
+    winners = top_k(scores, k, above=0.0)
+    heaviest = sorted(found, key=lambda name: -weights[name])
+    categories = {
+        t: next(found[n].categories[t] for n in heaviest if t in found[n].categories)
+        for t in winners
+        if any(t in part.categories for part in found.values())
+    }
+    return record(trajectory, config, winners, scores=scores, categories=categories)
+
+
+def combination(
+    config: CombineSelector, run: str, trajectories: Sequence[Trajectory]
+) -> Callable[[Trajectory], Selection]:
+    """The function of one trajectory that a section describes.
+
+    Raises:
+        UserError: If a part is no finished selection, or one of other trajectories.
+    """
+    parts = {name: read_source(name, run) for name in config.parts}
+    for name, held in parts.items():
+        if not any(t.id in held for t in trajectories):
+            raise UserError(
+                f"selector.parts: {name} was made from other data: it holds none of the {len(trajectories)} "
+                "trajectories",
+                "combine selections of the same trajectories",
+            )
+    return lambda t: select_combined(t, config, parts)

@@ -1,0 +1,90 @@
+"""Selections that another one is made from: found by name or path, read, and watched for change.
+
+Flows in: names from a selector's section; flows out: finished selections by trajectory id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.selection.settings import CombineSelector, ComplementSelector, FileSelector, SelectorConfig
+from atlas_ray.types import Selection, Trajectory
+
+_RECORD = "sources.json"
+
+
+def source_names(selector: SelectorConfig) -> list[str]:
+    """The selections that a selector reads, as its section names them."""
+    if isinstance(selector, ComplementSelector) and selector.reference != "gold":
+        return [selector.reference]
+    return list(selector.parts) if isinstance(selector, CombineSelector) else []
+
+
+def find_source(name: str, run: str) -> RunFolder:
+    """The folder of a finished selection: the neighbour of that name beside the run folder, else a path or URI.
+
+    Raises:
+        UserError: If neither is a finished selection.
+    """
+    parent = run.rstrip("/").rpartition("/")[0]
+    beside = RunFolder(f"{parent}/{name}" if parent else name) if "/" not in name else None
+    folder = beside if beside is not None and beside.exists else RunFolder(name)
+    if not folder.exists or folder.finished is None or folder.read_json("manifest.json")["stage"] != "select":
+        where = f"{name}, here or beside {run}," if "/" not in name else name
+        raise UserError(f"{where} holds no finished selection", "finish that selection first, or correct its name")
+    return folder
+
+
+def read_source(name: str, run: str) -> dict[str, Selection]:
+    """A finished selection by trajectory id.
+
+    Raises:
+        UserError: If there is none of that name.
+    """
+    return {s.trajectory_id: s for s in find_source(name, run).read(SELECTIONS)}
+
+
+def of_trajectory(trajectory: Trajectory, name: str, source: Mapping[str, Selection]) -> Selection | str:
+    """What a source says of a trajectory, or why that is of no use."""
+    found, n_steps = source.get(trajectory.id), len(trajectory.steps)
+    if found is None:
+        return f"{name} holds no such trajectory"
+    if found.error:
+        return found.error
+    return found if found.n_steps == n_steps else f"{name} counted {found.n_steps} steps, the data has {n_steps}"
+
+
+def watch_sources(folder: RunFolder, selector: SelectorConfig, run: str) -> None:
+    """Notes what the sources hold when a run begins, and refuses to go on once they hold something else.
+
+    Raises:
+        UserError: If a source has changed, is missing or cannot be read.
+    """
+    digests = {name: _digest(read_source(name, run)) for name in source_names(selector)}
+    if isinstance(selector, FileSelector):
+        try:
+            digests[selector.path] = hashlib.sha256(Path(selector.path).read_bytes()).hexdigest()
+        except OSError as error:
+            raise UserError(f"cannot read {selector.path}: {error.strerror}", "check selector.path") from None
+    if not digests:
+        return
+    if not folder.has(_RECORD):
+        folder.write_json(_RECORD, digests)
+        return
+    held = folder.read_json(_RECORD)
+    changed = [name for name in digests if held.get(name) != digests[name]]
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)} changed since {folder.uri} was made from it",
+            "start it anew with --clean, or use another run folder; train anew what was trained on it",
+        )
+
+
+def _digest(source: Mapping[str, Selection]) -> str:
+    rows = [(s.id, s.n_steps, s.chosen, s.scores, s.error) for _, s in sorted(source.items())]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
