@@ -159,7 +159,7 @@ def test_a_recipe_selects_first_what_others_are_made_from(tmp_path: Path) -> Non
         Recipe(validate(RecipeConfig, a_recipe(mix={"combine": ["llm", "all"]}, all={"name": "all"})))
     with pytest.raises(UserError, match="made from `vlaue`, no arm of the recipe"):
         Recipe(validate(RecipeConfig, a_recipe(a={"name": "complement", "reference": "vlaue"})))
-    with pytest.raises(UserError, match="made from each other: a -> b -> a"):
+    with pytest.raises(UserError, match="the arms a -> b -> a are made from each other"):
         Recipe(
             validate(RecipeConfig, a_recipe(a={"combine": ["b", "c"]}, b={"combine": ["a", "c"]}, c={"name": "all"}))
         )
