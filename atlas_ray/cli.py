@@ -174,25 +174,28 @@ def verify(
 def compare(
     selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
     data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
+    ratio: Annotated[
+        float | None, typer.Option(help="Show scored selections as their top k at this ratio too.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer counts loss tokens; words are counted else.")
+    ] = None,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
+    figure: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Say how far selections agree with each other and with the expert's own annotation."""
     from rich.console import Console
 
-    from atlas_ray.config import DataConfig
-    from atlas_ray.errors import UserError
-    from atlas_ray.runs.folder import RunFolder
-    from atlas_ray.runs.tables import SELECTIONS
-    from atlas_ray.selection.compare import compare_selections, comparison_table
-    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.selection.compare import compare_runs
+    from atlas_ray.selection.compare_show import comparison_tables, write_figure, write_json
 
-    named = []
-    for uri in selections:
-        folder = RunFolder(uri)
-        if not folder.exists:
-            raise UserError(f"no selection lies in {uri}", "name run folders that `atlas select` wrote")
-        named.append((uri.rstrip("/").rsplit("/", 1)[-1], folder.read(SELECTIONS)))
-    rows = compare_selections(named, read_trajectories(DataConfig(path=data)))
-    Console().print(comparison_table(rows))
+    found = compare_runs(selections, data, ratio, model)
+    if json_:
+        write_json(json_, found)
+    if figure:
+        write_figure(figure, found)
+    for table in comparison_tables(found):
+        Console().print(table)
 
 
 @app.command(name="export-selection")

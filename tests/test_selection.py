@@ -12,7 +12,8 @@ from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection import controls
-from atlas_ray.selection.compare import agreement, compare_selections, comparison_table
+from atlas_ray.selection.compare import agreement, compare_selections
+from atlas_ray.selection.compare_show import comparison_table
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import AllSelector, ComplementSelector, GoldSelector, RandomSelector, SelectConfig
 from atlas_ray.trajectories.settings import CollectConfig

@@ -5,7 +5,6 @@ Flows in: records (`ReportInput`); flows out: one plain dict, the same for the s
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -17,12 +16,10 @@ from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.intervals import Interval, average
 from atlas_ray.report.verdict import judge
 from atlas_ray.selection.compare import compare_selections
-from atlas_ray.types import Selection
 
 __all__ = ["SCHEMA_VERSION", "Arm", "ReportInput", "build_results"]
 
 SCHEMA_VERSION = 1
-POSITION_BINS = 10
 
 
 def build_results(given: ReportInput) -> dict[str, Any]:
@@ -45,7 +42,10 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "versions": dict(given.versions),
             "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
             "arms": arms,
-            "selectors": list(_selectors(given)),
+            "selectors": [
+                {**row, "against": "gold"}
+                for row in compare_selections(list(given.selections.items()), given.trajectories)
+            ],
             "checks": checks,
             "verdict": judge(given, arms, checks),
             "seconds": dict(given.seconds),
@@ -80,30 +80,6 @@ def _averages(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         if len(group) > 1 and all(c["n"] for c in group):
             mean = average([Interval(c["success"], *c["ci95"]) for c in group])
             yield {"held": held, "environments": len(group), "success": mean.value, "ci95": mean.limits}
-
-
-def _selectors(given: ReportInput) -> Iterator[dict[str, Any]]:
-    """Rows of `compare_selections`, with where in the trajectory each selector chooses and what it saw there."""
-    for row in compare_selections(list(given.selections.items()), given.trajectories):
-        good = [s for s in given.selections[row["name"]] if s.error is None]
-        categories = Counter(str(category) for s in good for category in s.categories.values())
-        yield {
-            **row,
-            "against": "gold",
-            "categories": dict(sorted(categories.items())),
-            "positions": _positions(good),
-        }
-
-
-def _positions(selections: Sequence[Selection]) -> list[float | None]:
-    """Share of steps chosen in each tenth of the trajectory."""
-    chosen, steps = Counter[int](), Counter[int]()
-    for selection in selections:
-        for step in range(1, selection.n_steps + 1):
-            place = (2 * step - 1) * POSITION_BINS // (2 * selection.n_steps)
-            steps[place] += 1
-            chosen[place] += step in selection.chosen
-    return [chosen[place] / steps[place] if steps[place] else None for place in range(POSITION_BINS)]
 
 
 def _rounded(value: Any) -> Any:
