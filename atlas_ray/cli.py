@@ -175,7 +175,7 @@ def compare(
     selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
     data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
     ratio: Annotated[
-        float | None, typer.Option(help="Show scored selections as their top k at this ratio too.")
+        float | None, typer.Option(min=0.001, max=1, help="Show scored selections as their top k at this ratio too.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Whose tokenizer counts loss tokens; words are counted else.")

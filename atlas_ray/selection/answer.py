@@ -6,9 +6,13 @@ Only the model's reply is read here, never the conversation. Flows in: text; flo
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import zip_longest
 
+from atlas_ray.selection.step_list import MENTION, Unreadable, ascii_digits, expand, read_steps
 from atlas_ray.types import Category
 
 
@@ -42,21 +46,18 @@ class Problem:
 
 # No pattern may have two unbounded runs side by side: replies can be long runs of anything.
 _LEAD = r"[ \t>#*_`\"-]*(?:[0-9]+[.)][ \t*_`\"-]*)?"
-_ANSWER = re.compile(r"critical\s+(?:action\s+)?steps?(?:\s+(?:are|is))?[\s*_`\"]*:", re.IGNORECASE)
+ANSWER = re.compile(r"critical\s+(?:action\s+)?steps?(?:\s+(?:are|is))?[\s*_`\"]*[:\uff1a]", re.IGNORECASE)
 _ANSWER_LEAD = re.compile(_LEAD + r"(?:so,? )?(?:the )?", re.IGNORECASE)
+_DENIED = re.compile(r"(?:\b(?:non|not|un|less|least|other|no)[\s-]{0,3})$", re.IGNORECASE)
 _PLAN = re.compile(r"high[- ]level\s+plan(?:\s+is)?[\s*_`\"]*:", re.IGNORECASE)
-_REASON = re.compile(rf"^{_LEAD}reason(?:s|ing)?[ \t*_`\"]*:", re.IGNORECASE | re.MULTILINE)
-
-_NUMBER = r"#?[0-9]{1,9}(?![0-9]|\.[0-9])"
-_DASH = "(?:-|\u2013|\u2014|\\.\\.+|\\bto\\b|\\bthrough\\b)"
-_ITEM = rf"(?:steps?\s*)?{_NUMBER}(?:\s*{_DASH}\s*(?:steps?\s*)?{_NUMBER})?"
-_LIST = re.compile(rf"{_ITEM}(?:(?:\s*(?:[,;&/]|\band\b))*\s*{_ITEM})*", re.IGNORECASE)
-_RANGE = re.compile(rf"({_NUMBER})(?:\s*{_DASH}\s*(?:steps?\s*)?({_NUMBER}))?", re.IGNORECASE)
-_MENTION = re.compile(rf"\bsteps?\s*{_LIST.pattern}", re.IGNORECASE)
-_LINE_MENTION = re.compile(rf"{_LEAD}({_MENTION.pattern})", re.IGNORECASE)
-_CONVERSATION = re.compile(r"conversation\s*\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", re.IGNORECASE)
-_BETWEEN = re.compile(r"[ \t]*(?:[,;&]\s*)?(?:and\s*)?")
-_BRACKET = re.compile(r"\[([^\[\]]*)\]")
+_REASON = re.compile(rf"(?:^{_LEAD}|[0-9][.)][ \t*_`\"-]*)reason(?:s|ing)?[ \t*_`\"]*:", re.IGNORECASE | re.MULTILINE)
+_THOUGHT = re.compile(r"\s*<think(?:ing)?\s*>", re.IGNORECASE)
+_THOUGHT_END = re.compile(r"</think(?:ing)?\s*>", re.IGNORECASE)
+_FROM_ZERO = re.compile(
+    r"\b(?:zero|0)[- ]?(?:based|index(?:ed|ing)?)\b|\b(?:steps?|conversation)\s*\[?\s*#?0(?![\w.:/%])"
+    r"|\b(?:count|number|index)\w*\s+(?:\w+\s+)?(?:from|at|with)\s+(?:zero|0)\b",
+    re.IGNORECASE,
+)
 
 _NAMES = {
     Category.PLAN_CREATION: r"plan[-_ ]?creation|planning",
@@ -67,91 +68,110 @@ _NAMES = {
 _CATEGORY = re.compile("|".join(rf"(?P<{c.name}>\b(?:{names})\b)" for c, names in _NAMES.items()), re.IGNORECASE)
 
 
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """One "The critical steps are:" of a reply; `steps` is a sentence where none can be read."""
+
+    leading: bool
+    start: int
+    steps: list[int] | str
+    listed: str
+    reason: str
+
+
 def parse_answer(text: str, n_steps: int, k: int) -> Judgement | Problem:
-    """Reads the last answer in a reply (App. D.1's three lines, tolerant of how models write them).
+    """Reads the answer in a reply (App. D.1's three lines, tolerant of how models write them).
+
+    A reply that could be meant in two ways is a problem: two answers that differ, steps counted from zero, a list
+    whose steps are not those that the reason names.
 
     Args:
         text: The model's whole reply.
         n_steps: |tau|.
         k: Most steps that may be chosen.
     """
-    text = text.rsplit("</think>", 1)[-1]
-    place = _last_answer(text)
-    if place is None:
-        return Problem('the line "The critical steps are: conversation[...]" is missing')
-    before, after = text[: place[0]], text[place[1] :]
-    reasoned = _REASON.search(after)
-    listed = after[: reasoned.start()] if reasoned else after
-    reason = _plain(after[reasoned.end() :]) if reasoned else None
-    steps = _steps(listed, n_steps)
-    if isinstance(steps, Problem):
-        return steps
-    plans = list(_PLAN.finditer(before))
-    plan = _plain(before[plans[-1].end() :]) if plans else None
-    categories = _categories(reason or "") | _categories(listed)
+    spoken = _spoken(text)
+    if isinstance(spoken, Problem):
+        return spoken
+    answer = _agreed(_answers(spoken, ascii_digits(spoken), n_steps))
+    if isinstance(answer, Problem):
+        return answer
+    assert isinstance(answer.steps, list)
+    plans = list(_PLAN.finditer(spoken, 0, answer.start))
+    plan = _plain(spoken[plans[-1].end() : answer.start]) if plans else None
+    categories = _categories(ascii_digits(answer.reason)) | _categories(answer.listed)
+    if _FROM_ZERO.search(ascii_digits(spoken)) or _shifted(answer.steps, set(_categories(ascii_digits(answer.reason)))):
+        return Problem(f"it is not plain which steps are meant: use the labels [Step 1] to [Step {n_steps}]")
 
     def judgement(chosen: list[int]) -> Judgement:
-        return Judgement(tuple(chosen), plan, reason, {t: categories[t] for t in sorted(chosen) if t in categories})
+        found = {t: categories[t] for t in sorted(chosen) if t in categories}
+        return Judgement(tuple(chosen), plan, _plain(answer.reason), found)
 
-    if len(steps) > k:
-        return Problem(f"{len(steps)} steps were chosen where at most {k} are allowed", judgement(steps[:k]))
-    return judgement(steps)
-
-
-def _last_answer(text: str) -> tuple[int, int] | None:
-    """Where the last "The critical steps are:" begins and ends; one that opens a line goes before one within it."""
-    anywhere = leading = None
-    for marker in _ANSWER.finditer(text):
-        line = text.rfind("\n", 0, marker.start()) + 1
-        if _ANSWER_LEAD.fullmatch(text, line, marker.start()):
-            leading = (line, marker.end())
-        anywhere = marker.span()
-    return leading or anywhere
+    if len(answer.steps) > k:
+        what = f"{len(answer.steps)} steps were chosen where at most {k} are allowed"
+        return Problem(what, judgement(answer.steps[:k]))
+    return judgement(answer.steps)
 
 
-def _steps(listed: str, n_steps: int) -> list[int] | Problem:
-    """Distinct steps in the order given, of the text between the marker and the reason."""
-    lines = [line for line in listed.splitlines() if _strip(line)] or [""]
-    lists = _conversation_lists(listed) or _BRACKET.findall(lines[0]) or [lines[0]]
-    stripped = [text for text in map(_strip, lists) if text]
-    if not stripped:
-        return Problem("the list of critical steps is empty")
-    if all(_LIST.fullmatch(text) for text in stripped):
-        return _expand(stripped, n_steps)
-    # Prose around the numbers: only those called steps count, in a list of lines the one that opens each line.
-    if lists != [lines[0]]:
-        mentions = [m.group() for text in stripped for m in _MENTION.finditer(text)]
-    elif len(lines) > 1:
-        mentions = [m[1] for line in lines if (m := _LINE_MENTION.match(_strip(line)))]
-    else:
-        mentions = _MENTION.findall(stripped[0])
-    if not mentions:
-        return Problem("the critical steps are not given as a list of step numbers, such as conversation[2, 5]")
-    return _expand(mentions, n_steps)
+def _spoken(text: str) -> str | Problem:
+    """The reply without the thoughts before it."""
+    ends = list(_THOUGHT_END.finditer(text))
+    if not ends:
+        return Problem("the reply ends within its thoughts") if _THOUGHT.match(text) else text
+    before = text[: ends[0].start()]
+    # Some templates open the thoughts themselves; but the end of thoughts may also be quoted behind an answer.
+    if not _THOUGHT.match(text) and any(_leads(before, m) for m in ANSWER.finditer(before)):
+        return text
+    return Problem("it is not plain where the thoughts end") if len(ends) > 1 else text[ends[0].end() :]
 
 
-def _conversation_lists(listed: str) -> list[str]:
-    """What stands in `conversation[...]`, several only where they follow each other directly."""
-    lists: list[str] = []
-    end = 0
-    for found in _CONVERSATION.finditer(listed):
-        if lists and not _BETWEEN.fullmatch(listed, end, found.start()):
-            break
-        lists.append(found[1])
-        end = found.end()
-    return lists
+def _answers(spoken: str, digits: str, n_steps: int) -> list[_Answer]:
+    """Every answer, leading a line or within one, each with the text up to its reason or the next answer."""
+    markers = [m for m in ANSWER.finditer(digits) if not _DENIED.search(digits, max(0, m.start() - 9), m.start())]
+    reasons = [m.span() for m in _REASON.finditer(digits)]
+    found: list[_Answer] = []
+    first: int | None = None  # where the reason behind the first leading answer begins
+    for marker, following in zip_longest(markers, markers[1:]):
+        leading = _leads(digits, marker)
+        if not leading and first is not None and first < marker.start():
+            continue  # within a reason: mentioned or quoted, not given
+        end = following.start() if following else len(digits)
+        if following and _leads(digits, following):
+            end = digits.rfind("\n", 0, end) + 1 or end
+        place = bisect_left(reasons, (marker.end(), 0))
+        start, told = reasons[place] if place < len(reasons) else (len(digits), len(digits))
+        first = start if leading and first is None else first
+        listed = digits[marker.end() : min(end, start)]
+        try:
+            steps: list[int] | str = read_steps(listed, n_steps)
+        except Unreadable as error:
+            steps = str(error)
+        line = digits.rfind("\n", 0, marker.start()) + 1
+        found.append(_Answer(leading, line if leading else marker.start(), steps, listed, spoken[told:]))
+    return found
 
 
-def _expand(lists: list[str], n_steps: int) -> list[int] | Problem:
-    """The numbers of lists such as "2, 5-7 and step 9", without repeats."""
-    steps: dict[int, None] = {}
-    for first, last in (found for text in lists for found in _RANGE.findall(text)):
-        start, end = int(first.strip("#")), int((last or first).strip("#"))
-        if not 1 <= start <= end <= n_steps:
-            shown = start if start == end else f"{start}-{end}"
-            return Problem(f"step {shown} does not exist: the steps are 1 to {n_steps}")
-        steps |= dict.fromkeys(range(start, end + 1))
-    return list(steps)
+def _agreed(answers: list[_Answer]) -> _Answer | Problem:
+    """The last answer, if all that lead a line and all others that can be read say the same."""
+    leading = [a for a in answers if a.leading]
+    unreadable = [a.steps for a in leading or answers if isinstance(a.steps, str)]
+    readable = [a for a in answers if isinstance(a.steps, list)]
+    if not answers:
+        return Problem('the line "The critical steps are: conversation[...]" is missing')
+    if unreadable and (leading or not readable):
+        return Problem(unreadable[-1])
+    if any(a.steps != readable[0].steps for a in readable):
+        return Problem("two different lists of critical steps are given")
+    return (leading or readable)[-1]
+
+
+def _leads(text: str, marker: re.Match[str]) -> bool:
+    return _ANSWER_LEAD.fullmatch(text, text.rfind("\n", 0, marker.start()) + 1, marker.start()) is not None
+
+
+def _shifted(steps: list[int], named: set[int]) -> bool:
+    """Whether the reason names other steps than the list, as where one of them counts from zero."""
+    return bool(named) and (named.isdisjoint(steps) or (named != set(steps) and named == {t + 1 for t in steps}))
 
 
 def _categories(text: str) -> dict[int, Category]:
@@ -186,15 +206,9 @@ def _latest(tokens: list[Category | list[int]]) -> Iterator[Category | None]:
 def _tokens(text: str) -> Iterator[tuple[int, Category | list[int]]]:
     for name in _CATEGORY.finditer(text):
         yield name.start(), Category[str(name.lastgroup)]
-    for mention in _MENTION.finditer(text):
-        steps = _expand([mention.group()], n_steps=9999)
-        if isinstance(steps, list):
-            yield mention.start(), steps
-
-
-def _strip(text: str) -> str:
-    """Without what surrounds a list: brackets, quotes, emphasis, a full stop."""
-    return re.sub(r"[\[\](){}*_`\"']|\bconversation\b", "", text).strip(" \t\r\n.:,;")
+    for mention in MENTION.finditer(text):
+        with suppress(Unreadable):
+            yield mention.start(), expand([mention.group()], n_steps=9999)
 
 
 def _plain(text: str) -> str | None:

@@ -46,7 +46,9 @@ def recut(selection: Selection, ratio: float, above: float = 0.0) -> Selection:
     """
     if selection.error is None and not selection.scores:
         raise ValueError(f"a selection by {selection.selector} keeps no scores")
-    return replace(selection, ratio=ratio, chosen=top_k(selection.scores, budget(ratio, selection.n_steps), above))
+    chosen = top_k(selection.scores, budget(ratio, selection.n_steps), above)
+    categories = {t: c for t, c in selection.categories.items() if t in chosen}
+    return replace(selection, ratio=ratio, chosen=chosen, categories=categories)
 
 
 def record(trajectory: Trajectory, config: SelectorConfig, chosen: Iterable[int] = (), **fields: Any) -> Selection:

@@ -148,8 +148,9 @@ def at_budget(named: Named, ratio: float | None) -> Iterator[tuple[str, Sequence
     for name, records in named:
         yield name, records
         scored = all(s.scores for s in records if s.error is None)
-        if ratio is not None and scored and any(s.ratio != ratio for s in records):
-            above = -inf if records[0].selector == "value" else 0.0
+        by_threshold = any(s.selector == "value" for s in records)
+        if ratio is not None and scored and (by_threshold or any(s.ratio != ratio for s in records)):
+            above = -inf if by_threshold else 0.0
             yield f"{name}, top {ratio:.0%}", [recut(s, ratio, above) for s in records]
 
 
