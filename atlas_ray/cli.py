@@ -194,8 +194,11 @@ def compare(
         write_json(json_, found)
     if figure:
         write_figure(figure, found)
+    console = Console()
+    if not console.is_terminal:  # a file is as wide as it needs to be
+        console = Console(width=160)
     for table in comparison_tables(found):
-        Console().print(table)
+        console.print(table)
 
 
 @app.command(name="export-selection")

@@ -40,7 +40,6 @@ GOOD = (
         ("The critical steps are:\n1. Step 3\n2. Step 7\n\nReason: step 9 is not", (3, 7)),
         ("The critical steps are: conversation[Step 3: plan the way, Step 7: open it]", (3, 7)),
         ("<think>The critical steps are: conversation[1]</think>\nThe critical steps are: conversation[2]", (2,)),
-        ("The critical steps are: conversation[1]\nNo:\nThe critical steps are: conversation[5]", (5,)),
         ("2. The critical steps are: conversation[5]\nReason: the critical steps are: the ones above", (5,)),
         ("The critical steps are: conversation[5]\nconversation[7] is left out because of step 8", (5,)),
         ("The critical steps are:\n- Step 3\n\n- Step 7\nThis leaves out step 9.", (3, 7)),

@@ -36,7 +36,7 @@ def comparison_table(rows: Rows, unit: str = "words") -> Table:
     table = _table(
         "Selections against the expert's annotation",
         ("selection", "n", "failed", "m", "chosen", "precision", "recall", "F1", "kappa"),
-        (f"of the {unit}", "position", "calls", "tokens", "cost"),
+        (f"of the {unit}", "position", "tokens", "cost"),
     )
     for row in rows:
         usage = row["usage"]
@@ -44,7 +44,7 @@ def comparison_table(rows: Rows, unit: str = "words") -> Table:
             str(row["name"]),
             *(str(row[k]) for k in ("trajectories", "errors")),
             *(_text(row[k]) for k in (*_AGAINST_GOLD, "loss_fraction", "position")),
-            *(str(usage[k]) for k in ("calls", "tokens")),
+            str(usage["tokens"]),
             f"${usage['dollars']:.2f}",
         )
     return table

@@ -26,7 +26,8 @@ _BRACKET = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]")
 _BEFORE = re.compile(r"[\s>*_`\"'-]*")
 _BETWEEN = re.compile(r"[ \t]*(?:[,;&]\s*)?(?:and\s*)?")
 _MORE = re.compile(
-    rf"[ \t*_`\"']*(?:[,;&+/]|and\b|or\b|{_DASH})?[ \t*_`\"']*(?:conversation\b)?[ \t]*\[?[ \t]*(?:steps?\b)?[ \t]*#?[0-9]",
+    rf"[ \t*_`\"']*(?:[,;&+/]|and\b|or\b|{_DASH})?[ \t*_`\"']*(?:conversation\b)?[ \t]*"
+    r"\[?[ \t]*(?:steps?\b)?[ \t]*#?[0-9]",
     re.IGNORECASE,
 )
 _TAKEN_BACK = re.compile(r"\b(?:except|excluding|without|not|minus|other than|apart from)\b", re.IGNORECASE)
@@ -167,8 +168,8 @@ def _labels(text: str) -> list[str]:
     """
     kinds: set[tuple[bool, bool]] = set()
     found: list[str] = []
-    for part in re.split(r"[,;]", _without_asides(text)):
-        part = re.sub(r"^and\s", "", part.strip(), flags=re.IGNORECASE)
+    for piece in re.split(r"[,;]", _without_asides(text)):
+        part = re.sub(r"^and\s", "", piece.strip(), flags=re.IGNORECASE)
         label = _LABEL.fullmatch(part.rstrip(". "))
         if label:
             kinds.add((bool(label[1]), label["said"] is not None))
