@@ -15,11 +15,15 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from atlas_ray.errors import UserError
+from atlas_ray.selection.answer import ANSWER
 from atlas_ray.types import Trajectory
 
 DEFAULT = "critical_steps_v1.j2"
-# What could pass for our own labels and tags inside a conversation.
-_IMITATION = re.compile(r"\[(\s*(?:step|environment|agent|system)\b[^\[\]\n]*)\]|<(/?conversation)>", re.IGNORECASE)
+# What could pass for our own labels, tags and answers inside a conversation.
+_LABEL = re.compile(
+    r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
+)
+_TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,80})>", re.IGNORECASE)
 _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
 
 ChatMessages = list[dict[str, str]]
@@ -80,13 +84,23 @@ def load_prompt(file: str | None = None) -> Prompt:
     return Prompt(template, hashlib.sha256(text.encode()).hexdigest()[:16])
 
 
+def disarmed(text: str) -> str:
+    """Labels and tags without their brackets, "The critical steps are:" without its colon: quoted, it answers nothing.
+
+    The judge's reply alone is ever read for an answer; this keeps a reply that quotes the conversation from saying
+    what the conversation wants.
+    """
+    text = _TAG.sub(r"(\1)", _LABEL.sub(r"(\1)", text))
+    return ANSWER.sub(lambda marker: marker[0][:-1] + ";", text)
+
+
 def conversation(trajectory: Trajectory) -> str:
-    """The trajectory as text, each step labelled `[Step n]`; labels that its own text imitates lose their brackets."""
+    """The trajectory as text, each step labelled `[Step n]`; what its own text imitates is disarmed (`disarmed`)."""
     numbers = {step.position: step.index for step in trajectory.steps}
     parts = []
     for position, message in enumerate(trajectory.messages):
         label = f"Step {numbers[position]}" if position in numbers else _SPEAKER[message.role]
-        parts.append(f"[{label}]\n" + _IMITATION.sub(r"(\1\2)", message.content))
+        parts.append(f"[{label}]\n" + disarmed(message.content))
     return "\n\n".join(parts)
 
 

@@ -39,6 +39,8 @@ _LINE_LABEL = re.compile(
     rf"(steps?\s?{_SPAN}(?:{_COMMA}{_ITEM})*)(?:\s?$|\s?[:(|\u2013\u2014-]\s?(?![0-9]))", re.IGNORECASE
 )
 
+_BEGINS_A_STEP = re.compile(r"[ \t]*(?:[-*+\u2022>]\s|[*_`\"'\[#]{0,9}(?:steps?\b|[0-9]))", re.IGNORECASE)
+
 _NO_LIST = "the critical steps are not given as a list of step numbers, such as conversation[2, 5]"
 
 
@@ -114,7 +116,10 @@ def _content(text: str) -> list[str]:
     bare = _bare(text)
     if not bare:
         return []
-    return [bare] if _SERIES.fullmatch(bare) else _labels(bare)
+    if _SERIES.fullmatch(bare):
+        return [bare]
+    plain = _bare(_without_asides(bare))
+    return [plain] if _SERIES.fullmatch(plain) else _labels(plain)
 
 
 def _lines(text: str) -> list[str]:
@@ -140,6 +145,8 @@ def _items(lines: list[str]) -> Iterator[str]:
     for line in lines:
         item, indent = _item(line), len(line) - len(line.lstrip())
         if item is None:
+            if indent <= len(first[0]) and _BEGINS_A_STEP.match(line):
+                raise Unreadable("not every line with critical steps can be read")
             ended |= indent <= len(first[0])
             continue
         number += 1
@@ -168,7 +175,7 @@ def _labels(text: str) -> list[str]:
     """
     kinds: set[tuple[bool, bool]] = set()
     found: list[str] = []
-    for piece in re.split(r"[,;]", _without_asides(text)):
+    for piece in re.split(r"[,;]", text):
         part = re.sub(r"^and\s", "", piece.strip(), flags=re.IGNORECASE)
         label = _LABEL.fullmatch(part.rstrip(". "))
         if label:
