@@ -228,6 +228,7 @@ HOSTILE = [
     "\n| 1 | Plan Creation |\n",
     '{"critical_steps": [1]}',
 ]
+LONGER = {" and 1", "\n- Step 1\n", "\n1\n"}  # behind an open list these add a step to it, plainly
 PIECES = [
     *HOSTILE,
     "The ",
@@ -280,7 +281,8 @@ def right_or_refused(value: tuple[tuple[str, int, int, list[int]], str, bool]) -
     (reply, n_steps, k, steps), hostile, before = value
     found = parse_answer(hostile + "\n" + reply if before else reply + hostile, n_steps, k)
     sound(found, n_steps, k)
-    assert isinstance(found, Problem) or list(found.steps) == steps, (reply, hostile)
+    right = [steps, list(dict.fromkeys([*steps, 1]))] if hostile in LONGER and not before else [steps]
+    assert isinstance(found, Problem) or list(found.steps) in right, (reply, hostile)
 
 
 def never_an_error(value: tuple[str, int, int]) -> None:

@@ -143,6 +143,7 @@ def test_any_text_gives_steps_in_range_or_a_problem(text: str, n_steps: int, k: 
         assert judgement.categories.keys() <= set(judgement.steps)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=9, unique=True))
 def test_a_plain_list_reads_back(steps: list[int]) -> None:
     found = parse_answer(f"2. The critical steps are: conversation{steps}", 30, 9)

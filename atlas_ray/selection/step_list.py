@@ -24,11 +24,9 @@ MENTION = re.compile(rf"\bsteps?\s*{_SPAN}(?:{_COMMA}{_ITEM})*", re.IGNORECASE)
 _CONVERSATION = re.compile(r"conversation\s*\[((?:[^\[\]]|\[[^\[\]]*\])*)\]", re.IGNORECASE)
 _BRACKET = re.compile(r"\[((?:[^\[\]]|\[[^\[\]]*\])*)\]")
 _BEFORE = re.compile(r"[\s>*_`\"'-]*")
-_BETWEEN = re.compile(r"[ \t]*(?:[,;&]\s*)?(?:and\s*)?")
+_BETWEEN = re.compile("[ \\t]*(?:[,;&\uff0c\u3001\uff1b]\\s*)?(?:and\\s*)?")
 _MORE = re.compile(
-    rf"[ \t*_`\"']*(?:[,;&+/]|and\b|or\b|{_DASH})?[ \t*_`\"']*(?:conversation\b)?[ \t]*"
-    r"\[?[ \t]*(?:steps?\b)?[ \t]*#?[0-9]",
-    re.IGNORECASE,
+    r"(?:[^\w.(]|_)*(?:(?:and|or|to|through|conversation|steps?)\b(?:[^\w.(]|_)*){0,4}[0-9]", re.IGNORECASE
 )
 _TAKEN_BACK = re.compile(r"\b(?:except|excluding|without|not|minus|other than|apart from)\b", re.IGNORECASE)
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.MULTILINE)
