@@ -16,9 +16,10 @@ from aiohttp import web
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.client import price
-from atlas_ray.selection.llm import REPLIES, estimate
+from atlas_ray.selection.estimate import estimate
+from atlas_ray.selection.journal import REPLIES
 from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.prices import price
 from atlas_ray.selection.prompt import conversation, load_prompt
 from atlas_ray.selection.settings import LlmSelector, SelectConfig
 from atlas_ray.types import Category, Message, Selection, Usage

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 
 from atlas_ray.types import Category
 
+PARSER_VERSION = 1  # raised with every change that can change what is read; replies kept are then read anew
+
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
