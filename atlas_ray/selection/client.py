@@ -86,11 +86,12 @@ class ChatClient:
         try:
             async with asyncio.timeout(endpoint.timeout_s):
                 answer: Any = await client.chat.completions.create(model=self._config.model, **given)
-        except (openai.APITimeoutError, TimeoutError):
+        except TimeoutError:
             raise _TransientError(f"no reply within {endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
+            # Refused and lost connections, which the aiohttp transport calls time-outs.
             await self._check(client)
-            raise _TransientError(f"connection lost: {self._short(error)}") from None
+            raise _TransientError(f"connection lost: {self._short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
             self._explain(error, question)
         except (openai.OpenAIError, ValueError) as error:
@@ -116,15 +117,16 @@ class ChatClient:
 
                 endpoint = self._config.endpoint
                 self._key = _key(endpoint.api_key_env, endpoint.base_url)
-                client = openai.AsyncOpenAI(
+                # Beyond our own time-out, which covers a call as a whole; the client's is one between two packets.
+                patience = endpoint.timeout_s + _CHECK_SECONDS
+                self._client = openai.AsyncOpenAI(
                     base_url=endpoint.base_url,
                     api_key=self._key,
-                    timeout=endpoint.timeout_s,
                     max_retries=0,
-                    http_client=openai.DefaultAioHttpClient(timeout=endpoint.timeout_s),
+                    http_client=openai.DefaultAioHttpClient(timeout=patience),
+                    timeout=patience,
                 )
-                await self._check(client)
-                self._client = client
+                await self._check(self._client)
         return self._client
 
     async def _check(self, client: openai.AsyncOpenAI) -> None:
