@@ -47,8 +47,9 @@ def digest(address: str, model: str, trajectory_id: str, question: Question) -> 
 
     Replies are kept as they came and read anew each time, so a better parser needs no new call.
     """
-    asked = [address, model, trajectory_id, asdict(question)]
-    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+    q = question
+    asked = [address, model, trajectory_id, q.messages, q.temperature, q.max_tokens, q.seed, q.schema]
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 class Journal:
