@@ -43,7 +43,7 @@ def write(folder: Path, n: int) -> str:
 def config_of(run: Path, data: str, base_url: str, concurrency: int, **section: object) -> SelectConfig:
     """A selection at an endpoint that wants no key."""
     address = {"base_url": base_url, "api_key_env": "ATLAS_BENCH_KEY", "concurrency": concurrency}
-    address |= section.pop("endpoint", {})  # type: ignore[arg-type]
+    address |= section.pop("endpoint", {})  # type: ignore[call-overload]
     selector = {"name": "llm", "endpoint": address, **section}
     return validate(SelectConfig, {"run": str(run), "data": {"path": data}, "selector": selector})
 
