@@ -94,11 +94,13 @@ def select(
     set_: Set = None,
     run: Run = None,
     data: Data = None,
+    max_cost: Annotated[float | None, typer.Option(help="US dollars that an LLM selector may spend in all.")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
 ) -> None:
     """Choose the critical steps of expert trajectories."""
-    settings = _load("SelectConfig", config, set_, run=run, data=data)
+    cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
+    settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
         from atlas_ray.selection.estimate import estimate_lines
 

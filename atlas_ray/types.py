@@ -176,6 +176,7 @@ class Selection:
         rewards: Monte-Carlo rewards where values were estimated: entry t holds the rewards of the rollouts
             started after step t (entry 0: from scratch; the last entry: the recorded reward), else empty.
         categories: Category by step, for chosen steps that have one.
+        shortened: Characters of observations that the model was not shown, for its context is too short.
         error: Why there is no selection, or None.
     """
 
@@ -194,6 +195,7 @@ class Selection:
     model: str | None = None
     prompt_hash: str | None = None
     usage: Usage = Usage()
+    shortened: int = 0
     error: str | None = None
 
     @property

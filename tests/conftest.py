@@ -11,6 +11,7 @@ import pytest_asyncio
 
 if TYPE_CHECKING:
     from atlas_ray.models.engine import VllmPolicy
+    from tests.fake_endpoint import FakeEndpoint
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +52,14 @@ async def engine(tiny_models: tuple[str, str]) -> AsyncIterator[VllmPolicy]:
     policy = await EngineSpec("tiny", tiny_models[0], EngineConfig()).build()
     yield policy
     await policy.close()
+
+
+@pytest.fixture
+def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
+    """An OpenAI-compatible server that answers as the test says, and its key."""
+    from tests.fake_endpoint import FakeEndpoint
+
+    monkeypatch.setenv("FAKE_KEY", "secret-key")
+    fake = FakeEndpoint()
+    yield fake
+    fake.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +13,13 @@ from aiohttp import web
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.client import price
-from atlas_ray.selection.llm import REPLIES, estimate
+from atlas_ray.selection.journal import REPLIES
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.prompt import conversation, load_prompt
-from atlas_ray.selection.settings import LlmSelector, SelectConfig
-from atlas_ray.types import Category, Message, Selection, Usage
+from atlas_ray.types import Category, Message, Usage
+from tests.fake_endpoint import FakeEndpoint, ask, chosen
 from tests.test_llm_answers import ACTION, GOOD, PLAN
-from tests.test_selection import config_of, data_in, expert
+from tests.test_selection import data_in, expert
 
 
 def test_the_conversation_labels_steps_and_nothing_else_looks_like_a_label() -> None:
@@ -64,101 +60,6 @@ def test_a_users_own_prompt(tmp_path: Path) -> None:
             load_prompt(str(file)).messages(expert(3), 2)
     with pytest.raises(UserError, match="cannot be used"):
         load_prompt(str(tmp_path / "nothing.j2"))
-
-
-def test_prices_and_the_estimate() -> None:
-    assert price("gpt-4o-2024-08-06") == price("gpt-4o")
-    assert price("gpt-4o-2024-05-13") != price("gpt-4o")
-    assert price("my-model") is None
-    known = price("gpt-4o")
-    assert known is not None
-    assert known.of(Usage(1_000_000, 400_000, 100_000)) == pytest.approx(0.6 * 2.5 + 0.4 * 1.25 + 0.1 * 10)
-    data = [expert(10, i) for i in range(4)]
-    found = estimate(data, LlmSelector(max_tokens=100))
-    asked = sum(len(m["content"]) for m in load_prompt().messages(data[0], 3))
-    assert (found.calls, found.completion_tokens) == (4, 400)
-    assert found.prompt_tokens == pytest.approx(asked, rel=0.01)  # 4 calls at 4 characters a token
-    assert found.dollars == pytest.approx(found.prompt_tokens * 2.5e-6 + 400 * 1e-5)
-    assert estimate(data, LlmSelector(model="my-model")).dollars is None
-
-
-Answer = Callable[[dict[str, Any], int], "web.Response | str"]
-
-
-class FakeEndpoint:
-    """An OpenAI-compatible server on loopback; `answer(body, call number of this conversation)` decides."""
-
-    def __init__(self) -> None:
-        self.answer: Answer = lambda body, call: GOOD
-        self.seconds = 0.0
-        self.calls: list[dict[str, Any]] = []
-        self.keys: set[str] = set()
-        self.active = self.peak = 0
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        self._runner, self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result(10)
-
-    async def _start(self) -> tuple[web.AppRunner, int]:
-        app = web.Application()
-        app.router.add_post("/v1/chat/completions", self._complete)
-        runner = web.AppRunner(app)
-        await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        return runner, site._server.sockets[0].getsockname()[1]  # type: ignore[union-attr]
-
-    async def _complete(self, request: web.Request) -> web.Response:
-        body = await request.json()
-        self.calls.append(body)
-        self.keys.add(request.headers["Authorization"])
-        call = sum(c["messages"] == body["messages"] for c in self.calls)
-        self.active += 1
-        self.peak = max(self.peak, self.active)
-        await asyncio.sleep(self.seconds)
-        self.active -= 1
-        answer = self.answer(body, call)
-        if isinstance(answer, web.Response):
-            return answer
-        message = {"role": "assistant", "content": answer}
-        return web.json_response(
-            {
-                "id": "x",
-                "object": "chat.completion",
-                "created": 0,
-                "model": body["model"],
-                "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
-                "usage": {"prompt_tokens": 1000, "completion_tokens": 100, "total_tokens": 1100},
-            }
-        )
-
-    def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result(10)
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(10)
-        self._loop.close()
-
-
-@pytest.fixture
-def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
-    monkeypatch.setenv("FAKE_KEY", "secret-key")
-    fake = FakeEndpoint()
-    yield fake
-    fake.close()
-
-
-def ask(tmp_path: Path, port: int, trajectories: int = 4, retries: int = 2, **section: Any) -> SelectConfig:
-    data = {"path": str(tmp_path / "data")}
-    if not (tmp_path / "data").exists():
-        data_in(tmp_path / "data", [expert(10, i) for i in range(trajectories)])
-    address = {"base_url": f"http://127.0.0.1:{port}/v1", "api_key_env": "FAKE_KEY", "max_retries": retries}
-    return config_of(
-        tmp_path / "run", data, {"name": "llm", "endpoint": address | section.pop("endpoint", {}), **section}
-    )
-
-
-def chosen(config: SelectConfig) -> dict[str, Selection]:
-    return {s.item_id: s for s in select_steps(config).read(SELECTIONS)}
 
 
 def test_stage_asks_once_a_trajectory_and_records_it_all(tmp_path: Path, endpoint: FakeEndpoint) -> None:

@@ -136,6 +136,7 @@ SELECTIONS: TableSpec[Selection] = TableSpec(
             ("model", pa.string()),
             ("prompt_hash", pa.string()),
             ("usage", _USAGE),
+            ("shortened", pa.int64()),
             ("error", pa.string()),
         ]
     ),

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from atlas_ray.errors import AtlasError
 from atlas_ray.selection.prompt import ChatMessages
 from atlas_ray.types import Usage
 
@@ -35,6 +36,10 @@ class Completion:
     usage: Usage
 
 
+class SchemaRefusal(AtlasError):
+    """The model cannot be held to a JSON schema; without one the question may fare better."""
+
+
 class Asker(Protocol):
     """Answers questions, as many at once as are asked; it holds back by itself what would be too many."""
 
@@ -49,6 +54,7 @@ class Asker(Protocol):
         Raises:
             UserError: If the key is missing or refused, or the model unknown.
             AtlasError: If no other question would fare better (dead endpoint, no credit, dead engines).
+            SchemaRefusal: If replies cannot be held to `question.schema`.
             ModelFailure: If this one question fails after its retries.
         """
         ...

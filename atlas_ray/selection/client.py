@@ -1,41 +1,45 @@
-"""One model behind an OpenAI-compatible endpoint: key, retries, prices, and errors told apart.
+"""One model behind an OpenAI-compatible endpoint: key, limits, retries, and errors told apart.
 
-Flows in: chat messages; flows out: a reply with its usage.
+Flows in: questions; flows out: a reply to each, with its usage.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.selection.asker import Completion, Question
+from atlas_ray.selection.asker import Completion, Question, SchemaRefusal
+from atlas_ray.selection.limits import Throttle, back_off, retry_after
+from atlas_ray.selection.prices import price
 from atlas_ray.selection.settings import LlmSelector
+from atlas_ray.selection.tokens import LiveRatio, characters
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
     import openai
 
 _CHECK_SECONDS = 10.0
+_LONGEST_WAIT = 600.0  # seconds; who is asked to wait longer stops
 _NO_KEY = "none"
+_SCHEMA = re.compile(r"response_format|json_?schema|schema|structured|guided|grammar", re.IGNORECASE)
 
 
 class ChatClient:
-    """Asks one model for chat completions. Retries and back-off are the openai client's own.
+    """Asks one model for chat completions, as fast as the endpoint and the limits allow.
 
     The key is read from the environment when the first call is due, and appears in no error.
     """
 
     def __init__(self, config: LlmSelector) -> None:
-        self._config = config
+        endpoint = config.endpoint
+        self._config, self._price, self._ratio = config, price(config.model, config.prices_file), LiveRatio()
+        self._throttle = Throttle(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
+        self._stopped: AtlasError | None = None
         self._client: openai.AsyncOpenAI | None = None
         self._key = ""
         self._opening = asyncio.Lock()
@@ -46,39 +50,63 @@ class ChatClient:
         return self._config.endpoint.base_url
 
     async def complete(self, question: Question) -> Completion:
-        """One reply.
+        """One reply; `Asker.complete` says what is raised.
 
-        Raises:
-            UserError: If the key is missing or refused, or the model unknown.
-            AtlasError: If the endpoint is dead or the account is out of credit: no other call would do better.
-            ModelFailure: If this one call fails after its retries.
+        A call is tried again after a time-out, a lost connection, 408, 409, 429, 5xx, or a body that is no completion.
         """
+        length = characters(question.messages)
+        try:
+            client = await self._opened()
+            failure = None
+            for attempt in range(self._config.endpoint.max_retries + 1):
+                if failure:
+                    await asyncio.sleep(max(failure.wait, back_off(attempt - 1)))
+                async with self._throttle.turn(self._ratio.tokens(length) + question.max_tokens) as began:
+                    self._raise_if_stopped()
+                    try:
+                        done = await self._once(client, question)
+                    except _TransientError as error:
+                        failure = error
+                        if error.overloaded:
+                            self._throttle.overloaded(began)
+                    else:
+                        self._throttle.succeeded()
+                        self._ratio.saw(length, done.usage.prompt_tokens)
+                        return done
+        except (ModelFailure, SchemaRefusal):
+            raise
+        except AtlasError as error:
+            self._stopped = error
+            raise
+        raise ModelFailure(failure.what if failure else "no attempt was allowed")
+
+    async def _once(self, client: openai.AsyncOpenAI, question: Question) -> Completion:
         import openai
 
-        client = await self._opened()
-        config = self._config
+        endpoint, body = self._config.endpoint, {"model": self._config.model, **_parameters(question)}
         try:
-            answer: Any = await client.chat.completions.create(
-                model=config.model,
-                messages=question.messages,  # type: ignore[arg-type]
-                temperature=question.temperature,
-                max_tokens=question.max_tokens,
-            )
-        except openai.APITimeoutError:
-            raise ModelFailure(f"no reply within {config.endpoint.timeout_s:g} s") from None
+            async with asyncio.timeout(endpoint.timeout_s):
+                # Not `chat.completions.create`, which spends more time on the request's types than all else together.
+                answer: Any = await client.post("/chat/completions", cast_to=object, body=body)
+        except TimeoutError:
+            raise _TransientError(f"no reply within {endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
+            # Refused and lost connections, which the aiohttp transport calls time-outs.
             await self._check(client)
-            raise ModelFailure(f"connection lost: {self._short(error)}") from None
+            raise _TransientError(f"connection lost: {self._short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
-            self._explain(error)
+            self._explain(error, question)
         except (openai.OpenAIError, ValueError) as error:
-            raise ModelFailure(self._short(error)) from None
+            raise _TransientError(self._short(error), overloaded=False) from None
         try:
-            choice = answer.choices[0]
-            text = choice.message.content or ""
-        except (AttributeError, IndexError, TypeError):
-            raise ModelFailure("the endpoint answered with something that is no chat completion") from None
-        return Completion(text, choice.finish_reason or "stop", _usage(config.model, answer.usage))
+            choice = answer["choices"][0]
+            text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+            if not isinstance(text, str):
+                raise TypeError
+            return Completion(text, str(choice.get("finish_reason") or "stop"), self._usage(answer.get("usage") or {}))
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            what = "the endpoint answered with something that is no chat completion"
+            raise _TransientError(what, overloaded=False) from None
 
     async def close(self) -> None:
         """Closes connections."""
@@ -87,19 +115,22 @@ class ChatClient:
 
     async def _opened(self) -> openai.AsyncOpenAI:
         async with self._opening:
+            self._raise_if_stopped()
             if self._client is None:
                 import openai
 
                 endpoint = self._config.endpoint
                 self._key = _key(endpoint.api_key_env, endpoint.base_url)
-                client = openai.AsyncOpenAI(
+                # Beyond our own time-out, which covers a call as a whole; the client's is one between two packets.
+                patience = endpoint.timeout_s + _CHECK_SECONDS
+                self._client = openai.AsyncOpenAI(
                     base_url=endpoint.base_url,
                     api_key=self._key,
-                    timeout=endpoint.timeout_s,
-                    max_retries=endpoint.max_retries,
+                    max_retries=0,
+                    http_client=openai.DefaultAioHttpClient(timeout=patience),
+                    timeout=patience,
                 )
-                await self._check(client)
-                self._client = client
+                await self._check(self._client)
         return self._client
 
     async def _check(self, client: openai.AsyncOpenAI) -> None:
@@ -123,8 +154,8 @@ class ChatClient:
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             return  # it answers; a list of models is not everywhere to be had
 
-    def _explain(self, error: openai.APIStatusError) -> NoReturn:
-        """Raises what a refusal means: for every call, or for this one."""
+    def _explain(self, error: openai.APIStatusError, question: Question | None = None) -> NoReturn:
+        """Raises what a refusal means: for every call, for this one, or for this attempt."""
         endpoint, status = self._config.endpoint, error.status_code
         if status in (401, 403):
             held = "is not set" if self._key == _NO_KEY else "was refused"
@@ -142,38 +173,59 @@ class ChatClient:
                 f"the account behind {endpoint.api_key_env} is out of credit",
                 "add credit and run the same command again; paid replies are kept",
             ) from None
-        raise ModelFailure(f"HTTP {status}: {self._short(error)}") from None
+        what = f"HTTP {status}: {self._short(error)}"
+        if status in (408, 409, 429) or status >= 500:
+            wait = retry_after(error.response.headers) or 0.0
+            if wait > _LONGEST_WAIT:
+                remedy = "run the same command again then; paid replies are kept"
+                raise AtlasError(f"{endpoint.base_url} asks to wait {wait:.0f} s ({what})", remedy) from None
+            if status == 429:
+                self._throttle.pause(wait)
+                wait = 0.0
+            raise _TransientError(what, overloaded=status != 409, wait=wait) from None
+        if question is not None and question.schema is not None and _SCHEMA.search(what):
+            raise SchemaRefusal(f"{self._config.model} takes no JSON schema ({what})") from None
+        raise ModelFailure(what) from None
+
+    def _raise_if_stopped(self) -> None:
+        """After an error that every call would meet, none goes out any more."""
+        if self._stopped is not None:
+            raise type(self._stopped)(self._stopped.what, self._stopped.remedy)
+
+    def _usage(self, reported: Mapping[str, Any]) -> Usage:
+        usage = Usage(
+            prompt_tokens=int(reported.get("prompt_tokens") or 0),
+            cached_tokens=int((reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
+            completion_tokens=int(reported.get("completion_tokens") or 0),
+            calls=1,
+        )
+        return usage if self._price is None else usage + Usage(cost=self._price.of(usage))
 
     def _short(self, error: BaseException) -> str:
         text = str(error).strip() or type(error).__name__
         return (text.replace(self._key, "***") if self._key else text).splitlines()[0][:200]
 
 
-@dataclass(frozen=True, slots=True)
-class Price:
-    """US dollars per million tokens."""
+class _TransientError(Exception):
+    """An attempt that failed as another may not; `wait` seconds should pass first."""
 
-    prompt: float
-    cached: float
-    completion: float
-
-    def of(self, usage: Usage) -> float:
-        """What a usage costs, in US dollars."""
-        fresh = usage.prompt_tokens - usage.cached_tokens
-        paid = fresh * self.prompt + usage.cached_tokens * self.cached + usage.completion_tokens * self.completion
-        return paid / 1e6
+    def __init__(self, what: str, overloaded: bool = True, wait: float = 0.0) -> None:
+        super().__init__(what)
+        self.what, self.overloaded, self.wait = what, overloaded, wait
 
 
-def price(model: str) -> Price | None:
-    """List price of a model, dated snapshots like the model itself; None where it is unknown."""
-    table = _prices()
-    return table.get(model) or table.get(re.sub(r"-\d{4}-\d{2}-\d{2}$", "", model))
-
-
-@cache
-def _prices() -> Mapping[str, Price]:
-    text = (resources.files("atlas_ray.selection") / "prices.json").read_text(encoding="utf-8")
-    return {name: Price(**figures) for name, figures in json.loads(text)["models"].items()}
+def _parameters(question: Question) -> dict[str, Any]:
+    given: dict[str, Any] = {
+        "messages": question.messages,
+        "temperature": question.temperature,
+        "max_tokens": question.max_tokens,
+    }
+    if question.seed is not None:
+        given["seed"] = question.seed
+    if question.schema is not None:
+        form = {"name": "critical_steps", "strict": True, "schema": question.schema}
+        given["response_format"] = {"type": "json_schema", "json_schema": form}
+    return given
 
 
 def _key(variable: str, base_url: str) -> str:
@@ -187,17 +239,3 @@ def _key(variable: str, base_url: str) -> str:
     if not key and (host == "openai.com" or host.endswith(".openai.com")):
         raise UserError(f"the environment variable {variable} is not set", f"export {variable}=... (your API key)")
     return key or _NO_KEY
-
-
-def _usage(model: str, reported: Any) -> Usage:
-    if reported is None:
-        return Usage(calls=1)
-    details = getattr(reported, "prompt_tokens_details", None)
-    usage = Usage(
-        prompt_tokens=getattr(reported, "prompt_tokens", None) or 0,
-        cached_tokens=getattr(details, "cached_tokens", None) or 0,
-        completion_tokens=getattr(reported, "completion_tokens", None) or 0,
-        calls=1,
-    )
-    known = price(model)
-    return usage if known is None else usage + Usage(cost=known.of(usage))

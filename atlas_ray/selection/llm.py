@@ -1,109 +1,131 @@
 """An LLM reads the trajectory and names its critical steps (paper section 3.2, Eq. 4, App. D.1): plain asyncio.
 
-Flows in: trajectories and the journal of paid replies; flows out: selections, in the order of completion.
+Flows in: trajectories, an asker, and the journal of paid replies; flows out: selections, in the order of completion.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
+import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import pyarrow as pa
-
-from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS, TableSpec
-from atlas_ray.selection.answer import Judgement, Problem, parse_answer
-from atlas_ray.selection.asker import Question
+from atlas_ray.errors import AtlasError, DataError, ModelFailure, UserError
+from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.selection.answer import Judgement, parse_answer
+from atlas_ray.selection.asker import Asker, Question, SchemaRefusal
 from atlas_ray.selection.budget import budget, record
-from atlas_ray.selection.client import ChatClient, price
-from atlas_ray.selection.prompt import ChatMessages, load_prompt
+from atlas_ray.selection.client import ChatClient
+from atlas_ray.selection.journal import Journal, PaidReply, digest
+from atlas_ray.selection.prices import Price, price
+from atlas_ray.selection.prompt import ChatMessages, Form, Prompt, load_prompt
 from atlas_ray.selection.settings import LlmSelector
+from atlas_ray.selection.shortening import fitted
+from atlas_ray.selection.structured import parse_structured, reply_schema
+from atlas_ray.selection.tokens import Counter, counter
+from atlas_ray.selection.votes import tally
 from atlas_ray.types import Selection, Trajectory, Usage
 
-_CHARS_PER_TOKEN = 4  # rule of thumb for English; the estimate says so
+_log = logging.getLogger(__name__)
+
+_REPAIR_TOKENS = 200  # of the request that says what was wrong
+_FORMS = {
+    "text": "in these three lines:\n"
+    "1. The high-level plan is: [...]\n"
+    "2. The critical steps are: conversation[step numbers, separated by commas]\n"
+    "3. Reason: [Step n (category): ...]",
+    "json": "as one JSON object:\n"
+    '{"plan": "...", "steps": [{"step": number, "category": "...", "reason": "..."}, ...]}',
+}
+
+
+def asker_of(config: LlmSelector) -> Asker:
+    """Whom a selector asks."""
+    return ChatClient(config)
+
+
+def form_of(config: LlmSelector) -> Form:
+    """The form that replies are asked for in."""
+    if config.structured != "auto":
+        return config.structured
+    known = price(config.model, config.prices_file)
+    return "json" if known is not None and known.structured else "text"
+
+
+def room_of(config: LlmSelector) -> int | None:
+    """Tokens that a request may have, so that its reply and a repair still fit the context; None where not known.
+
+    Raises:
+        UserError: If the context holds no more than the replies.
+    """
+    known = price(config.model, config.prices_file)
+    context = config.context or (known.context if known else None)
+    if context is None:
+        return None
+    room = context - 2 * config.max_tokens - _REPAIR_TOKENS
+    if room < 1:
+        what = f"a context of {context} tokens leaves no room beside two replies of max_tokens={config.max_tokens}"
+        raise UserError(what, "lower selector.max_tokens, or raise selector.context")
+    return room
 
 
 @dataclass(frozen=True, slots=True)
-class PaidReply:
-    """One reply as it came; `id` is a digest of everything that was asked."""
+class _Verdict:
+    """One vote: a judgement, or why there is none."""
 
-    id: str
-    trajectory_id: str
-    text: str
-    finish: str
+    judgement: Judgement | None
     usage: Usage
-
-
-REPLIES: TableSpec[PaidReply] = TableSpec(
-    "replies",
-    pa.schema(
-        [
-            *((name, pa.string()) for name in ("id", "trajectory_id", "text", "finish")),
-            ("usage", SELECTIONS.schema.field("usage").type),
-        ]
-    ),
-    asdict,
-    lambda row: PaidReply(**row | {"usage": Usage(**row["usage"])}),
-)
-
-
-class Journal:
-    """Replies on disk, each before it is used: none is paid for twice, whatever is killed.
-
-    Attributes:
-        spent: US dollars for all replies held.
-    """
-
-    def __init__(self, folder: RunFolder) -> None:
-        self._folder = folder
-        folder.compact(REPLIES)
-        self._held = {reply.id: reply for reply in folder.read(REPLIES)}
-        self.spent = sum(reply.usage.cost for reply in self._held.values())
-        self._waiting: list[PaidReply] = []
-        self._writing = asyncio.Lock()
-
-    def get(self, digest: str) -> PaidReply | None:
-        """The reply to a request that was paid for before."""
-        return self._held.get(digest)
-
-    async def keep(self, reply: PaidReply) -> None:
-        """Returns once the reply is on disk; replies that arrive during a write share the next one."""
-        self.spent += reply.usage.cost
-        self._waiting.append(reply)
-        async with self._writing:
-            if self._waiting:
-                batch, self._waiting = self._waiting, []
-                await asyncio.to_thread(self._folder.write_shard, REPLIES, batch)
-        self._held[reply.id] = reply
+    error: str | None = None
+    reached: bool = True  # whether the model answered at all
 
 
 class Judge:
-    """Asks the model about trajectories, `endpoint.concurrency` at once.
+    """Asks the model about trajectories.
+
+    A reply must name a plan, distinct steps that exist, at most k of them, and a category for each (plan and categories
+    where the prompt asks for them). One that does not gets a single repair request that says what is wrong. If the
+    second reply breaks the rules too, the last reply within the budget counts, with what plan and categories it has;
+    else, of the last one over budget, the first k in its order, and of one with repeats the distinct steps; else the
+    trajectory has failed. A call that fails after its retries fails the trajectory too. Failures are recorded with
+    their cause and tried again in the next run.
+
+    Of several `votes`, those without a usable reply abstain.
+
+    Args:
+        config: The selector's section.
+        journal: Replies paid for before, and where new ones go.
+        asker: Who is asked.
+        seed: The run's; only votes draw on it.
+        in_flight: Trajectories begun and not finished, at most: more than are asked at once, so that requests are
+            ready when their turn comes.
 
     Raises:
-        UserError: If the prompt is unusable, or `max_cost` is set for a model without a known price.
+        UserError: If prompt, price list, tokenizer or context are unusable, or `max_cost` is set for a model without
+            a known price.
     """
 
-    def __init__(self, config: LlmSelector, journal: Journal) -> None:
-        self._config, self._journal = config, journal
-        self._prompt, self._price = load_prompt(config.prompt_file), price(config.model)
-        self._client = ChatClient(config)
-        self._reserved: list[float] = []  # US dollars, one entry a call in flight
+    def __init__(self, config: LlmSelector, journal: Journal, asker: Asker, seed: int, in_flight: int) -> None:
+        self._config, self._journal, self._asker = config, journal, asker
+        self._seed, self._in_flight = seed, in_flight
+        self._prompt: Prompt = load_prompt(config.prompt_file)
+        self._price: Price | None = price(config.model, config.prices_file)
+        self._form: Form = form_of(config)
+        self._room = room_of(config)
+        self._reserved, self._calls = 0.0, 0  # US dollars for calls in flight, and how many those are
         self._settled = asyncio.Condition()
         if config.max_cost is not None and self._price is None:
             raise UserError(
                 f"selector.max_cost cannot be kept: no price is known for {config.model}",
-                "unset selector.max_cost, or add the model to selection/prices.json",
+                "unset selector.max_cost, or name the price in selector.prices_file",
             )
 
-    async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncGenerator[Selection, None]:
-        """Selections as they come; after an error that stops all, calls in flight still come in: they are paid for.
+    async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncGenerator[list[Selection], None]:
+        """Selections as they come, those together that came together.
+
+        After an error that stops all, calls in flight still come in: they are paid for.
 
         Raises:
             AtlasError: If the endpoint is dead, or `max_cost` was reached.
@@ -111,72 +133,136 @@ class Judge:
         """
         waiting = iter(trajectories)
         running: set[asyncio.Task[Selection]] = set()
+        finished: asyncio.Queue[asyncio.Task[Selection]] = asyncio.Queue()
         stopped: AtlasError | None = None
         try:
             while True:
-                while not stopped and len(running) < self._config.endpoint.concurrency:
-                    trajectory = next(waiting, None)
-                    if trajectory is None:
-                        break
-                    running.add(asyncio.create_task(self._judge(trajectory)))
+                while not stopped and len(running) < self._in_flight and (next_ := next(waiting, None)):
+                    task = asyncio.create_task(self._judge(next_))
+                    task.add_done_callback(finished.put_nowait)
+                    running.add(task)
                 if not running:
                     break
-                finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in finished:
+                tasks = [await finished.get()]
+                while not finished.empty():
+                    tasks.append(finished.get_nowait())
+                found = []
+                for task in tasks:
+                    running.discard(task)
                     try:
-                        yield task.result()
+                        found.append(task.result())
                     except AtlasError as error:
                         stopped = stopped or error
+                if found:
+                    yield found
         finally:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            await self._client.close()
+            await self._asker.close()
         if stopped:
             raise stopped
 
     async def _judge(self, trajectory: Trajectory) -> Selection:
-        """One trajectory: a request, and one more that says what was wrong with the answer."""
         config, n_steps = self._config, len(trajectory.steps)
         k = budget(config.ratio, n_steps)
-        messages = self._prompt.messages(trajectory, k)
         asked: dict[str, Any] = {"model": config.model, "prompt_hash": self._prompt.hash}
-        usage, cut, answer = Usage(), None, Problem("")
+        while True:
+            form = self._form
+            try:
+                messages, left_out = fitted(self._prompt, trajectory, k, form, self._room, self._count)
+            except DataError as error:
+                return record(trajectory, config, error=error.what, **asked)
+            asked["shortened"] = left_out
+            seeds = [derive_seed(self._seed, "llm", trajectory.id, i) for i in range(config.votes)]
+            votes = [self._vote(trajectory, messages, form, k, seed if config.votes > 1 else None) for seed in seeds]
+            try:
+                verdicts = await _all(votes)
+            except SchemaRefusal as error:
+                self._refused(error)
+                continue
+            break
+        asked["usage"] = sum((v.usage for v in verdicts), Usage())
+        unreached = next((v for v in verdicts if not v.reached), None)
+        judgements = [v.judgement for v in verdicts if v.judgement]
+        if unreached or not judgements:
+            return record(trajectory, config, error=(unreached or verdicts[0]).error, **asked)
+        judgement = judgements[0]
+        if config.votes > 1:
+            judgement, asked["scores"] = tally(judgements, n_steps, k)
+        return record(
+            trajectory,
+            config,
+            judgement.steps,
+            categories=judgement.categories,
+            plan=judgement.plan,
+            reason=judgement.reason,
+            **asked,
+        )
+
+    @cached_property
+    def _count(self) -> Counter:
+        return counter(self._config.tokenizer, self._config.model)
+
+    def _refused(self, error: SchemaRefusal) -> None:
+        """From here on, replies are asked for as text."""
+        if self._config.structured == "json":
+            raise UserError(error.what, "set selector.structured=text")
+        if self._form != "text":
+            _log.warning("%s: replies are asked for as text", error.what)
+        self._form = "text"
+
+    async def _vote(
+        self, trajectory: Trajectory, messages: ChatMessages, form: Form, k: int, seed: int | None
+    ) -> _Verdict:
+        """A request, and one more that says what was wrong with the reply."""
+        n_steps, usage = len(trajectory.steps), Usage()
+        usable = cut = None
+        what = ""
         for _ in range(2):
             try:
-                reply = await self._ask(trajectory.id, messages)
+                reply = await self._ask(trajectory, self._question(messages, form, n_steps, k, seed))
             except ModelFailure as error:
-                return record(trajectory, config, usage=usage, error=f"no answer: {error.what}", **asked)
+                return _Verdict(None, usage, f"no answer: {error.what}", reached=False)
             usage += reply.usage
-            found = parse_answer(reply.text, n_steps, k)
+            found = (parse_structured if form == "json" else parse_answer)(reply.text, n_steps, k)
             if isinstance(found, Judgement):
-                return _chosen(trajectory, config, found, usage, asked)
-            shortened = " (the reply was cut off at max_tokens)" if reply.finish == "length" else ""
-            answer = Problem(found.what + shortened, found.judgement)
-            cut = answer.judgement or cut
+                what = _lacking(found, self._prompt)
+                if not what:
+                    return _Verdict(found, usage)
+                usable = found
+            else:
+                what, cut = found.what, found.judgement or cut
+            if reply.finish == "length":
+                what += " (the reply was cut off at max_tokens)"
             messages = [
                 *messages,
                 {"role": "assistant", "content": reply.text.strip() or "(empty)"},
-                {"role": "user", "content": _repair(answer, n_steps, k)},
+                {"role": "user", "content": _repair(what, form, n_steps, k)},
             ]
-        if cut:
-            return _chosen(trajectory, config, cut, usage, asked)
-        return record(trajectory, config, usage=usage, error=f"unusable answer: {answer.what}", **asked)
+        chosen = usable or cut
+        return _Verdict(chosen, usage, None if chosen else f"unusable answer: {what}")
 
-    async def _ask(self, trajectory_id: str, messages: ChatMessages) -> PaidReply:
+    def _question(self, messages: ChatMessages, form: Form, n_steps: int, k: int, seed: int | None) -> Question:
         config = self._config
-        asked = [config.endpoint.base_url, config.model, config.temperature, config.max_tokens, trajectory_id, messages]
-        digest = hashlib.sha256(json.dumps(asked).encode()).hexdigest()
-        if paid := self._journal.get(digest):
+        temperature = config.temperature if seed is None else config.vote_temperature
+        # OpenAI takes no `maxLength`; it needs none, for its models come to an end.
+        known = self._price is not None and self._price.structured
+        schema = reply_schema(n_steps, k, None if known else config.max_tokens) if form == "json" else None
+        return Question(messages, temperature, config.max_tokens, seed, schema)
+
+    async def _ask(self, trajectory: Trajectory, question: Question) -> PaidReply:
+        key = digest(self._asker.address, self._config.model, trajectory.id, question)
+        if paid := await self._journal.get(key):
             return paid
-        async with self._within_cost(messages):
-            done = await self._client.complete(Question(messages, config.temperature, config.max_tokens))
-            reply = PaidReply(digest, trajectory_id, done.text, done.finish, done.usage)
+        async with self._within_cost(question):
+            done = await self._asker.complete(question)
+            reply = PaidReply(key, trajectory.id, done.text, done.finish, done.usage)
             await self._journal.keep(reply)
         return reply
 
     @asynccontextmanager
-    async def _within_cost(self, messages: ChatMessages) -> AsyncIterator[None]:
+    async def _within_cost(self, question: Question) -> AsyncIterator[None]:
         """Sets aside what a call may cost at most; waits for calls in flight where that could exceed `max_cost`.
 
         Raises:
@@ -186,81 +272,53 @@ class Judge:
         if limit is None or known is None:
             yield
             return
-        most = known.of(Usage(prompt_tokens=_tokens(messages), completion_tokens=self._config.max_tokens))
+        usage = Usage(prompt_tokens=self._count(question.messages), completion_tokens=question.max_tokens)
+        most = known.of(usage)
         async with self._settled:
-            while self._journal.spent + sum(self._reserved) + most > limit:
-                if not self._reserved:
+            while self._journal.spent + self._reserved + most > limit:
+                if not self._calls:
                     raise _SpentError(
                         f"stopped at ${self._journal.spent:.4f}: one more call could exceed max_cost={limit:g}",
-                        "raise selector.max_cost and run the same command again; it goes on from here",
+                        "raise --max-cost (selector.max_cost) and run the same command again; it goes on from here",
                     )
                 await self._settled.wait()
-            self._reserved.append(most)
+            self._reserved, self._calls = self._reserved + most, self._calls + 1
         try:
             yield
         finally:
             async with self._settled:
-                self._reserved.remove(most)
+                self._calls -= 1
+                self._reserved = self._reserved - most if self._calls else 0.0
                 self._settled.notify_all()
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """What a selection would ask for, repairs not counted.
-
-    Attributes:
-        prompt_tokens: At 4 characters a token.
-        completion_tokens: At most (`max_tokens` a call).
-        dollars: At most, at list price; None where the model's price is unknown.
-    """
-
-    calls: int
-    prompt_tokens: int
-    completion_tokens: int
-    dollars: float | None
-
-
-def estimate(trajectories: Iterable[Trajectory], config: LlmSelector) -> Estimate:
-    """Calls, tokens and dollars of a selection, without a call.
-
-    Raises:
-        UserError: If the prompt is unusable.
-    """
-    prompt, known = load_prompt(config.prompt_file), price(config.model)
-    tokens = [_tokens(prompt.messages(t, budget(config.ratio, len(t.steps)))) for t in trajectories]
-    usage = Usage(prompt_tokens=sum(tokens), completion_tokens=len(tokens) * config.max_tokens)
-    dollars = None if known is None else known.of(usage)
-    return Estimate(len(tokens), usage.prompt_tokens, usage.completion_tokens, dollars)
 
 
 class _SpentError(AtlasError):
     """`max_cost` allows no further call."""
 
 
-def _chosen(
-    trajectory: Trajectory, config: LlmSelector, judgement: Judgement, usage: Usage, asked: dict[str, Any]
-) -> Selection:
-    return record(
-        trajectory,
-        config,
-        judgement.steps,
-        categories=judgement.categories,
-        plan=judgement.plan,
-        reason=judgement.reason,
-        usage=usage,
-        **asked,
-    )
+async def _all(votes: list[Any]) -> list[_Verdict]:
+    """All votes; an error of one ends only after the others have come in, for they are paid for."""
+    if len(votes) == 1:
+        return [await votes[0]]
+    results = await asyncio.gather(*votes, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+    return [result for result in results if not isinstance(result, BaseException)]
 
 
-def _repair(problem: Problem, n_steps: int, k: int) -> str:
+def _lacking(judgement: Judgement, prompt: Prompt) -> str:
+    """What a reply within the budget leaves out, in words; nothing where it is complete."""
+    if "plan" in prompt.wants and not judgement.plan:
+        return "the high-level plan is missing"
+    without = sorted(set(judgement.steps) - judgement.categories.keys())
+    if "category" in prompt.wants and without:
+        return f"no category is given for step {', '.join(map(str, without))}"
+    return ""
+
+
+def _repair(what: str, form: Form, n_steps: int, k: int) -> str:
     return (
-        f"This answer cannot be used: {problem.what}. The conversation's steps are numbered 1 to {n_steps}, and at "
-        f"most {k} may be chosen. Give the whole answer again, in these three lines:\n"
-        "1. The high-level plan is: [...]\n"
-        "2. The critical steps are: conversation[step numbers, separated by commas]\n"
-        "3. Reason: [Step n (category): ...]"
+        f"This answer cannot be used: {what}. The conversation's steps are numbered 1 to {n_steps}, and at "
+        f"most {k} may be chosen. Give the whole answer again, {_FORMS[form]}"
     )
-
-
-def _tokens(messages: ChatMessages) -> int:
-    return sum(len(m["content"]) for m in messages) // _CHARS_PER_TOKEN + 1

@@ -18,13 +18,15 @@ from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.answer import PARSER_VERSION
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.client import price
 from atlas_ray.selection.combine import combination
 from atlas_ray.selection.controls import control
 from atlas_ray.selection.file import imported
-from atlas_ray.selection.llm import REPLIES, Journal, Judge
+from atlas_ray.selection.journal import REPLIES, Journal
+from atlas_ray.selection.llm import Judge, asker_of
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
+from atlas_ray.selection.prices import price
 from atlas_ray.selection.prompt import load_prompt
 from atlas_ray.selection.settings import (
     CombineSelector,
@@ -45,6 +47,7 @@ _log = logging.getLogger(__name__)
 
 # Scored together, whatever the number of workers: padding, and with it rounding, is then the same in every run.
 _CHUNK = 16
+_READ_BY = "parser.json"  # which version of the parser read the replies
 _NO_MODEL = "no model: "  # an error that concerns every trajectory
 # Whose failures another attempt may mend.
 _RETRIED = (LlmSelector, ValueSelector)
@@ -72,7 +75,8 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
         folder.write_shard(REPLIES, paid)
     watch_sources(folder, config.selector, config.run)
     finished = folder.finished
-    if finished is not None and not (finished["errors"] and isinstance(config.selector, _RETRIED)):
+    outdated = isinstance(config.selector, LlmSelector) and _outdated(folder)
+    if finished is not None and not outdated and not (finished["errors"] and isinstance(config.selector, _RETRIED)):
         return folder
 
     rejected: list[Rejected] = []
@@ -81,23 +85,28 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     if not trajectories:
         raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
 
-    done = folder.done(SELECTIONS)
+    done = set() if outdated else folder.done(SELECTIONS)
     found, usage = _run(config, trajectories, done, folder, rejected), Usage()
+    total = len(trajectories) - len(done)
     title = f"select ({config.selector.name})"
     with (
         folder.writer(SELECTIONS) as writer,
         closing(found),
         Tracker(title, len(trajectories), sum(t.id in done for t in trajectories)) as tracker,
     ):
-        for selection in found:
+        for count, selection in enumerate(found, 1):
             writer.add(selection)
             if isinstance(config.selector, ValueSelector):
                 writer.flush()  # hundreds of episodes each
             usage += selection.usage
-            tracker.advance(note=f"${usage.cost:.2f}" if usage.cost else None)
+            tracker.advance(
+                note=f"${usage.cost:.2f} of about ${usage.cost / count * total:.2f}" if usage.cost else None
+            )
     folder.compact(SELECTIONS)
     folder.compact(REPLIES)
     figures = _figures(folder.read(SELECTIONS), config)
+    if isinstance(config.selector, LlmSelector):
+        folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
     folder.finish(**figures, rejected=len(rejected), seconds=round(time.monotonic() - begun, 3))
     return folder
 
@@ -117,7 +126,7 @@ def _run(
     if isinstance(selector, PerplexitySelector):
         yield from _perplexity(config, selector, trajectories, done)
     elif isinstance(selector, LlmSelector):
-        yield from _llm(selector, todo, folder)
+        yield from _llm(config, selector, todo, folder)
     elif isinstance(selector, ValueSelector):
         from atlas_ray.selection.value_pipeline import select_value
 
@@ -195,24 +204,35 @@ class _PerplexityWorker:
             return record(trajectory, self._config, model=self._config.model, error=why)
 
 
-def _llm(selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder) -> Generator[Selection, None, None]:
+def _outdated(folder: RunFolder) -> bool:
+    """Whether the replies were read by another version of the parser: they are then read anew, at no cost."""
+    return folder.has(_READ_BY) and folder.read_json(_READ_BY)["parser"] != PARSER_VERSION
+
+
+def _llm(
+    config: SelectConfig, selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder
+) -> Generator[Selection, None, None]:
     """Asks the model, in this process: waiting needs no workers."""
     mine = load_prompt(selector.prompt_file).hash
     if any(s.prompt_hash != mine for s in folder.read(SELECTIONS) if s.error is None):
         raise UserError(
             f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
         )
-    if price(selector.model) is None:
+    if price(selector.model, selector.prices_file) is None:
         _log.warning("no price is known for %s: costs are recorded as 0", selector.model)
-    stream = Judge(selector, Journal(folder)).judge(todo)
+    if not folder.has(_READ_BY):
+        folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
+    journal = Journal(folder, RunFolder(selector.cache) if selector.cache else None)
+    judge = Judge(selector, journal, asker_of(selector), config.seed, in_flight=2 * selector.endpoint.concurrency)
+    stream = judge.judge(todo)
 
-    async def following() -> Selection | None:
+    async def following() -> list[Selection] | None:
         return await anext(stream, None)
 
     with asyncio.Runner() as runner:
         try:
-            while (selection := runner.run(following())) is not None:
-                yield selection
+            while (found := runner.run(following())) is not None:
+                yield from found
         finally:
             runner.run(_close(stream))
 
@@ -242,5 +262,7 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
     if isinstance(config.selector, LlmSelector):
-        figures["price_known"] = price(config.selector.model) is not None
+        figures["price_known"] = price(config.selector.model, config.selector.prices_file) is not None
+        figures["incomplete"] = sum(not s.plan or s.categories.keys() != set(s.chosen) for s in good)
+        figures["shortened"] = sum(s.shortened > 0 for s in selections)
     return figures

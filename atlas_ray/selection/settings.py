@@ -112,16 +112,32 @@ class ValueSelector(Strict):
     engine: EngineConfig = EngineConfig()
 
 
+class SelectorEndpoint(EndpointConfig):
+    """The endpoint that judges, and how much it may be asked; 429 and its like slow the calls down besides."""
+
+    requests_per_minute: float | None = Field(None, gt=0)
+    tokens_per_minute: float | None = Field(None, gt=0, description="prompts, and replies at their longest")
+
+
 class LlmSelector(Strict):
     """An LLM reads the trajectory and names its critical steps (section 3.2, App. D.1)."""
 
     name: Literal["llm"] = "llm"
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "gpt-4o-2024-08-06"
-    endpoint: EndpointConfig = EndpointConfig()
+    endpoint: SelectorEndpoint = SelectorEndpoint()
     temperature: float = Field(0.0, ge=0)
+    votes: int = Field(1, ge=1, le=100, description="replies a trajectory; above 1 their steps are kept by frequency")
+    vote_temperature: float = Field(0.7, ge=0, description="in place of `temperature`, where there are several votes")
     max_tokens: int = Field(1024, ge=16)
+    structured: Literal["auto", "json", "text"] = Field(
+        "auto", description="form of the replies; auto: json by a schema where the model is known to take one"
+    )
+    context: int | None = Field(None, ge=256, description="tokens; longer requests lose the middle of observations")
+    tokenizer: str | None = Field(None, description="folder, hub id or tiktoken encoding; a rule for English else")
     prompt_file: str | None = None
+    prices_file: str | None = Field(None, description="goes before the package's prices.json")
+    cache: str | None = Field(None, description="folder of paid replies that runs share")
     max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
 
 
