@@ -12,7 +12,7 @@ import json
 import os
 import select
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -124,15 +124,41 @@ class VllmPolicy:
         """Starts a conversation."""
         return EngineSpeaker(self, self._chat, self._chat.opening(opening), sampling)
 
-    async def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> tuple[CompletionOutput, Usage]:
-        """Draws what follows `ids`.
+    async def answer(
+        self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None
+    ) -> Reply:
+        """One reply to a whole conversation that ends with a user turn: a question, not an episode's turn.
+
+        Args:
+            messages: The conversation.
+            sampling: How the reply is drawn.
+            seed: Of the draw.
+            schema: JSON schema that the reply must follow, or None for free text.
+
+        Raises:
+            ContextOverflow: If nothing more fits.
+            ModelFailure: If the engine fails, or cannot follow the schema.
+        """
+        made, usage = await self.generate(self._chat.opening(messages), sampling, seed, stop=(), schema=schema)
+        return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
+
+    async def generate(
+        self,
+        ids: Sequence[int],
+        sampling: Sampling,
+        seed: int,
+        *,
+        stop: Sequence[str] = (STOP,),
+        schema: Mapping[str, Any] | None = None,
+    ) -> tuple[CompletionOutput, Usage]:
+        """Draws what follows `ids`, up to an end of turn, a text of `stop`, or what `schema` allows.
 
         Raises:
             ContextOverflow: If nothing more fits.
             ModelFailure: If the engine fails.
         """
         from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
 
         room = self.context - len(ids)
         if room < 1:
@@ -144,8 +170,9 @@ class VllmPolicy:
             top_p=sampling.top_p,
             max_tokens=min(sampling.max_tokens, room),
             seed=seed if sampling.temperature > 0 else None,
-            stop=[STOP],
+            stop=list(stop),
             stop_token_ids=list(self._chat.stop_ids),
+            structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
         try:
@@ -224,24 +251,36 @@ class Tether:
 
     def tether(self, owner: int) -> None:
         """Watches process `owner` and ends this one after it."""
-        if not hasattr(os, "pidfd_open"):
-            return
-        watched = select.poll()
-        watched.register(os.pidfd_open(owner), select.POLLIN)
+        outlive_not(owner, lambda: os._exit(1))
 
-        def watch() -> None:
-            watched.poll()
-            os._exit(1)
 
-        threading.Thread(target=watch, name="tether", daemon=True).start()
+def outlive_not(owner: int, end: Callable[[], object]) -> None:
+    """Calls `end` once process `owner` has ended, where the system can tell."""
+    if not hasattr(os, "pidfd_open"):
+        return
+    watched = select.poll()
+    watched.register(os.pidfd_open(owner), select.POLLIN)
+
+    def watch() -> None:
+        watched.poll()
+        end()
+
+    threading.Thread(target=watch, name="tether", daemon=True).start()
 
 
 def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
-    config = spec.config
+    return AsyncEngineArgs(
+        **_options(spec.model, spec.config, cpu),
+        worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
+        disable_log_stats=True,
+    )
+
+
+def _options(model: str, config: EngineConfig, cpu: bool) -> dict[str, Any]:
     options: dict[str, Any] = {
-        "model": spec.model,
+        "model": model,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,
         "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
@@ -249,8 +288,8 @@ def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,
         "generation_config": "vllm",
-        "worker_extension_cls": f"{Tether.__module__}.{Tether.__qualname__}",
-        "disable_log_stats": True,
+        # White space between JSON tokens is free, and a small model may write nothing else.
+        "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
     }
     if cpu:
         options |= {
@@ -259,11 +298,26 @@ def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
             "block_size": _CPU_BLOCK,
             # A seeded request whose prompt is computed in chunks kills the CPU engine.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or _longest(spec.model)),
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or _longest(model)),
         }
     else:
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
-    return AsyncEngineArgs(**options)
+    return options
+
+
+def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[str, str]]:
+    """The same engine behind vLLM's own server: its command-line arguments, and its environment."""
+    import torch
+
+    cpu = not torch.cuda.is_available()
+    arguments = []
+    for key, value in _options(model, config, cpu).items():
+        name = key.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(f"--{'' if value else 'no-'}{name}")
+        elif value is not None:
+            arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
+    return arguments, _ENVIRONMENT | _CPU_ENVIRONMENT if cpu else _ENVIRONMENT
 
 
 def _longest(model: str) -> int:

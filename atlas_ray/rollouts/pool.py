@@ -18,6 +18,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
+from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
 from atlas_ray.types import Episode, StopReason, Usage
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "PoolStatistics", "RolloutPool"]
@@ -25,7 +26,6 @@ __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "PoolStatistics", "Rollo
 _log = logging.getLogger(__name__)
 
 MAX_DEATHS = 4  # replicas that may die under one episode
-START_SECONDS = 900.0
 _REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _SPARE_CALLS = 8  # of an actor, beside its episodes
@@ -168,8 +168,8 @@ class RolloutPool:
             attempt.failures += 1
             attempt.avoid.add(event.seat.index)
             return None
-        if not _is_death(error):
-            raise _cause(error) from None
+        if not is_death(error):
+            raise cause_of(error) from None
         self._replace(event.seat, error)
         attempt.deaths += 1
         return _given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
@@ -188,8 +188,8 @@ class RolloutPool:
             try:
                 ray.get(ref)
             except ray.exceptions.RayError as error:
-                if not _is_death(error):
-                    raise _cause(error) from None
+                if not is_death(error):
+                    raise cause_of(error) from None
                 self._replace(seat, error)
         self._await_starts()
 
@@ -283,28 +283,20 @@ class RolloutPool:
             return None
         if error is None:
             event.seat.pid = event.future.result()
-        elif _is_death(error) or self._restarts:
+        elif is_death(error) or self._restarts:
             # What a dead replica held, such as memory of a GPU, may not be free at once.
             self._replace(event.seat, error)
         else:
-            raise _cause(error) from None
+            raise cause_of(error) from None
         return None
 
     def _remind(self, everyone: bool) -> None:
         """Says what a replica that does not start is waiting for; too long a wait ends the run."""
-        import ray
-
         starting = [seat for seat in self._seats if not seat.ready]
         if not starting:
             return
         waited = time.monotonic() - min(seat.since for seat in starting)
-        held, free = ray.cluster_resources(), ray.available_resources()
-        sizes = ", ".join(f"{free.get(kind, 0):g} of {held.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
-        need = f"1 CPU and {self._spec.gpus} GPUs" if held.get("GPU") else "1 CPU"
-        words = (
-            f"{len(starting)} of {len(self._seats)} replicas have not started within {waited:.0f} s:"
-            f" they load a model, or lack room (each needs {need}; free are {sizes})"
-        )
+        words = waiting_for(len(starting), len(self._seats), waited, self._spec.gpus)
         if waited > START_SECONDS and (everyone or len(starting) == len(self._seats)):
             raise AtlasError(words, "ask for fewer replicas (engine.replicas), or give Ray more resources")
         if waited > _REMIND_SECONDS:
@@ -332,22 +324,6 @@ def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flig
     home = homes.setdefault(attempt.request.group, least.index)
     at_home = [seat for seat in free if seat.index == home and seat.flying - least.flying <= in_flight // 4]
     return at_home[0] if at_home else least
-
-
-def _is_death(error: BaseException) -> bool:
-    """Whether a call failed because its actor, node or connection did."""
-    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
-
-    return isinstance(error, RayError) and not isinstance(error, RayTaskError | TaskCancelledError)
-
-
-def _cause(error: BaseException) -> AtlasError:
-    """Our own error inside Ray's, or Ray's in one line."""
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, AtlasError):
-        return cause
-    last = str(error).strip().splitlines()[-1]
-    return AtlasError(f"a replica failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
 
 
 def _given_up(request: EpisodeRequest) -> Episode:

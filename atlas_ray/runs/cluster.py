@@ -1,4 +1,7 @@
-"""Reaching Ray: the cluster named by configuration or `RAY_ADDRESS`, else one started on this machine."""
+"""Reaching Ray: the cluster named by configuration or `RAY_ADDRESS`, else one started on this machine.
+
+Also what a call of an actor ended with, and what an actor that does not start waits for, in words for people.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError
+
+START_SECONDS = 900.0  # that an actor may take to start
 
 
 def connect(config: RayConfig) -> None:
@@ -48,3 +53,39 @@ def connect(config: RayConfig) -> None:
     # Stages show their own progress.
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def is_death(error: BaseException) -> bool:
+    """Whether a call failed because its actor, node or connection did."""
+    from ray.exceptions import RayError, RayTaskError, TaskCancelledError
+
+    return isinstance(error, RayError) and not isinstance(error, RayTaskError | TaskCancelledError)
+
+
+def cause_of(error: BaseException) -> AtlasError:
+    """Our own error inside Ray's, or Ray's in one line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, AtlasError):
+        return cause
+    last = str(error).strip().splitlines()[-1]
+    return AtlasError(f"a replica failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
+
+
+def waiting_for(starting: int, replicas: int, seconds: float, gpus: int) -> str:
+    """What replicas that have not started wait for.
+
+    Args:
+        starting: How many have not.
+        replicas: Of how many.
+        seconds: Since when.
+        gpus: That one needs, where the cluster has any.
+    """
+    import ray
+
+    held, free = ray.cluster_resources(), ray.available_resources()
+    sizes = ", ".join(f"{free.get(kind, 0):g} of {held.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
+    need = f"1 CPU and {gpus} GPUs" if held.get("GPU") else "1 CPU"
+    return (
+        f"{starting} of {replicas} replicas have not started within {seconds:.0f} s:"
+        f" they load a model, or lack room (each needs {need}; free are {sizes})"
+    )
