@@ -1,4 +1,4 @@
-"""Questions to engines of our own, on real actors: routing, deaths, limits; with a model that sleeps in vLLM's place."""
+"""Questions to engines of our own, on real actors: routing, deaths, limits; a model that sleeps stands in for vLLM."""
 
 from __future__ import annotations
 

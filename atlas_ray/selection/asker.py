@@ -48,6 +48,11 @@ class Asker(Protocol):
         """Where the model is: part of what a judgement is cached by."""
         ...
 
+    @property
+    def room(self) -> int:
+        """How many questions are worth having at once."""
+        ...
+
     async def complete(self, question: Question) -> Completion:
         """One reply.
 

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.selection.asker import Completion, Question, SchemaRefusal
 from atlas_ray.selection.limits import Throttle, back_off, retry_after
-from atlas_ray.selection.prices import price
+from atlas_ray.selection.prices import price_of
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.selection.tokens import LiveRatio, characters
 from atlas_ray.types import Usage
@@ -37,7 +37,7 @@ class ChatClient:
 
     def __init__(self, config: LlmSelector) -> None:
         endpoint = config.endpoint
-        self._config, self._price, self._ratio = config, price(config.model, config.prices_file), LiveRatio()
+        self._config, self._price, self._ratio = config, price_of(config), LiveRatio()
         self._throttle = Throttle(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
         self._stopped: AtlasError | None = None
         self._client: openai.AsyncOpenAI | None = None
@@ -56,7 +56,7 @@ class ChatClient:
         """
         length = characters(question.messages)
         try:
-            client = await self._opened()
+            client = await self.opened()
             failure = None
             for attempt in range(self._config.endpoint.max_retries + 1):
                 if failure:
@@ -65,7 +65,7 @@ class ChatClient:
                     self._raise_if_stopped()
                     try:
                         done = await self._once(client, question)
-                    except _TransientError as error:
+                    except TransientError as error:
                         failure = error
                         if error.overloaded:
                             self._throttle.overloaded(began)
@@ -83,21 +83,29 @@ class ChatClient:
     async def _once(self, client: openai.AsyncOpenAI, question: Question) -> Completion:
         import openai
 
-        endpoint, body = self._config.endpoint, {"model": self._config.model, **_parameters(question)}
+        endpoint, body = self._config.endpoint, {"model": self._config.model, **parameters(question)}
         try:
             async with asyncio.timeout(endpoint.timeout_s):
                 # Not `chat.completions.create`, which spends more time on the request's types than all else together.
                 answer: Any = await client.post("/chat/completions", cast_to=object, body=body)
         except TimeoutError:
-            raise _TransientError(f"no reply within {endpoint.timeout_s:g} s") from None
+            raise TransientError(f"no reply within {endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             # Refused and lost connections, which the aiohttp transport calls time-outs.
             await self._check(client)
-            raise _TransientError(f"connection lost: {self._short(error.__cause__ or error)}") from None
+            raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
-            self._explain(error, question)
+            self.explain(error, question)
         except (openai.OpenAIError, ValueError) as error:
-            raise _TransientError(self._short(error), overloaded=False) from None
+            raise TransientError(self.short(error), overloaded=False) from None
+        return self.completion(answer)
+
+    def completion(self, answer: Any) -> Completion:
+        """A reply as the endpoint gave it, with its price.
+
+        Raises:
+            TransientError: If it is no chat completion.
+        """
         try:
             choice = answer["choices"][0]
             text = choice["message"].get("content") or choice["message"].get("refusal") or ""
@@ -106,14 +114,24 @@ class ChatClient:
             return Completion(text, str(choice.get("finish_reason") or "stop"), self._usage(answer.get("usage") or {}))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             what = "the endpoint answered with something that is no chat completion"
-            raise _TransientError(what, overloaded=False) from None
+            raise TransientError(what, overloaded=False) from None
+
+    @property
+    def room(self) -> int:
+        """More than are asked at once, so that requests are ready when their turn comes."""
+        return 2 * self._config.endpoint.concurrency
 
     async def close(self) -> None:
         """Closes connections."""
         if self._client is not None:
             await self._client.close()
 
-    async def _opened(self) -> openai.AsyncOpenAI:
+    async def opened(self) -> openai.AsyncOpenAI:
+        """The connection, made and checked at the first call.
+
+        Raises:
+            AtlasError: If the endpoint does not answer (UserError: the key is missing or refused).
+        """
         async with self._opening:
             self._raise_if_stopped()
             if self._client is None:
@@ -146,15 +164,15 @@ class ChatClient:
             await client.with_options(max_retries=1, timeout=_CHECK_SECONDS).models.list()
         except openai.APIConnectionError as error:
             raise AtlasError(
-                f"cannot reach the endpoint {self._config.endpoint.base_url}: {self._short(error.__cause__ or error)}",
+                f"cannot reach the endpoint {self._config.endpoint.base_url}: {self.short(error.__cause__ or error)}",
                 "check selector.endpoint.base_url and the network, then run the same command again",
             ) from None
         except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
-            self._explain(error)
+            self.explain(error)
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             return  # it answers; a list of models is not everywhere to be had
 
-    def _explain(self, error: openai.APIStatusError, question: Question | None = None) -> NoReturn:
+    def explain(self, error: openai.APIStatusError, question: Question | None = None) -> NoReturn:
         """Raises what a refusal means: for every call, for this one, or for this attempt."""
         endpoint, status = self._config.endpoint, error.status_code
         if status in (401, 403):
@@ -173,7 +191,7 @@ class ChatClient:
                 f"the account behind {endpoint.api_key_env} is out of credit",
                 "add credit and run the same command again; paid replies are kept",
             ) from None
-        what = f"HTTP {status}: {self._short(error)}"
+        what = f"HTTP {status}: {self.short(error)}"
         if status in (408, 409, 429) or status >= 500:
             wait = retry_after(error.response.headers) or 0.0
             if wait > _LONGEST_WAIT:
@@ -182,10 +200,14 @@ class ChatClient:
             if status == 429:
                 self._throttle.pause(wait)
                 wait = 0.0
-            raise _TransientError(what, overloaded=status != 409, wait=wait) from None
+            raise TransientError(what, overloaded=status != 409, wait=wait) from None
+        raise self.refusal(what, question) from None
+
+    def refusal(self, what: str, question: Question | None) -> ModelFailure | SchemaRefusal:
+        """What it means that a question is refused for good: `what` may say that no schema is taken."""
         if question is not None and question.schema is not None and _SCHEMA.search(what):
-            raise SchemaRefusal(f"{self._config.model} takes no JSON schema ({what})") from None
-        raise ModelFailure(what) from None
+            return SchemaRefusal(f"{self._config.model} takes no JSON schema ({what})")
+        return ModelFailure(what)
 
     def _raise_if_stopped(self) -> None:
         """After an error that every call would meet, none goes out any more."""
@@ -201,12 +223,13 @@ class ChatClient:
         )
         return usage if self._price is None else usage + Usage(cost=self._price.of(usage))
 
-    def _short(self, error: BaseException) -> str:
+    def short(self, error: BaseException) -> str:
+        """An error in one line, without the key."""
         text = str(error).strip() or type(error).__name__
         return (text.replace(self._key, "***") if self._key else text).splitlines()[0][:200]
 
 
-class _TransientError(Exception):
+class TransientError(Exception):
     """An attempt that failed as another may not; `wait` seconds should pass first."""
 
     def __init__(self, what: str, overloaded: bool = True, wait: float = 0.0) -> None:
@@ -214,7 +237,8 @@ class _TransientError(Exception):
         self.what, self.overloaded, self.wait = what, overloaded, wait
 
 
-def _parameters(question: Question) -> dict[str, Any]:
+def parameters(question: Question) -> dict[str, Any]:
+    """A question as the body of a request, without the model."""
     given: dict[str, Any] = {
         "messages": question.messages,
         "temperature": question.temperature,

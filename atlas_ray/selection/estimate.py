@@ -10,7 +10,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm import form_of, room_of
-from atlas_ray.selection.prices import price
+from atlas_ray.selection.prices import price_of
 from atlas_ray.selection.prompt import ChatMessages, load_prompt
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.selection.shortening import fitted
@@ -50,7 +50,7 @@ def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimat
     Raises:
         UserError: If prompt, price list, tokenizer or context are unusable.
     """
-    prompt, known, form = load_prompt(config.prompt_file), price(config.model, config.prices_file), form_of(config)
+    prompt, known, form = load_prompt(config.prompt_file), price_of(config), form_of(config)
     count, room = counter(config.tokenizer, config.model), room_of(config)
     shortened = too_long = 0
 

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError, DataError, ModelFailure, UserError
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.answer import Judgement, parse_answer
 from atlas_ray.selection.asker import Asker, Question, SchemaRefusal
+from atlas_ray.selection.batch import BatchAsker
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.client import ChatClient
 from atlas_ray.selection.journal import Journal, PaidReply, digest
-from atlas_ray.selection.prices import Price, price
+from atlas_ray.selection.prices import Price, price_of
 from atlas_ray.selection.prompt import ChatMessages, Form, Prompt, load_prompt
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.selection.shortening import fitted
@@ -42,16 +45,26 @@ _FORMS = {
 }
 
 
-def asker_of(config: LlmSelector) -> Asker:
-    """Whom a selector asks."""
-    return ChatClient(config)
+def asker_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Asker:
+    """Whom a selector asks.
+
+    Args:
+        config: The selector's section.
+        folder: The run's, where batches are on record.
+        ray: How engines are reached.
+    """
+    if config.engine is not None:
+        from atlas_ray.selection.engines import EngineAsker
+
+        return EngineAsker.of(config.model, config.engine, ray)
+    return ChatClient(config) if config.mode == "live" else BatchAsker(config, folder)
 
 
 def form_of(config: LlmSelector) -> Form:
     """The form that replies are asked for in."""
     if config.structured != "auto":
         return config.structured
-    known = price(config.model, config.prices_file)
+    known = price_of(config)
     return "json" if known is not None and known.structured else "text"
 
 
@@ -61,7 +74,7 @@ def room_of(config: LlmSelector) -> int | None:
     Raises:
         UserError: If the context holds no more than the replies.
     """
-    known = price(config.model, config.prices_file)
+    known = price_of(config)
     context = config.context or (known.context if known else None)
     if context is None:
         return None
@@ -99,19 +112,17 @@ class Judge:
         journal: Replies paid for before, and where new ones go.
         asker: Who is asked.
         seed: The run's; only votes draw on it.
-        in_flight: Trajectories begun and not finished, at most: more than are asked at once, so that requests are
-            ready when their turn comes.
 
     Raises:
         UserError: If prompt, price list, tokenizer or context are unusable, or `max_cost` is set for a model without
             a known price.
     """
 
-    def __init__(self, config: LlmSelector, journal: Journal, asker: Asker, seed: int, in_flight: int) -> None:
+    def __init__(self, config: LlmSelector, journal: Journal, asker: Asker, seed: int) -> None:
         self._config, self._journal, self._asker = config, journal, asker
-        self._seed, self._in_flight = seed, in_flight
+        self._seed = seed
         self._prompt: Prompt = load_prompt(config.prompt_file)
-        self._price: Price | None = price(config.model, config.prices_file)
+        self._price: Price | None = price_of(config)
         self._form: Form = form_of(config)
         self._room = room_of(config)
         self._reserved, self._calls = 0.0, 0  # US dollars for calls in flight, and how many those are
@@ -137,7 +148,7 @@ class Judge:
         stopped: AtlasError | None = None
         try:
             while True:
-                while not stopped and len(running) < self._in_flight and (next_ := next(waiting, None)):
+                while not stopped and len(running) < self._asker.room and (next_ := next(waiting, None)):
                     task = asyncio.create_task(self._judge(next_))
                     task.add_done_callback(finished.put_nowait)
                     running.add(task)
@@ -247,7 +258,7 @@ class Judge:
         config = self._config
         temperature = config.temperature if seed is None else config.vote_temperature
         # OpenAI takes no `maxLength`; it needs none, for its models come to an end.
-        known = self._price is not None and self._price.structured
+        known = self._price is not None and self._price.structured and config.engine is None
         schema = reply_schema(n_steps, k, None if known else config.max_tokens) if form == "json" else None
         return Question(messages, temperature, config.max_tokens, seed, schema)
 

@@ -26,7 +26,7 @@ from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
-from atlas_ray.selection.prices import price
+from atlas_ray.selection.prices import price_of
 from atlas_ray.selection.prompt import load_prompt
 from atlas_ray.selection.settings import (
     CombineSelector,
@@ -37,6 +37,7 @@ from atlas_ray.selection.settings import (
     ValueSelector,
 )
 from atlas_ray.selection.sources import watch_sources
+from atlas_ray.selection.submissions import BATCHES
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -69,10 +70,11 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     """
     begun = time.monotonic()
     folder = RunFolder(config.run)
-    paid = folder.read(REPLIES) if clean else []
+    paid = [(table, folder.read(table)) for table in (REPLIES, BATCHES)] if clean else []
     folder.begin(config, stage="select", clean=clean)
-    if paid:
-        folder.write_shard(REPLIES, paid)
+    for table, rows in paid:
+        if rows:
+            folder.write_shard(table, rows)
     watch_sources(folder, config.selector, config.run)
     finished = folder.finished
     outdated = isinstance(config.selector, LlmSelector) and _outdated(folder)
@@ -218,13 +220,12 @@ def _llm(
         raise UserError(
             f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
         )
-    if price(selector.model, selector.prices_file) is None:
+    if price_of(selector) is None:
         _log.warning("no price is known for %s: costs are recorded as 0", selector.model)
     if not folder.has(_READ_BY):
         folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
     journal = Journal(folder, RunFolder(selector.cache) if selector.cache else None)
-    judge = Judge(selector, journal, asker_of(selector), config.seed, in_flight=2 * selector.endpoint.concurrency)
-    stream = judge.judge(todo)
+    stream = Judge(selector, journal, asker_of(selector, folder, config.ray), config.seed).judge(todo)
 
     async def following() -> list[Selection] | None:
         return await anext(stream, None)
@@ -262,7 +263,7 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
     if isinstance(config.selector, LlmSelector):
-        figures["price_known"] = price(config.selector.model, config.selector.prices_file) is not None
+        figures["price_known"] = price_of(config.selector) is not None
         figures["incomplete"] = sum(not s.plan or s.categories.keys() != set(s.chosen) for s in good)
         figures["shortened"] = sum(s.shortened > 0 for s in selections)
     return figures

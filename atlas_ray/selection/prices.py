@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from atlas_ray.config import Strict
 from atlas_ray.errors import UserError
+from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
@@ -41,6 +42,24 @@ class Price:
         fresh = usage.prompt_tokens - usage.cached_tokens
         paid = fresh * self.prompt + usage.cached_tokens * self.cached + usage.completion_tokens * self.completion
         return paid / 1e6
+
+
+def price_of(config: LlmSelector) -> Price | None:
+    """What a selector pays: nothing on engines of our own, a part of the list price in batches.
+
+    Raises:
+        UserError: If the user's price list is unusable.
+    """
+    if config.engine is not None:
+        return Price(0.0, 0.0, 0.0, config.engine.max_model_len, structured=True)
+    listed = price(config.model, config.prices_file)
+    if listed is None or config.mode == "live":
+        return listed
+    part = listed.batch_discount
+    # What a cache saves elsewhere, it does not save in batches.
+    return replace(
+        listed, prompt=part * listed.prompt, cached=part * listed.prompt, completion=part * listed.completion
+    )
 
 
 class _Listed(Strict):

@@ -126,6 +126,8 @@ class LlmSelector(Strict):
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "gpt-4o-2024-08-06"
     endpoint: SelectorEndpoint = SelectorEndpoint()
+    mode: Literal["live", "batch"] = Field("live", description="batch: OpenAI's Batch API, half price, up to a day")
+    engine: EngineConfig | None = Field(None, description="vLLM engines of our own hold `model`; no endpoint is asked")
     temperature: float = Field(0.0, ge=0)
     votes: int = Field(1, ge=1, le=100, description="replies a trajectory; above 1 their steps are kept by frequency")
     vote_temperature: float = Field(0.7, ge=0, description="in place of `temperature`, where there are several votes")
@@ -139,6 +141,12 @@ class LlmSelector(Strict):
     prices_file: str | None = Field(None, description="goes before the package's prices.json")
     cache: str | None = Field(None, description="folder of paid replies that runs share")
     max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
+
+    @model_validator(mode="after")
+    def _batches_are_the_endpoints(self) -> LlmSelector:
+        if self.engine is not None and self.mode == "batch":
+            raise ValueError("mode: batch belongs to an endpoint; leave it out beside engine")
+        return self
 
 
 def _named(value: Any) -> Any:
