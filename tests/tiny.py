@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 LLAMA_TEMPLATE = (
@@ -74,3 +75,35 @@ def tiny_llama(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 2, se
             **options,
         )
     )
+
+
+def json_model(folder: str, texts: Iterable[str], context: int, vocabulary: int = 2000) -> None:
+    """Writes an untrained Llama whose tokenizer, byte-level BPE learnt from `texts`, can spell anything, JSON too."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    from atlas_ray.models.tiny import BOS, CHAT_TEMPLATE, EOT, HEAD, HEAD_END, PAD, build_model
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[PAD, BOS, HEAD, HEAD_END, EOT],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    inner.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=BOS,
+        eos_token=EOT,
+        pad_token=PAD,
+        additional_special_tokens=[HEAD, HEAD_END],
+        model_max_length=context,
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+    shape = {"hidden_size": 96, "layers": 2, "heads": 3}
+    build_model(tokenizer, context=context, seed=0, **shape).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
