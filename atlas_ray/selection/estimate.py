@@ -18,6 +18,7 @@ from atlas_ray.selection.tokens import by_rule, counter, total
 from atlas_ray.trajectories.readers import Rejected, read_trajectories
 from atlas_ray.types import Trajectory, Usage
 
+_TARIFF = {"live": "list price", "batch": "the price of batches"}
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed
 
 
@@ -27,7 +28,7 @@ class Estimate:
 
     Attributes:
         completion_tokens: At most (`max_tokens` a call).
-        dollars: At most, at list price; None where the model's price is unknown.
+        dollars: At most, at the price of the mode; None where the model's price is unknown.
         seconds: From concurrency and rate limits, at 8 s a reply.
         shortened: Trajectories that are longer than the model's context.
         too_long: Trajectories that will not be asked about, for they do not fit even so.
@@ -96,17 +97,14 @@ def estimate_lines(config: SelectConfig) -> list[str]:
     selector = config.selector
     if isinstance(selector, LlmSelector):
         found = estimate(todo, selector)
-        dollars = "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at list price"
+        tariff = _TARIFF[selector.mode]
+        dollars = "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {tariff}"
         how = "by a rule for English" if found.by_rule else "by the tokenizer"
-        minutes, limits = max(1, round(found.seconds / 60)), selector.endpoint
         lines.append(
             f"{found.calls} calls of {selector.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
             f"{found.completion_tokens} completion tokens, {dollars}"
         )
-        rates = [f"{limits.concurrency} calls at once and {_REPLY_SECONDS:g} s a reply"]
-        rates += [f"{limits.requests_per_minute:g} requests a minute"] if limits.requests_per_minute else []
-        rates += [f"{limits.tokens_per_minute:g} tokens a minute"] if limits.tokens_per_minute else []
-        lines.append(f"about {minutes} min at {', '.join(rates)}; repairs not counted")
+        lines.append(f"{_pace(selector, found)}; repairs not counted")
         if found.shortened or found.too_long:
             lines.append(
                 f"{found.shortened} trajectories exceed the context: their observations are shortened; "
@@ -119,3 +117,16 @@ def estimate_lines(config: SelectConfig) -> list[str]:
     else:
         lines.append("no model call, no dollars")
     return lines
+
+
+def _pace(selector: LlmSelector, found: Estimate) -> str:
+    """How long it will take, and why."""
+    if selector.engine is not None:
+        return f"{selector.engine.replicas} engines of our own, at their speed"
+    if selector.mode == "batch":
+        return "in batches, which take up to 24 h each"
+    minutes, limits = max(1, round(found.seconds / 60)), selector.endpoint
+    rates = [f"{limits.concurrency} calls at once and {_REPLY_SECONDS:g} s a reply"]
+    rates += [f"{limits.requests_per_minute:g} requests a minute"] if limits.requests_per_minute else []
+    rates += [f"{limits.tokens_per_minute:g} tokens a minute"] if limits.tokens_per_minute else []
+    return f"about {minutes} min at {', '.join(rates)}"
