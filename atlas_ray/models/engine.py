@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EngineConfig
-from atlas_ray.errors import ContextOverflow, ModelFailure
+from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP
@@ -324,7 +324,11 @@ def _longest(model: str) -> int:
     """Tokens that the model was made for."""
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
+    try:
+        return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
 
 
 def _alike(one: str, other: str) -> bool:
