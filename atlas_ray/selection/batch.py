@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
@@ -204,9 +205,8 @@ class BatchAsker:
         await self._record(submission)
         client = await self._chat.opened()
         content = b"".join(lines.values())
-        file = await self._call(
-            lambda: client.files.create(file=("questions.jsonl", content), purpose="batch", timeout=_TRANSFER_SECONDS)
-        )
+        upload = partial(client.files.create, file=("questions.jsonl", content), purpose="batch")
+        file = await self._call(partial(upload, timeout=_TRANSFER_SECONDS))
 
         async def create() -> Batch:
             # An attempt that seemed to fail may have made the batch after all; two would be paid twice.
@@ -237,7 +237,7 @@ class BatchAsker:
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, self._poll[1])
             try:
-                batch = await self._call(lambda known=batch: client.batches.retrieve(known.id))
+                batch = await self._call(partial(client.batches.retrieve, batch.id))
                 reached = time.monotonic()
             except UserError:
                 raise
@@ -251,7 +251,7 @@ class BatchAsker:
         client = await self._chat.opened()
         found: dict[str, dict[str, Any] | Failure] = {}
         for file in filter(None, (batch.error_file_id, batch.output_file_id)):
-            content = await self._call(lambda file=file: client.files.content(file, timeout=_TRANSFER_SECONDS))
+            content = await self._call(partial(client.files.content, file, timeout=_TRANSFER_SECONDS))
             found |= dict(parsed(content.content))
         return Results(found, missing_from(batch))
 
@@ -265,8 +265,8 @@ class BatchAsker:
         client = await self._chat.opened()
         try:
             if submission.batch_id:
-                batch = await self._call(lambda: client.batches.retrieve(submission.batch_id))
-            elif found := await self._call(lambda: self._tagged(client, submission)):
+                batch = await self._call(partial(client.batches.retrieve, submission.batch_id))
+            elif found := await self._call(partial(self._tagged, client, submission)):
                 batch = found
                 await self._record(replace(submission, batch_id=batch.id))
             else:  # it never reached the endpoint

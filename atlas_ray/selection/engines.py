@@ -174,6 +174,11 @@ class EngineAsker:
         """Says that the model runs here, and in which number format."""
         return self._address
 
+    @property
+    def room(self) -> int:
+        """As many questions as all replicas take at once."""
+        return self._replicas * self._in_flight
+
     async def complete(self, question: Question) -> Completion:
         """One reply.
 
