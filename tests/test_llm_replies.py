@@ -86,6 +86,12 @@ def test_structured_replies_that_break_the_rules(text: str, problem: str) -> Non
     assert problem in found.what
 
 
+def test_line_breaks_within_the_strings_of_a_structured_reply_are_read() -> None:
+    found = parse_structured(reply(entry(2, reason="it splits\nthe way")).replace("\\n", "\n"), 10, 3)
+    assert isinstance(found, Judgement)
+    assert (found.steps, found.reason) == ((2,), "Step 2 (Critical Action): it splits the way")
+
+
 def test_what_can_be_saved_of_a_structured_reply() -> None:
     many = parse_structured(reply(*(entry(t) for t in (9, 1, 4, 1))), 10, 2)
     assert isinstance(many, Problem)

@@ -78,7 +78,7 @@ def tiny_llama(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 2, se
 
 
 def json_model(folder: str, texts: Iterable[str], context: int, vocabulary: int = 2000) -> None:
-    """Writes an untrained Llama whose tokenizer, byte-level BPE learnt from `texts`, can spell anything, JSON too."""
+    """Writes an untrained Llama with a tokenizer (byte-level BPE learnt from `texts`) that can spell ASCII, so JSON."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
@@ -90,7 +90,8 @@ def json_model(folder: str, texts: Iterable[str], context: int, vocabulary: int 
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         special_tokens=[PAD, BOS, HEAD, HEAD_END, EOT],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        # As byte-level BPE writes line break, space, and the rest: nobody draws letters byte by byte.
+        initial_alphabet=["\u010a", "\u0120", *map(chr, range(33, 127))],
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)

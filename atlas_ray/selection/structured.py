@@ -5,6 +5,7 @@ Flows in: a reply; flows out: the same `Judgement` or `Problem` as from a text r
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
@@ -12,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ValidationError
 from atlas_ray.selection.answer import Judgement, Problem, parse_answer
 from atlas_ray.types import Category
 
+_CONTROL = re.compile(r"[\x00-\x1f]")
 _OVERHEAD = 40  # characters of one step's entry besides its reason
 
 
@@ -53,6 +55,8 @@ def parse_structured(text: str, n_steps: int, k: int) -> Judgement | Problem:
     """
     body = text.rsplit("</think>", 1)[-1].strip()
     body = body.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
+    # xgrammar lets a string of bounded length hold line breaks as they are, which JSON forbids.
+    body = _CONTROL.sub(" ", body)
     if not body.startswith("{"):
         return parse_answer(text, n_steps, k)
     try:
