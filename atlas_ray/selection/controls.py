@@ -75,10 +75,11 @@ def select_complement(
         reference: The finished selection by trajectory id; None for gold at the same ratio.
     """
     n_steps = len(trajectory.steps)
-    if reference is None:
-        chosen = select_gold(trajectory, GoldSelector(ratio=config.ratio))
-    else:
-        chosen = of_trajectory(trajectory, config.reference, reference)
+    chosen: Selection | str = (
+        select_gold(trajectory, GoldSelector(ratio=config.ratio))
+        if reference is None
+        else of_trajectory(trajectory, config.reference, reference)
+    )
     if isinstance(chosen, str) or chosen.error:
         return record(trajectory, config, error=f"no reference: {chosen if isinstance(chosen, str) else chosen.error}")
     rest = [t for t in range(1, n_steps + 1) if t not in chosen.chosen]
