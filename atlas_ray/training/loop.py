@@ -19,68 +19,25 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+from atlas_ray.training.flops import Flops
+from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
+from atlas_ray.training.objective import units
 from atlas_ray.training.settings import TrainConfig
-
-LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
-# Models that change their logits behind the head; `StepLoss` takes the head's output as it is.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-
-
-class StepLoss(nn.Module):
-    """A causal language model and the sum of its negative log-likelihoods over the tokens that carry loss (Eq. 4).
-
-    Only hidden states at loss positions go through the head. Shard this module, not the model: the hooks that gather
-    the embedding and the head fire on the module that is called.
-
-    Raises:
-        UserError: If the model changes its logits behind the head.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        changes = [n for n in _LOGIT_CHANGES if getattr(model.config, n, None) not in (None, 1, 1.0)]
-        if changes:
-            raise UserError(
-                f"{type(model).__name__} sets {changes[0]}, which the loss does not know", "use another model"
-            )
-        self.model = model
-
-    def forward(self, ids: Tensor, loss_mask: Tensor) -> Tensor:
-        """Sums -log p(token | all before it) over the tokens marked.
-
-        Args:
-            ids: int64, (batch, length), padded to the right.
-            loss_mask: bool, (batch, length); True where the token is a target. The first column has no prediction.
-
-        Returns:
-            float32 scalar, in nats.
-        """
-        # No attention mask: padding stands to the right, where causal attention never looks.
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        wanted = loss_mask[:, 1:]
-        states, targets = hidden[:, :-1][wanted], ids[:, 1:][wanted]
-        if len(targets) <= LOGIT_ROWS:
-            return self._nll(states, targets)
-        parts = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        return torch.stack([checkpoint(self._nll, s, t, use_reentrant=False) for s, t in parts]).sum()
-
-    def _nll(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(states)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -89,22 +46,21 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
-    """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several.
+    """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
+    lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
     Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so.
     """
     model.train()
     model.config.use_cache = False
-    if device.type == "cuda":
+    recompute = config.activation_checkpointing
+    if device.type == "cuda" if recompute is None else recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = StepLoss(model)
+    module = StepLoss(model, config.max_length)
     _, world = rank_and_world()
-    if world == 1:
+    lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
+    if world == 1 and not lone_gpu:
         return module.float().to(device)
-
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
     mesh = init_device_mesh(device.type, (world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if config.dtype == "bfloat16" else None, reduce_dtype=torch.float32
@@ -191,19 +147,17 @@ def fit(
     config: TrainConfig,
     device: torch.device,
     *,
-    pad_id: int = 0,
     done: int = 0,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_checkpoint: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Trains from step `done` + 1 to the end.
 
-    A step's loss is the mean over all tokens that carry loss in its global batch: exact, however the batch is split
-    over processes and micro-batches.
+    A step's loss is the mean over all tokens that carry loss in its global batch (or over steps or trajectories, as
+    `config.loss` says): exact, however the batch is split over processes and micro-batches.
 
     Args:
         examples: The same on every process; each has at least one token that carries loss.
-        pad_id: Any valid token.
         done: Steps that the state in `module` and `optimizers` has behind it.
         on_step: Called on every process with the step's metrics.
         on_checkpoint: Called on every process with the number of steps done: every `checkpoint_steps`, at the end of
@@ -216,7 +170,8 @@ def fit(
     total = total_steps(len(examples), config.global_batch, config.epochs)
     epoch_steps = math.ceil(len(examples) / config.global_batch)
     lengths = [example.length for example in examples]
-    loss_tokens = [example.loss_tokens for example in examples]
+    flops = Flops.of(module.model)
+    costs = [flops.of_example(example.length, example.loss_tokens) for example in examples]
     # Adam's rate stands last: Muon, where it is used, comes first.
     rates = [config.muon_learning_rate, config.learning_rate][-len(optimizers) :]
     begun = time.monotonic()
@@ -224,19 +179,20 @@ def fit(
         started = time.monotonic()
         torch.manual_seed(derive_seed(config.seed, "step", step, rank))
         batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
-        targets = sum(loss_tokens[i] for i in batch)
+        members = [examples[i] for i in batch]
+        count = units(members, config.loss)
         factor = schedule(step, total, config.warmup_ratio)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
-        for micro_batch in plan(batch, lengths, world, config.micro_batch_tokens)[rank]:
-            ids, loss_mask = collate([examples[i] for i in micro_batch], pad_id)
-            with _autocast(config, device, world):
-                loss = module(ids.to(device), loss_mask.to(device))
+        for micro_batch in plan(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
+            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+            with _autocast(module, config, device):
+                loss = module(packed)
             # FSDP averages gradients over processes; the loss is a sum over all of them.
-            (loss * (world / targets)).backward()
+            (loss * (world / count)).backward()
             nll += loss.detach()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:
@@ -245,8 +201,9 @@ def fit(
 
         if world > 1:
             dist.all_reduce(nll)
-            norm = norm.full_tensor()  # type: ignore[attr-defined]
-        mean = nll.item() / targets
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        mean = nll.item() / count
         if not math.isfinite(mean):
             raise AtlasError(f"the loss is {mean} at step {step}", "lower learning_rate, or set dtype to float32")
         now = time.monotonic()
@@ -259,7 +216,7 @@ def fit(
                 "loss": mean,
                 "grad_norm": norm.item(),
                 "learning_rate": config.learning_rate * factor,
-                "loss_tokens": targets,
+                "loss_tokens": sum(example.loss_tokens for example in members),
                 "tokens": tokens,
                 "tokens_per_second": tokens / (now - started),
                 "seconds": now - started,
@@ -270,11 +227,12 @@ def fit(
             on_checkpoint(step)
 
 
-def _autocast(config: TrainConfig, device: torch.device, world: int) -> Any:
-    """Where several processes shard the model, FSDP's own policy casts instead, before weights travel."""
-    if config.dtype == "float32" or world > 1:
+def _autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
+    """Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
+    if config.dtype == "float32" or isinstance(module, FSDPModule):
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # Each weight is used once a pass: kept casts would only be a second copy of the model.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def local_device(use_gpu: bool) -> torch.device:

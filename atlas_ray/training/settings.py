@@ -9,6 +9,8 @@ from pydantic import Field
 from atlas_ray.config import DataConfig, RayConfig, Strict
 from atlas_ray.trajectories.settings import CollectConfig
 
+Objective = Literal["token", "step", "trajectory"]
+
 
 class TrainConfig(Strict):
     """Fine-tuning with loss on the selected steps only (section 3.3, App. B.1: the defaults)."""
@@ -18,16 +20,20 @@ class TrainConfig(Strict):
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
     epochs: float = Field(3, gt=0)
+    loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
     learning_rate: float = Field(2e-5, gt=0)
     muon_learning_rate: float = Field(2e-2, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     global_batch: int = Field(128, ge=1, description="trajectories an optimizer step")
-    micro_batch_tokens: int = Field(16384, ge=16, description="padded tokens a forward pass and worker")
+    micro_batch_tokens: int = Field(16384, ge=16, description="packed tokens a forward pass and worker")
     max_length: int = Field(8192, ge=16)
     clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    activation_checkpointing: bool | None = Field(
+        None, description="recompute layers instead of keeping their activations; None: on GPUs"
+    )
     workers: int = Field(1, ge=1)
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: int = Field(1, ge=1)
