@@ -22,7 +22,6 @@ import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
@@ -38,6 +37,9 @@ from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
 from atlas_ray.training.objective import units
 from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.validation import validation_loss
+
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -49,7 +51,8 @@ def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
     """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
     lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
-    Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so.
+    Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so. Frozen
+    weights, beside LoRA's adapters, are no master copies: they are kept as they are computed with.
     """
     model.train()
     model.config.use_cache = False
@@ -60,14 +63,23 @@ def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if world == 1 and not lone_gpu:
-        return module.float().to(device)
+        return _master(module, config).to(device)
     mesh = init_device_mesh(device.type, (world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if config.dtype == "bfloat16" else None, reduce_dtype=torch.float32
     )
     layers = next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
     for part in (*layers, module):
-        fully_shard(part.float(), mesh=mesh, mp_policy=policy)
+        fully_shard(_master(part, config), mesh=mesh, mp_policy=policy)
+    return module
+
+
+def _master(module: nn.Module, config: TrainConfig) -> Any:
+    frozen = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if all(p.requires_grad for p in module.parameters()):
+        return module.float()
+    for p in module.parameters():
+        p.data = p.data.to(torch.float32 if p.requires_grad else frozen)
     return module
 
 
@@ -80,7 +92,7 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     """
     adam = partial(torch.optim.AdamW, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     if config.optimizer == "adam":
-        return [adam(module.parameters())]
+        return [adam([p for p in module.parameters() if p.requires_grad])]
     if rank_and_world()[1] > 1:
         raise UserError("muon needs whole matrices, which several workers split", "set workers: 1 or optimizer: adam")
     layers = next(m for m in module.model.get_decoder().modules() if isinstance(m, nn.ModuleList))
@@ -103,8 +115,11 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
 
 
 def save_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged."""
-    weights, moments = get_state_dict(module, optimizers)
+    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged.
+
+    Frozen weights are not in it: they are the base model's.
+    """
+    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
     dcp.save(
         {"model": weights, "optimizer": moments, "step": step},
         checkpoint_id=str(folder),
@@ -118,26 +133,13 @@ def load_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch
     Returns:
         The number of optimizer steps done.
     """
-    weights, moments = get_state_dict(module, optimizers)
+    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
     state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
     dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_TRAINED
+    )
     return int(state["step"])
-
-
-def export_model(folder: str | Path, module: StepLoss, dtype: torch.dtype) -> None:
-    """Writes the trained model in Hugging Face format; every process takes part, the first one writes.
-
-    Args:
-        dtype: Of the weights on disk.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(module, options=options)
-    if rank_and_world()[0] == 0:
-        model = module.model
-        own = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in weights.items()}
-        model.config.use_cache, model.config.dtype = True, dtype
-        model.save_pretrained(folder, state_dict=own, max_shard_size="2GB")
 
 
 def fit(
@@ -148,10 +150,12 @@ def fit(
     device: torch.device,
     *,
     done: int = 0,
+    validation: Sequence[Example] = (),
+    stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_checkpoint: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Trains from step `done` + 1 to the end.
+) -> int:
+    """Trains from step `done` + 1 to the end, or until it is asked to stop.
 
     A step's loss is the mean over all tokens that carry loss in its global batch (or over steps or trajectories, as
     `config.loss` says): exact, however the batch is split over processes and micro-batches.
@@ -159,9 +163,14 @@ def fit(
     Args:
         examples: The same on every process; each has at least one token that carries loss.
         done: Steps that the state in `module` and `optimizers` has behind it.
+        validation: Held-back examples; their loss is taken at the end of each epoch and at the very end.
+        stop: Whether to stop behind this step; one process that says so is enough.
         on_step: Called on every process with the step's metrics.
         on_checkpoint: Called on every process with the number of steps done: every `checkpoint_steps`, at the end of
-            each epoch, and at the very end.
+            each epoch, at the very end, and when it is asked to stop.
+
+    Returns:
+        Steps done.
 
     Raises:
         AtlasError: If the loss is no longer finite.
@@ -189,7 +198,7 @@ def fit(
         nll = torch.zeros((), dtype=torch.float64, device=device)
         for micro_batch in plan(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
             packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
-            with _autocast(module, config, device):
+            with autocast(module, config, device):
                 loss = module(packed)
             # FSDP averages gradients over processes; the loss is a sum over all of them.
             (loss * (world / count)).backward()
@@ -208,27 +217,43 @@ def fit(
             raise AtlasError(f"the loss is {mean} at step {step}", "lower learning_rate, or set dtype to float32")
         now = time.monotonic()
         tokens = sum(lengths[i] for i in batch)
-        on_step(
-            {
-                "step": step,
-                "total_steps": total,
-                "epoch": step / epoch_steps,
-                "loss": mean,
-                "grad_norm": norm.item(),
-                "learning_rate": config.learning_rate * factor,
-                "loss_tokens": sum(example.loss_tokens for example in members),
-                "tokens": tokens,
-                "tokens_per_second": tokens / (now - started),
-                "seconds": now - started,
-                "eta_seconds": (now - begun) / (step - done) * (total - step),
-            }
-        )
-        if step % config.checkpoint_steps == 0 or step % epoch_steps == 0 or step == total:
+        metrics = {
+            "step": step,
+            "total_steps": total,
+            "epoch": step / epoch_steps,
+            "loss": mean,
+            "grad_norm": norm.item(),
+            "learning_rate": config.learning_rate * factor,
+            "loss_tokens": sum(example.loss_tokens for example in members),
+            "tokens": tokens,
+            "flops": sum(costs[i] for i in batch),
+            "tokens_per_second": tokens / (now - started),
+            "seconds": now - started,
+            "eta_seconds": (now - begun) / (step - done) * (total - step),
+        }
+        epoch_ends = step % epoch_steps == 0 or step == total
+        if validation and epoch_ends:
+            metrics["validation_loss"] = validation_loss(module, validation, config, device)
+        on_step(metrics)
+        stopping = _anyone(stop(), device, world)
+        if stopping or epoch_ends or step % config.checkpoint_steps == 0:
             on_checkpoint(step)
+        if stopping:
+            return step
+    return total
 
 
-def _autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
-    """Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
+def _anyone(said: bool, device: torch.device, world: int) -> bool:
+    """Whether any process said so; all hear the same."""
+    if world == 1:
+        return said
+    heard = torch.tensor(float(said), device=device)
+    dist.all_reduce(heard)
+    return bool(heard.item())
+
+
+def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
+    """The context of a forward pass. Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
     if config.dtype == "float32" or isinstance(module, FSDPModule):
         return nullcontext()
     # Each weight is used once a pass: kept casts would only be a second copy of the model.
