@@ -156,7 +156,7 @@ def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any
     }
     steps = read_metrics(folder)
     kept = best_step(steps) if job.config.keep == "best" else steps[-1]
-    if job.validation and kept is not None:
+    if kept is not None and "validation_loss" in kept:
         figures |= {
             "validation_trajectories": len(job.validation),
             "kept_step": kept["step"],
