@@ -111,7 +111,8 @@ def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             open_loggers(a_config(run=str(tmp_path), loggers=[name])),
         ):
             pass
-    monkeypatch.setitem(sys.modules, "mlflow", SimpleNamespace())
+    fake = SimpleNamespace(set_tracking_uri=pytest.fail)
+    monkeypatch.setitem(sys.modules, "mlflow", fake)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with (
         pytest.raises(UserError, match="cannot write below s3://bucket/run"),

@@ -43,7 +43,7 @@ def test_only_adapters_learn_and_the_base_stays() -> None:
     module = loop.prepare(model, config, CPU)
     steps: list[dict[str, Any]] = []
     loop.fit(module, loop.make_optimizers(module, config), the_examples(), config, CPU, on_step=steps.append)
-    assert steps[-1]["loss"] < 0.8 * steps[0]["loss"]
+    assert steps[-1]["loss"] < steps[0]["loss"] - 0.3  # among random embeddings that stay as they are
     now = {n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora_" not in n}
     torch.testing.assert_close(now, before, rtol=0, atol=0)
 

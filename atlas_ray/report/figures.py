@@ -57,8 +57,8 @@ def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
     """Draws everything that there are numbers for.
 
     Returns:
-        Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`, `losses`
-        (one an arm that was trained).
+        Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`,
+        `losses` (one an arm that was trained).
     """
     with style.context(["default", _STYLE]):
         return {

@@ -131,7 +131,7 @@ def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
 def _smaller_batches(config: TrainConfig, cuda: bool) -> Iterator[dict[str, Any]]:
     """Changes of the batch that save memory, the cheapest first; the last one saves all that there is to save."""
     keep: dict[str, Any] = {} if recomputes(config, cuda) else {"activation_checkpointing": True}
-    sizes = []
+    sizes: list[int] = []
     while (size := (sizes or [config.micro_batch_tokens])[-1]) > config.max_length:
         sizes.append(max(size // 2, config.max_length))
     yield from ({"micro_batch_tokens": size} for size in sizes)
