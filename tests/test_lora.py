@@ -36,8 +36,9 @@ def small_steps(config: TrainConfig) -> list[tuple[Any, ...]]:
     return curve(read_metrics(RunFolder(config.run)))
 
 
-def test_only_adapters_learn_and_the_base_stays() -> None:
-    model, config = tiny_llama(80), a_config(lora=LORA, learning_rate=3e-2, epochs=10)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_only_adapters_learn_and_the_base_stays(dtype: str) -> None:
+    model, config = tiny_llama(80), a_config(lora=LORA, learning_rate=3e-2, epochs=10, dtype=dtype)
     before = {name: p.clone() for name, p in model.named_parameters()}
     add_adapters(model, LORA, seed=0)
     module = loop.prepare(model, config, CPU)
@@ -45,7 +46,9 @@ def test_only_adapters_learn_and_the_base_stays() -> None:
     loop.fit(module, loop.make_optimizers(module, config), the_examples(), config, CPU, on_step=steps.append)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3  # among random embeddings that stay as they are
     now = {n.replace(".base_layer", ""): p for n, p in model.named_parameters() if "lora_" not in n}
-    torch.testing.assert_close(now, before, rtol=0, atol=0)
+    as_computed = {name: weight.to(getattr(torch, dtype)) for name, weight in before.items()}
+    torch.testing.assert_close(now, as_computed, rtol=0, atol=0)
+    assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
 def test_the_first_loss_is_the_base_models_and_seeds_draw_the_adapters() -> None:

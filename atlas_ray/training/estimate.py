@@ -7,6 +7,7 @@ exact.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -15,8 +16,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.batching import total_steps
-from atlas_ray.training.flops import Flops
-from atlas_ray.training.metrics import PEAKS, peak_flops
+from atlas_ray.training.flops import Flops, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.shape import ModelShape, outline
 
@@ -27,6 +27,7 @@ _GB = 2**30
 _SAMPLE = 300  # trajectories tokenized for a count
 _MFU = 0.4
 _LOGIT_ROWS = 2048  # as in the loss
+_PAPERS_GPU = "A100"
 _PROCESS_ON_CPU = 0.7 * _GB  # torch, transformers and Ray themselves
 _MOST_WORKERS = 256
 
@@ -76,16 +77,17 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
     moments = 8 * shape.trained
     if config.optimizer == "muon":
         moments -= 4 * (shape.trained - shape.tables)
-    sharded = workers > 1 or cuda
+    recomputed = recomputes(config, cuda)
+    sharded = workers > 1 or (cuda and config.optimizer == "adam")
     if sharded:  # the embedding and the head stay for the pass; of the layers one computes while the next one comes
         gathered = shape.tables + 2 * shape.layer
-        casts = each * gathered + (4 + each) * gathered * min(1.0, shape.trained / shape.parameters)
-    else:
-        casts = 2 * shape.parameters if each == 2 else 0
+        casts = each * gathered + (4 + each) * gathered * shape.trained / shape.parameters
+    else:  # the head's gradient before it is added, and weights in bfloat16 for as long as a backward pass wants them
+        casts = 4 * shape.head * shape.trained / shape.parameters
+        casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
     tokens = max(config.micro_batch_tokens, config.max_length)
     layer = tokens * (each * (2 * shape.hidden + 5 * shape.attention + 4 * shape.inner) + 4 * 4 * shape.hidden)
     boundary = tokens * shape.hidden * (each if sharded else 4)
-    recomputed = recomputes(config, cuda)
     activations = shape.layers * boundary + layer if recomputed else shape.layers * layer
     return Memory(
         weights=(4 * shape.trained + each * frozen) / workers,
@@ -93,7 +95,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         moments=moments / workers,
         casts=casts,
         activations=activations,
-        logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (2 * each + 8),
+        logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (4 if each == 4 else 8),
         process=0.0 if cuda else _PROCESS_ON_CPU,
     )
 
@@ -229,8 +231,9 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     )
     flops = Flops.of(outline(config))
     operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in prepared.examples)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "A100"
-    peak = peak_flops(device) or PEAKS["A100"]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
+    if (peak := peak_flops(device)) is None:
+        device, peak = _PAPERS_GPU, peak_flops(_PAPERS_GPU) or math.nan
     hours = operations / (_MFU * peak) / 3600
     lines.append(
         f"{total_steps(count, config.global_batch, config.epochs)} optimizer steps in {config.epochs:g} epochs: "

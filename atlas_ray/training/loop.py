@@ -253,7 +253,7 @@ def _anyone(said: bool, device: torch.device, world: int) -> bool:
 
 
 def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
-    """The context of a forward pass. Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
+    """A forward pass's context. Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
     if config.dtype == "float32" or isinstance(module, FSDPModule):
         return nullcontext()
     # Each weight is used once a pass: kept casts would only be a second copy of the model.

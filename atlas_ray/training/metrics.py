@@ -14,33 +14,13 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.training.flops import peak_flops
 
 if TYPE_CHECKING:
     import torch
 
 METRICS = "metrics.jsonl"
 Progress = Callable[[dict[str, Any]], None]
-# Dense bfloat16 operations a second by the vendor's data sheets; the first name that a device's name contains counts.
-PEAKS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "A800": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "A10G": 70e12,
-    "A10": 125e12,
-    "L4": 121e12,
-    "RTX 4090": 165e12,
-    "V100": 125e12,
-}
-
-
-def peak_flops(device: str) -> float | None:
-    """Peak of a device by its name; None where it is unknown."""
-    return next((peak for name, peak in PEAKS.items() if name in device), None)
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:

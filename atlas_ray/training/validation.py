@@ -51,9 +51,7 @@ def hold_back(
     )
 
 
-def validation_loss(
-    module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device
-) -> float:
+def validation_loss(module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device) -> float:
     """The loss, in nats, of all examples as one batch, as training counts it; every process takes part."""
     import torch
     import torch.distributed as dist

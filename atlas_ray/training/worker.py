@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -71,7 +71,8 @@ class StopFile:
 
     def _look(self, folder: RunFolder) -> None:
         while not self._found and not self._closed.wait(_LOOK_SECONDS):
-            self._found = folder.has(STOP)
+            with suppress(OSError):  # a store that does not answer now
+                self._found = folder.has(STOP)
 
 
 def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: Callable[[], bool]) -> int:
