@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from atlas_ray.cli import main
 from atlas_ray.errors import UserError
 from atlas_ray.training.estimate import Memory, estimate_lines, memory_lines, memory_of, refuse_what_cannot_fit, remedy
 from atlas_ray.training.metrics import Meter, peak_flops
@@ -113,6 +114,28 @@ def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     assert work.startswith("4 optimizer steps in 2 epochs: ")
     assert "GPU-hours if an MFU of 40% is reached (A100, 312 TFLOP/s)" in work
     assert memory.endswith("GB: fits")
+
+
+def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, data = write_base(tmp_path / "base"), write_data(tmp_path)
+    run = tmp_path / "run"
+    keys = [
+        f"model={base}",
+        "max_length=500",
+        "global_batch=3",
+        "epochs=1",
+        "lora.rank=4",
+        "memory_gb=2",
+        "use_gpu=false",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", data.path, "--run", str(run), "--dry-run", *(p for k in keys for p in ("--set", k))])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "# 3 optimizer steps in 1 epochs" in said
+    assert "# memory of a worker: about " in said
+    assert "of 2.0 GB: fits" in said
+    assert not run.exists()
 
 
 def test_mfu_is_what_was_needed_of_what_the_devices_could() -> None:
