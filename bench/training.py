@@ -57,8 +57,8 @@ class Setup:
 
 def setup_of(device: str, tiny: bool) -> Setup:
     """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU."""
-    llama = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
-    heads = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    llama: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
     if tiny:
         small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
         return Setup(small | heads, 4, (40, 120), 2, 3, 1, "float32", 256, ((1, 2),))
@@ -257,12 +257,14 @@ def peak_memory(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 1e9
 
 
-def in_own_process(arguments: list[str]) -> dict[str, Any]:
-    """Runs one competitor and reads the figures that it prints last."""
+def in_own_process(arguments: list[str]) -> dict[str, Any] | None:
+    """Runs one competitor and reads the figures that it prints last; None where it ran out of GPU memory."""
     command = [sys.executable, "-m", "bench.training", *arguments]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
+    if done.returncode and "CUDA out of memory" in done.stderr:
+        return None
     if done.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
@@ -289,8 +291,18 @@ def main() -> None:
     names = ["ours", *(f"{batch}x{accumulation}" for batch, accumulation in setup.rivals)]
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for _ in range(options.runs):
-        for name in names:
-            found[name].append(in_own_process([*same, "--one", name]))
+        for name in [n for n in names if n in found]:
+            run = in_own_process([*same, "--one", name])
+            if run is not None:
+                found[name].append(run)
+            elif name == "ours":
+                raise SystemExit("ours ran out of GPU memory: raise the setup's reserve")
+            else:
+                print(f"TRL {name} runs out of GPU memory")
+                del found[name]
+    names = list(found)
+    if names == ["ours"]:
+        raise SystemExit("TRL runs out of GPU memory in every setting")
     timed = _batches(setup)[setup.warm_up :]
     _, wholes = examples_of(setup)
     tokens = sum(len(wholes[i]) for batch in timed for i in batch)

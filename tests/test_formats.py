@@ -77,7 +77,7 @@ def chat_of(name: str) -> ChatFormat:
 
 def parse(golden: str) -> tuple[list[str], list[bool]]:
     """Tokens, and whether each stands within « »."""
-    tokens, mask, inside = [], [], False
+    tokens, mask, inside = list[str](), list[bool](), False
     for piece in golden.split("|"):  # a special token such as <|end|> comes in pieces
         if tokens and tokens[-1].startswith("<") and not tokens[-1].endswith(">"):
             tokens[-1] += "|" + piece

@@ -117,7 +117,7 @@ def windowed_mistral() -> Any:
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(0)
-    shape = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape: Any = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     return MistralForCausalLM(MistralConfig(vocab_size=VOCABULARY, num_key_value_heads=1, sliding_window=9, **shape))
 
 
@@ -157,6 +157,7 @@ def computed(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
 
     def note(*_: Any) -> None:
         for name, p in module.named_parameters():
+            assert p.grad is not None
             full = p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad
             gradients[name.removeprefix("model.")] = full.clone()
 
@@ -191,7 +192,7 @@ def reference(case: Case, shift: int = 0) -> tuple[float, dict[str, torch.Tensor
         objective = case.options.get("loss", "token")
         means = [model(input_ids=ids, labels=one).loss for one in (alone if objective == "step" else [labels])]
         parts += means * (int((labels != -100).sum()) if objective == "token" else 1)
-    total = sum(parts) / len(parts)
+    total = torch.stack(parts).mean()
     total.backward()
     return total.item(), {name: p.grad for name, p in model.named_parameters()}
 

@@ -114,7 +114,7 @@ def collate(examples: Sequence[Example], objective: Objective) -> Batch:
 
     lengths = tuple(e.length for e in examples) or (1,)
     edges = np.cumsum([0, *lengths], dtype=np.int32)
-    ids = np.concatenate([e.ids for e in examples] or [np.zeros(1)]).astype(np.int64)
+    ids = np.concatenate([e.ids for e in examples] or [np.zeros(1, np.int32)]).astype(np.int64)
     spans = [span + start for e, start in zip(examples, edges, strict=False) for span in e.spans]
     wanted = np.concatenate([np.arange(*span) for span in spans] or [np.zeros(0, np.int64)])
     weights = [token_weights(e, objective) for e in examples] or [np.zeros(0, np.float32)]
