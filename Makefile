@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart test test-slow bench-selection lint format clean
+.PHONY: setup quickstart test test-slow bench-selection bench-training bench-rendering lint format clean
 
 setup: $(STAMP)
 
@@ -22,7 +22,14 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Each prints a table and writes bench/NAME.json.
+# Each prints a table and writes bench/NAME.json. With a GPU: ARGS="--device cuda".
+bench-training: setup
+	$(BIN)/python -c "import trl" 2>/dev/null || $(BIN)/python -m pip install -q -e ".[bench]"
+	$(BIN)/python -m bench.training $(ARGS)
+
+bench-rendering: setup
+	$(BIN)/python -m bench.rendering
+
 bench-selection: setup
 	$(BIN)/python -m bench.selection
 

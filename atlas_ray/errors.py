@@ -20,6 +20,12 @@ class UserError(AtlasError):
     exit_code = 2
 
 
+class Stopped(AtlasError):
+    """A SIGTERM ended a stage in good order; nothing is lost. Exit code 143, as a shell's for SIGTERM."""
+
+    exit_code = 143
+
+
 class DataError(AtlasError):
     """One row of a data set is unusable; it goes to `rejected.jsonl` with this message."""
 

@@ -149,5 +149,5 @@ def test_the_view_colours_the_loss_tokens() -> None:
         ["Thought:", "d", "Action:", "win", "<|eot_id|>"],
     ]
     assert [s.style for s in text.spans] == [CONTEXT_STYLE, LOSS_STYLE] * 2
-    empty = Example("x", np.zeros(0, np.int32), np.zeros(0, bool), 0, 0, 0, 0)
+    empty = Example("x", np.zeros(0, np.int32), np.zeros((0, 2), np.int32), 0, 0, 0, 0)
     assert render_mask(empty, LLAMA).plain == ""

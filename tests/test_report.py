@@ -126,6 +126,20 @@ def test_results_hold_exactly_these_numbers() -> None:
     assert (mean["held"], mean["environments"], mean["success"]) == ("in", 2, 0.625)
 
 
+def test_training_curves_are_thinned_and_drawn_per_arm() -> None:
+    falling = [4.0 / (1 + step) for step in range(360)]
+    trained = arm("gold", {"maze": 30}, selector="gold", losses=falling, validation=[(180, 0.5), (360, 0.25)])
+    results = build_results(report_input(arm("base", {"maze": 4}), trained))
+    base, gold = results["arms"]
+    assert (base["losses"], base["validation"]) == ([], [])
+    assert [len(gold["losses"]), gold["losses"][0], gold["losses"][-1][0]] == [120, [3, 2.444444], 360]
+    assert gold["validation"] == [[180, 0.5], [360, 0.25]]
+    [panel] = draw(results)["losses"]
+    assert panel.title == "gold"
+    assert "Training loss of gold" in panel.svg
+    assert "held-back tasks" in render_page(results, [])
+
+
 def test_selectors_are_measured_against_gold() -> None:
     gold, random, value = build_results(realistic())["selectors"]
     keys = ("name", "precision", "recall", "f1", "requested", "actual", "against")

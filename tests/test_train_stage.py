@@ -1,16 +1,11 @@
-"""The training stage: what it refuses, what it writes, and that a run that is killed ends as if it had not been."""
+"""The training stage: what it refuses, what it writes, and that workers share the work exactly."""
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,11 +17,11 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.training.batching import total_steps
-from atlas_ray.training.distributed import METRICS, train, train_agent
+from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.examples import prepare
-from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.metrics import METRICS
 from atlas_ray.types import Selection
+from tests.test_train_kills import undisturbed, written_curve
 from tests.test_training import (
     SELECTIONS_HERE,
     TRAJECTORIES_HERE,
@@ -96,77 +91,6 @@ def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, t
     assert time.monotonic() - started < 1
 
 
-def long_config(folder: Path, **options: Any) -> TrainConfig:
-    return a_config(
-        run=str(folder / "run"), model=str(folder / "base"), epochs=40, checkpoint_steps=5, global_batch=4, **options
-    )
-
-
-def written_curve(folder: Path) -> list[tuple[Any, ...]]:
-    return curve([json.loads(line) for line in (folder / "run" / METRICS).read_text().splitlines()])
-
-
-def undisturbed(config: TrainConfig) -> list[tuple[Any, ...]]:
-    from transformers import AutoModelForCausalLM
-
-    return curve(run_locally(config, AutoModelForCausalLM.from_pretrained(config.model))[2])
-
-
-@pytest.mark.slow
-def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
-    psutil = pytest.importorskip("psutil")
-    write_base(tmp_path / "base")
-    config = long_config(tmp_path)
-    killed: list[int] = []
-
-    def kill(metrics: dict[str, Any]) -> None:
-        if metrics["step"] >= 12 and not killed:
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in process.name() or "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.send_signal(signal.SIGKILL)
-                    killed.append(metrics["step"])
-
-    train(config, TRAJECTORIES_HERE, SELECTIONS_HERE, kill)
-    assert killed
-    assert killed[0] < total_steps(7, 4, 40)
-    assert written_curve(tmp_path) == undisturbed(config)
-
-
-DRIVER = """
-import json, sys
-from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.distributed import train
-from tests.test_training import TRAJECTORIES_HERE, SELECTIONS_HERE
-
-if __name__ == "__main__":
-    train(TrainConfig.model_validate_json(sys.argv[1]), TRAJECTORIES_HERE, SELECTIONS_HERE)
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_driver_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    write_base(tmp_path / "base")
-    config = long_config(tmp_path)
-    command = [sys.executable, "-c", DRIVER, config.model_dump_json()]
-    metrics = tmp_path / "run" / METRICS
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"PYTHONPATH": str(Path.cwd())}
-    first = subprocess.Popen(command, env=environment, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (metrics.exists() and len(metrics.read_text().splitlines()) >= 12):
-        assert time.monotonic() < deadline
-        assert first.poll() is None
-        time.sleep(0.1)
-    os.killpg(first.pid, signal.SIGKILL)
-    first.wait()
-    assert not (tmp_path / "run" / "finished.json").exists()
-    kept = [*(tmp_path / "run").glob("checkpoints-*/checkpoint_*")]
-    assert kept
-    before = metrics.read_text().splitlines()
-    subprocess.run(command, env=environment, check=True, timeout=180)
-    assert metrics.read_text().splitlines()[:5] == before[:5]  # with the first run's own times: it went on
-    assert written_curve(tmp_path) == undisturbed(config)
-
-
 @pytest.mark.slow
 def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
@@ -182,35 +106,3 @@ def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
     assert (tmp_path / "run" / METRICS).read_text() == written
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "run" / "model")
     torch.testing.assert_close(exported.state_dict(), module.model.state_dict(), rtol=1e-3, atol=1e-4)
-
-
-UNDER_TORCHRUN = """
-import json, sys, torch, torch.distributed as dist
-from atlas_ray.training import loop
-from tests.test_training import a_config, the_examples
-from tests.tiny import tiny_llama
-
-dist.init_process_group("gloo")
-torch.set_num_threads(1)
-config = a_config()
-module = loop.prepare(tiny_llama(80), config, loop.local_device(use_gpu=False))
-optimizers, steps = loop.make_optimizers(module, config), []
-loop.fit(module, optimizers, the_examples(), config, torch.device("cpu"), on_step=steps.append)
-if dist.get_rank() == 0:
-    json.dump(steps, open(sys.argv[1], "w"))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow
-def test_the_loop_runs_under_torchrun(tmp_path: Path) -> None:
-    (tmp_path / "script.py").write_text(UNDER_TORCHRUN)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    subprocess.run(
-        [*command, str(tmp_path / "script.py"), str(tmp_path / "steps.json")],
-        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
-        check=True,
-        timeout=180,
-    )
-    steps = json.loads((tmp_path / "steps.json").read_text())
-    np.testing.assert_allclose(curve(steps), curve(run_locally(a_config())[2]), rtol=1e-4)

@@ -62,19 +62,16 @@ def tiny_llama(vocab: int, hidden: int = 64, layers: int = 2, heads: int = 2, se
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=vocab,
-            hidden_size=hidden,
-            intermediate_size=2 * hidden,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=heads,
-            max_position_embeddings=2048,
-            tie_word_embeddings=True,
-            **options,
-        )
-    )
+    shape = {
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": heads,
+        "max_position_embeddings": 2048,
+        "tie_word_embeddings": True,
+    }
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab, **shape | options))
 
 
 def json_model(folder: str, texts: Iterable[str], context: int, vocabulary: int = 2000) -> None:

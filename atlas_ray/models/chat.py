@@ -77,11 +77,15 @@ class ChatFormat:
         anchors = [(i, str(token)) for i, token in added if token.special and not token.rstrip]
         self._anchor = next((a for a in anchors if a[0] == tokenizer.eos_token_id), anchors[0] if anchors else None)
 
+        self._tail = self._find_tail()
         self._user, self._reply, self.generation_prompt = self._probe(system=False)
         ends = [found.end() for found in self._special.finditer(self._reply.after)]
         if not ends:
             raise self._refused("ends a reply without a special token, so that no model could learn to stop")
         self.end_of_turn, self._carry = self._reply.after[: ends[-1]], self._reply.after[ends[-1] :]
+        # Some special tokens take in the white space behind them (Phi's): none of it becomes a token.
+        swallows = any(token.rstrip and self.end_of_turn.endswith(str(token)) for _, token in added)
+        self._carried = self._carry.lstrip() if swallows else self._carry
         eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self._encode(self.end_of_turn)[-1], *eos]))
 
@@ -132,7 +136,7 @@ class ChatFormat:
 
     def observation(self, text: str) -> list[int]:
         """Ids of one answer of the environment: all between a reply's end of turn and the start of the next reply."""
-        return self._encode(self._carry + self._user.write(self._guard(text)) + self.generation_prompt)
+        return self._encode(self._carried + self._user.write(self._guard(text)) + self.generation_prompt)
 
     def _join(self, messages: Sequence[Message]) -> tuple[Rendered, str, str]:
         """Tokens up to the last reply, the text behind it, and the text of it all."""
@@ -148,7 +152,7 @@ class ChatFormat:
             reply = self._encode(turn.removeprefix(self.generation_prompt).removesuffix(self._carry))
             done.spans.append((len(done.ids), len(done.ids) + len(reply)))
             done.ids.extend(reply)
-            pending = self._carry
+            pending = self._carried
         return done, pending, text
 
     def _turns(self, messages: Sequence[Message]) -> list[tuple[Message, str]]:
@@ -203,9 +207,18 @@ class ChatFormat:
 
         turns = [{"role": m.role, "content": self._guard(m.content)} for m in messages]
         try:
-            return self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options)
+            text = self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options)
         except TemplateError as error:
             raise self._refused(f"fails on this conversation: {error}") from None
+        return text if options else text.removesuffix(self._tail)
+
+    def _find_tail(self) -> str:
+        """The special token that a template writes behind whatever conversation it is given (Phi's end of text)."""
+        self._tail = ""
+        first = self._template([Message("user", "turn0")])
+        second = self._template([Message("user", "turn0"), Message("assistant", "turn1")])
+        tails = [t for t in ("", *self._specials) if first.endswith(t) and second.endswith(t)]
+        return next((t for t in tails if second.startswith(first.removesuffix(t))), "")
 
     def _guard(self, content: str) -> str:
         """Content with the names of special tokens put aside: text from outside must not end or open a turn."""

@@ -57,7 +57,8 @@ def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
     """Draws everything that there are numbers for.
 
     Returns:
-        Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`.
+        Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`,
+        `losses` (one an arm that was trained).
     """
     with style.context(["default", _STYLE]):
         return {
@@ -65,6 +66,7 @@ def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
             "cost": _cost(results),
             "selectors": _selectors(results),
             "positions": _positions(results),
+            "losses": _losses(results),
         }
 
 
@@ -139,6 +141,27 @@ def _positions(results: Mapping[str, Any]) -> list[Panel]:
                 axes.text(x + 0.5, y, percent(share, 0), ha="center", va="center", size=7.5, color=colour)
     axes.set_xlabel("place in the trajectory")
     return [Panel("", "", _svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
+
+
+def _losses(results: Mapping[str, Any]) -> list[Panel]:
+    """Each arm's training loss, and its validation loss as dots, all on one scale."""
+    arms = [arm for arm in results["arms"] if arm["losses"]]
+    top = max((loss for arm in arms for _, loss in [*arm["losses"], *arm["validation"]]), default=1.0)
+    panels = []
+    for place, arm in enumerate(arms):
+        colour = ACCENT if arm["name"] == results["verdict"]["critical"] else INK
+        figure = Figure(figsize=(_WIDTH, 1.7))
+        axes = figure.add_axes((0.13, 0.27, 0.84, 0.68))
+        axes.plot(*zip(*arm["losses"], strict=True), color=colour, linewidth=1.2)
+        if arm["validation"]:
+            axes.plot(*zip(*arm["validation"], strict=True), "o", color=colour, mfc=PAPER, markersize=5)
+        axes.set_ylim(0, 1.05 * top)
+        axes.set_xlabel("optimizer step")
+        axes.set_ylabel("loss, nats")
+        _bare(axes)
+        axes.grid(axis="y")
+        panels.append(Panel(arm["name"], "", _svg(figure, f"loss-{place}", f"Training loss of {arm['name']}")))
+    return panels
 
 
 def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:

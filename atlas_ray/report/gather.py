@@ -14,6 +14,7 @@ from atlas_ray.report.tables import print_tables
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.settings import SelectorConfig
+from atlas_ray.training.metrics import read_metrics
 from atlas_ray.trajectories.readers import read_trajectories
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def gather(recipe: Recipe) -> ReportInput:
 def _arm(recipe: Recipe, name: str, model: str) -> Arm:
     selector: SelectorConfig | None = recipe.arms.get(name)
     trained = _finished(RunFolder(recipe.train[name].run)) if selector else {}
+    steps = read_metrics(RunFolder(recipe.train[name].run)) if selector else []
     return Arm(
         name=name,
         model=model,
@@ -77,6 +79,8 @@ def _arm(recipe: Recipe, name: str, model: str) -> Arm:
         loss_token_fraction=trained.get("loss_token_fraction"),
         train_steps=trained.get("train_steps"),
         episodes=RunFolder(recipe.evaluate.run).child(name).read(EPISODES),
+        losses=[step["loss"] for step in steps],
+        validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
     )
 
 

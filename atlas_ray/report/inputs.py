@@ -21,6 +21,8 @@ class Arm:
         step_fraction: Steps with loss over all steps of the training data, or None without training.
         loss_token_fraction: Tokens with loss over all trainable tokens, or None without training.
         train_steps: Optimizer steps, or None without training.
+        losses: Training loss of every optimizer step.
+        validation: Step and validation loss, where tasks were held back.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Arm:
     loss_token_fraction: float | None
     train_steps: int | None
     episodes: Sequence[Episode]
+    losses: Sequence[float] = ()
+    validation: Sequence[tuple[int, float]] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from atlas_ray.selection.compare import compare_selections
 __all__ = ["SCHEMA_VERSION", "Arm", "ReportInput", "build_results"]
 
 SCHEMA_VERSION = 1
+CURVE_POINTS = 120
 
 
 def build_results(given: ReportInput) -> dict[str, Any]:
@@ -63,9 +64,18 @@ def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
         "step_fraction": arm.step_fraction,
         "loss_token_fraction": arm.loss_token_fraction,
         "train_steps": arm.train_steps,
+        "losses": _thinned(arm.losses),
+        "validation": [list(point) for point in arm.validation],
         "environments": cells,
         "averages": list(_averages(cells)),
     }
+
+
+def _thinned(losses: Sequence[float]) -> list[list[float]]:
+    """Pairs of step and loss, at most `CURVE_POINTS` of them: each the mean of as many steps, at the last of these."""
+    width = -(-len(losses) // CURVE_POINTS) or 1
+    parts = [losses[start : start + width] for start in range(0, len(losses), width)]
+    return [[i * width + len(part), sum(part) / len(part)] for i, part in enumerate(parts)]
 
 
 def _cell(arm: Arm, env: str, given: ReportInput) -> dict[str, Any]:

@@ -116,8 +116,12 @@ class RunFolder:
 
     def read_json(self, name: str) -> Any:
         """Reads a JSON file of this folder."""
+        return json.loads(self.read_bytes(name).decode())
+
+    def read_bytes(self, name: str) -> bytes:
+        """Reads a file of this folder."""
         with self._fs.open_input_stream(self._path(name)) as stream:
-            return json.loads(stream.read().decode())
+            return stream.read()
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file whole or not at all (an object store's put is atomic already)."""
@@ -131,6 +135,11 @@ class RunFolder:
             else:
                 with self._fs.open_output_stream(self._path(name)) as stream:
                     stream.write(content)
+
+    def remove(self, name: str) -> None:
+        """Deletes a file where there is one."""
+        if self.has(name):
+            self._fs.delete_file(self._path(name))
 
     def writer(self, table: TableSpec[Record]) -> ShardWriter[Record]:
         """A writer of records; use it as a context manager."""
@@ -237,6 +246,8 @@ _PLACEMENT = {
     "workers",
     "cpus_per_worker",
     "max_failures",
+    "memory_gb",
+    "loggers",
     "timeout_s",
     "concurrency",
     "requests_per_minute",

@@ -1,36 +1,41 @@
-"""Ray Train around the loop: workers, checkpoints, resume, the model folder.
+"""Ray Train around the worker: processes, checkpoints, resume.
 
 Flows in: a configuration, trajectories and a selection; flows out: a run folder with `metrics.jsonl`, `model/` and
 `finished.json`. Ray Train's own folder below it holds the checkpoints; a run of the same configuration and data goes on
-from the last one that every worker completed.
+from the last one that every worker completed. A SIGTERM, as `ray job stop` sends it, makes one and ends the run.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
+import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import pyarrow.fs as pafs
 
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.runs.folder import RunFolder, config_digest, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
+from atlas_ray.training.estimate import memory_lines
 from atlas_ray.training.examples import Prepared, prepare, show
+from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.loggers import open_loggers
 from atlas_ray.training.masking import Example
+from atlas_ray.training.metrics import Follower, Progress, best_step, read_metrics
 from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.validation import hold_back
+from atlas_ray.training.worker import STOP, Job, StopFile, run_worker
 from atlas_ray.types import Selection, Trajectory
-
-METRICS = "metrics.jsonl"
-Progress = Callable[[dict[str, Any]], None]
 
 
 def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
@@ -55,7 +60,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
     write_rejected(folder, rejected)
-    selections = None if config.selection is None else _read_selection(config.selection)
+    selections = None if config.selection is None else read_selection(config.selection)
 
     tracker: Tracker | None = None
 
@@ -97,33 +102,75 @@ def train(
     from atlas_ray.runs.cluster import connect
 
     begun = time.monotonic()
-    prepared = prepare(config, trajectories, selections)
+    prepared, job = make_job(config, trajectories, selections)
     if announce is not None:
         announce(prepared)
-    connect(config.ray)
+    for line in memory_lines(config):
+        console.print(line)
+    total = total_steps(len(job.examples), config.global_batch, config.epochs)
     folder = RunFolder(config.run)
-    with _Follower(folder, progress):
-        _fit(config, prepared)
-    with tempfile.TemporaryDirectory() as path:
-        prepared.chat.tokenizer.save_pretrained(path)
-        _copy(path, folder)
+    with open_loggers(config) as log:
+
+        def follow(metrics: dict[str, Any]) -> None:
+            log(metrics)
+            if progress is not None:
+                progress(metrics)
+
+        connect(config.ray)
+        with Follower(folder, follow):
+            reached = _fit(job)
+    if reached < total:
+        raise Stopped(f"training stopped at step {reached} of {total} (SIGTERM)", "the same command goes on from there")
+    write_tokenizer(folder, prepared.chat.tokenizer)
+    figures = figures_of(prepared, job, folder) | {"seconds": time.monotonic() - begun}
+    folder.finish(**figures)
+    return figures
+
+
+def make_job(
+    config: TrainConfig, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
+) -> tuple[Prepared, Job]:
+    """Holds tasks back and makes examples of all.
+
+    Raises:
+        UserError: If the selection or the model do not fit the data, or nothing is left to train or validate on.
+    """
+    training, held = hold_back(trajectories, config.validation_fraction, config.seed)
+    prepared = prepare(config, training, selections)
+    validation = prepare(config, held, selections).examples if held else []
+    return prepared, Job(config, prepared.examples, validation, tuple(prepared.chat.stop_ids))
+
+
+def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any]:
+    """What `finished.json` says, but for the time."""
     statistics = prepared.statistics
     figures = {
-        "train_steps": total_steps(len(prepared.examples), config.global_batch, config.epochs),
-        "trajectories": len(prepared.examples),
+        "train_steps": total_steps(len(job.examples), job.config.global_batch, job.config.epochs),
+        "trajectories": len(job.examples),
         "dropped": statistics.dropped + prepared.unselected,
         "steps_lost": statistics.steps_lost,
         "step_fraction": statistics.step_fraction,
         "loss_tokens": statistics.loss_tokens,
         "loss_token_fraction": statistics.loss_token_fraction,
         "tokens": statistics.tokens,
-        "seconds": time.monotonic() - begun,
     }
-    folder.finish(**figures)
+    steps = read_metrics(folder)
+    kept = best_step(steps) if job.config.keep == "best" else steps[-1]
+    if kept is not None and "validation_loss" in kept:
+        figures |= {
+            "validation_trajectories": len(job.validation),
+            "kept_step": kept["step"],
+            "validation_loss": kept["validation_loss"],
+        }
     return figures
 
 
-def _read_selection(uri: str) -> list[Selection]:
+def read_selection(uri: str) -> list[Selection]:
+    """The selections of a finished run of `atlas select`.
+
+    Raises:
+        UserError: If there is none.
+    """
     folder = RunFolder(uri)
     if not folder.exists:
         raise UserError(f"{uri} holds no selection", "run `atlas select` first, or correct `selection`")
@@ -132,11 +179,13 @@ def _read_selection(uri: str) -> list[Selection]:
     return folder.read(SELECTIONS)
 
 
-def _fit(config: TrainConfig, prepared: Prepared) -> None:
+def _fit(job: Job) -> int:
+    """Runs the workers; returns the number of optimizer steps done."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    config = job.config
     # Ray Train looks at its workers every 2 s otherwise, which is most of a small model's training.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if len(ray.nodes()) == 1:
@@ -155,29 +204,55 @@ def _fit(config: TrainConfig, prepared: Prepared) -> None:
         _work,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json") | {"run": reachable(config.run), "model": reachable(config.model)},
-            "examples": ray.put(prepared.examples),
-            "stop_ids": list(prepared.chat.stop_ids),
+            "examples": ray.put((job.examples, job.validation)),
+            "stop_ids": job.stop_ids,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.cpus_per_worker}
         ),
         run_config=RunConfig(
-            name=_run_name(config, prepared.examples),
+            name=run_name(config, job.examples),
             storage_path=_storage(config.run)[1] if "://" not in config.run else config.run,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
+    folder = RunFolder(config.run)
+    folder.remove(STOP)
     try:
-        refused = trainer.fit().return_value  # type: ignore[attr-defined]
+        with _on_sigterm(lambda: folder.write_bytes(STOP, b"")):
+            ended = trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _explained(error, config) from error
-    if refused:
-        raise AtlasError(*refused)
+    finally:
+        folder.remove(STOP)
+    if isinstance(ended, AtlasError):
+        raise ended
+    return int(ended)
 
 
-def _run_name(config: TrainConfig, examples: Sequence[Example]) -> str:
+@contextmanager
+def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
+    """The first SIGTERM calls `act`, a second one does what it does otherwise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, before)
+        console.print("SIGTERM: training stops behind this step, with a checkpoint", style="yellow")
+        act()
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def run_name(config: TrainConfig, examples: Sequence[Example]) -> str:
     """Ray Train resumes what bears the same name: so configuration and data are in it."""
     digest = hashlib.sha256(config_digest(config).encode())
     for example in examples:
@@ -204,128 +279,45 @@ def _explained(error: Exception, config: TrainConfig) -> AtlasError:
     return AtlasError(f"training failed on worker {rank} after {config.max_failures} restarts: {line}", remedy)
 
 
-def _work(job: dict[str, Any]) -> tuple[str, str] | None:
+def _work(given: dict[str, Any]) -> int | AtlasError:
     """One worker. Failures that a restart would only repeat are returned, all others raised.
 
     Returns:
-        What is wrong and the remedy, or None.
+        Optimizer steps done, or what is wrong.
     """
-    try:
-        _train_and_export(job)
-    except AtlasError as error:
-        return error.what, error.remedy
-    return None
-
-
-def _train_and_export(job: dict[str, Any]) -> None:
     import ray
     import ray.train.torch
     import torch
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
-    from atlas_ray.training import loop
-
-    disable_progress_bar()
-    config = TrainConfig.model_validate(job["config"])
-    device = ray.train.torch.get_device()
+    config = TrainConfig.model_validate(given["config"])
     torch.set_num_threads(config.cpus_per_worker)
-    model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto")
-    dtype = model.dtype
-    module = loop.prepare(model, config, device)
-    optimizers = loop.make_optimizers(module, config)
+    examples, validation = ray.get(given["examples"])
+    stop = StopFile(RunFolder(config.run) if ray.train.get_context().get_world_rank() == 0 else None)
+    try:
+        job = Job(config, examples, validation, given["stop_ids"])
+        return run_worker(job, _RayCheckpoints(), ray.train.torch.get_device(), stop)
+    except AtlasError as error:
+        return error
+    finally:
+        stop.close()
 
-    folder, rank = RunFolder(config.run), ray.train.get_context().get_world_rank()
-    log, done = _MetricsLog(folder if rank == 0 else None), 0
-    if (checkpoint := ray.train.get_checkpoint()) is not None:
-        with checkpoint.as_directory() as path:
-            done = loop.load_state(path, module, optimizers)
-            log.restore(Path(path, METRICS).read_text())
 
-    def save(step: int) -> None:
-        log.flush()
+class _RayCheckpoints:
+    """Ray Train's: it puts all workers' files into one folder, which counts once every worker has come this far."""
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        from ray.train import get_checkpoint
+
+        if (checkpoint := get_checkpoint()) is None:
+            yield None
+        else:
+            with checkpoint.as_directory() as path:
+                yield Path(path)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        from ray.train import Checkpoint, report
+
         with tempfile.TemporaryDirectory() as path:
-            loop.save_state(path, module, optimizers, step)
-            if rank == 0:
-                Path(path, METRICS).write_text(log.text)
-            # Ray Train puts all workers' files into one folder, which counts once every worker has come this far.
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(path))
-
-    examples = ray.get(job["examples"])
-    loop.fit(module, optimizers, examples, config, device, done=done, on_step=log.add, on_checkpoint=save)
-
-    known = model.generation_config.eos_token_id
-    known = known if isinstance(known, list) else [] if known is None else [known]
-    model.generation_config.eos_token_id = list(dict.fromkeys([*job["stop_ids"], *known]))
-    with tempfile.TemporaryDirectory() as path:
-        loop.export_model(path, module, dtype)
-        if rank == 0:
-            _copy(path, folder)
-
-
-def _copy(path: str, folder: RunFolder) -> None:
-    for file in sorted(Path(path).iterdir()):
-        folder.write_bytes(f"model/{file.name}", file.read_bytes())
-
-
-class _MetricsLog:
-    """One line per optimizer step, in order, no step twice: a checkpoint carries the lines up to its step."""
-
-    _SECONDS = 1.0
-
-    def __init__(self, folder: RunFolder | None) -> None:
-        self._folder, self._lines, self._written = folder, [], 0.0  # type: ignore[var-annotated]
-
-    @property
-    def text(self) -> str:
-        return "".join(self._lines)
-
-    def restore(self, text: str) -> None:
-        self._lines = text.splitlines(keepends=True)
-        self.flush()
-
-    def add(self, metrics: dict[str, Any]) -> None:
-        self._lines.append(json.dumps(metrics) + "\n")
-        if time.monotonic() - self._written > self._SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """The whole file anew: object stores cannot append, and a reader never meets half a line."""
-        self._written = time.monotonic()
-        if self._folder is not None:
-            self._folder.write_bytes(METRICS, self.text.encode())
-
-
-class _Follower:
-    """Reads the metrics that the workers write, and passes each step on once."""
-
-    def __init__(self, folder: RunFolder, progress: Progress | None) -> None:
-        self._fs, root = _storage(folder.uri)
-        self._path, self._progress = f"{root.rstrip('/')}/{METRICS}", progress
-        self._last, self._stop = 0, threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> None:
-        if self._progress is not None:
-            self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    def _run(self) -> None:
-        stopping = False
-        while not stopping:
-            stopping = self._stop.wait(0.5)
-            for metrics in self._read():
-                if metrics["step"] > self._last and self._progress is not None:
-                    self._last = metrics["step"]
-                    self._progress(metrics)
-
-    def _read(self) -> list[dict[str, Any]]:
-        try:
-            with self._fs.open_input_stream(self._path) as stream:
-                return [json.loads(line) for line in stream.read().decode().splitlines()]
-        except OSError:
-            return []
+            write(Path(path))
+            report({"step": step}, checkpoint=Checkpoint.from_directory(path))

@@ -19,68 +19,27 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-import torch.nn.functional as F  # noqa: N812
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
-    get_model_state_dict,
     get_state_dict,
     set_state_dict,
 )
-from torch.utils.checkpoint import checkpoint
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+from atlas_ray.training.flops import Flops
+from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
+from atlas_ray.training.objective import units
 from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.validation import validation_loss
 
-LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
-# Models that change their logits behind the head; `StepLoss` takes the head's output as it is.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
-
-
-class StepLoss(nn.Module):
-    """A causal language model and the sum of its negative log-likelihoods over the tokens that carry loss (Eq. 4).
-
-    Only hidden states at loss positions go through the head. Shard this module, not the model: the hooks that gather
-    the embedding and the head fire on the module that is called.
-
-    Raises:
-        UserError: If the model changes its logits behind the head.
-    """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        changes = [n for n in _LOGIT_CHANGES if getattr(model.config, n, None) not in (None, 1, 1.0)]
-        if changes:
-            raise UserError(
-                f"{type(model).__name__} sets {changes[0]}, which the loss does not know", "use another model"
-            )
-        self.model = model
-
-    def forward(self, ids: Tensor, loss_mask: Tensor) -> Tensor:
-        """Sums -log p(token | all before it) over the tokens marked.
-
-        Args:
-            ids: int64, (batch, length), padded to the right.
-            loss_mask: bool, (batch, length); True where the token is a target. The first column has no prediction.
-
-        Returns:
-            float32 scalar, in nats.
-        """
-        # No attention mask: padding stands to the right, where causal attention never looks.
-        hidden = self.model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state
-        wanted = loss_mask[:, 1:]
-        states, targets = hidden[:, :-1][wanted], ids[:, 1:][wanted]
-        if len(targets) <= LOGIT_ROWS:
-            return self._nll(states, targets)
-        parts = zip(states.split(LOGIT_ROWS), targets.split(LOGIT_ROWS), strict=True)
-        return torch.stack([checkpoint(self._nll, s, t, use_reentrant=False) for s, t in parts]).sum()
-
-    def _nll(self, states: Tensor, targets: Tensor) -> Tensor:
-        logits = self.model.get_output_embeddings()(states)
-        return F.cross_entropy(logits.float(), targets, reduction="sum")
+_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -89,29 +48,38 @@ def rank_and_world() -> tuple[int, int]:
 
 
 def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
-    """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several.
+    """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
+    lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
-    Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so.
+    Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so. Frozen
+    weights, beside LoRA's adapters, are no master copies: they are kept as they are computed with.
     """
     model.train()
     model.config.use_cache = False
-    if device.type == "cuda":
+    recompute = config.activation_checkpointing
+    if device.type == "cuda" if recompute is None else recompute:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = StepLoss(model)
+    module = StepLoss(model, config.max_length)
     _, world = rank_and_world()
-    if world == 1:
-        return module.float().to(device)
-
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-
+    lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
+    if world == 1 and not lone_gpu:
+        return _master(module, config).to(device)
     mesh = init_device_mesh(device.type, (world,))
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if config.dtype == "bfloat16" else None, reduce_dtype=torch.float32
     )
     layers = next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
     for part in (*layers, module):
-        fully_shard(part.float(), mesh=mesh, mp_policy=policy)
+        fully_shard(_master(part, config), mesh=mesh, mp_policy=policy)
+    return module
+
+
+def _master(module: nn.Module, config: TrainConfig) -> Any:
+    frozen = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
+    if all(p.requires_grad for p in module.parameters()):
+        return module.float()
+    for p in module.parameters():
+        p.data = p.data.to(torch.float32 if p.requires_grad else frozen)
     return module
 
 
@@ -124,7 +92,7 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     """
     adam = partial(torch.optim.AdamW, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     if config.optimizer == "adam":
-        return [adam(module.parameters())]
+        return [adam([p for p in module.parameters() if p.requires_grad])]
     if rank_and_world()[1] > 1:
         raise UserError("muon needs whole matrices, which several workers split", "set workers: 1 or optimizer: adam")
     layers = next(m for m in module.model.get_decoder().modules() if isinstance(m, nn.ModuleList))
@@ -147,8 +115,11 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
 
 
 def save_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged."""
-    weights, moments = get_state_dict(module, optimizers)
+    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged.
+
+    Frozen weights are not in it: they are the base model's.
+    """
+    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
     dcp.save(
         {"model": weights, "optimizer": moments, "step": step},
         checkpoint_id=str(folder),
@@ -162,26 +133,13 @@ def load_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch
     Returns:
         The number of optimizer steps done.
     """
-    weights, moments = get_state_dict(module, optimizers)
+    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
     state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
     dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    set_state_dict(module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+    set_state_dict(
+        module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_TRAINED
+    )
     return int(state["step"])
-
-
-def export_model(folder: str | Path, module: StepLoss, dtype: torch.dtype) -> None:
-    """Writes the trained model in Hugging Face format; every process takes part, the first one writes.
-
-    Args:
-        dtype: Of the weights on disk.
-    """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    weights: dict[str, Any] = get_model_state_dict(module, options=options)
-    if rank_and_world()[0] == 0:
-        model = module.model
-        own = {name.removeprefix("model."): tensor.to(dtype) for name, tensor in weights.items()}
-        model.config.use_cache, model.config.dtype = True, dtype
-        model.save_pretrained(folder, state_dict=own, max_shard_size="2GB")
 
 
 def fit(
@@ -191,23 +149,28 @@ def fit(
     config: TrainConfig,
     device: torch.device,
     *,
-    pad_id: int = 0,
     done: int = 0,
+    validation: Sequence[Example] = (),
+    stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_checkpoint: Callable[[int], None] = lambda _: None,
-) -> None:
-    """Trains from step `done` + 1 to the end.
+) -> int:
+    """Trains from step `done` + 1 to the end, or until it is asked to stop.
 
-    A step's loss is the mean over all tokens that carry loss in its global batch: exact, however the batch is split
-    over processes and micro-batches.
+    A step's loss is the mean over all tokens that carry loss in its global batch (or over steps or trajectories, as
+    `config.loss` says): exact, however the batch is split over processes and micro-batches.
 
     Args:
         examples: The same on every process; each has at least one token that carries loss.
-        pad_id: Any valid token.
         done: Steps that the state in `module` and `optimizers` has behind it.
+        validation: Held-back examples; their loss is taken at the end of each epoch and at the very end.
+        stop: Whether to stop behind this step; one process that says so is enough.
         on_step: Called on every process with the step's metrics.
         on_checkpoint: Called on every process with the number of steps done: every `checkpoint_steps`, at the end of
-            each epoch, and at the very end.
+            each epoch, at the very end, and when it is asked to stop.
+
+    Returns:
+        Steps done.
 
     Raises:
         AtlasError: If the loss is no longer finite.
@@ -216,7 +179,8 @@ def fit(
     total = total_steps(len(examples), config.global_batch, config.epochs)
     epoch_steps = math.ceil(len(examples) / config.global_batch)
     lengths = [example.length for example in examples]
-    loss_tokens = [example.loss_tokens for example in examples]
+    flops = Flops.of(module.model)
+    costs = [flops.of_example(example.length, example.loss_tokens) for example in examples]
     # Adam's rate stands last: Muon, where it is used, comes first.
     rates = [config.muon_learning_rate, config.learning_rate][-len(optimizers) :]
     begun = time.monotonic()
@@ -224,19 +188,20 @@ def fit(
         started = time.monotonic()
         torch.manual_seed(derive_seed(config.seed, "step", step, rank))
         batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
-        targets = sum(loss_tokens[i] for i in batch)
+        members = [examples[i] for i in batch]
+        count = units(members, config.loss)
         factor = schedule(step, total, config.warmup_ratio)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
-        for micro_batch in plan(batch, lengths, world, config.micro_batch_tokens)[rank]:
-            ids, loss_mask = collate([examples[i] for i in micro_batch], pad_id)
-            with _autocast(config, device, world):
-                loss = module(ids.to(device), loss_mask.to(device))
+        for micro_batch in plan(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
+            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+            with autocast(module, config, device):
+                loss = module(packed)
             # FSDP averages gradients over processes; the loss is a sum over all of them.
-            (loss * (world / targets)).backward()
+            (loss * (world / count)).backward()
             nll += loss.detach()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
         for optimizer in optimizers:
@@ -245,36 +210,54 @@ def fit(
 
         if world > 1:
             dist.all_reduce(nll)
-            norm = norm.full_tensor()  # type: ignore[attr-defined]
-        mean = nll.item() / targets
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        mean = nll.item() / count
         if not math.isfinite(mean):
             raise AtlasError(f"the loss is {mean} at step {step}", "lower learning_rate, or set dtype to float32")
         now = time.monotonic()
         tokens = sum(lengths[i] for i in batch)
-        on_step(
-            {
-                "step": step,
-                "total_steps": total,
-                "epoch": step / epoch_steps,
-                "loss": mean,
-                "grad_norm": norm.item(),
-                "learning_rate": config.learning_rate * factor,
-                "loss_tokens": targets,
-                "tokens": tokens,
-                "tokens_per_second": tokens / (now - started),
-                "seconds": now - started,
-                "eta_seconds": (now - begun) / (step - done) * (total - step),
-            }
-        )
-        if step % config.checkpoint_steps == 0 or step % epoch_steps == 0 or step == total:
+        metrics = {
+            "step": step,
+            "total_steps": total,
+            "epoch": step / epoch_steps,
+            "loss": mean,
+            "grad_norm": norm.item(),
+            "learning_rate": config.learning_rate * factor,
+            "loss_tokens": sum(example.loss_tokens for example in members),
+            "tokens": tokens,
+            "flops": sum(costs[i] for i in batch),
+            "tokens_per_second": tokens / (now - started),
+            "seconds": now - started,
+            "eta_seconds": (now - begun) / (step - done) * (total - step),
+        }
+        epoch_ends = step % epoch_steps == 0 or step == total
+        if validation and epoch_ends:
+            metrics["validation_loss"] = validation_loss(module, validation, config, device)
+        on_step(metrics)
+        stopping = _anyone(stop(), device, world)
+        if stopping or epoch_ends or step % config.checkpoint_steps == 0:
             on_checkpoint(step)
+        if stopping:
+            return step
+    return total
 
 
-def _autocast(config: TrainConfig, device: torch.device, world: int) -> Any:
-    """Where several processes shard the model, FSDP's own policy casts instead, before weights travel."""
-    if config.dtype == "float32" or world > 1:
+def _anyone(said: bool, device: torch.device, world: int) -> bool:
+    """Whether any process said so; all hear the same."""
+    if world == 1:
+        return said
+    heard = torch.tensor(float(said), device=device)
+    dist.all_reduce(heard)
+    return bool(heard.item())
+
+
+def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
+    """A forward pass's context. Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
+    if config.dtype == "float32" or isinstance(module, FSDPModule):
         return nullcontext()
-    return torch.autocast(device.type, torch.bfloat16)
+    # Each weight is used once a pass: kept casts would only be a second copy of the model.
+    return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def local_device(use_gpu: bool) -> torch.device:

@@ -23,7 +23,7 @@ class Example:
 
     Attributes:
         ids: int32, (length,); empty where nothing carries loss.
-        loss_mask: bool, (length,); True where the token itself is a target, predicted from all before it.
+        spans: int32, (steps that carry loss, 2), in order: the half-open range of each one's tokens in `ids`.
         steps: |tau|, before any cut.
         steps_chosen: Steps chosen, those lost included.
         steps_lost: Chosen steps that end behind the length limit.
@@ -32,7 +32,7 @@ class Example:
 
     trajectory_id: str
     ids: NDArray[np.int32]
-    loss_mask: NDArray[np.bool_]
+    spans: NDArray[np.int32]
     steps: int
     steps_chosen: int
     steps_lost: int
@@ -46,7 +46,15 @@ class Example:
     @property
     def loss_tokens(self) -> int:
         """Tokens that carry loss."""
-        return int(self.loss_mask.sum())
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
+
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """bool, (length,); True where the token itself is a target, predicted from all before it."""
+        mask = np.zeros(self.length, dtype=bool)
+        for start, end in self.spans:
+            mask[start:end] = True
+        return mask
 
 
 def training_example(
@@ -72,20 +80,16 @@ def training_example(
             "make the selection from the same data",
         )
     rendered = chat.render(trajectory.messages)
-    spans = {step.index: span for step in steps if (span := rendered.spans[step.position])}
-    kept = [spans[index] for index in chosen if spans[index][1] <= max_length]
-    length = max((end for _, end in kept), default=0)
-    loss_mask = np.zeros(length, dtype=bool)
-    for start, end in kept:
-        loss_mask[start:end] = True
+    spans = [span for step in steps if (span := rendered.spans[step.position])]
+    kept = [spans[index - 1] for index in sorted(chosen) if spans[index - 1][1] <= max_length]
     return Example(
         trajectory_id=trajectory.id,
-        ids=np.array(rendered.ids[:length], dtype=np.int32),
-        loss_mask=loss_mask,
+        ids=np.array(rendered.ids[: kept[-1][1] if kept else 0], dtype=np.int32),
+        spans=np.array(kept, dtype=np.int32).reshape(-1, 2),
         steps=len(steps),
         steps_chosen=len(chosen),
         steps_lost=len(chosen) - len(kept),
-        step_tokens=sum(end - start for start, end in spans.values()),
+        step_tokens=sum(end - start for start, end in spans),
     )
 
 

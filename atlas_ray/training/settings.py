@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from atlas_ray.config import DataConfig, RayConfig, Strict
 from atlas_ray.trajectories.settings import CollectConfig
+
+Objective = Literal["token", "step", "trajectory"]
+
+
+class LoraConfig(Strict):
+    """Low-rank adapters instead of all weights, through peft (`pip install 'atlas-ray[lora]'`)."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32, gt=0, description="an adapter's output is scaled by alpha / rank")
+    dropout: float = Field(0.0, ge=0, lt=1)
+    targets: list[str] | Literal["all-linear"] = Field("all-linear", description="names of modules, e.g. q_proj")
+    export: Literal["merged", "adapter"] = Field(
+        "merged", description="a whole model, which all stages read, or peft's"
+    )
 
 
 class TrainConfig(Strict):
@@ -18,23 +32,40 @@ class TrainConfig(Strict):
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
     epochs: float = Field(3, gt=0)
+    loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
     learning_rate: float = Field(2e-5, gt=0)
     muon_learning_rate: float = Field(2e-2, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
     global_batch: int = Field(128, ge=1, description="trajectories an optimizer step")
-    micro_batch_tokens: int = Field(16384, ge=16, description="padded tokens a forward pass and worker")
+    micro_batch_tokens: int = Field(16384, ge=16, description="packed tokens a forward pass and worker")
     max_length: int = Field(8192, ge=16)
     clip: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    activation_checkpointing: bool | None = Field(
+        None, description="recompute layers instead of keeping their activations; None: on GPUs"
+    )
     workers: int = Field(1, ge=1)
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: int = Field(1, ge=1)
+    lora: LoraConfig | None = None
+    validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the tasks held back from training")
+    keep: Literal["last", "best"] = Field("last", description="best: the epoch of least validation loss")
+    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="besides metrics.jsonl")
+    memory_gb: float | None = Field(None, gt=0, description="of one worker's device, for the estimate; None: looked up")
     checkpoint_steps: int = Field(25, ge=1)
     max_failures: int = Field(2, ge=0)
     seed: int = 0
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.keep == "best" and not self.validation_fraction:
+            raise ValueError("keep: best needs a validation loss; set validation_fraction, e.g. 0.05")
+        if self.lora and self.optimizer == "muon":
+            raise ValueError("lora trains with optimizer: adam only")
+        return self
 
 
 class TinyConfig(Strict):

@@ -1,0 +1,88 @@
+"""Attention of trajectories packed into one row: each sees itself alone, and nothing is computed between them.
+
+Flows in: queries, keys and values of a row; flows out: attention within each trajectory, causal and exact. Registered
+with transformers under a name of its own, so that the layers of any model that takes foreign attention call it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+NAME = "atlas_packed"
+# What a layer may ask of attention beyond plain causal softmax: those models keep their own implementation.
+_SPECIAL = ("softcap", "s_aux", "position_bias")
+
+
+def use_packed_attention(model: Any, max_length: int) -> bool:
+    """Lets a model attend within packed trajectories at no cost for the pairs between them.
+
+    A model whose attention is special (a soft cap, a window shorter than `max_length`) keeps its own: transformers then
+    masks the pairs between trajectories by the positions, which is as exact and costs time and memory for all pairs.
+
+    Returns:
+        Whether the model changed over.
+    """
+    from transformers import AttentionInterface
+
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    special = getattr(config, "attn_logit_softcapping", None) or (window and window < max_length)
+    if special or not getattr(model, "_supports_attention_backend", False):
+        return False
+    AttentionInterface.register(NAME, _attend)
+    model.set_attn_implementation(NAME)
+    return True
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    lengths: tuple[int, ...],
+    edges: Tensor,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each of the row's trajectories.
+
+    Args:
+        query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
+        lengths: Of the trajectories, in order; their sum is `tokens`.
+        edges: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
+
+    Returns:
+        (1, tokens, heads, head size), and no weights.
+    """
+    if attention_mask is not None or any(options.get(name) is not None for name in _SPECIAL):
+        raise NotImplementedError(f"{type(module).__name__} wants attention that packing does not know")
+    grouped = query.shape[1] != key.shape[1]
+    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout and (varlen := _varlen()):
+        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+        longest = max(lengths)
+        out = varlen(q, k, v, edges, edges, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
+        return out.unsqueeze(0), None
+    parts = [
+        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
+        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    ]
+    return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+
+@cache
+def _varlen() -> Any:
+    """torch's own variable-length flash attention, where this torch has it; else each trajectory is one kernel call."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    return varlen_attn if "enable_gqa" in inspect.signature(varlen_attn).parameters else None

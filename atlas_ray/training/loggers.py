@@ -1,0 +1,123 @@
+"""TensorBoard, Weights & Biases, MLflow: the same figures as `metrics.jsonl`, for those who watch them there.
+
+Flows in: each step's metrics, once; flows out: what the tool keeps. They run in the driver, so that keys stay in the
+environment that they came from, and without a server they write below the run folder.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import config_digest
+from atlas_ray.runs.progress import console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from atlas_ray.training.settings import TrainConfig
+
+Log = Callable[[dict[str, Any]], None]
+
+
+@contextmanager
+def open_loggers(config: TrainConfig) -> Iterator[Log]:
+    """Opens the loggers of `config.loggers`. One that fails later is left out from there, with a word on the screen.
+
+    Raises:
+        UserError: If one is not installed, or must write below a run folder that is no local path.
+    """
+    with ExitStack() as stack:
+        logs = {name: stack.enter_context(_open(name, config)) for name in config.loggers}
+
+        def log(metrics: dict[str, Any]) -> None:
+            for name, one in list(logs.items()):
+                try:
+                    one(metrics)
+                except Exception as error:  # noqa: BLE001 - whatever it is, training is worth more than its picture
+                    console.print(f"{name} fails and is left out from here: {error}", style="yellow")
+                    del logs[name]
+
+        yield log
+
+
+def _open(name: str, config: TrainConfig) -> AbstractContextManager[Log]:
+    try:
+        return _LOGGERS[name](config)
+    except ImportError:
+        raise UserError(f"loggers: {name} is not installed", f"pip install {_PACKAGES.get(name, name)}") from None
+
+
+def _tensorboard(config: TrainConfig) -> AbstractContextManager[Log]:
+    from tensorboardX import SummaryWriter
+
+    @contextmanager
+    def writer() -> Iterator[Log]:
+        with SummaryWriter(f"{config.run}/tensorboard") as board:
+
+            def log(metrics: dict[str, Any]) -> None:
+                for key, value in _figures(metrics):
+                    board.add_scalar(key, value, metrics["step"])
+
+            yield log
+
+    return writer()
+
+
+def _wandb(config: TrainConfig) -> AbstractContextManager[Log]:
+    import wandb
+
+    # Without a key it would ask for one; `wandb sync` sends what was written later.
+    mode = os.environ.get("WANDB_MODE") or (None if os.environ.get("WANDB_API_KEY") else "offline")
+
+    @contextmanager
+    def run() -> Iterator[Log]:
+        with wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "atlas_ray"),
+            id=config_digest(config)[:16],
+            name=config.run,
+            dir=_local(config, "wandb"),
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            mode=mode,
+        ) as opened:
+            yield lambda metrics: opened.log(dict(_figures(metrics)), step=metrics["step"])
+
+    return run()
+
+
+def _mlflow(config: TrainConfig) -> AbstractContextManager[Log]:
+    import mlflow
+
+    @contextmanager
+    def run() -> Iterator[Log]:
+        if not os.environ.get("MLFLOW_TRACKING_URI"):
+            mlflow.set_tracking_uri(f"sqlite:///{_local(config, 'mlflow')}/mlflow.db")
+        mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "atlas_ray"))
+        with mlflow.start_run(run_name=config.run):
+            mlflow.log_params({k: v for k, v in config.model_dump(mode="json").items() if not isinstance(v, dict)})
+            yield lambda metrics: mlflow.log_metrics(dict(_figures(metrics)), step=metrics["step"])
+
+    return run()
+
+
+def _local(config: TrainConfig, name: str) -> str:
+    if "://" in config.run:
+        raise UserError(
+            f"loggers: {name} cannot write below {config.run}",
+            "give it a server (WANDB_API_KEY, MLFLOW_TRACKING_URI), a local run folder, or use tensorboard",
+        )
+    path = os.path.abspath(f"{config.run}/{name}")
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def _figures(metrics: dict[str, Any]) -> Iterable[tuple[str, float]]:
+    return ((k, v) for k, v in metrics.items() if v is not None and k not in ("step", "total_steps"))
+
+
+_LOGGERS = {"tensorboard": _tensorboard, "wandb": _wandb, "mlflow": _mlflow}
+_PACKAGES = {"tensorboard": "tensorboardX"}

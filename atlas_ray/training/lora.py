@@ -1,0 +1,90 @@
+"""LoRA through peft: low-rank adapters beside a model's frozen matrices.
+
+Flows in: a model and `LoraConfig`; flows out: the same model with adapters in place, and their weights in peft's form
+or merged into the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from atlas_ray.errors import UserError
+from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.training.settings import LoraConfig
+
+_NAME = "default"  # peft's own for the only adapter
+
+
+def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
+    """Freezes the model and puts adapters, the same ones in every process, beside its target modules.
+
+    Raises:
+        UserError: If peft is missing, or the model has no such modules.
+    """
+    import torch
+
+    peft = _peft()
+    torch.manual_seed(derive_seed(seed, "lora"))
+    try:
+        peft.inject_adapter_in_model(_peft_config(model, lora), model, adapter_name=_NAME)
+    except ValueError as error:
+        names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
+        raise UserError(
+            f"lora.targets {lora.targets} do not fit {type(model).__name__}: {str(error).splitlines()[0]}",
+            f"its linear modules are {', '.join(names)}; or set all-linear",
+        ) from None
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_("lora_" in name)
+
+
+def merged(weights: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
+    """The model's own weights with W + (alpha / rank) B A in place of W."""
+    plain: dict[str, Any] = {}
+    for name, weight in weights.items():
+        if ".lora_" in name:
+            continue
+        own = name.replace(".base_layer.", ".")
+        plain[own] = weight
+        if own != name and name.endswith(".weight"):
+            down, up = (weights[name.replace("base_layer", f"lora_{part}.{_NAME}")].float() for part in "AB")
+            plain[own] = weight.float() + lora.alpha / lora.rank * (up @ down)
+    return plain
+
+
+def write_adapter(folder: str | Path, model: Any, weights: Mapping[str, Any], lora: LoraConfig, base: str) -> None:
+    """Writes the adapters alone, as peft and vLLM load them.
+
+    Args:
+        base: Folder or hub id of the model that they belong to.
+    """
+    from safetensors.torch import save_file
+
+    config = _peft_config(model, lora)
+    config.base_model_name_or_path, config.inference_mode = base, True
+    config.save_pretrained(folder)
+    own = {
+        f"base_model.model.{name.replace(f'.{_NAME}.', '.')}": tensor.contiguous()
+        for name, tensor in weights.items()
+        if ".lora_" in name
+    }
+    save_file(own, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
+
+
+def _peft_config(model: Any, lora: LoraConfig) -> Any:
+    return _peft().LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules=lora.targets,
+        task_type="CAUSAL_LM",
+    )
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError:
+        raise UserError("lora needs peft, which is not installed", "pip install 'atlas-ray[lora]'") from None
+    return peft

@@ -1,0 +1,180 @@
+"""The data path at AgentTraj-L's size: 11,485 trajectories are read, selected in (random, 30 %), rendered and packed.
+
+`python -m bench.rendering` writes a synthetic data set of that size and takes it through the stages' own code: the
+selection of `atlas select`, the examples of `atlas train`, and the packed batches of one epoch. Prints seconds and peak
+memory, and writes `bench/rendering.json` against the limits: 10 minutes and 4 GB on two cores.
+
+Trajectories per environment are the paper's (App. A). The data itself is not at hand: steps are near the means that
+AgentGym's authors report, and texts have about as many words as these environments' observations and instructions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from bench.report import Entry, write_bench
+
+LIMIT_SECONDS, LIMIT_GB = 600.0, 4.0
+SEED = 3
+
+
+class Shape(NamedTuple):
+    """One environment's trajectories: their number, mean steps and most, and words of each kind of text."""
+
+    trajectories: int
+    steps: float
+    most: int
+    opening: int
+    observation: int
+    reply: int
+
+
+SHAPES = {
+    "webshop": Shape(3930, 5.1, 10, 300, 170, 45),
+    "alfworld": Shape(2420, 13.3, 30, 350, 35, 35),
+    "sciworld": Shape(2120, 19.9, 30, 500, 70, 35),
+    "wordle": Shape(955, 4.3, 8, 250, 10, 60),
+    "babyai": Shape(810, 5.7, 20, 250, 50, 40),
+    "textcraft": Shape(374, 8.0, 20, 450, 25, 40),
+    "weather": Shape(311, 5.5, 10, 700, 60, 40),
+    "maze": Shape(215, 4.3, 15, 350, 30, 20),
+    "movie": Shape(215, 4.0, 12, 600, 80, 40),
+    "todo": Shape(135, 5.6, 15, 600, 60, 40),
+}
+# As Llama 3 splits text before its merges.
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
+
+
+def synthetic(share: float = 1.0) -> Iterator[object]:
+    """Trajectories of pseudo-words, `share` of each environment's number."""
+    from atlas_ray.types import Message, Trajectory
+
+    rng = random.Random(SEED)
+    sounds = ["".join(rng.choices("aeiourstlnmdkpbg", k=rng.randint(2, 4))) for _ in range(300)]
+    words = ["".join(rng.choices(sounds, k=rng.randint(1, 3))) for _ in range(20_000)]
+
+    def text(mean: int) -> str:
+        return " ".join(rng.choices(words, k=max(3, int(rng.gauss(mean, mean / 4)))))
+
+    for env, shape in SHAPES.items():
+        for number in range(max(1, round(share * shape.trajectories))):
+            steps = min(shape.most, max(1, round(rng.gauss(shape.steps, shape.steps / 3))))
+            messages = [Message("user", text(shape.opening)), Message("assistant", "OK. I will follow the rules.")]
+            for _ in range(steps):
+                messages.append(Message("user", text(shape.observation) + "."))
+                messages.append(Message("assistant", f"Thought: {text(shape.reply - 5)}.\nAction: {text(5)}", True))
+            yield Trajectory(f"{env}/{number}", env, str(number), tuple(messages), reward=1.0)
+
+
+def write_inputs(folder: Path, share: float) -> None:
+    """The data set, and a model folder with a byte-level tokenizer learnt on some of it."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import LlamaConfig, PreTrainedTokenizerFast
+
+    from atlas_ray.models.tiny import BOS, CHAT_TEMPLATE, EOT, HEAD, HEAD_END
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import TRAJECTORIES
+
+    data = RunFolder(str(folder / "data"))
+    found = list(synthetic(share))
+    with data.writer(TRAJECTORIES) as writer:
+        for trajectory in found:
+            writer.add(trajectory)  # type: ignore[arg-type]
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Sequence(  # type: ignore[assignment]
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    inner.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    special = [BOS, HEAD, HEAD_END, EOT]
+    texts = [m.content for t in found[:: max(1, len(found) // 300)] for m in t.messages]  # type: ignore[attr-defined]
+    trainer = trainers.BpeTrainer(
+        vocab_size=8000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=special
+    )
+    inner.train_from_iterator(texts, trainer)
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token=BOS,
+        eos_token=EOT,
+        additional_special_tokens=[HEAD, HEAD_END],
+        chat_template=CHAT_TEMPLATE,
+    )
+    tokenizer.save_pretrained(folder / "model")
+    LlamaConfig(max_position_embeddings=131072, vocab_size=len(tokenizer)).save_pretrained(folder / "model")
+
+
+def measure(folder: Path, workers: int) -> dict[str, float]:
+    """Takes the data through; returns seconds per stage, and counts."""
+    from atlas_ray.config import DataConfig
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.pipeline import select_steps
+    from atlas_ray.selection.settings import RandomSelector, SelectConfig
+    from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+    from atlas_ray.training.examples import prepare
+    from atlas_ray.training.settings import TrainConfig
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    data, model, marks = DataConfig(path=str(folder / "data")), str(folder / "model"), [time.monotonic()]
+    selection = SelectConfig(run=str(folder / "select"), data=data, selector=RandomSelector(ratio=0.3), seed=SEED)
+    select_steps(selection)
+    marks.append(time.monotonic())
+    trajectories = read_trajectories(data)
+    config = TrainConfig(data=data, model=model, workers=workers, selection=selection.run)
+    marks.append(time.monotonic())
+    prepared = prepare(config, trajectories, RunFolder(selection.run).read(SELECTIONS))
+    marks.append(time.monotonic())
+    examples = prepared.examples
+    lengths, micro_batches, packed = [e.length for e in examples], 0, 0
+    for step in range(1, total_steps(len(examples), config.global_batch, 1) + 1):
+        batch = global_batch_of(step, len(examples), config.global_batch, SEED)
+        for share in plan(batch, lengths, lengths, workers, config.micro_batch_tokens):
+            for micro_batch in share:
+                packed += collate([examples[i] for i in micro_batch], config.loss).ids.numel()
+                micro_batches += 1
+    marks.append(time.monotonic())
+    names = ("select", "read", "render", "pack")
+    return {
+        **{name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)},
+        "seconds": marks[-1] - marks[0],
+        "trajectories": len(trajectories),
+        "steps": prepared.statistics.steps,
+        "step_fraction": prepared.statistics.step_fraction,
+        "steps_lost": prepared.statistics.steps_lost,
+        "tokens": packed,
+        "micro_batches": micro_batches,
+    }
+
+
+def main() -> None:
+    """Measures once: the run is long enough not to need more."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--share", type=float, default=1.0, help="of the trajectories, to see that it runs")
+    parser.add_argument("--workers", type=int, default=4)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        write_inputs(Path(folder), options.share)
+        found = measure(Path(folder), options.workers)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    for name, value in found.items():
+        print(f"{name:>14}: {value:,.2f}" if isinstance(value, float) else f"{name:>14}: {value:,}")
+    write_bench(
+        "rendering" if options.share == 1 else "rendering-part",
+        [
+            Entry("time", [found["seconds"]], [LIMIT_SECONDS], "s (rival: the limit)", "lower"),
+            Entry("memory", [peak], [LIMIT_GB], "GB (rival: the limit)", "lower"),
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()

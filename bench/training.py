@@ -1,0 +1,346 @@
+"""Masked fine-tuning against TRL's SFTTrainer: trajectory tokens a second and peak memory, in one run.
+
+Both train the same model on the same trajectories in the same order with the same mask, global batches, optimizer and
+learning rates, and must arrive at the same losses. TRL is given whole trajectories with labels of -100, in each of its
+settings below; the fastest one counts. Every run is a process of its own, ours and TRL's in turn; memory is its peak.
+
+`python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
+and says how much of the GPU's peak is used (MFU). `--tiny` shrinks everything, to see that it runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from bench.report import Entry, write_bench
+
+SEED = 7
+RUNS = 3
+LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # bfloat16 rounds otherwise in packed than in padded batches
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What both train.
+
+    Attributes:
+        trajectories, tokens: Their number, and the shortest and longest; the mean is in the middle.
+        steps: Optimizer steps; the first `warm_up` are not timed.
+        micro_batch_tokens: Ours; TRL's settings are (trajectories a forward pass, accumulation).
+        reserve: GPU memory left to activations and logits when layers are counted, bytes.
+    """
+
+    shape: dict[str, Any]
+    trajectories: int
+    tokens: tuple[int, int]
+    global_batch: int
+    steps: int
+    warm_up: int
+    dtype: str
+    micro_batch_tokens: int
+    rivals: tuple[tuple[int, int], ...]
+    reserve: float = 0.0
+
+
+def setup_of(device: str, tiny: bool) -> Setup:
+    """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU."""
+    llama: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
+    heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
+    if tiny:
+        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+        return Setup(small | heads, 4, (40, 120), 2, 3, 1, "float32", 256, ((1, 2),))
+    if device == "cpu":
+        return Setup(llama | heads, 16, (600, 2800), 8, 2, 0, "float32", 1024, ((8, 1), (1, 8)))
+    llama = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "tie_word_embeddings": False}
+    return Setup(llama | heads, 32, (1024, 8192), 16, 4, 1, "bfloat16", 16384, ((2, 8), (1, 16)), 16e9)
+
+
+def examples_of(setup: Setup) -> tuple[list[Any], list[np.ndarray]]:
+    """Synthetic trajectories of random tokens with 30 % of the steps chosen.
+
+    Returns:
+        Examples as training cuts them, and the token ids of the whole trajectories.
+    """
+    from atlas_ray.training.masking import Example
+
+    rng = np.random.default_rng(SEED)
+    low, high = setup.tokens
+    lengths = np.linspace(low, high, setup.trajectories).astype(int)
+    examples, wholes = [], []
+    for number, length in enumerate(rng.permutation(lengths)):
+        ids = rng.integers(5, setup.shape["vocab_size"], length).astype(np.int32)
+        edges = np.linspace(length // 5, length, 11).astype(int)  # an opening of a fifth, then ten steps
+        spans = np.array([((start + end) // 2, end) for start, end in pairwise(edges)], np.int32)
+        chosen = np.sort(rng.choice(len(spans), 3, replace=False))
+        cut = spans[chosen[-1]][1]
+        examples.append(Example(str(number), ids[:cut], spans[chosen], 10, 3, 0, int(np.diff(spans).sum())))
+        wholes.append(ids)
+    return examples, wholes
+
+
+def a_model(setup: Setup, layers: int, device: str) -> Any:
+    """Random weights, in float32, drawn where they will stand."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(SEED)
+    shape = setup.shape | {"num_hidden_layers": layers}
+    with torch.device(device):
+        return LlamaForCausalLM(LlamaConfig(max_position_embeddings=8192, **shape)).float()
+
+
+def fitting_layers(setup: Setup, device: str) -> int:
+    """As many layers as full fine-tuning has room for: weights, gradients and two moments, all of 4 bytes."""
+    wanted = int(setup.shape["num_hidden_layers"])
+    if device == "cpu":
+        return wanted
+    import torch
+
+    hidden, inner = setup.shape["hidden_size"], setup.shape["intermediate_size"]
+    shared = setup.shape["num_key_value_heads"] / setup.shape["num_attention_heads"]
+    layer = hidden * (2 * hidden + 2 * shared * hidden + 3 * inner)
+    room = torch.cuda.mem_get_info()[1] - setup.reserve - 16 * 2 * setup.shape["vocab_size"] * hidden
+    # beside the 16 bytes a weight: its bfloat16 copy, and the layer's input kept for recomputation
+    return max(1, min(wanted, int(room / (18 * layer + 2 * setup.micro_batch_tokens * hidden))))
+
+
+def train_config(setup: Setup, device: str) -> Any:
+    """The settings that both follow."""
+    from atlas_ray.config import DataConfig
+    from atlas_ray.training.settings import TrainConfig
+
+    return TrainConfig(
+        data=DataConfig(path="synthetic"),
+        epochs=setup.steps * setup.global_batch / setup.trajectories,
+        global_batch=setup.global_batch,
+        micro_batch_tokens=setup.micro_batch_tokens,
+        dtype=setup.dtype,  # type: ignore[arg-type]
+        learning_rate=1e-3 if device == "cpu" else 2e-5,
+        use_gpu=device == "cuda",
+        seed=SEED,
+    )
+
+
+def run_ours(setup: Setup, device: str) -> dict[str, Any]:
+    """One run of the loop."""
+    import torch
+
+    from atlas_ray.training import loop
+
+    where, layers = torch.device(device), fitting_layers(setup, device)
+    if device == "cuda":
+        torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    config = train_config(setup, device)
+    examples, _ = examples_of(setup)
+    module = loop.prepare(a_model(setup, layers, device), config, where)
+    steps: list[dict[str, Any]] = []
+    flops = loop.Flops.of(module.model)
+    started = [time.monotonic()]
+
+    def note(metrics: dict[str, Any]) -> None:
+        steps.append(metrics)
+        started.append(time.monotonic())
+
+    loop.fit(module, loop.make_optimizers(module, config), examples, config, where, on_step=note)
+    seconds = started[-1] - started[setup.warm_up]
+    timed = _batches(setup)[setup.warm_up :]
+    work = sum(flops.of_example(examples[i].length, examples[i].loss_tokens) for batch in timed for i in batch)
+    return {
+        "seconds": seconds,
+        "losses": [s["loss"] for s in steps],
+        "flops": work / seconds,
+        "trained_tokens": sum(examples[i].length for batch in timed for i in batch),
+    }
+
+
+def _batches(setup: Setup) -> list[list[int]]:
+    from atlas_ray.training.batching import global_batch_of
+
+    return [global_batch_of(step, setup.trajectories, setup.global_batch, SEED) for step in range(1, setup.steps + 1)]
+
+
+def run_trl(setup: Setup, device: str, batch: int, accumulation: int) -> dict[str, Any]:
+    """One run of TRL's trainer: whole trajectories, our order, our learning rates."""
+    import torch
+    from datasets import Dataset
+    from transformers import TrainerCallback
+    from transformers.utils.logging import disable_progress_bar
+    from trl import SFTConfig, SFTTrainer
+
+    from atlas_ray.training.loop import schedule
+
+    disable_progress_bar()
+    examples, wholes = examples_of(setup)
+    order = [i for members in _batches(setup) for i in members]
+    labels = []
+    for example, ids in zip(examples, wholes, strict=True):
+        marked = np.full(len(ids), -100)
+        marked[: example.length][example.loss_mask] = example.ids[example.loss_mask]
+        labels.append(marked)
+    data = Dataset.from_dict({"input_ids": [wholes[i] for i in order], "labels": [labels[i] for i in order]})
+    model, config = a_model(setup, fitting_layers(setup, device), device), train_config(setup, device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
+    rates = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda done: schedule(min(done + 1, setup.steps), setup.steps, config.warmup_ratio)
+    )
+    marks = [time.monotonic()]
+
+    class Watch(TrainerCallback):
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            marks[0] = time.monotonic()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            if device == "cuda":
+                torch.cuda.synchronize()
+            marks.append(time.monotonic())
+
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = SFTTrainer(
+            model=model,
+            args=SFTConfig(
+                output_dir=folder,
+                per_device_train_batch_size=batch,
+                gradient_accumulation_steps=accumulation,
+                max_steps=setup.steps,
+                max_length=None,
+                bf16=setup.dtype == "bfloat16",
+                use_cpu=device == "cpu",
+                gradient_checkpointing=device == "cuda",
+                train_sampling_strategy="sequential",
+                max_grad_norm=config.clip,
+                dataset_kwargs={"skip_prepare_dataset": True},
+                logging_steps=1,
+                save_strategy="no",
+                report_to="none",
+                disable_tqdm=True,
+                seed=SEED,
+            ),
+            train_dataset=data,
+            processing_class=_a_tokenizer(setup.shape["vocab_size"]),
+            optimizers=(optimizer, rates),
+            callbacks=[Watch()],
+        )
+        trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    return {"seconds": marks[-1] - marks[setup.warm_up], "losses": losses}
+
+
+def _a_tokenizer(size: int) -> Any:
+    """Only its padding token is used."""
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="1", eos_token="2")
+
+
+def peak_memory(device: str) -> float:
+    """Of this process, in GB: resident on CPU, allocated on the GPU."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+    import torch
+
+    return torch.cuda.max_memory_allocated() / 1e9
+
+
+def in_own_process(arguments: list[str]) -> dict[str, Any] | None:
+    """Runs one competitor and reads the figures that it prints last; None where it ran out of GPU memory."""
+    command = [sys.executable, "-m", "bench.training", *arguments]
+    done = subprocess.run(
+        command, check=False, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+    )
+    if done.returncode and "CUDA out of memory" in done.stderr:
+        return None
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    """Runs all in turn, or one competitor where `--one` names it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--one", help="ours, or BATCHxACCUMULATION of TRL")
+    parser.add_argument("--runs", type=int, default=RUNS)
+    options = parser.parse_args()
+    setup = setup_of(options.device, options.tiny)
+    if options.one:
+        if options.one == "ours":
+            figures = run_ours(setup, options.device)
+        else:
+            figures = run_trl(setup, options.device, *map(int, options.one.split("x")))
+        print(json.dumps(figures | {"memory": peak_memory(options.device)}))
+        return
+
+    same = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
+    names = ["ours", *(f"{batch}x{accumulation}" for batch, accumulation in setup.rivals)]
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for _ in range(options.runs):
+        for name in [n for n in names if n in found]:
+            run = in_own_process([*same, "--one", name])
+            if run is not None:
+                found[name].append(run)
+            elif name == "ours":
+                raise SystemExit("ours ran out of GPU memory: raise the setup's reserve")
+            else:
+                print(f"TRL {name} runs out of GPU memory")
+                del found[name]
+    names = list(found)
+    if names == ["ours"]:
+        raise SystemExit("TRL runs out of GPU memory in every setting")
+    timed = _batches(setup)[setup.warm_up :]
+    _, wholes = examples_of(setup)
+    tokens = sum(len(wholes[i]) for batch in timed for i in batch)
+    speed = {name: [tokens / run["seconds"] for run in runs] for name, runs in found.items()}
+    memory = {name: [run["memory"] for run in runs] for name, runs in found.items()}
+    for name in names:
+        print(f"{name:>6}: {median(speed[name]):8,.0f} tokens/s, {median(memory[name]):.2f} GB")
+    best = max(names[1:], key=lambda name: median(speed[name]))
+    off = max(abs(a - b) for a, b in zip(found["ours"][0]["losses"], found[best][0]["losses"], strict=True))
+    print(f"TRL at its best: {best}; losses differ by at most {off:.1e} over {setup.steps} steps")
+    if off > LOSS_TOLERANCE[options.device]:
+        raise SystemExit("the losses differ: nothing here can be compared")
+    own = found["ours"][0]
+    print(f"ours: {own['trained_tokens']:,} of {tokens:,} trajectory tokens go through the model")
+    print(_use_of_peak(median(run["flops"] for run in found["ours"]), options.device, setup))
+    name = "training" if options.device == "cpu" else "training-gpu"
+    write_bench(
+        f"{name}-tiny" if options.tiny else name,
+        [
+            Entry("throughput", speed["ours"], speed[best], "trajectory tokens/s", "higher"),
+            Entry("memory", memory["ours"], memory[best], "GB", "lower"),
+        ],
+    )
+
+
+def _use_of_peak(flops: float, device: str, setup: Setup) -> str:
+    from atlas_ray.training.flops import peak_flops
+
+    if device == "cpu":
+        return f"ours: {flops / 1e9:.1f} GFLOP/s"
+    import torch
+
+    name = torch.cuda.get_device_name()
+    used = f"ours: {flops / 1e12:.0f} TFLOP/s with {fitting_layers(setup, device)} layers on {name}"
+    if (peak := peak_flops(name)) is None:
+        return f"{used}, whose peak is not known"
+    return f"{used}: MFU {flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s (bfloat16, dense)"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The training worker in this very process, without Ray: for tests of what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.training.distributed import figures_of, make_job
+from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.worker import Job, run_worker
+from atlas_ray.types import Selection, Trajectory
+
+
+class OneFolder:
+    """Checkpoints of one process, all of them kept."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def latest(self) -> Iterator[Path | None]:
+        yield max(self.folder.glob("*"), default=None)
+
+    def save(self, step: int, write: Callable[[Path], None]) -> None:
+        path = self.folder / f"{step:06d}"
+        path.mkdir(parents=True)
+        write(path)
+
+
+def run_alone(
+    config: TrainConfig,
+    trajectories: Sequence[Trajectory],
+    selections: Sequence[Selection] | None,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[int, dict[str, Any], Job]:
+    """Trains; goes on from the last checkpoint where there is one.
+
+    Returns:
+        Steps done, the figures of `finished.json` as far as they are known, and the job.
+    """
+    prepared, job = make_job(config, trajectories, selections)
+    reached = run_worker(job, OneFolder(Path(config.run) / "checkpoints"), torch.device("cpu"), stop)
+    folder = RunFolder(config.run)
+    write_tokenizer(folder, prepared.chat.tokenizer)
+    return reached, figures_of(prepared, job, folder), job

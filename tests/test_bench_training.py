@@ -1,0 +1,57 @@
+"""The training benchmark runs through, GPU part and all, in a form that is tiny."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bench import training
+
+TINY = training.setup_of("cpu", tiny=True)
+
+
+def test_ours_trains_on_what_is_left_behind_the_last_chosen_step() -> None:
+    torch.set_num_threads(1)
+    found = training.run_ours(TINY, "cpu")
+    examples, wholes = training.examples_of(TINY)
+    assert len(found["losses"]) == TINY.steps
+    assert 0 < found["trained_tokens"] < 2 * TINY.global_batch * max(TINY.tokens)
+    for example, whole in zip(examples, wholes, strict=True):
+        assert example.ids.tolist() == whole[: example.length].tolist()
+        assert example.loss_mask[-1]
+        assert (example.steps_chosen, example.steps) == (3, 10)
+
+
+def test_the_gpu_part_has_the_shape_of_llama_31_8b() -> None:
+    setup = training.setup_of("cuda", tiny=False)
+    with torch.device("meta"):
+        model = training.a_model(setup, 32, "meta")
+    assert model.num_parameters() == 8_030_261_248
+    assert max(len(whole) for whole in training.examples_of(setup)[1]) == 8192
+
+
+def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens() -> None:
+    setup = training.setup_of("cpu", tiny=False)
+    examples, wholes = training.examples_of(setup)
+    assert training.a_model(setup, 5, "cpu").num_parameters() == pytest.approx(5e6, rel=0.02)
+    assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.02)
+    assert np.mean([e.steps_chosen / e.steps for e in examples]) == pytest.approx(0.3)
+
+
+@pytest.mark.slow
+def test_the_whole_benchmark_in_a_tiny_form() -> None:
+    pytest.importorskip("trl")
+    command = [sys.executable, "-m", "bench.training", "--device", "cpu", "--tiny", "--runs", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
+    assert "losses differ by at most" in done.stdout
+    written = json.loads(Path(training.__file__).with_name("training-tiny.json").read_text())
+    assert [(entry["name"], entry["better"], entry["runs"]) for entry in written] == [
+        ("throughput", "higher", 1),
+        ("memory", "lower", 1),
+    ]

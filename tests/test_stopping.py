@@ -1,0 +1,96 @@
+"""How training is asked to stop, and what a state in a folder is worth."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.training.distributed import _on_sigterm
+from atlas_ray.training.metrics import read_metrics
+from atlas_ray.training.torchrun import FolderCheckpoints
+from atlas_ray.training.worker import STOP, StopFile
+from tests.solo import run_alone
+from tests.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, write_base
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def test_the_first_sigterm_asks_and_the_second_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[str] = []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append("end"))
+    try:
+        with _on_sigterm(lambda: asked.append("stop")):
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert asked == ["stop", "end", "end"]
+    assert "training stops behind this step" in capsys.readouterr().err
+
+
+def test_a_stop_file_is_noticed(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    stop, elsewhere = StopFile(folder), StopFile(None)
+    assert not stop()
+    folder.write_bytes(STOP, b"")
+    deadline = time.monotonic() + 20
+    while not stop():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert not elsewhere()
+    folder.remove(STOP)
+    folder.remove(STOP)
+    assert not folder.has(STOP)
+    stop.close()
+
+
+def test_a_stopped_run_has_a_checkpoint_of_its_last_step_and_goes_on(tmp_path: Path) -> None:
+    options = {"model": write_base(tmp_path / "base"), "epochs": 3, "checkpoint_steps": 100}
+    whole, cut = (a_config(run=str(tmp_path / name), **options) for name in ("whole", "cut"))
+    run_alone(whole, TRAJECTORIES_HERE, SELECTIONS_HERE)
+    asked = iter([False] * 3 + [True])
+    assert run_alone(cut, TRAJECTORIES_HERE, SELECTIONS_HERE, stop=lambda: next(asked))[0] == 4
+    assert sorted(p.name for p in (tmp_path / "cut" / "checkpoints").iterdir()) == ["000003", "000004"]
+    assert not RunFolder(cut.run).has("model/model.safetensors")
+    assert run_alone(cut, TRAJECTORIES_HERE, SELECTIONS_HERE)[0] == 9
+    assert curve(read_metrics(RunFolder(cut.run))) == curve(read_metrics(RunFolder(whole.run)))
+
+
+@pytest.fixture
+def _alone() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("_alone")
+def test_a_state_counts_once_it_bears_its_name(tmp_path: Path) -> None:
+    checkpoints = FolderCheckpoints(tmp_path)
+    with checkpoints.latest() as none:
+        assert none is None
+    for step in (5, 10, 15):
+        checkpoints.save(step, lambda path, step=step: (path / "state").write_text(str(step)))  # type: ignore[misc]
+
+    def die(path: Path) -> None:
+        (path / "state").write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(20, die)
+    with checkpoints.latest() as found:
+        assert found is not None
+        assert (found.name, (found / "state").read_text()) == ("00000015", "15")
+    checkpoints.save(20, lambda path: (path / "state").write_text("whole"))  # type: ignore[arg-type,return-value]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00000015", "00000020"]
