@@ -147,8 +147,16 @@ def _first(scene: Scene, job: Job, keep_clear: Iterable[Cell] = (), depth: int =
     for cell in (pose.cell for pose in route[1:]):
         if cell != scene.pose.cell and _obstructs(scene, cell) and depth < _DEPTH:
             return _clear(scene, cell, route, depth)
+    target = route[-1].front if route else scene.pose.cell
+    if job.kind == "toggle" and _toll(scene, target) > _LOCKED_OUT and depth < _DEPTH:
+        return _clear(scene, target, route, depth)
     if job.kind == "pickup" and scene.carrying:
-        return _put_aside(scene, {*keep_clear, *(pose.cell for pose in route), *job.cells})
+        for cell in (pose.cell for pose in route):
+            if _is_door(scene, cell) and scene.things[cell].is_locked:  # its key is at hand, and needed until then
+                return _at(scene, "toggle", [cell], errand=True)
+        # the way from here whichever way the agent looks, or the spot to drop at would change as it turns
+        way = _trace(scene, job.far, Pose(scene.pose.cell, 0))
+        return _put_aside(scene, {*keep_clear, *(pose.cell for pose in way), *job.cells})
     return job
 
 
