@@ -56,13 +56,23 @@ class Advice:
     in_view: bool
 
     @property
+    def phrase(self) -> str:
+        """The job in words."""
+        name = self.job.name
+        if self.job.kind == "drop":
+            return f"put the {name} aside" if self.job.errand else f"put what I carry next to the {name}"
+        return {"go": "go to", "pickup": "pick up", "toggle": "open"}[self.job.kind] + f" the {name}"
+
+    @property
     def finishes(self) -> bool:
         """Whether the action does the job."""
-        return self.costs.get(self.action, 1) <= 0
+        cost = self.costs.get(self.action, 1)
+        return cost < 0 or (cost == 0 and self.job.kind == "go")
 
     def is_right(self, action: str) -> bool:
         """Whether an action gets on."""
-        return action in self.costs and (self.costs[action] < self.here or self.costs[action] <= 0)
+        cost = self.costs.get(action, 999)
+        return action == self.action or cost < self.here or cost <= 0
 
 
 def due(instruction: Any) -> Any:
@@ -76,34 +86,37 @@ def due(instruction: Any) -> Any:
 
 
 def advise(scene: Scene, view: View, clause: Any) -> Advice:
-    """The best action on offer."""
+    """The best action on offer, with a look at what each makes possible next."""
     job = _job(scene, clause)
-    costs: dict[str, int] = {}
+    costs, later = dict[str, int](), dict[str, int]()
     for action, moves in view.offered.items():
-        cost = _cost(scene, moves, job) if moves else None
+        cost, after = _outcome(scene, moves, job) if moves else (None, scene)
         if cost is not None:
-            costs[action] = cost
-    best = min(costs, key=lambda action: (costs[action], len(view.offered[action])), default="turn left")
+            costs[action] = later[action] = cost
+            if cost > 0:
+                then = (_outcome(after, more, job)[0] for more in View(after).offered.values() if more)
+                later[action] = min(cost, *(c for c in then if c is not None))
+    best = min(costs, key=lambda a: (costs[a] >= 0, later[a], costs[a], len(view.offered[a])), default="turn left")
     in_view = job.kind == "drop" or any(view.sees(cell) for cell in job.cells)
     return Advice(best, costs, job.far.get(scene.pose, 999), job, in_view)
 
 
-def _cost(scene: Scene, moves: list[int], job: Job) -> int | None:
-    """Moves to the job after some moves, -1 if they do it, None if they do something else."""
-    pose = scene.pose
+def _outcome(scene: Scene, moves: list[int], job: Job) -> tuple[int | None, Scene]:
+    """Moves to the job after some moves (-1 if they do it, None if they do something else), and the scene then."""
+    pose, opened = scene.pose, None
     for move in moves:
-        if move == PICKUP:
-            return -1 if job.kind == "pickup" and pose.front in job.cells else None
-        if move == DROP:
-            return -1 if job.kind == "drop" and pose.front in job.cells else None
+        if move in (PICKUP, DROP, TOGGLE) and _KIND[move] == job.kind and pose.front in job.cells:
+            return -1, scene
+        if move in (PICKUP, DROP) or moves == [TOGGLE]:
+            return None, scene
         if move == TOGGLE:
-            if job.kind == "toggle" and pose.front in job.cells:
-                return -1
-            if len(moves) == 1:
-                return None
-        elif move != FORWARD or scene.is_free(pose.front) or TOGGLE in moves:
+            opened = pose.front
+        elif move != FORWARD or scene.is_free(pose.front) or pose.front == opened:
             pose = pose.after(move)
-    return job.far.get(pose)
+    return job.far.get(pose), scene.moved(pose, opened)
+
+
+_KIND = {PICKUP: "pickup", DROP: "drop", TOGGLE: "toggle"}
 
 
 def _job(scene: Scene, clause: Any) -> Job:
@@ -137,7 +150,7 @@ def _put_next(scene: Scene, clause: Any) -> Job:
         if thing.kind == "door" and thing.is_locked and thing.opens_with(scene.carrying):
             return _first(scene, _at(scene, "toggle", [cell], errand=True))
         if thing.kind != "door" or thing.is_locked:
-            return _clear(scene, cell, carried, 0)
+            return _clear(scene, cell, {pose.cell for pose in carried}, 0)
     return _first(scene, fetch, [pose.cell for pose in carried])
 
 
@@ -146,26 +159,24 @@ def _first(scene: Scene, job: Job, keep_clear: Iterable[Cell] = (), depth: int =
     route = _trace(scene, job.far)
     for cell in (pose.cell for pose in route[1:]):
         if cell != scene.pose.cell and _obstructs(scene, cell) and depth < _DEPTH:
-            return _clear(scene, cell, route, depth)
+            return _clear(scene, cell, _way(scene, job), depth)
     target = route[-1].front if route else scene.pose.cell
     if job.kind == "toggle" and _toll(scene, target) > _LOCKED_OUT and depth < _DEPTH:
-        return _clear(scene, target, route, depth)
+        return _clear(scene, target, _way(scene, job), depth)
     if job.kind == "pickup" and scene.carrying:
         for cell in (pose.cell for pose in route):
             if _is_door(scene, cell) and scene.things[cell].is_locked:  # its key is at hand, and needed until then
                 return _at(scene, "toggle", [cell], errand=True)
-        # the way from here whichever way the agent looks, or the spot to drop at would change as it turns
-        way = _trace(scene, job.far, Pose(scene.pose.cell, 0))
-        return _put_aside(scene, {*keep_clear, *(pose.cell for pose in way), *job.cells})
+        return _put_aside(scene, job, {*keep_clear, *job.cells})
     return job
 
 
-def _clear(scene: Scene, cell: Cell, route: list[Pose], depth: int) -> Job:
+def _clear(scene: Scene, cell: Cell, clear: set[Cell], depth: int) -> Job:
     """What makes way at a cell: carry the thing there aside, or fetch the door's key."""
     thing = scene.things[cell]
-    clear = [pose.cell for pose in route]
     if thing.kind != "door":
-        return _first(scene, _at(scene, "pickup", [cell], errand=True), clear, depth + 1)
+        kind: Kind = "toggle" if thing.kind == "box" and thing.item.contains else "pickup"
+        return _first(scene, _at(scene, kind, [cell], errand=True), clear, depth + 1)
     keys = [c for c, t in scene.things.items() if (t.kind, t.colour) == ("key", thing.colour)]
     if keys:
         return _first(scene, _at(scene, "pickup", keys, errand=True), clear, depth + 1)
@@ -173,17 +184,27 @@ def _clear(scene: Scene, cell: Cell, route: list[Pose], depth: int) -> Job:
     return _first(scene, _at(scene, "toggle", boxes, errand=True), clear, depth + 1)
 
 
-def _put_aside(scene: Scene, clear: set[Cell]) -> Job:
-    """Drop what is carried where it stands in nobody's way."""
-    spots = [
+def _put_aside(scene: Scene, job: Job, clear: set[Cell]) -> Job:
+    """Drop what is carried where it does not stand in the way of a job, beside the agent if it can be."""
+    assert scene.carrying is not None
+    here = scene.pose.cell
+
+    def ways(far: dict[Pose, int]) -> int:
+        return min(far.get(Pose(here, way), 10**6) for way in range(4))
+
+    spots = {
         (x, y)
         for x in range(scene.width)
         for y in range(scene.height)
-        if (x, y) not in clear and (x, y) != scene.pose.cell and _is_empty(scene, (x, y))
-    ]
-    roomy = [spot for spot in spots if not any(_is_door(scene, cell) for cell in _neighbours(spot))]
-    assert scene.carrying is not None
-    return _at(scene, "drop", roomy or spots, name=scene.carrying.name, errand=True)
+        if (x, y) not in clear and (x, y) != here and _is_empty(scene, (x, y))
+    }
+    roomy = {spot for spot in spots if not any(_is_door(scene, cell) for cell in _neighbours(spot))}
+    goals = [pose for pose, moves in job.far.items() if moves == 0]
+    near = [spot for spot in _neighbours(here) if spot in roomy]
+    near = [spot for spot in near if ways(_distances(scene, goals, blocked=spot)) <= ways(job.far) + 2]
+    if not near:
+        roomy = roomy - _way(scene, job) or spots - _way(scene, job) or spots
+    return _at(scene, "drop", near or roomy, name=scene.carrying.name, errand=True)
 
 
 def _at(scene: Scene, kind: Kind, cells: Iterable[Cell], name: str = "", errand: bool = False) -> Job:
@@ -201,7 +222,7 @@ def _at(scene: Scene, kind: Kind, cells: Iterable[Cell], name: str = "", errand:
     return job
 
 
-def _distances(scene: Scene, goals: Iterable[Pose]) -> dict[Pose, int]:
+def _distances(scene: Scene, goals: Iterable[Pose], blocked: Cell | None = None) -> dict[Pose, int]:
     """Moves from every pose to the nearest goal; closed doors are opened on the way, obstacles count extra."""
     far = {goal: 0 for goal in goals}
     queue = [(0, goal) for goal in far]
@@ -213,7 +234,7 @@ def _distances(scene: Scene, goals: Iterable[Pose]) -> dict[Pose, int]:
         (x, y), (dx, dy) = pose.cell, VECTORS[pose.way]
         before = [(Pose(pose.cell, (pose.way + turn) % 4), 1) for turn in (1, 3)]
         if not _is_wall(scene, (x - dx, y - dy)):
-            before.append((Pose((x - dx, y - dy), pose.way), _toll(scene, pose.cell)))
+            before.append((Pose((x - dx, y - dy), pose.way), _toll(scene, pose.cell) + _IN_THE_WAY * (pose.cell == blocked)))
         for earlier, step in before:
             if cost + step < far.get(earlier, 10**6):
                 far[earlier] = cost + step
@@ -230,6 +251,11 @@ def _trace(scene: Scene, far: dict[Pose, int], start: Pose | None = None) -> lis
         steps = [(_toll(scene, here.front), here.after(FORWARD)), (1, here.after(LEFT)), (1, here.after(RIGHT))]
         route.append(next(after for cost, after in steps if far.get(after, 10**6) + cost == far[here]))
     return route
+
+
+def _way(scene: Scene, job: Job) -> set[Cell]:
+    """The cells of a way from where the agent stands, whichever way it looks: plans must not change as it turns."""
+    return {pose.cell for pose in _trace(scene, job.far, Pose(scene.pose.cell, 0))}
 
 
 def _toll(scene: Scene, cell: Cell) -> int:

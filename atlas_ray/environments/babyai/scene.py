@@ -5,7 +5,8 @@ Flows in: a level's number and seed, or a minigrid environment; flows out: the e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from atlas_ray.errors import UserError
@@ -105,21 +106,47 @@ class Scene:
         visible: (steps ahead, steps right, cell) of each cell in view, far to near and left to right.
     """
 
-    def __init__(self, env: Any) -> None:
-        self.pose = Pose((int(env.agent_pos[0]), int(env.agent_pos[1])), int(env.agent_dir))
-        self.carrying = _thing(env.carrying) if env.carrying else None
-        self.width, self.height = env.width, env.height
-        self.things: dict[Cell, Thing] = {
-            (i % env.width, i // env.width): _thing(item) for i, item in enumerate(env.grid.grid) if item is not None
-        }
-        _, mask = env.gen_obs_grid()
-        self.visible: list[tuple[int, int, Cell]] = []
-        for j in range(VIEW):
-            for i in range(VIEW):
-                ahead, right = VIEW - 1 - j, i - VIEW // 2
+    def __init__(self, pose: Pose, things: dict[Cell, Thing], carrying: Thing | None, width: int, height: int) -> None:
+        self.pose, self.things, self.carrying, self.width, self.height = pose, things, carrying, width, height
+        self.visible = list(self._look())
+
+    @classmethod
+    def of(cls, env: Any) -> Scene:
+        """The present state of a minigrid environment."""
+        cells = enumerate(env.grid.grid)
+        things = {(i % env.width, i // env.width): _thing(item) for i, item in cells if item is not None}
+        pose = Pose((int(env.agent_pos[0]), int(env.agent_pos[1])), int(env.agent_dir))
+        return cls(pose, things, _thing(env.carrying) if env.carrying else None, env.width, env.height)
+
+    def moved(self, pose: Pose, opened: Cell | None = None) -> Scene:
+        """The same with the agent elsewhere, and perhaps a door opened."""
+        things = self.things
+        if opened is not None:
+            things = {**things, opened: replace(things[opened], is_open=True, is_locked=False)}
+        return Scene(pose, things, self.carrying, self.width, self.height)
+
+    def _look(self) -> Iterator[tuple[int, int, Cell]]:
+        """Cells in view: light spreads from the agent ahead and sideways, through all but walls and shut doors."""
+        side = VIEW // 2
+        lit = {(0, 0)}
+        for ahead in range(VIEW):
+            for rights, step in ((range(-side, side), 1), (range(side, -side, -1), -1)):
+                for right in rights:
+                    if (ahead, right) in lit and self._is_clear(self.pose.ahead(ahead, right)):
+                        lit |= {(ahead, right + step), (ahead + 1, right), (ahead + 1, right + step)}
+        for ahead in reversed(range(VIEW)):
+            for right in range(-side, side + 1):
                 cell = self.pose.ahead(ahead, right)
-                if mask[i, j] and cell != self.pose.cell and cell[0] >= 0 and cell[1] >= 0:
-                    self.visible.append((ahead, right, cell))
+                if (ahead, right) in lit and (ahead, right) != (0, 0) and self._is_inside(cell):
+                    yield ahead, right, cell
+
+    def _is_inside(self, cell: Cell) -> bool:
+        return 0 <= cell[0] < self.width and 0 <= cell[1] < self.height
+
+    def _is_clear(self, cell: Cell) -> bool:
+        """Whether one can see past it."""
+        thing = self.things.get(cell)
+        return self._is_inside(cell) and (thing is None or thing.is_open or thing.kind not in ("wall", "door"))
 
     def is_free(self, cell: Cell) -> bool:
         """Whether one can step there."""

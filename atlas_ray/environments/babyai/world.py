@@ -37,32 +37,27 @@ SEEDS = 10_000
 
 _SAY = {
     Category.PLAN_CREATION: (
-        "My goal is to {mission}. I start with the {name}: {action}.",
-        "The plan: to {mission}, I first have to {verb} the {name}.",
-        "I have to {mission}. The first thing to do is to {verb} the {name}.",
+        "My goal is to {mission}. I start so: {phrase}.",
+        "The plan: to {mission}, I first have to {phrase}.",
+        "I have to {mission}. The first thing to do is to {phrase}.",
     ),
     Category.CRITICAL_OBSERVATION: (
-        "Now I can see the {name}, which I have to {verb}.",
+        "I can see the {name} now, so I can {phrase}.",
         "There is the {name} that I need. I {action}.",
-        "The {name} is in view now, so I can {verb} it.",
+        "The {name} has come into view: now I {action} to {phrase}.",
     ),
     Category.CRITICAL_ACTION: (
-        "I can {verb} the {name} now: {action}.",
-        "This is the moment to {verb} the {name}.",
-        "With {action} I {verb} the {name}, which the goal needs.",
+        "I can {phrase} now: {action}.",
+        "This is the moment to {phrase}.",
+        "With {action} I {phrase}, which the goal needs.",
     ),
     Category.SELF_CORRECTION: (
-        "That did not help. I have to {verb} the {name}, so I {action}.",
-        "I went wrong. Back to the {name}: {action}.",
+        "That did not help. I have to {phrase}, so I {action}.",
+        "I went wrong. I still have to {phrase}: {action}.",
     ),
-    None: (
-        "I go on towards the {name}.",
-        "The {name} is not here yet, so I {action}.",
-        "I keep going: {action}.",
-        "To {verb} the {name} I {action}.",
-    ),
+    None: ("I go on: {action}.", "To {phrase} I {action}.", "I keep going, so that I can {phrase}."),
 }
-_VERBS = {"go": "go to", "pickup": "pick up", "drop": "put down", "toggle": "open"}
+_SEARCH = ("I do not see the {name} here, so I {action}.", "The {name} is not in sight. I look further: {action}.")
 _WEIGHTS = {Category.PLAN_CREATION: 0.7, Category.CRITICAL_ACTION: 1.0, Category.CRITICAL_OBSERVATION: 0.8}
 
 
@@ -86,7 +81,7 @@ class BabyAI:
             raise UserError(f"babyai has no task {index}", f"its tasks are babyai_0 to babyai_{len(LEVELS) * SEEDS - 1}")
         self._env = load_level(index % len(LEVELS) + 1, index // len(LEVELS))
         self._end: StepResult | None = None
-        self._before: tuple[Scene, View, Any, str] | None = None
+        self._before: tuple[str, Scene, View, Any, Advice | None] | None = None
         self._picture()
         return Opening(INSTRUCTION, f"Your goal: {self._env.mission}\n{self._observe(self._view.text)}")
 
@@ -95,7 +90,7 @@ class BabyAI:
         if self._end:
             return self._end
         action = " ".join(action.lower().split()).replace("pick up", "pickup")
-        self._before = (self._scene, self._view, due(self._env.instrs), action)
+        self._before = (action, self._scene, self._view, due(self._env.instrs), self._advice)
         moves = self._view.offered.get(action)
         if moves is None:
             unknown = "The action is not recognized. Please check valid actions."
@@ -135,7 +130,7 @@ class BabyAI:
         return Decision(decided.thought, mistaken, category, decided.weight)
 
     def _picture(self) -> None:
-        self._scene = Scene(self._env)
+        self._scene = Scene.of(self._env)
         self._view = View(self._scene)
         self._advice: Advice | None = None
 
@@ -149,8 +144,8 @@ class BabyAI:
         advice = self._advice
         if self._before is None:
             return Category.PLAN_CREATION, advice
-        scene, view, clause, action = self._before
-        then = advise(scene, view, clause)
+        action, scene, view, clause, known = self._before
+        then = known or advise(scene, view, clause)
         if not then.is_right(action):
             return Category.SELF_CORRECTION, advice
         if advice.in_view and not then.in_view and advice.job.kind != "drop":
@@ -163,7 +158,8 @@ class BabyAI:
         return [action for action in walks if action.startswith(("turn", "go to", "move"))]
 
     def _decide(self, rng: random.Random, action: str, category: Category | None, advice: Advice) -> Decision:
-        words = {"mission": self._env.mission, "name": advice.job.name, "action": action}
-        thought = rng.choice(_SAY[category]).format(verb=_VERBS[advice.job.kind], **words)
+        choices = _SAY[category] + (_SEARCH if category is None and not advice.in_view else ())
+        words = {"mission": self._env.mission, "name": advice.job.name, "phrase": advice.phrase, "action": action}
+        thought = rng.choice(choices).format(**words)
         weight = 0.0 if category is None else _WEIGHTS.get(category, 0.9) * (0.4 + 0.6 * rng.random())
         return Decision(thought, action, category, weight)
