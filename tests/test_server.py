@@ -13,7 +13,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from atlas_ray.environments.client import probe
+from atlas_ray.environments.probe import probe
 from atlas_ray.environments.server import create_app, serve
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import EnvironmentFailure, UserError

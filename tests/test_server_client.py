@@ -13,8 +13,9 @@ from aiohttp import web
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import client, server, table
-from atlas_ray.environments.client import HttpSession, open_session, probe
+from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.dialects import DIALECTS
+from atlas_ray.environments.probe import probe
 from atlas_ray.environments.protocol import LocalSession, StepResult
 from atlas_ray.environments.server import create_app
 from atlas_ray.environments.wordle import vocabulary_text

@@ -125,6 +125,7 @@ class _Desk:
     ) -> None:
         if spec.world is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
+        spec.world()  # says at once whether its extra is missing
         self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
@@ -174,7 +175,8 @@ class _Desk:
         if episode.result.done:
             raise _Wrong(f"The task with environment {form.id} has finished.")
         episode.result = episode.world.step(form.action)
-        return _fields(episode.result, ("observation", "reward", "done", "progress"))
+        score = ("score",) if self._dialect.reward_key == "score" else ()
+        return _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
 
     async def _close(self, request: web.Request) -> bool:
         return self._episodes.pop((await _body(request, _IdForm)).id, None) is not None
@@ -222,7 +224,8 @@ class _Anything(BaseModel):
 
 def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:
     known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
-    known["progress"] = result.progress
+    # a built-in world's reward is the one so far, so it is its own score
+    known |= {"progress": result.progress, "score": result.reward, "deleted": False}
     return {name: known[name] for name in names if known[name] is not None}
 
 

@@ -139,6 +139,7 @@ class Lease:
         well_formed = isinstance(observation, str) and isinstance(done, bool) and _is_finite(reward)
         if not well_formed or not (progress is None or _is_finite(progress)):
             raise Fault("/step answers values of the wrong kind")
+        done = done or (dialect.pays_once and reward != 0)
         shown = _printable(observation)
         return StepResult(shown, float(reward), done, None if progress is None else float(progress))
 

@@ -224,7 +224,7 @@ def _at(scene: Scene, kind: Kind, cells: Iterable[Cell], name: str = "", errand:
 
 def _distances(scene: Scene, goals: Iterable[Pose], blocked: Cell | None = None) -> dict[Pose, int]:
     """Moves from every pose to the nearest goal; closed doors are opened on the way, obstacles count extra."""
-    far = {goal: 0 for goal in goals}
+    far = dict.fromkeys(goals, 0)
     queue = [(0, goal) for goal in far]
     heapq.heapify(queue)
     while queue:
@@ -234,7 +234,9 @@ def _distances(scene: Scene, goals: Iterable[Pose], blocked: Cell | None = None)
         (x, y), (dx, dy) = pose.cell, VECTORS[pose.way]
         before = [(Pose(pose.cell, (pose.way + turn) % 4), 1) for turn in (1, 3)]
         if not _is_wall(scene, (x - dx, y - dy)):
-            before.append((Pose((x - dx, y - dy), pose.way), _toll(scene, pose.cell) + _IN_THE_WAY * (pose.cell == blocked)))
+            before.append(
+                (Pose((x - dx, y - dy), pose.way), _toll(scene, pose.cell) + _IN_THE_WAY * (pose.cell == blocked))
+            )
         for earlier, step in before:
             if cost + step < far.get(earlier, 10**6):
                 far[earlier] = cost + step

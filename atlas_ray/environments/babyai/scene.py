@@ -16,8 +16,8 @@ LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)  # minigrid's actions
 VECTORS: tuple[Cell, ...] = ((1, 0), (0, 1), (-1, 0), (0, -1))  # minigrid's directions
 VIEW = 7
 
-# AgentGym's order; item i is level i + 1. Level 16 is its OpenDoorsOrderN4Debug without the strictness by which minigrid
-# fails that mission when its first door is opened.
+# AgentGym's order; item i is level i + 1. Level 16 is its OpenDoorsOrderN4Debug without the strictness by which
+# minigrid fails that mission when its first door is opened.
 LEVELS = (
     *("GoToRedBallGrey-v0", "GoToRedBall-v0", "GoToRedBallNoDists-v0", "GoToObjS4-v0", "GoToLocalS8N7-v0"),
     *("GoToObjMazeS7-v0", "GoToImpUnlock-v0", "GoToSeqS5R2-v0", "GoToRedBlueBall-v0", "GoToDoor-v0"),
@@ -47,7 +47,7 @@ def load_level(level: int, seed: int) -> Any:
     except ImportError:
         raise UserError("babyai needs minigrid", "pip install 'atlas-ray[babyai]'") from None
     # the generator reports every rejected draw; the name is found here before the built-in
-    roomgrid_level.print = lambda *_: None
+    vars(roomgrid_level)["print"] = lambda *_: None
     env = gymnasium.make(f"BabyAI-{LEVELS[level - 1]}", disable_env_checker=True).unwrapped
     env.reset(seed=seed)
     return env

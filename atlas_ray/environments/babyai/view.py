@@ -9,8 +9,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from functools import cached_property
 
-from atlas_ray.environments.babyai.scene import FORWARD, LEFT, PICKUP, RIGHT, TOGGLE, Cell, Pose, Scene, Thing
-from atlas_ray.environments.babyai.scene import DROP as DROP_MOVE
+from atlas_ray.environments.babyai.scene import DROP, FORWARD, LEFT, PICKUP, RIGHT, TOGGLE, Cell, Pose, Scene, Thing
 
 CHECK = "check available actions"
 
@@ -107,7 +106,7 @@ class View:
                 if sight.thing.kind != "door":
                     self._go(f"pickup {sight.name}", sight, then=[PICKUP])
         elif front is None:
-            offered["drop"] = [DROP_MOVE]
+            offered["drop"] = [DROP]
         else:
             self.refused["drop"] = "You cannot drop the object, as there is already an object in front of you."
         for sight in self.sights:
@@ -160,5 +159,3 @@ class View:
                     walks[after] = [*walks[pose], move]
                     queue.append(after)
         return walks
-
-

@@ -6,6 +6,7 @@ A task is a level (index % 40 + 1) and its seed (index // 40), as on AgentGym's 
 from __future__ import annotations
 
 import random
+from importlib import resources
 from typing import Any
 
 from atlas_ray.environments.babyai.plan import Advice, advise, due
@@ -34,6 +35,9 @@ Thought: your thought
 Action: your action"""
 
 SEEDS = 10_000
+
+# Of the first 1,120 tasks, those whose first observation an earlier one has; they are in neither split.
+REPEATED = frozenset(map(int, resources.files(__package__).joinpath("repeated.txt").read_text("ascii").split()))
 
 _SAY = {
     Category.PLAN_CREATION: (
@@ -78,7 +82,9 @@ class BabyAI:
             UserError: If there is no such task.
         """
         if not 0 <= index < len(LEVELS) * SEEDS:
-            raise UserError(f"babyai has no task {index}", f"its tasks are babyai_0 to babyai_{len(LEVELS) * SEEDS - 1}")
+            raise UserError(
+                f"babyai has no task {index}", f"its tasks are babyai_0 to babyai_{len(LEVELS) * SEEDS - 1}"
+            )
         self._env = load_level(index % len(LEVELS) + 1, index // len(LEVELS))
         self._end: StepResult | None = None
         self._before: tuple[str, Scene, View, Any, Advice | None] | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass
 
@@ -23,7 +24,7 @@ def problem(rng: random.Random) -> Problem:
     facts |= {(name, box) for box in (*shots, SHAKER) for name in ("ontable", "clean", "empty")}
     facts |= {("dispenses", f"dispenser{i}", name) for i, name in enumerate(ingredients, 1)}
     facts |= {("shaker-empty-level", SHAKER, "l0"), ("shaker-level", SHAKER, "l0")}
-    facts |= {("next", low, high) for low, high in zip(LEVELS, LEVELS[1:], strict=False)}
+    facts |= {("next", low, high) for low, high in itertools.pairwise(LEVELS)}
     for cocktail in cocktails:
         one, other = rng.sample(ingredients, 2)
         facts |= {("cocktail-part1", cocktail, one), ("cocktail-part2", cocktail, other)}
@@ -112,7 +113,13 @@ class _Bar:
         wanted = {shot for _, shot, _ in self.task.goal}
         shot = min(
             shots,
-            key=lambda s: (self.content(s) != {part}, s not in self.hands, s in wanted, ("clean", s) not in self.state, s),
+            key=lambda s: (
+                self.content(s) != {part},
+                s not in self.hands,
+                s in wanted,
+                ("clean", s) not in self.state,
+                s,
+            ),
         )
         ready = self.fill(shot, part)
         if self.content(shot) != {part} or shot not in self.hands:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 from atlas_ray.environments.pddl.problem import Advice, Problem, having, pairs
@@ -67,4 +68,4 @@ def _take(on: dict[str, str], block: str) -> Fact:
 def _towers(rng: random.Random, blocks: list[str]) -> dict[str, str]:
     """What each block stands on, blocks on the table left out."""
     order = rng.sample(blocks, len(blocks))
-    return {block: below for below, block in zip(order, order[1:], strict=False) if rng.random() < 0.65}
+    return {block: below for below, block in itertools.pairwise(order) if rng.random() < 0.65}

@@ -36,11 +36,13 @@ def advise(state: State, task: Problem) -> Advice:
     if free and local:
         load = {goal[ball] for ball in carried.values()}
         ball = min(local, key=lambda ball: (goal[ball] not in load, ball))
-        kind = "obstacle" if not carried else "routine"
-        return Advice(("pick", ball, here, free[0]), f"{ball} is in {here} and belongs in {goal[ball]}", kind)
+        why = f"{ball} is in {here} and belongs in {goal[ball]}"
+        return Advice(("pick", ball, here, free[0]), why, "routine" if carried else "obstacle")
     if carried:
         ball = carried[min(carried)]
         return Advice(("move", here, goal[ball]), f"{ball} belongs in {goal[ball]}")
     rooms = sorted({at[ball] for ball in stray})
     room = max(rooms, key=lambda room: sum(at[ball] == room for ball in stray))
-    return Advice(("move", here, room), f"{sum(at[b] == room for b in stray)} of the balls to carry are in {room}", "goal")
+    return Advice(
+        ("move", here, room), f"{sum(at[b] == room for b in stray)} of the balls to carry are in {room}", "goal"
+    )

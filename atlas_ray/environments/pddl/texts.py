@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from atlas_ray.environments.pddl.strips import Fact
 
 INSTRUCTION = """\
-You solve planning problems. The first observation names the actions of the problem, what each needs and does, the goal \
-and the state. An action whose conditions do not hold takes no effect. In every state you may also use "check valid \
-actions", which lists what is possible, and "look around", which tells the whole state.
+You solve planning problems. The first observation names the actions of the problem, what each needs and does, the \
+goal and the state. An action whose conditions do not hold takes no effect. In every state you may also use "check \
+valid actions", which lists what is possible, and "look around", which tells the whole state.
 Answer in this form:
 Thought: your thought
 Action: your action"""
@@ -43,7 +43,7 @@ pour-shot-to-used-shaker <shot> <ingredient> <shaker> <hand> <level1> <level2>: 
 empty-shaker <hand> <shaker> <cocktail> <level1> <level2>: pour away a cocktail; level2 is the empty level.
 clean-shaker <hand1> <hand2> <shaker>: clean an empty shaker in hand1; hand2 must be empty.
 shake <cocktail> <ingredient1> <ingredient2> <shaker> <hand1> <hand2>: mix both parts; hand2 must be empty.
-pour-shaker-to-shot <beverage> <shot> <hand> <shaker> <level1> <level2>: into an empty and clean shot, one level down.""",
+pour-shaker-to-shot <beverage> <shot> <hand> <shaker> <level1> <level2>: into an empty and clean shot.""",
     "tyreworld": """\
 Flat tyres on the hubs are replaced by intact ones out of the boot.
 open <container>, close <container>: the boot must be closed, or open.

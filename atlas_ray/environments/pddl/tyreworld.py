@@ -100,7 +100,9 @@ class _Car:
     def raise_hub(self, hub: str) -> Advice | None:
         if ("not-on-ground", hub) in self.state:
             return None
-        return self.obtain("jack") or Advice(("jack-up", hub), f"the wheel on {hub} cannot come off on the ground", "obstacle")
+        return self.obtain("jack") or Advice(
+            ("jack-up", hub), f"the wheel on {hub} cannot come off on the ground", "obstacle"
+        )
 
     def obtain(self, thing: str) -> Advice | None:
         """A thing in hand, wherever it is."""

@@ -77,6 +77,9 @@ def tasks() -> tuple[Problem, ...]:
     return tuple(found.values())
 
 
+INSTRUCTION = texts.INSTRUCTION
+
+
 class Pddl:
     """The simulator: reward = progress = the largest share of the goal's facts so far; done when all hold."""
 
@@ -95,7 +98,7 @@ class Pddl:
         self._before: tuple[State, Fact | None] | None = None
         self._slipped = False
         self._progress = self._problem.satisfied(self._state)
-        return Opening(texts.INSTRUCTION, _first_observation(self._problem))
+        return Opening(INSTRUCTION, _first_observation(self._problem))
 
     def step(self, action: str) -> StepResult:
         """Plays one action; an impossible one changes nothing."""
@@ -170,7 +173,9 @@ class Pddl:
     def _decide(self, rng: random.Random, advice: Advice, category: Category | None) -> Decision:
         action = texts.action_text(advice.key) if advice.key[0] in self._arity else _EXTRA[0]
         why = advice.why[0].upper() + advice.why[1:]
-        thought = rng.choice(_SAY[category]).format(why=advice.why, Why=why, action=action, goal=len(self._problem.goal))
+        thought = rng.choice(_SAY[category]).format(
+            why=advice.why, Why=why, action=action, goal=len(self._problem.goal)
+        )
         # Decisions of every kind reach the top somewhere.
         return Decision(thought, action, category, 0.3 + 0.7 * rng.random() if category else 0.0)
 
