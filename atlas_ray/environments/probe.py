@@ -18,7 +18,7 @@ from atlas_ray.errors import UserError
 
 MOST_TASKS = 4096  # looked for; some servers take any number
 
-# Where no built-in world tells what moves something: replies that AgentGym's servers answer with a state, not a refusal.
+# Where no built-in world tells what moves something: what AgentGym's servers answer with a state, not a refusal.
 _REPLIES = {
     "webshop": ("search[lamp]", "search[red lamp]"),
     "weather": ("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
