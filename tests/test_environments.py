@@ -369,7 +369,8 @@ def test_the_table_scales_rewards_and_knows_what_is_built_in() -> None:
 
 def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
-    main(["environments", "list"])
+    with pytest.raises(SystemExit):
+        main(["environments", "list"])
     lines = {
         cells[0]: cells[1:] for line in capsys.readouterr().out.splitlines() if (cells := line.strip("│ ").split())
     }

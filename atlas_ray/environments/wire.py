@@ -226,14 +226,14 @@ class Connection:
         raise Refusal(f"it serves no {self.name}", 404)
 
     async def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
-        return await _request(self._wire.http, method, url, body, self._timeout)
+        return await request_json(self._wire.http, method, url, body, self._timeout)
 
     async def _close(self, http: aiohttp.ClientSession, lease: Lease) -> None:
         if self.dialect.closes:
             body = {self.dialect.id_key: lease.number}
             # the id is of no more use either way
             with contextlib.suppress(Fault):
-                await _request(http, "POST", f"{self._roots[0]}/close", body, min(self._timeout, _CLOSE_SECONDS))
+                await request_json(http, "POST", f"{self._roots[0]}/close", body, min(self._timeout, _CLOSE_SECONDS))
 
 
 def _roots(server: str, name: str, below_name: bool) -> list[str]:
@@ -243,7 +243,7 @@ def _roots(server: str, name: str, below_name: bool) -> list[str]:
     return [f"{server}/{name}", server] if below_name else [server, f"{server}/{name}"]
 
 
-async def _request(
+async def request_json(
     http: aiohttp.ClientSession, method: str, url: str, body: dict[str, Any] | None, timeout_s: float
 ) -> Any:
     """One request's JSON answer.
@@ -281,4 +281,10 @@ def _printable(text: str) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold; JSON may carry NaN and integers of any length."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -62,7 +62,7 @@ class _Car:
         """A wheel on its hub: inflated, its nut tight, the hub on the ground."""
         nut = f"nut{hub[3:]}"
         if self.on.get(hub) != wheel:
-            if hub in self.on:
+            if hub in self.on or ("fastened", hub) in self.state:
                 return self.strip(hub)
             return (
                 self.obtain(wheel)
@@ -85,7 +85,7 @@ class _Car:
         return self.obtain("pump") or Advice(("inflate", wheel), f"{wheel} is not inflated", "obstacle")
 
     def strip(self, hub: str) -> Advice:
-        """The wheel off a hub."""
+        """The nut and the wheel off a hub."""
         nut = f"nut{hub[3:]}"
         if ("tight", nut, hub) in self.state:
             if ("not-on-ground", hub) in self.state:
