@@ -15,7 +15,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, LocalSession, Opening, Session, StepResult
 from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
-from atlas_ray.errors import EnvironmentFailure, UserError
+from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
 RECOVERIES = 2
@@ -85,7 +85,7 @@ class HttpSession:
         """Plays the action in a model's reply; after `done` gives the last result again, without a call.
 
         Raises:
-            EnvironmentFailure: If the server fails and recovery does not help, or the replay differs.
+            EnvironmentFailure: If the server fails and recovery does not help; `ReplayMismatch` if the replay differs.
         """
         last = self._played[-1][1] if self._played else StepResult(self._opening, 0.0, False)
         if last.done:
@@ -152,7 +152,7 @@ class HttpSession:
 
         Raises:
             Fault: If the server fails again.
-            EnvironmentFailure: If the episode does not repeat itself.
+            ReplayMismatch: If the episode does not repeat itself.
         """
         assert self._task is not None
         text = await lease.reset(self.spec.index(self._task.item_id))
@@ -165,7 +165,7 @@ class HttpSession:
             same &= (again.reward, again.done) == (before.reward, before.done)
         if not same:
             await self._drop()
-            raise EnvironmentFailure(
+            raise ReplayMismatch(
                 f"{self.spec.name} at {lease.connection.server} lost the episode, and its replay differs",
                 "`atlas doctor` tells whether the server repeats itself",
             )

@@ -131,6 +131,8 @@ class Lease:
         """
         dialect = self.connection.dialect
         body = await self.connection.post("step", {dialect.id_key: self.number, "action": action})
+        if self.lost:  # found out meanwhile: what was answered may be another's episode
+            raise Fault("the server was restarted")
         try:
             observation, done = body[dialect.observation_key], body["done"]
             reward, progress = body[dialect.reward_key], body.get("progress")
