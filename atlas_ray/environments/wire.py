@@ -103,14 +103,14 @@ class Lease:
         """
         dialect = self.connection.dialect
         body = await self.connection.post(
-            "reset", {dialect.id_key: self.number, dialect.index_key: index, **dialect.reset_body}
+            self, "reset", {dialect.id_key: self.number, dialect.index_key: index, **dialect.reset_body}
         )
         try:
             match dialect.opening:
                 case "vocabulary":
-                    text = vocabulary_text(await self.connection.get("filtered_vocab", self.number))
+                    text = vocabulary_text(await self.connection.get(self, "filtered_vocab"))
                 case "observation":
-                    text = await self.connection.get("observation", self.number)
+                    text = await self.connection.get(self, "observation")
                 case "description":
                     text = body["task_description"] + "\n" + body["observation"]
                 case "actions":
@@ -130,9 +130,7 @@ class Lease:
             Fault: If the server does not, or its answer is malformed.
         """
         dialect = self.connection.dialect
-        body = await self.connection.post("step", {dialect.id_key: self.number, "action": action})
-        if self.lost:  # found out meanwhile: what was answered may be another's episode
-            raise Fault("the server was restarted")
+        body = await self.connection.post(self, "step", {dialect.id_key: self.number, "action": action})
         try:
             observation, done = body[dialect.observation_key], body["done"]
             reward, progress = body[dialect.reward_key], body.get("progress")
@@ -164,6 +162,10 @@ class Connection:
         self._roots = _roots(server, name, self.dialect.prefixed)
         self._live: dict[int, Lease] = {}
         self._idle: list[Lease] = []
+        self._highest = -1  # id so far
+        self._restarts, self._in_flight = 0, 0
+        self._quiet, self._settled = asyncio.Event(), asyncio.Event()
+        self._quiet.set(), self._settled.set()
 
     async def acquire(self, fresh: bool = False) -> Lease:
         """An id for one episode: one given back, or a new one.
@@ -174,16 +176,36 @@ class Connection:
         while self._idle and not fresh:
             if not (lease := self._idle.pop()).lost:
                 return lease
-        number = await self._create()
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise Fault(f"/create answers no id but {number!r:.100}")
-        if number in self._live:
-            # The server counts anew, so it was restarted: other ids may meanwhile be somebody else's episodes.
-            for lease in self._live.values():
-                lease.lost = True
-            self._live.clear()
+        while True:
+            await self._settled.wait()
+            restarts = self._restarts
+            number = await self._create()
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise Fault(f"/create answers no id but {number!r:.100}")
+            if restarts == self._restarts:
+                if number not in self._live and (number > self._highest or not self.dialect.counts):
+                    break
+                await self._forget()
+            await self._close(self._wire.http, Lease(self, number))
+        self._highest = max(self._highest, number)
         self._live[number] = lease = Lease(self, number)
         return lease
+
+    async def _forget(self) -> None:
+        """Gives up every id of a server that counts anew, so was restarted.
+
+        What is in flight under an old id may play in the episode that has this id now. So its answer is thrown away
+        (the lease is lost), and no id that was handed out before all is quiet is used.
+        """
+        self._restarts, self._highest = self._restarts + 1, -1
+        for lease in self._live.values():
+            lease.lost = True
+        self._live.clear()
+        self._settled.clear()
+        try:
+            await self._quiet.wait()
+        finally:
+            self._settled.set()
 
     def keep(self, lease: Lease) -> None:
         """Keeps an id for the next episode."""
@@ -205,13 +227,36 @@ class Connection:
                 self._live.pop(lease.number, None)
             await asyncio.gather(*(self._close(http, lease) for lease in idle))
 
-    async def post(self, endpoint: str, body: dict[str, Any]) -> Any:
-        """What an endpoint answers to a body."""
-        return await self._request("POST", f"{self._roots[0]}/{endpoint}", body)
+    async def post(self, lease: Lease, endpoint: str, body: dict[str, Any]) -> Any:
+        """What an endpoint answers to a body about an id.
 
-    async def get(self, endpoint: str, number: int) -> Any:
-        """What an endpoint answers about an id."""
-        return await self._request("GET", f"{self._roots[0]}/{endpoint}?{self.dialect.id_key}={number}")
+        Raises:
+            Fault: If it does not, or the id is lost before or meanwhile.
+        """
+        return await self._about(lease, "POST", f"{self._roots[0]}/{endpoint}", body)
+
+    async def get(self, lease: Lease, endpoint: str) -> Any:
+        """What an endpoint answers about an id.
+
+        Raises:
+            Fault: As `post`.
+        """
+        return await self._about(lease, "GET", f"{self._roots[0]}/{endpoint}?{self.dialect.id_key}={lease.number}")
+
+    async def _about(self, lease: Lease, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
+        if lease.lost:
+            raise Fault("the server was restarted")
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            answer = await self._request(method, url, body)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
+        if lease.lost:
+            raise Fault("the server was restarted")
+        return answer
 
     async def _create(self) -> Any:
         """Asks for an id, at first wherever the environment may lie."""
