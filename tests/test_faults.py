@@ -119,6 +119,18 @@ async def test_recoverable_faults_change_no_episode(name: str) -> None:
     assert figures.n >= 0.9 * EPISODES
 
 
+@pytest.mark.parametrize("name", ["textcraft", "babyai"])
+async def test_a_server_that_restarts_again_and_again_mixes_no_episodes(name: str) -> None:
+    """Its ids count anew each time, while requests about the old ones are on their way."""
+    async with running(AgentGym(name).app()) as url:
+        sound = {one.id: one.messages for one in await play_many(name, url)}
+    faulty = Faulty(AgentGym(name), 0.02, ("restart", "500"))
+    async with running(faulty.app()) as url:
+        played = await play_many(name, url)
+    assert faulty.met["restart"] >= 1
+    assert all(one.stop_reason.is_infrastructure or one.messages == sound[one.id] for one in played)
+
+
 async def test_lasting_faults_are_counted_by_cause() -> None:
     """A server that refuses some requests for good: those episodes, no others, are excluded."""
     faulty = Faulty(AgentGym("jericho"), 0.05, ("422",))

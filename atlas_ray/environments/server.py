@@ -28,6 +28,7 @@ from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import UserError
 
 MAX_BODY = 2**20
+_NOTHING = StepResult("", 0.0, False)
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -137,6 +138,8 @@ class _Desk:
         """Adds the endpoints that AgentGym's server of this environment has."""
         posts = {"create": self._create, "reset": self._reset, "step": self._step}
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
+        if "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
+            gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
         if self._dialect.closes:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":

@@ -165,7 +165,8 @@ class Connection:
         self._highest = -1  # id so far
         self._restarts, self._in_flight = 0, 0
         self._quiet, self._settled = asyncio.Event(), asyncio.Event()
-        self._quiet.set(), self._settled.set()
+        self._quiet.set()
+        self._settled.set()
 
     async def acquire(self, fresh: bool = False) -> Lease:
         """An id for one episode: one given back, or a new one.
