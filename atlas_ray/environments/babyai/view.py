@@ -138,24 +138,27 @@ class View:
 
     def _go(self, action: str, sight: Sight, then: list[int] | None = None, onto: bool = False) -> None:
         """Offers an action that walks to a thing (or onto it) within the view and then does something."""
-        arrived = (p for p in self._walks if (p.cell if onto else p.front) == sight.cell)
-        pose = next(arrived, None)
-        if pose is None:
+        walk = self._walks.get((onto, sight.cell))
+        if walk is None:
             self.refused[action] = f"You cannot {action}, as there is no path leading to it."
         else:
-            self.offered[action] = self._walks[pose] + (then or [])
+            self.offered[action] = walk + (then or [])
 
     @cached_property
-    def _walks(self) -> dict[Pose, list[int]]:
-        """The shortest moves to every pose that can be reached over visible cells, the nearest pose first."""
+    def _walks(self) -> dict[tuple[bool, Cell], list[int]]:
+        """The shortest moves over visible cells that end before each cell (False, cell) or on it (True, cell)."""
         free = {cell for _, _, cell in self.scene.visible if self.scene.is_free(cell)}
         walks: dict[Pose, list[int]] = {self.scene.pose: []}
+        found: dict[tuple[bool, Cell], list[int]] = {}
         queue = deque(walks)
         while queue:
             pose = queue.popleft()
+            walk, front = walks[pose], pose.front
+            found.setdefault((True, pose.cell), walk)
+            found.setdefault((False, front), walk)
             for move in (FORWARD, LEFT, RIGHT):
                 after = pose.after(move)
-                if after not in walks and (move != FORWARD or after.cell in free):
-                    walks[after] = [*walks[pose], move]
+                if after not in walks and (move != FORWARD or front in free):
+                    walks[after] = [*walk, move]
                     queue.append(after)
-        return walks
+        return found

@@ -48,13 +48,14 @@ class Schema:
 
     def bind(self, arguments: Sequence[str]) -> Action:
         """The ground action; the arguments' types are the caller's business."""
+        adds = self.ground(self.adds, arguments)
+        deletes = self.ground(self.deletes, arguments) - adds
+        return Action((self.name, *arguments), self.ground(self.needs, arguments), adds, deletes)
+
+    def ground(self, facts: tuple[Fact, ...], arguments: Sequence[str]) -> State:
+        """Facts with arguments in place of the parameters."""
         names = {variable: name for (variable, _), name in zip(self.parameters, arguments, strict=True)}
-
-        def ground(facts: tuple[Fact, ...]) -> State:
-            return frozenset(tuple(names.get(word, word) for word in fact) for fact in facts)
-
-        adds = ground(self.adds)
-        return Action((self.name, *arguments), ground(self.needs), adds, ground(self.deletes) - adds)
+        return frozenset(tuple(names.get(word, word) for word in fact) for fact in facts)
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class Domain:
         found = {}
         for schema in self.schemas.values():
             choices = [[name for name, kind in objects.items() if self.is_a(kind, t)] for _, t in schema.parameters]
+            lasting = tuple(fact for fact in schema.needs if fact[0] not in changing)
             for arguments in itertools.product(*choices):
-                action = schema.bind(arguments)
-                if all(fact in initial for fact in action.needs if fact[0] not in changing):
+                if schema.ground(lasting, arguments) <= initial:
+                    action = schema.bind(arguments)
                     found[action.key] = action
         return found
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from atlas_ray.environments.pddl import barman, blocksworld, gripper, texts, tyreworld
 from atlas_ray.environments.pddl.problem import Advice, Problem
-from atlas_ray.environments.pddl.strips import Fact, State, load_domain
+from atlas_ray.environments.pddl.strips import Action, Fact, State, load_domain
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
 from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
@@ -80,6 +80,12 @@ def tasks() -> tuple[Problem, ...]:
 INSTRUCTION = texts.INSTRUCTION
 
 
+@functools.lru_cache(512)
+def _ground(index: int) -> dict[Fact, Action]:
+    problem = tasks()[index]
+    return load_domain(problem.domain).ground(problem.objects, problem.initial)
+
+
 class Pddl:
     """The simulator: reward = progress = the largest share of the goal's facts so far; done when all hold."""
 
@@ -92,7 +98,7 @@ class Pddl:
         self._problem = pick(tasks(), index, "pddl")
         domain = load_domain(self._problem.domain)
         self._expert = DOMAINS[domain.name]
-        self._actions = domain.ground(self._problem.objects, self._problem.initial)
+        self._actions = _ground(index)
         self._arity = {name: len(schema.parameters) for name, schema in domain.schemas.items()}
         self._state = self._problem.initial
         self._before: tuple[State, Fact | None] | None = None
