@@ -16,6 +16,7 @@ from atlas_ray.environments.babyai.view import View
 _IN_THE_WAY, _LOCKED_OUT = 8, 40  # what a thing to carry aside and a door without its key add to a way, in moves
 _DEPTH = 5  # jobs that wait for other jobs
 
+Far = dict[tuple[Cell, int], int]  # by pose
 Kind = Literal["go", "pickup", "drop", "toggle"]
 
 
@@ -35,7 +36,7 @@ class Job:
     cells: frozenset[Cell]
     name: str
     errand: bool = False
-    far: dict[Pose, int] = field(default_factory=dict)
+    far: Far = field(default_factory=dict)
 
 
 @dataclass
@@ -189,7 +190,7 @@ def _put_aside(scene: Scene, job: Job, clear: set[Cell]) -> Job:
     assert scene.carrying is not None
     here = scene.pose.cell
 
-    def ways(far: dict[Pose, int]) -> int:
+    def ways(far: Far) -> int:
         return min(far.get(Pose(here, way), 10**6) for way in range(4))
 
     spots = {
@@ -222,29 +223,33 @@ def _at(scene: Scene, kind: Kind, cells: Iterable[Cell], name: str = "", errand:
     return job
 
 
-def _distances(scene: Scene, goals: Iterable[Pose], blocked: Cell | None = None) -> dict[Pose, int]:
+def _distances(scene: Scene, goals: Iterable[tuple[Cell, int]], blocked: Cell | None = None) -> Far:
     """Moves from every pose to the nearest goal; closed doors are opened on the way, obstacles count extra."""
-    far = dict.fromkeys(goals, 0)
-    queue = [(0, goal) for goal in far]
+    tolls = {cell: _toll(scene, cell) for cell in scene.things}
+    if blocked is not None:
+        tolls[blocked] = 1 + _IN_THE_WAY
+    walls = {cell for cell, thing in scene.things.items() if thing.kind == "wall"}
+    far: Far = dict.fromkeys(goals, 0)
+    queue: list[tuple[int, tuple[Cell, int]]] = [(0, goal) for goal in far]
     heapq.heapify(queue)
     while queue:
         cost, pose = heapq.heappop(queue)
         if cost > far[pose]:
             continue
-        (x, y), (dx, dy) = pose.cell, VECTORS[pose.way]
-        before = [(Pose(pose.cell, (pose.way + turn) % 4), 1) for turn in (1, 3)]
-        if not _is_wall(scene, (x - dx, y - dy)):
-            before.append(
-                (Pose((x - dx, y - dy), pose.way), _toll(scene, pose.cell) + _IN_THE_WAY * (pose.cell == blocked))
-            )
-        for earlier, step in before:
-            if cost + step < far.get(earlier, 10**6):
-                far[earlier] = cost + step
-                heapq.heappush(queue, (cost + step, earlier))
+        cell, way = pose
+        dx, dy = VECTORS[way]
+        behind = (cell[0] - dx, cell[1] - dy)
+        before = [((cell, (way + 1) % 4), cost + 1), ((cell, (way + 3) % 4), cost + 1)]
+        if behind not in walls:  # levels are walled all around
+            before.append(((behind, way), cost + tolls.get(cell, 1)))
+        for earlier, total in before:
+            if total < far.get(earlier, 10**6):
+                far[earlier] = total
+                heapq.heappush(queue, (total, earlier))
     return far
 
 
-def _trace(scene: Scene, far: dict[Pose, int], start: Pose | None = None) -> list[Pose]:
+def _trace(scene: Scene, far: Far, start: Pose | None = None) -> list[Pose]:
     """The poses of a shortest way, from the agent's own or another to a goal; empty where there is none."""
     pose = start or scene.pose
     route = [pose] if pose in far else []

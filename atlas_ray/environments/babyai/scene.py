@@ -62,7 +62,8 @@ class Pose(NamedTuple):
     @property
     def front(self) -> Cell:
         """The cell before it."""
-        return self.ahead(1)
+        dx, dy = VECTORS[self.way]
+        return self.cell[0] + dx, self.cell[1] + dy
 
     def ahead(self, steps: int, right: int = 0) -> Cell:
         """The cell so many steps ahead and to the right."""
@@ -133,7 +134,7 @@ class Scene:
             for rights, step in ((range(-side, side), 1), (range(side, -side, -1), -1)):
                 for right in rights:
                     if (ahead, right) in lit and self._is_clear(self.pose.ahead(ahead, right)):
-                        lit |= {(ahead, right + step), (ahead + 1, right), (ahead + 1, right + step)}
+                        lit.update(((ahead, right + step), (ahead + 1, right), (ahead + 1, right + step)))
         for ahead in reversed(range(VIEW)):
             for right in range(-side, side + 1):
                 cell = self.pose.ahead(ahead, right)
