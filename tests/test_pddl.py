@@ -106,7 +106,6 @@ def test_progress_is_the_best_share_so_far() -> None:
     world.reset(0)
     world._problem = Problem("gripper", objects, state, goal)
     world._state, world._progress = state, 0.0
-    world._actions = load_domain("gripper").ground(objects, state)
 
     def progress(*actions: str) -> float:
         return [world.step(action).reward for action in actions][-1]

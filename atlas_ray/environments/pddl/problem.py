@@ -9,7 +9,7 @@ from typing import Literal
 from atlas_ray.environments.pddl.strips import Fact, State
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the same one only: what is made for it is kept
 class Problem:
     """One problem of a domain. Attributes: `objects` (each one's type), the initial state, the goal's facts."""
 

@@ -81,8 +81,7 @@ INSTRUCTION = texts.INSTRUCTION
 
 
 @functools.lru_cache(512)
-def _ground(index: int) -> dict[Fact, Action]:
-    problem = tasks()[index]
+def _ground(problem: Problem) -> dict[Fact, Action]:
     return load_domain(problem.domain).ground(problem.objects, problem.initial)
 
 
@@ -98,7 +97,6 @@ class Pddl:
         self._problem = pick(tasks(), index, "pddl")
         domain = load_domain(self._problem.domain)
         self._expert = DOMAINS[domain.name]
-        self._actions = _ground(index)
         self._arity = {name: len(schema.parameters) for name, schema in domain.schemas.items()}
         self._state = self._problem.initial
         self._before: tuple[State, Fact | None] | None = None
@@ -151,6 +149,10 @@ class Pddl:
             return decided
         mistaken = random.Random(f"{advice.key}/{len(wrong)}").choice(wrong)
         return Decision(decided.thought, texts.action_text(mistaken), category, decided.weight)
+
+    @property
+    def _actions(self) -> dict[Fact, Action]:
+        return _ground(self._problem)
 
     def _answer(self, text: str) -> StepResult:
         return StepResult(text, self._progress, self._progress == 1, self._progress)
