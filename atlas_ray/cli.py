@@ -298,7 +298,7 @@ def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", he
     from rich.console import Console
     from rich.table import Table
 
-    from atlas_ray.environments.client import probe
+    from atlas_ray.environments.probe import probe
     from atlas_ray.errors import UserError
 
     table = Table("environment", "server", "reachable", "tasks", "replay")
@@ -353,25 +353,12 @@ def trajectories_stats(
 
 @environments_app.command("list")
 def environments_list() -> None:
-    """Show every environment: held in or out, built in or remote, tasks, cap, metric."""
+    """Show every environment: held in or out, built in or remote, extra, tasks, cap, metric, replay."""
     from rich.console import Console
-    from rich.table import Table
 
-    from atlas_ray.environments.table import ENVIRONMENTS
+    from atlas_ray.environments.table import overview
 
-    table = Table("environment", "held", "carried by", "train tasks", "test tasks", "rounds", "metric")
-    for spec in ENVIRONMENTS.values():
-        built_in = spec.world is not None
-        table.add_row(
-            spec.name,
-            spec.held,
-            "built in" if built_in else "a server",
-            str(spec.n_train) if built_in else "-",
-            str(spec.n_test) if built_in else "-",
-            str(spec.max_rounds),
-            spec.metric,
-        )
-    Console().print(table)
+    Console().print(overview())
 
 
 def _say(folder: Any, what: str) -> None:

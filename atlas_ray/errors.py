@@ -34,6 +34,10 @@ class EnvironmentFailure(AtlasError):
     """An environment server failed (unreachable, 500, lost id): infrastructure, not the policy's doing."""
 
 
+class ReplayMismatch(EnvironmentFailure):
+    """An episode that a server lost did not repeat itself when it was played again."""
+
+
 class ModelFailure(AtlasError):
     """A model endpoint or engine failed: infrastructure, not the policy's doing."""
 

@@ -17,7 +17,7 @@ from atlas_ray.environments.client import HttpSession
 from atlas_ray.environments.protocol import Opening, Session, StepResult
 from atlas_ray.types import Task
 
-BUILT_IN = ["maze", "wordle", "textcraft", "blocksworld"]
+BUILT_IN = ["maze", "wordle", "textcraft", "blocksworld", "babyai", "pddl"]
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "agentgym"
 
 

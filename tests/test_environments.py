@@ -11,11 +11,13 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from atlas_ray.cli import main
 from atlas_ray.environments import blocksworld, maze, textcraft, wordle
 from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.table import ENVIRONMENTS, get, local_session
@@ -24,7 +26,12 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.types import Category, Task, split_react
 
-BUILT_IN = ("maze", "textcraft", "wordle", "blocksworld")
+LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
+BUILT_IN = (*LAPTOP, "babyai", "pddl")
+SMOOTH = (*LAPTOP, "pddl")  # without babyai, whose plans take a while
+ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
+ALL += ("academia", "sheet", "jericho", "pddl")
+PLAYED = {"babyai": 10, "pddl": 60}  # test tasks that the fast set plays; all tasks of the others
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 
@@ -58,7 +65,8 @@ async def play(task: Task, role: str, seed: int = 0) -> Played:
 
 @functools.cache
 def all_played(env: str, role: str) -> list[Played]:
-    tasks = get(env).tasks("test") + get(env).tasks("train")
+    few = PLAYED.get(env)
+    tasks = get(env).tasks("test", few) if few else get(env).tasks("test") + get(env).tasks("train")
 
     async def play_all() -> list[Played]:
         return [await play(task, role) for task in tasks]
@@ -72,11 +80,11 @@ def world(env: str):
     return made()
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
+@pytest.mark.parametrize("env", [*SMOOTH, pytest.param("babyai", marks=pytest.mark.slow)])
 def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
     spec = get(env)
-    assert spec.n_test >= (70 if env == "maze" else 100)
-    assert spec.n_train >= 140
+    assert spec.n_test >= {"maze": 70, "pddl": 60}.get(env, 100)
+    assert spec.n_train >= {"babyai": 810}.get(env, 140)
     tasks = spec.tasks("test") + spec.tasks("train")
     simulator = world(env)
     assert len({simulator.reset(spec.index(task.item_id)).observation for task in tasks}) == len(tasks)
@@ -89,7 +97,7 @@ def test_no_task_beyond_the_last(env: str) -> None:
             world(env).reset(index)
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
+@pytest.mark.parametrize("env", LAPTOP)
 def test_the_expert_succeeds_and_the_novice_falls_behind(env: str) -> None:
     expert, novice = (
         sum(played.success for played in all_played(env, role)) / len(all_played(env, role))
@@ -99,7 +107,7 @@ def test_the_expert_succeeds_and_the_novice_falls_behind(env: str) -> None:
     assert 0.1 <= novice <= expert - 0.25
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
+@pytest.mark.parametrize("env", LAPTOP)
 def test_gold_is_a_real_cut_and_every_category_reaches_the_top(env: str) -> None:
     played = all_played(env, "expert")
     marks = [category for one in played for category, _ in one.marks]
@@ -129,7 +137,7 @@ def test_textcraft_gold_teaches_gathering_and_crafting() -> None:
 
 def test_the_worlds_share_a_small_language() -> None:
     words = set()
-    for env in BUILT_IN:
+    for env in LAPTOP:
         words |= set(TOKEN.findall(world(env).reset(0).instruction))
         for role in ("expert", "novice"):
             for one in all_played(env, role):
@@ -190,12 +198,14 @@ def test_a_speaker_goes_on_from_a_repeated_prefix(env: str) -> None:
 REAL_ACTIONS = (
     *("", "move up", "MOVE left ", "get 1 log", "get 99 moon", "craft 2 plank using 1 log", "inventory", "l i g h t"),
     *("sound", "pickup red", "stack red on blue", "putdown red", "unstack red from blue", "__import__('os')", "١"),
+    *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
+    *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
 )
 ACTIONS = st.one_of(st.text(max_size=60), st.sampled_from(REAL_ACTIONS))
 HUGE_ACTIONS = ["x" * 2**20, "get " * 2**18, "\ud800\x00", " " * 2**20, "craft 1 a using " + "1 a, " * 2**18]
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
+@pytest.mark.parametrize("env", SMOOTH)
 @settings(max_examples=60, deadline=None)
 @given(index=st.integers(0, 99), actions=st.lists(ACTIONS, max_size=12))
 @example(index=0, actions=HUGE_ACTIONS)
@@ -204,7 +214,7 @@ def test_any_action_gets_an_answer(env: str, index: int, actions: list[str]) -> 
     simulator.reset(index)
     for action in actions:
         result = simulator.step(action)
-        assert len(result.observation) < 500
+        assert len(result.observation) < (500 if env in LAPTOP else 10_000)
         for agent in (simulator.expert, simulator.novice):
             assert "Action: " in agent(random.Random("x")).reply
 
@@ -338,13 +348,39 @@ def test_blocksworld_refuses_what_cannot_be_done_and_pays_at_the_goal() -> None:
 
 
 def test_the_table_has_the_paper_s_rows() -> None:
-    caps = {"webshop": 10, "alfworld": 30, "sciworld": 30, "wordle": 8, "babyai": 20, "textcraft": 20, "weather": 10}
-    caps |= {"maze": 15, "movie": 12, "todo": 15, "academia": 12, "sheet": 15, "jericho": 15, "pddl": 30}
-    assert {name: ENVIRONMENTS[name].max_rounds for name in caps} == caps
-    held_out = {name for name, spec in ENVIRONMENTS.items() if spec.held == "out"}
-    assert held_out == {"academia", "sheet", "jericho", "pddl", "blocksworld"}
+    paper = Path(__file__).parents[2] / "shared" / "paper" / "paper_results.json"
+    if not paper.exists():
+        pytest.skip(f"the paper's figures {paper} are not here")
+    rows = json.loads(paper.read_text("utf-8"))["environments"]
+    assert len(rows) == 14
+    for name, row in rows.items():
+        spec = ENVIRONMENTS[name]
+        assert (spec.held, spec.max_rounds, spec.metric) == (row["held"], row["max_rounds"], row["metric"]), name
+
+
+def test_the_table_scales_rewards_and_knows_what_is_built_in() -> None:
+    assert set(ENVIRONMENTS) - {"blocksworld"} == set(ALL)
     assert get("sciworld").scale(100) == 1
+    assert get("sciworld").scale(-100) == 0
     assert {name for name, spec in ENVIRONMENTS.items() if spec.world} == set(BUILT_IN)
+    for env in BUILT_IN:
+        assert get(env).instruction == world(env).reset(0).instruction
+
+
+def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "140")
+    with pytest.raises(SystemExit):
+        main(["environments", "list"])
+    lines = {
+        cells[0]: cells[1:] for line in capsys.readouterr().out.splitlines() if (cells := line.strip("│ ").split())
+    }
+    assert set(ALL) <= set(lines)
+    assert [cell for cell in lines["babyai"] if cell != "│"] == [
+        *("in", "built", "in", "babyai", "861", "112", "20", "reward", "exact")
+    ]
+    assert [cell for cell in lines["sheet"] if cell != "│"] == [
+        *("out", "a", "server", "-", "-", "-", "15", "reward", "tolerant")
+    ]
 
 
 def test_an_unknown_environment_names_the_closest() -> None:

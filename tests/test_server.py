@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
+import re
 import signal
 import socket
 import subprocess
@@ -13,7 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from atlas_ray.environments.client import probe
+from atlas_ray.environments.probe import probe
 from atlas_ray.environments.server import create_app, serve
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import EnvironmentFailure, UserError
@@ -68,6 +70,32 @@ async def test_the_server_refuses_as_agentgyms():
         step = await keys(textcraft[3], "/textcraft/step", {"id": number, "action": "inventory"})
         async with http.get("/textcraft/observation", params={"id": number}) as response:
             assert await response.json() == step["observation"]
+
+
+async def test_babyai_is_served_as_the_real_server_does():
+    """The whole recording, request by request: the ids differ, nothing else."""
+    async with running(create_app(["babyai"])) as url, aiohttp.ClientSession(url) as http:
+        ours = 0
+        for exchange in recorded("babyai"):
+            request = exchange["request"]
+            given = {**request.get("json", {}), **request.get("query", {})}
+            given |= {"id": ours} if given.get("id") == 0 else {}
+            sent = {"params": given} if request["method"] == "GET" else {"json": given or None}
+            async with http.request(request["method"], request["path"], **sent) as response:
+                answer = await response.json()
+            if request["path"] == "/create":
+                ours = answer["id"]
+                continue
+            expected = json.loads(
+                re.sub(
+                    r"(environment|id|\"error\": \")( ?)0\b",
+                    rf"\g<1>\g<2>{ours}",
+                    json.dumps(exchange["response"]["json"]),
+                )
+            )
+            assert answer == pytest.approx(expected) if isinstance(expected, float) else answer == expected
+            if isinstance(expected, dict):
+                assert list(answer) == list(expected)
 
 
 @pytest.mark.parametrize(

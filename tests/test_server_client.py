@@ -13,8 +13,9 @@ from aiohttp import web
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import client, server, table
-from atlas_ray.environments.client import HttpSession, open_session, probe
+from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.dialects import DIALECTS
+from atlas_ray.environments.probe import probe
 from atlas_ray.environments.protocol import LocalSession, StepResult
 from atlas_ray.environments.server import create_app
 from atlas_ray.environments.wordle import vocabulary_text
@@ -183,7 +184,7 @@ RECOVERABLE = {
     "HTTP 500: Internal Server Error": crash,
     "HTTP 500": lost_answer,
     "ServerDisconnectedError": cut_off,
-    "no answer within 0.3 s": hang,
+    "no answer within 0.6 s": hang,
     "values of the wrong kind": wrong_form,
     "HTTP 429: later": busy,
 }
@@ -191,7 +192,7 @@ RECOVERABLE = {
 
 def patience(fault: Fault) -> float:
     """Seconds to wait for an answer."""
-    return 0.3 if fault is hang else 30.0
+    return 0.6 if fault is hang else 30.0
 
 
 def faulty(fault: Fault, at: range, endpoint: str = "step") -> web.Application:
@@ -338,9 +339,11 @@ async def test_probe():
     async with running(create_app(BUILT_IN)) as url:
         for name in BUILT_IN:
             found = await probe(url, name)
-            assert (found.ok, found.reachable, found.tasks, found.replay) == (True, "yes", "yes", "exact")
-        found = await probe(url, "babyai")
-        assert (found.ok, found.tasks) == (False, "no: it serves no babyai")
+            tasks = {"maze": "0 to 215", "pddl": "0 to 359", "blocksworld": "0 to 383", "babyai": "0 to 4096 at least"}
+            assert (found.ok, found.reachable, found.replay) == (True, "yes", "exact")
+            assert found.tasks == tasks.get(name, "0 to 599")
+        found = await probe(url, "sciworld")
+        assert (found.ok, found.tasks) == (False, "no: it serves no sciworld")
     found = await probe(url, "maze")
     assert not found.ok
     assert found.reachable.startswith("no: ClientConnectorError")

@@ -7,21 +7,19 @@ episode that a server lost (restart, 500, lost answer) comes back by create, res
 from __future__ import annotations
 
 import asyncio
-import functools
-import random
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, LocalSession, Opening, Session, StepResult
 from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
-from atlas_ray.errors import EnvironmentFailure, UserError
+from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
 RECOVERIES = 2
+_GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
 PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the second
 
 T = TypeVar("T")
@@ -46,7 +44,7 @@ class HttpSession:
         spec: The environment.
         servers: Base addresses; the environment lies there or below `/<name>`.
         timeout_s: Of one request.
-        instruction: What opens the conversation; where not given the built-in world's own, if there is one.
+        instruction: What opens the conversation; where not given the environment's own, if it has one.
 
     Raises:
         UserError: If an address is no URL.
@@ -56,9 +54,9 @@ class HttpSession:
         self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0, instruction: str | None = None
     ) -> None:
         for server in servers:
-            _check_address(spec.name, server)
+            check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._instruction = instruction or _instruction(spec)
+        self._instruction = instruction or spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._task: Task | None = None
@@ -87,7 +85,7 @@ class HttpSession:
         """Plays the action in a model's reply; after `done` gives the last result again, without a call.
 
         Raises:
-            EnvironmentFailure: If the server fails and recovery does not help, or the replay differs.
+            EnvironmentFailure: If the server fails and recovery does not help; `ReplayMismatch` if the replay differs.
         """
         last = self._played[-1][1] if self._played else StepResult(self._opening, 0.0, False)
         if last.done:
@@ -154,7 +152,7 @@ class HttpSession:
 
         Raises:
             Fault: If the server fails again.
-            EnvironmentFailure: If the episode does not repeat itself.
+            ReplayMismatch: If the episode does not repeat itself.
         """
         assert self._task is not None
         text = await lease.reset(self.spec.index(self._task.item_id))
@@ -167,7 +165,7 @@ class HttpSession:
             same &= (again.reward, again.done) == (before.reward, before.done)
         if not same:
             await self._drop()
-            raise EnvironmentFailure(
+            raise ReplayMismatch(
                 f"{self.spec.name} at {lease.connection.server} lost the episode, and its replay differs",
                 "`atlas doctor` tells whether the server repeats itself",
             )
@@ -183,66 +181,12 @@ class HttpSession:
             lease.give_back()
 
 
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """What one server can do for one environment, in words for a table; "-" where it was not reached.
-
-    Attributes:
-        ok: Whether it can be used at all; a replay that differs does not forbid it.
-        tasks: Whether an id and task 0 were to be had, else why not.
-        replay: Whether task 0 and a few actions gave the same texts and rewards twice.
-    """
-
-    ok: bool = False
-    reachable: str = "-"
-    tasks: str = "-"
-    replay: str = "-"
-
-
-async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
-    """Tries one server: an id, task 0, a short prefix, and the same again on another id.
+def check_address(name: str, server: str) -> None:
+    """Refuses what is no URL.
 
     Raises:
-        UserError: If the environment is unknown, or the address is no URL.
+        UserError: If it is none.
     """
-    spec = table.get(name)
-    _check_address(name, url)
-    wire = Wire.join()
-    connection, leases = wire.connection(url.rstrip("/"), name, timeout_s), list[Lease]()
-    found = Probe()
-    try:
-        once: list[tuple[str, float]] = []
-        for _ in range(2):
-            leases.append(await connection.acquire(fresh=True))
-            found = replace(found, reachable="yes")
-            turns = [(await leases[-1].reset(0), 0.0)]
-            found = replace(found, ok=True, tasks="yes")
-            turns += await _play(leases[-1], spec)
-            once = once or turns
-        same = [same_text(a, b) and r == s for (a, r), (b, s) in zip(once, turns, strict=False)]
-        return replace(found, replay="exact" if all(same) and len(once) == len(turns) else "differs")
-    except Fault as fault:
-        if not fault.answered:
-            return replace(found, ok=False, reachable=f"no: {fault}")
-        key = "replay" if found.ok else "tasks"
-        return replace(found, ok=False, reachable="yes", **{key: f"no: {fault}"})
-    finally:
-        await asyncio.gather(*(lease.drop() for lease in leases))
-        await wire.leave()
-
-
-async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:
-    """A few turns of task 0."""
-    turns = []
-    for reply in _prefix(spec):
-        result = await lease.step(spec.take_action(reply) or "")
-        turns.append((result.observation, result.reward))
-        if result.done:
-            break
-    return turns
-
-
-def _check_address(name: str, server: str) -> None:
     if not server.startswith(("http://", "https://")):
         raise UserError(f"the server {server!r} of {name} is no address", "write http://HOST:PORT")
 
@@ -250,23 +194,3 @@ def _check_address(name: str, server: str) -> None:
 def same_text(one: str, other: str) -> bool:
     """Whether two observations agree but for the order of their lines."""
     return sorted(one.splitlines()) == sorted(other.splitlines())
-
-
-def _prefix(spec: EnvironmentSpec) -> list[str]:
-    """A few replies that move something where the server plays our own world, and that any server answers."""
-    if spec.world is None:
-        return ["Action: look around", "Action: inventory"]
-    world, replies = spec.world(), list[str]()
-    world.reset(0)
-    for _ in range(3):
-        replies.append(world.expert(random.Random(0)).reply)
-        if world.step(spec.take_action(replies[-1]) or "").done:
-            break
-    return replies
-
-
-@functools.cache
-def _instruction(spec: EnvironmentSpec) -> str:
-    if spec.world is not None:
-        return spec.world().reset(0).instruction
-    return f"You act in the environment {spec.name}. Answer with a Thought: line and an Action: line."

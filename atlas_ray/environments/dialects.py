@@ -26,6 +26,9 @@ class Dialect:
         opening: Where the first observation comes from: reset's answer; the vocabulary; the task's description and
             reset's observation; reset's observation and the available actions; or a GET of `/observation`.
         closes: Whether there is a `/close`.
+        counts: Whether its ids grow; one that does not tells of a restart.
+        pays_once: The first reward other than 0 ends the episode, whatever `done` says: babyai leaves that false where
+            the goal was reached late, and goes on adding.
     """
 
     prefixed: bool = False
@@ -38,6 +41,8 @@ class Dialect:
     reward_key: str = "reward"
     opening: Literal["reset", "vocabulary", "description", "actions", "observation"] = "reset"
     closes: bool = True
+    counts: bool = True
+    pays_once: bool = False
 
 
 GENERIC = Dialect()
@@ -50,7 +55,11 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "textcraft": Dialect(create_body={}, reset_fields=("id", "observation", "done", "reward")),
     "blocksworld": GENERIC,
-    "babyai": Dialect(reward_key="score"),
+    "pddl": GENERIC,
+    "jericho": GENERIC,
+    "babyai": Dialect(
+        reward_key="score", reset_fields=("observation", "reward", "score", "deleted", "done"), pays_once=True
+    ),
     "sciworld": Dialect(reward_key="score", opening="description"),
     "alfworld": Dialect(index_key="game", reset_body={"world_type": "Text"}, opening="actions", closes=False),
     "weather": _TOOL,
@@ -59,6 +68,11 @@ DIALECTS: dict[str, Dialect] = {
     "academia": _TOOL,
     "sheet": _TOOL,
     "webshop": Dialect(
-        id_key="env_idx", index_key="session_id", observation_key="state", opening="observation", closes=False
+        id_key="env_idx",
+        index_key="session_id",
+        observation_key="state",
+        opening="observation",
+        closes=False,
+        counts=False,
     ),
 }

@@ -7,6 +7,7 @@ episode's connection, in process (`LocalSession`) or over HTTP (`client.HttpSess
 
 from __future__ import annotations
 
+import itertools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -99,8 +100,13 @@ class EnvironmentSpec:
         action_rule: How the action is taken from a reply, see `take_action`.
         success_at: Scaled reward from which an episode counts as a success.
         reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
+        instruction: What opens a conversation, where nothing else is given and the environment is built in.
         world: Makes the built-in simulator, or None where there is none.
-        n_train, n_test: Sizes of the built-in splits; test tasks are the indices 0..n_test-1.
+        n_train, n_test: Sizes of the built-in splits; test tasks are the first indices, train tasks the next.
+        left_out: Indices in neither split, for their first observation is another task's.
+        extra: The extra of this package that the built-in world needs, or None.
+        replay: Whether the same actions give the same texts ("exact"), or only nearly: then texts are compared line by
+            line in any order, and a difference is counted as such.
     """
 
     name: str
@@ -110,9 +116,13 @@ class EnvironmentSpec:
     action_rule: Literal["first", "last", "single", "whole"]
     success_at: float = 1.0
     reward_scale: float = 1.0
+    instruction: str | None = None
     world: Callable[[], World] | None = None
     n_train: int = 0
     n_test: int = 0
+    left_out: frozenset[int] = frozenset()
+    extra: str | None = None
+    replay: Literal["exact", "tolerant"] = "exact"
 
     def index(self, item_id: str) -> int:
         """The task index behind an item id: the integer after its last underscore.
@@ -137,7 +147,9 @@ class EnvironmentSpec:
         first, size = (0, self.n_test) if split == "test" else (self.n_test, self.n_train)
         if limit is not None and limit > size:
             raise UserError(f"{self.name} has {size} {split} tasks, {limit} were asked for", "ask for fewer")
-        return [Task(self.name, f"{self.name}_{i}") for i in range(first, first + (size if limit is None else limit))]
+        indices = (i for i in itertools.count() if i not in self.left_out)
+        chosen = itertools.islice(indices, first, first + (size if limit is None else limit))
+        return [Task(self.name, f"{self.name}_{i}") for i in chosen]
 
     def scale(self, raw_reward: float) -> float:
         """Raw reward to [0, 1]."""

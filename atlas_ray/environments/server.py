@@ -28,6 +28,7 @@ from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import UserError
 
 MAX_BODY = 2**20
+_NOTHING = StepResult("", 0.0, False)
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -125,6 +126,7 @@ class _Desk:
     ) -> None:
         if spec.world is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
+        spec.world()  # says at once whether its extra is missing
         self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
@@ -136,6 +138,8 @@ class _Desk:
         """Adds the endpoints that AgentGym's server of this environment has."""
         posts = {"create": self._create, "reset": self._reset, "step": self._step}
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
+        if "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
+            gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
         if self._dialect.closes:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":
@@ -174,7 +178,8 @@ class _Desk:
         if episode.result.done:
             raise _Wrong(f"The task with environment {form.id} has finished.")
         episode.result = episode.world.step(form.action)
-        return _fields(episode.result, ("observation", "reward", "done", "progress"))
+        score = ("score",) if self._dialect.reward_key == "score" else ()
+        return _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
 
     async def _close(self, request: web.Request) -> bool:
         return self._episodes.pop((await _body(request, _IdForm)).id, None) is not None
@@ -222,7 +227,8 @@ class _Anything(BaseModel):
 
 def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:
     known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
-    known["progress"] = result.progress
+    # a built-in world's reward is the one so far, so it is its own score
+    known |= {"progress": result.progress, "score": result.reward, "deleted": False}
     return {name: known[name] for name in names if known[name] is not None}
 
 

@@ -6,34 +6,75 @@ A row with a world runs built in; any other needs its server's address.
 from __future__ import annotations
 
 import difflib
+from typing import TYPE_CHECKING
 
-from atlas_ray.environments import maze
-from atlas_ray.environments.blocksworld import BlocksWorld
-from atlas_ray.environments.maze import Maze
+from atlas_ray.environments import blocksworld, maze, textcraft, wordle
+from atlas_ray.environments.babyai import world as babyai
+from atlas_ray.environments.pddl import world as pddl
 from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession
-from atlas_ray.environments.textcraft import TextCraft
-from atlas_ray.environments.wordle import Wordle
 from atlas_ray.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 _N_TEST = 100
 
 _ROWS = (
-    EnvironmentSpec("webshop", "in", 10, "success", "last"),
+    EnvironmentSpec("webshop", "in", 10, "success", "last", replay="tolerant"),
     EnvironmentSpec("alfworld", "in", 30, "success", "last"),
-    EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01),
-    EnvironmentSpec("wordle", "in", 8, "success", "first", world=Wordle, n_train=500, n_test=_N_TEST),
-    # Its goal pays 1 - 0.9 * steps / limit and nothing pays before it: 0.1 or more means that it was reached.
-    EnvironmentSpec("babyai", "in", 20, "reward", "single", success_at=0.1),
-    EnvironmentSpec("textcraft", "in", 20, "success", "single", world=TextCraft, n_train=500, n_test=_N_TEST),
-    EnvironmentSpec("weather", "in", 10, "success", "whole"),
-    EnvironmentSpec("maze", "in", 15, "success", "first", world=Maze, n_train=len(maze.tasks()) - 70, n_test=70),
-    EnvironmentSpec("movie", "in", 12, "success", "whole"),
-    EnvironmentSpec("todo", "in", 15, "success", "whole"),
-    EnvironmentSpec("academia", "out", 12, "success", "whole"),
-    EnvironmentSpec("sheet", "out", 15, "reward", "whole"),
+    EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01, replay="tolerant"),
+    EnvironmentSpec(
+        *("wordle", "in", 8, "success", "first"),
+        instruction=wordle.INSTRUCTION,
+        world=wordle.Wordle,
+        n_train=500,
+        n_test=_N_TEST,
+    ),
+    EnvironmentSpec(
+        *("babyai", "in", 20, "reward", "single"),
+        # its goal pays 1 - 0.9 * moves / limit and nothing pays before it: whatever it paid, it was reached
+        success_at=1e-6,
+        instruction=babyai.INSTRUCTION,
+        world=babyai.BabyAI,
+        n_train=861,
+        n_test=112,
+        left_out=babyai.REPEATED,
+        extra="babyai",
+    ),
+    EnvironmentSpec(
+        *("textcraft", "in", 20, "success", "single"),
+        instruction=textcraft.INSTRUCTION,
+        world=textcraft.TextCraft,
+        n_train=500,
+        n_test=_N_TEST,
+    ),
+    EnvironmentSpec("weather", "in", 10, "success", "whole", replay="tolerant"),
+    EnvironmentSpec(
+        *("maze", "in", 15, "success", "first"),
+        instruction=maze.INSTRUCTION,
+        world=maze.Maze,
+        n_train=len(maze.tasks()) - 70,
+        n_test=70,
+    ),
+    EnvironmentSpec("movie", "in", 12, "success", "whole", replay="tolerant"),
+    EnvironmentSpec("todo", "in", 15, "success", "whole", replay="tolerant"),
+    EnvironmentSpec("academia", "out", 12, "success", "whole", replay="tolerant"),
+    EnvironmentSpec("sheet", "out", 15, "reward", "whole", replay="tolerant"),
     EnvironmentSpec("jericho", "out", 15, "progress", "last"),
-    EnvironmentSpec("pddl", "out", 30, "progress", "last"),
-    EnvironmentSpec("blocksworld", "out", 20, "progress", "last", world=BlocksWorld, n_train=284, n_test=100),
+    EnvironmentSpec(
+        *("pddl", "out", 30, "progress", "last"),
+        instruction=pddl.INSTRUCTION,
+        world=pddl.Pddl,
+        n_train=300,
+        n_test=60,
+    ),
+    EnvironmentSpec(
+        *("blocksworld", "out", 20, "progress", "last"),
+        instruction=blocksworld.INSTRUCTION,
+        world=blocksworld.BlocksWorld,
+        n_train=284,
+        n_test=100,
+    ),
 )
 
 ENVIRONMENTS: dict[str, EnvironmentSpec] = {row.name: row for row in _ROWS}
@@ -49,6 +90,30 @@ def get(name: str) -> EnvironmentSpec:
         return ENVIRONMENTS[name]
     close = difflib.get_close_matches(name, ENVIRONMENTS) or list(ENVIRONMENTS)
     raise UserError(f"no environment is called {name!r}", f"did you mean {', '.join(close)}?")
+
+
+def overview() -> Table:
+    """A table of all environments, for people."""
+    from rich.table import Table
+
+    columns = ("environment", "held", "carried by", "extra", "train tasks", "test tasks", "rounds", "metric", "replay")
+    shown = Table(*columns)
+    for spec in ENVIRONMENTS.values():
+        built_in = spec.world is not None
+        counts = (str(spec.n_train), str(spec.n_test)) if built_in else ("-", "-")
+        carrier = "built in" if built_in else "a server"
+        row = (
+            spec.name,
+            spec.held,
+            carrier,
+            spec.extra or "-",
+            *counts,
+            str(spec.max_rounds),
+            spec.metric,
+            spec.replay,
+        )
+        shown.add_row(*row)
+    return shown
 
 
 def local_session(name: str) -> LocalSession:

@@ -103,14 +103,14 @@ class Lease:
         """
         dialect = self.connection.dialect
         body = await self.connection.post(
-            "reset", {dialect.id_key: self.number, dialect.index_key: index, **dialect.reset_body}
+            self, "reset", {dialect.id_key: self.number, dialect.index_key: index, **dialect.reset_body}
         )
         try:
             match dialect.opening:
                 case "vocabulary":
-                    text = vocabulary_text(await self.connection.get("filtered_vocab", self.number))
+                    text = vocabulary_text(await self.connection.get(self, "filtered_vocab"))
                 case "observation":
-                    text = await self.connection.get("observation", self.number)
+                    text = await self.connection.get(self, "observation")
                 case "description":
                     text = body["task_description"] + "\n" + body["observation"]
                 case "actions":
@@ -130,7 +130,7 @@ class Lease:
             Fault: If the server does not, or its answer is malformed.
         """
         dialect = self.connection.dialect
-        body = await self.connection.post("step", {dialect.id_key: self.number, "action": action})
+        body = await self.connection.post(self, "step", {dialect.id_key: self.number, "action": action})
         try:
             observation, done = body[dialect.observation_key], body["done"]
             reward, progress = body[dialect.reward_key], body.get("progress")
@@ -139,6 +139,7 @@ class Lease:
         well_formed = isinstance(observation, str) and isinstance(done, bool) and _is_finite(reward)
         if not well_formed or not (progress is None or _is_finite(progress)):
             raise Fault("/step answers values of the wrong kind")
+        done = done or (dialect.pays_once and reward != 0)
         shown = _printable(observation)
         return StepResult(shown, float(reward), done, None if progress is None else float(progress))
 
@@ -161,6 +162,11 @@ class Connection:
         self._roots = _roots(server, name, self.dialect.prefixed)
         self._live: dict[int, Lease] = {}
         self._idle: list[Lease] = []
+        self._highest = -1  # id so far
+        self._restarts, self._in_flight = 0, 0
+        self._quiet, self._settled = asyncio.Event(), asyncio.Event()
+        self._quiet.set()
+        self._settled.set()
 
     async def acquire(self, fresh: bool = False) -> Lease:
         """An id for one episode: one given back, or a new one.
@@ -171,16 +177,36 @@ class Connection:
         while self._idle and not fresh:
             if not (lease := self._idle.pop()).lost:
                 return lease
-        number = await self._create()
-        if not isinstance(number, int) or isinstance(number, bool):
-            raise Fault(f"/create answers no id but {number!r:.100}")
-        if number in self._live:
-            # The server counts anew, so it was restarted: other ids may meanwhile be somebody else's episodes.
-            for lease in self._live.values():
-                lease.lost = True
-            self._live.clear()
+        while True:
+            await self._settled.wait()
+            restarts = self._restarts
+            number = await self._create()
+            if not isinstance(number, int) or isinstance(number, bool):
+                raise Fault(f"/create answers no id but {number!r:.100}")
+            if restarts == self._restarts:
+                if number not in self._live and (number > self._highest or not self.dialect.counts):
+                    break
+                await self._forget()
+            await self._close(self._wire.http, Lease(self, number))
+        self._highest = max(self._highest, number)
         self._live[number] = lease = Lease(self, number)
         return lease
+
+    async def _forget(self) -> None:
+        """Gives up every id of a server that counts anew, so was restarted.
+
+        What is in flight under an old id may play in the episode that has this id now. So its answer is thrown away
+        (the lease is lost), and no id that was handed out before all is quiet is used.
+        """
+        self._restarts, self._highest = self._restarts + 1, -1
+        for lease in self._live.values():
+            lease.lost = True
+        self._live.clear()
+        self._settled.clear()
+        try:
+            await self._quiet.wait()
+        finally:
+            self._settled.set()
 
     def keep(self, lease: Lease) -> None:
         """Keeps an id for the next episode."""
@@ -202,13 +228,36 @@ class Connection:
                 self._live.pop(lease.number, None)
             await asyncio.gather(*(self._close(http, lease) for lease in idle))
 
-    async def post(self, endpoint: str, body: dict[str, Any]) -> Any:
-        """What an endpoint answers to a body."""
-        return await self._request("POST", f"{self._roots[0]}/{endpoint}", body)
+    async def post(self, lease: Lease, endpoint: str, body: dict[str, Any]) -> Any:
+        """What an endpoint answers to a body about an id.
 
-    async def get(self, endpoint: str, number: int) -> Any:
-        """What an endpoint answers about an id."""
-        return await self._request("GET", f"{self._roots[0]}/{endpoint}?{self.dialect.id_key}={number}")
+        Raises:
+            Fault: If it does not, or the id is lost before or meanwhile.
+        """
+        return await self._about(lease, "POST", f"{self._roots[0]}/{endpoint}", body)
+
+    async def get(self, lease: Lease, endpoint: str) -> Any:
+        """What an endpoint answers about an id.
+
+        Raises:
+            Fault: As `post`.
+        """
+        return await self._about(lease, "GET", f"{self._roots[0]}/{endpoint}?{self.dialect.id_key}={lease.number}")
+
+    async def _about(self, lease: Lease, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
+        if lease.lost:
+            raise Fault("the server was restarted")
+        self._in_flight += 1
+        self._quiet.clear()
+        try:
+            answer = await self._request(method, url, body)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._quiet.set()
+        if lease.lost:
+            raise Fault("the server was restarted")
+        return answer
 
     async def _create(self) -> Any:
         """Asks for an id, at first wherever the environment may lie."""
@@ -225,14 +274,14 @@ class Connection:
         raise Refusal(f"it serves no {self.name}", 404)
 
     async def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
-        return await _request(self._wire.http, method, url, body, self._timeout)
+        return await request_json(self._wire.http, method, url, body, self._timeout)
 
     async def _close(self, http: aiohttp.ClientSession, lease: Lease) -> None:
         if self.dialect.closes:
             body = {self.dialect.id_key: lease.number}
             # the id is of no more use either way
             with contextlib.suppress(Fault):
-                await _request(http, "POST", f"{self._roots[0]}/close", body, min(self._timeout, _CLOSE_SECONDS))
+                await request_json(http, "POST", f"{self._roots[0]}/close", body, min(self._timeout, _CLOSE_SECONDS))
 
 
 def _roots(server: str, name: str, below_name: bool) -> list[str]:
@@ -242,7 +291,7 @@ def _roots(server: str, name: str, below_name: bool) -> list[str]:
     return [f"{server}/{name}", server] if below_name else [server, f"{server}/{name}"]
 
 
-async def _request(
+async def request_json(
     http: aiohttp.ClientSession, method: str, url: str, body: dict[str, Any] | None, timeout_s: float
 ) -> Any:
     """One request's JSON answer.
@@ -280,4 +329,10 @@ def _printable(text: str) -> str:
 
 
 def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    """Whether it is a number that a float can hold; JSON may carry NaN and integers of any length."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
-from atlas_ray.errors import AtlasError, ContextOverflow
+from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.models.stops import cut_reply
 from atlas_ray.runs.seeds import derive_seed
@@ -62,8 +62,8 @@ async def run_episode(
         episode_timeout_s: Seconds in all.
 
     Returns:
-        The episode. Failures and timeouts of the environment end it as `env_error`, those of the policy as
-        `model_error`, both with their cause in `error`.
+        The episode. Failures and timeouts of the environment end it as `env_error` (`replay_mismatch` where it lost the
+        episode and does not repeat it), those of the policy as `model_error`, with their cause in `error`.
     """
     clock = _Clock(turn_timeout_s, episode_timeout_s)
     course = _Course()
@@ -180,7 +180,8 @@ class _Clock:
             raise _StopError(StopReason.CONTEXT_OVERFLOW) from None
         except Exception as error:
             if not limit.expired():
-                raise _StopError(reason, _words(error)) from error
+                ended = StopReason.REPLAY_MISMATCH if isinstance(error, ReplayMismatch) else reason
+                raise _StopError(ended, _words(error)) from error
             whole = left < self._turn_s
             words = f"longer than {self._episode_s:g} s in all" if whole else f"no answer within {self._turn_s:g} s"
             raise _StopError(reason, words) from None
