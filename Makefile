@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart test test-slow lint format clean
+.PHONY: setup quickstart bench-values test test-slow lint format clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,10 @@ $(STAMP): pyproject.toml .ci/setup.sh
 # LLM=1 adds an arm chosen by the LLM selector; its cost estimate is shown first. SET="a.b=c ..." overrides settings.
 quickstart: setup
 	$(BIN)/atlas run jobs/quickstart.yaml $(if $(LLM),--with llm) $(foreach s,$(SET),--set $(s))
+
+# Economical against exhaustive values; about half an hour the first time, then from its run folders.
+bench-values: setup
+	$(BIN)/python -m bench.values $(BENCH)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

@@ -349,8 +349,11 @@ def environments_list() -> None:
 
 
 def _say(folder: Any, what: str) -> None:
-    figures = ", ".join(f"{k} {v}" for k, v in (folder.finished or {}).items() if not isinstance(v, dict | list))
+    finished = folder.finished or {}
+    figures = ", ".join(f"{k} {v}" for k, v in finished.items() if not isinstance(v, dict | list))
     typer.echo(f"{what}: {folder.uri} ({figures})")
+    for env, causes in finished.get("excluded", {}).items():
+        typer.echo(f"excluded in {env}: " + ", ".join(f"{n} {cause}" for cause, n in causes.items()))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -83,7 +83,7 @@ async def run_episode(
             async with clock.blame(StopReason.MODEL_ERROR):
                 speaker.repeat(given)
             await course.act(given, session, speaker, clock)
-            if turn < len(recorded) and _lines(recorded[turn]) != _lines(course.result.observation):
+            if turn < len(recorded) and not same_answer(recorded[turn], course.result.observation):
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
             async with clock.blame(StopReason.MODEL_ERROR):
@@ -190,6 +190,10 @@ def _words(error: Exception) -> str:
     return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
 
 
+def same_answer(one: str, other: str) -> bool:
+    """Whether two observations agree but for the order of lines: some servers list things in another one each time."""
+    return _lines(one) == _lines(other)
+
+
 def _lines(text: str) -> list[str]:
-    """What two observations are compared by: some servers list the same things in another order each time."""
     return sorted(line.strip() for line in text.splitlines() if line.strip())

@@ -31,7 +31,8 @@ def estimate_lines(config: SelectConfig) -> list[str]:
             f"{found.completion_tokens} completion tokens, {dollars}"
         )
     elif isinstance(selector, ValueSelector):
-        lines.append(f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts")
+        whole = f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts"
+        lines.append(whole if selector.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}")
     elif isinstance(selector, PerplexitySelector):
         lines.append(f"{len(todo)} forward passes, one a trajectory")
     else:

@@ -25,6 +25,7 @@ from atlas_ray.selection.llm import REPLIES, Journal, Judge
 from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
 from atlas_ray.selection.prompt import load_prompt
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.selection.value import value_figures
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -219,6 +220,8 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     }
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
+    if isinstance(config.selector, ValueSelector):
+        figures |= value_figures(selections, config.selector)
     if isinstance(config.selector, LlmSelector):
         figures["price_known"] = price(config.selector.model) is not None
     return figures
