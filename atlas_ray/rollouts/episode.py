@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
+from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
 from atlas_ray.errors import AtlasError, ContextOverflow
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.models.stops import cut_reply
@@ -188,12 +188,3 @@ class _Clock:
 
 def _words(error: Exception) -> str:
     return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Whether two observations agree but for the order of lines: some servers list things in another one each time."""
-    return _lines(one) == _lines(other)
-
-
-def _lines(text: str) -> list[str]:
-    return sorted(line.strip() for line in text.splitlines() if line.strip())

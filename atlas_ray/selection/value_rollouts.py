@@ -11,8 +11,8 @@ from collections import Counter
 from typing import Any
 
 from atlas_ray.environments import table
+from atlas_ray.environments.protocol import same_answer
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import same_answer
 from atlas_ray.rollouts.replica import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
