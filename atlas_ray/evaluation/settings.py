@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container
 from typing import Any
 
 from pydantic import Field, model_validator
 
 from atlas_ray.config import DataConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
+
+_log = logging.getLogger(__name__)
 
 SUITES = {"held_in": "in", "held_out": "out"}
 
@@ -19,7 +22,10 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     if name not in SUITES:
         return [name]
     members = [spec for spec in ENVIRONMENTS.values() if spec.held == SUITES[name]]
-    return [spec.name for spec in members if spec.world is not None or spec.name in servers]
+    found = [spec.name for spec in members if spec.world is not None or spec.name in servers]
+    if missing := [spec.name for spec in members if spec.name not in found]:
+        _log.warning("%s without %s: no server is named for them", name, ", ".join(missing))
+    return found
 
 
 class EvaluateConfig(Strict):
