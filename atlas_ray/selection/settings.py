@@ -69,7 +69,7 @@ class Economy(Strict):
     rejoin: Literal["action", "text"] = "action"
     probes: int = Field(5, ge=1)
     played: int = Field(2, ge=1)
-    sureness: float = Field(0.5, gt=0)
+    sureness: float = Field(0.3, gt=0)
 
 
 class ValueSelector(Strict):
