@@ -79,7 +79,7 @@ def compare(truth: Run, economical: Sequence[Run], exhaustive: Sequence[Run]) ->
             "F1 against the truth",
             said(ours, here),
             said(theirs, here),
-            said(lambda keys, a=ours, b=theirs: a(keys) - b(keys), here, "+"),
+            said(difference(ours, theirs), here, "+"),
         )
         spent, whole = tokens(economical), tokens(exhaustive)
         table.add_row(
@@ -87,7 +87,7 @@ def compare(truth: Run, economical: Sequence[Run], exhaustive: Sequence[Run]) ->
             "generated tokens",
             f"{spent(here):,.0f}",
             f"{whole(here):,.0f}",
-            said(lambda keys, a=spent, b=whole: a(keys) / b(keys), here),
+            said(quotient(spent, whole), here),
         )
         table.add_row("", "runs among themselves (F1)", said(among(economical), here), said(among(exhaustive), here))
     Console().print(table)
@@ -135,6 +135,16 @@ def mean_f1(runs: Sequence[Run], truth: Run) -> Figure:
 def tokens(runs: Sequence[Run]) -> Figure:
     """Mean number of generated tokens."""
     return lambda keys: fmean(sum(found[key].usage.completion_tokens for key in keys) for found in runs)
+
+
+def difference(a: Figure, b: Figure) -> Figure:
+    """a - b over the same trajectories."""
+    return lambda keys: a(keys) - b(keys)
+
+
+def quotient(a: Figure, b: Figure) -> Figure:
+    """a / b over the same trajectories."""
+    return lambda keys: a(keys) / b(keys)
 
 
 def pairwise(runs: Sequence[Run], keys: Sequence[str]) -> list[float]:
