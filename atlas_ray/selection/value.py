@@ -102,6 +102,7 @@ def value_figures(selections: Iterable[Selection], selector: ValueSelector) -> d
     excluded: dict[str, Counter[str]] = {}
     counts: Counter[str] = Counter()
     for s in selections:
+        counts["generated_tokens"] += s.usage.completion_tokens
         if s.excluded:
             excluded.setdefault(s.env, Counter()).update(s.excluded)
         if selector.mode == "economical":
