@@ -67,8 +67,8 @@ class Economy(Strict):
     share: bool = True
     skip: bool = True
     rejoin: Literal["action", "text"] = "action"
-    probes: int = Field(5, ge=1)
-    played: int = Field(2, ge=1)
+    probes: int = Field(6, ge=1)
+    played: int = Field(1, ge=1)
     sureness: float = Field(0.3, gt=0)
 
 
