@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Literal, get_args
 
@@ -30,6 +30,7 @@ class Row:
         position: Mean of start / |tau| over the starts: nearness to the goal.
         put_in: Share of the critical steps that could be put in (`iterative` alone).
         gain: Difference from scratch, over the tasks that both have.
+        over_control: The critical steps' difference from the control.
     """
 
     env: str
@@ -41,6 +42,7 @@ class Row:
     position: float
     put_in: float | None
     gain: Comparison | None
+    over_control: Comparison | None = None
 
 
 def rows(
@@ -64,15 +66,20 @@ def rows(
     found = []
     for env in dict.fromkeys(task.split("/")[0] for task in plan):
         here = [e for e in episodes if e.env == env and _task(e) in plan]
-        scratch = [e for e in here if e.start_step == 0]
+        played: dict[Kind, list[Episode]] = {
+            kind: [e for e in here if e.start_step in plan[_task(e)][kind]] for kind in get_args(Start)
+        }
+        played["iterative"] = [e for e in iterative if e.env == env and _task(e) in plan]
+
+        def over(ours: Kind, theirs: Kind, played: dict[Kind, list[Episode]] = played) -> Comparison | None:
+            return next(compare(ours, theirs, played[ours], played[theirs]), None)
+
         for kind in get_args(Kind):
-            if kind == "iterative":
-                played = [e for e in iterative if e.env == env and _task(e) in plan]
-            else:
-                played = [e for e in here if e.start_step in plan[_task(e)][kind]]
-            if played:
-                gain = None if kind == "from scratch" else next(compare(kind, "from scratch", played, scratch), None)
-                found.append(_row(env, kind, played, gain, given, lengths, max_excluded))
+            if played[kind]:
+                gain = None if kind == "from scratch" else over(kind, "from scratch")
+                row = _row(env, kind, played[kind], gain, given, lengths, max_excluded)
+                control = over(kind, "from other step") if kind == "from critical step" else None
+                found.append(replace(row, over_control=control))
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.table import Table
@@ -23,28 +23,30 @@ def paired_table(comparisons: Iterable[Comparison]) -> Table:
     return table
 
 
-def verification_table(rows: Iterable[Row]) -> Table:
-    """Table 6: by environment and kind of start, with the control."""
-    columns = ("environment", "start", "metric", "%", "95 %", "over scratch", "95 %")
-    table = Table(*columns, "by start, %", "tasks", "starts", "position", "put in, %", "excluded", box=box.SIMPLE)
+def verification_table(rows: Sequence[Row]) -> Table:
+    """Table 6: by environment and kind of start, with the control; narrow enough for 80 columns."""
+    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
+    for title in ("", "start", "% (95 %)", "over scratch", "by start", "tasks, starts", "at"):
+        table.add_column(title, no_wrap=True)
     for row in rows:
         value, span = row.result.figure
-        gain = row.gain
         table.add_row(
             row.env,
-            row.start,
-            row.result.metric,
-            percent(value),
-            limits(span) if span else "-",
-            points(gain.difference) if gain else "-",
-            _span(gain.ci95) if gain else "-",
+            row.start.removeprefix("from "),
+            percent(value) + (f" ({limits(span)})" if span else ""),
+            "-" if row.gain is None else _difference(row.gain),
             percent(row.by_start),
-            str(row.result.distinct_tasks),
-            str(row.starts),
+            f"{row.result.distinct_tasks}, {row.starts}",
             f"{row.position:.2f}",
-            "-" if row.put_in is None else percent(row.put_in, 0),
-            excluded(row.result),
         )
+    metrics = dict.fromkeys((row.env, row.result.metric) for row in rows)
+    said = ["%: " + ", ".join(f"{metric} in {env}" for env, metric in metrics) + "; at: mean start / steps"]
+    said += [
+        f"{row.env}: {percent(row.put_in, 0)} % of critical steps put in" for row in rows if row.put_in is not None
+    ]
+    said += [f"{row.env}, {row.start}: excluded {excluded(row.result)}" for row in rows if row.result.excluded]
+    table.caption = "\n".join(said)
+    table.caption_justify = "left"
     return table
 
 
@@ -53,8 +55,13 @@ def excluded(result: EnvironmentResult) -> str:
     return ", ".join(f"{cause} {n}" for cause, n in result.excluded.items()) or "-"
 
 
+def _difference(found: Comparison) -> str:
+    return f"{points(found.difference)} ({_span(found.ci95)})"
+
+
 def _span(pair: tuple[float, float]) -> str:
-    return f"{points(pair[0])} to {points(pair[1])}"
+    low, high = (f"{100 * limit:+.0f}".replace("-", "−") for limit in pair)
+    return f"{low} to {high}"
 
 
 def _word(outcome: str) -> str:
