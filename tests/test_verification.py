@@ -82,8 +82,12 @@ def test_rows_by_hand() -> None:
     assert critical.position == pytest.approx((2 + 6 + 4) / 3 / 8)
     assert critical.gain is not None
     assert (critical.gain.difference, critical.gain.tasks, critical.gain.outcome) == (0.75, 2, "none")
+    assert critical.over_control is not None
+    assert (critical.over_control.difference, critical.over_control.tasks) == (0.5, 1)
     assert (other.result.n, other.result.excluded, other.result.flagged) == (2, {"replay_mismatch": 1}, True)
-    assert verification_table(found).row_count == 3
+    table = verification_table(found)
+    assert table.row_count == 3
+    assert "maze, from other step: excluded replay_mismatch 1" in str(table.caption)
 
 
 async def experts(n: int) -> list[Trajectory]:

@@ -25,8 +25,8 @@ def paired_table(comparisons: Iterable[Comparison]) -> Table:
 
 def verification_table(rows: Sequence[Row]) -> Table:
     """Table 6: by environment and kind of start, with the control; narrow enough for 80 columns."""
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False)
-    for title in ("", "start", "% (95 %)", "over scratch", "by start", "tasks, starts", "at"):
+    table = Table(box=box.SIMPLE, padding=0)
+    for title in ("", "start", "% (95 %)", "over scratch", "by start", "n", "at"):
         table.add_column(title, no_wrap=True)
     for row in rows:
         value, span = row.result.figure
@@ -40,11 +40,20 @@ def verification_table(rows: Sequence[Row]) -> Table:
             f"{row.position:.2f}",
         )
     metrics = dict.fromkeys((row.env, row.result.metric) for row in rows)
-    said = ["%: " + ", ".join(f"{metric} in {env}" for env, metric in metrics) + "; at: mean start / steps"]
+    said = [
+        "%: "
+        + ", ".join(f"{metric} in {env}" for env, metric in metrics)
+        + "; n: tasks, starts; at: mean start / steps"
+    ]
     said += [
         f"{row.env}: {percent(row.put_in, 0)} % of critical steps put in" for row in rows if row.put_in is not None
     ]
     said += [f"{row.env}, {row.start}: excluded {excluded(row.result)}" for row in rows if row.result.excluded]
+    said += [
+        f"{row.env}: critical step over other step near by {_difference(row.over_control)}"
+        for row in rows
+        if row.over_control is not None
+    ]
     table.caption = "\n".join(said)
     table.caption_justify = "left"
     return table
