@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart test test-slow bench-selection bench-training bench-rendering lint format clean
+.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-training bench-rendering bench-values lint format clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,19 @@ $(STAMP): pyproject.toml .ci/setup.sh
 # LLM=1 adds an arm chosen by the LLM selector; its cost estimate is shown first. SET="a.b=c ..." overrides settings.
 quickstart: setup
 	$(BIN)/atlas run jobs/quickstart.yaml $(if $(LLM),--with llm) $(foreach s,$(SET),--set $(s))
+
+# Tables 4 and 6 in small, on what `make quickstart` made.
+ENVS ?= maze textcraft
+table4: setup
+	@for env in $(ENVS); do $(BIN)/atlas run jobs/table4.yaml --set name=table4-$$env --set "expert.envs=[$$env]" \
+		--set "evaluate.tasks={$$env: null}" $(foreach s,$(SET),--set $(s)) || exit; done
+
+table6: setup
+	$(BIN)/atlas verify --config jobs/table6.yaml $(foreach s,$(SET),--set $(s))
+
+# Economical against exhaustive values; about half an hour the first time, then from its run folders.
+bench-values: setup
+	$(BIN)/python -m bench.values $(BENCH)
 
 test: setup
 	$(BIN)/python -m pytest -m "not slow"

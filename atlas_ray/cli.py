@@ -144,9 +144,13 @@ def evaluate(
         return _show(settings, *plan_lines(settings))
     from rich.console import Console
 
+    from atlas_ray.evaluation.stage import comparisons
     from atlas_ray.report.tables import evaluation_table
+    from atlas_ray.report.terminal import paired_table
 
     Console().print(evaluation_table(stage(settings, clean=clean)))
+    if found := comparisons(settings):
+        Console().print(paired_table(found))
 
 
 @app.command()
@@ -158,7 +162,7 @@ def verify(
     dry_run: DryRun = False,
     clean: Clean = False,
 ) -> None:
-    """Play a model from scratch and from right after each critical step."""
+    """Play a model from scratch, right after each critical step, and with those steps put in (Table 6)."""
     settings = _load("VerifyConfig", config, set_, run=run, data=data)
     from atlas_ray.evaluation.verification import plan_lines
     from atlas_ray.evaluation.verification import verify as stage
@@ -167,9 +171,9 @@ def verify(
         return _show(settings, *plan_lines(settings))
     from rich.console import Console
 
-    from atlas_ray.report.tables import evaluation_table
+    from atlas_ray.report.terminal import verification_table
 
-    Console().print(evaluation_table(stage(settings, clean=clean)))
+    Console().print(verification_table(stage(settings, clean=clean)))
 
 
 @app.command()
@@ -362,8 +366,11 @@ def environments_list() -> None:
 
 
 def _say(folder: Any, what: str) -> None:
-    figures = ", ".join(f"{k} {v}" for k, v in (folder.finished or {}).items() if not isinstance(v, dict | list))
+    finished = folder.finished or {}
+    figures = ", ".join(f"{k} {v}" for k, v in finished.items() if not isinstance(v, dict | list))
     typer.echo(f"{what}: {folder.uri} ({figures})")
+    for env, causes in finished.get("excluded", {}).items():
+        typer.echo(f"excluded in {env}: " + ", ".join(f"{n} {cause}" for cause, n in causes.items()))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -175,6 +175,10 @@ class Selection:
         scores: One score per step where the selector scores (higher = chosen first), else empty.
         rewards: Monte-Carlo rewards where values were estimated: entry t holds the rewards of the rollouts
             started after step t (entry 0: from scratch; the last entry: the recorded reward), else empty.
+        rounds: Turns that each of those rollouts took, in the shape of `rewards`.
+        probed: First turns drawn after steps 0..T-1 where the value selector is economical, else empty.
+        rejoined: Those among them that did as the expert did, and were not played on.
+        excluded: Rollouts that infrastructure spoilt, by cause.
         categories: Category by step, for chosen steps that have one.
         shortened: Characters of observations that the model was not shown, for its context is too short.
         error: Why there is no selection, or None.
@@ -189,6 +193,10 @@ class Selection:
     chosen: tuple[int, ...]
     scores: tuple[float, ...] = ()
     rewards: tuple[tuple[float, ...], ...] = ()
+    rounds: tuple[tuple[int, ...], ...] = ()
+    probed: tuple[int, ...] = ()
+    rejoined: tuple[int, ...] = ()
+    excluded: Mapping[str, int] = field(default_factory=dict)
     categories: Mapping[int, Category] = field(default_factory=dict)
     plan: str | None = None
     reason: str | None = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -170,33 +169,3 @@ def test_discounting_prefers_fewer_rounds_but_keeps_plain_rewards() -> None:
     assert found.rewards == ((1.0,), (1.0,), (1.0,))
     assert found.scores == (0.0, 0.75)
     assert found.chosen == (2,)
-
-
-@pytest.mark.slow
-def test_values_of_a_scripted_novice_on_a_pool() -> None:
-    from atlas_ray.config import RayConfig
-    from atlas_ray.environments.protocol import LocalSession
-    from atlas_ray.environments.table import get
-    from atlas_ray.models.protocol import Sampling
-    from atlas_ray.models.scripted import ScriptedPolicy
-    from atlas_ray.rollouts.episode import run_episode
-    from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
-    from atlas_ray.runs.cluster import connect
-    from atlas_ray.trajectories.collect import to_trajectory
-
-    async def experts() -> list[Trajectory]:
-        session, policy = LocalSession(get("maze")), ScriptedPolicy("expert")
-        tasks = get("maze").tasks("train", 3)
-        return [to_trajectory(await run_episode(policy, session, t, sampling=Sampling(), seed=0)) for t in tasks]
-
-    data, selector = asyncio.run(experts()), ValueSelector(rollouts=4)
-    connect(RayConfig())
-    runs = []
-    for replicas, in_flight in ((1, 8), (2, 3)):
-        with RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight) as pool:
-            runs.append(sorted(estimate_values(pool, selector, data, seed=5), key=lambda s: s.id))
-    assert runs[0] == runs[1]
-    for trajectory, found in zip(data, runs[0], strict=True):
-        assert found.error is None
-        assert [len(r) for r in found.rewards] == [4] * len(trajectory.steps) + [1]
-        assert all(found.scores[t - 1] > 0.1 for t in found.chosen)

@@ -242,3 +242,12 @@ def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:
     """
     ordered = sorted(weights, key=lambda pair: (-pair[1], pair[0]))
     return {step: rank for rank, (step, _) in enumerate(ordered, 1)}
+
+
+def same_answer(one: str, other: str) -> bool:
+    """Whether two observations agree but for the order of lines: some servers list things in another one each time."""
+    return _lines(one) == _lines(other)
+
+
+def _lines(text: str) -> list[str]:
+    return sorted(line.strip() for line in text.splitlines() if line.strip())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
 from typing import Literal
@@ -29,7 +29,7 @@ class EnvironmentResult:
         metric: What the paper's tables print of it.
         n: Episodes that count.
         ci95: Wilson limits of `success`.
-        reward_ci95: Percentile bootstrap limits of `reward`.
+        reward_ci95, progress_ci95: Percentile bootstrap limits.
         excluded: Infrastructure failures by cause; they do not count.
         flagged: Whether too many were excluded, or episodes are missing.
     """
@@ -44,8 +44,15 @@ class EnvironmentResult:
     reward: float | None
     reward_ci95: tuple[float, float] | None
     progress: float | None
+    progress_ci95: tuple[float, float] | None
     excluded: dict[str, int]
     flagged: bool
+
+    @property
+    def figure(self) -> tuple[float | None, tuple[float, float] | None]:
+        """What the paper's tables print of the environment, with its limits."""
+        limits = {"success": self.ci95, "reward": self.reward_ci95, "progress": self.progress_ci95}
+        return getattr(self, self.metric), limits[self.metric]
 
 
 def summarise(
@@ -61,9 +68,7 @@ def summarise(
     """
     counted = [e for e in episodes if not e.stop_reason.is_infrastructure]
     excluded = Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)
-    success, reward, progress = (
-        _by_task(counted, figure) for figure in (lambda e: float(e.success), lambda e: e.reward, lambda e: e.progress)
-    )
+    success, reward, progress = (list(by_task(counted, name).values()) for name in ("success", "reward", "progress"))
     return EnvironmentResult(
         env=spec.name,
         held=spec.held,
@@ -75,6 +80,7 @@ def summarise(
         reward=fmean(reward) if reward else None,
         reward_ci95=bootstrap(reward, derive_seed("bootstrap", spec.name)) if reward else None,
         progress=fmean(progress) if progress else None,
+        progress_ci95=bootstrap(progress, derive_seed("bootstrap", spec.name)) if progress else None,
         excluded=dict(sorted(excluded.items())),
         flagged=excluded.total() > max_excluded * n_expected or len(episodes) < n_expected,
     )
@@ -96,9 +102,10 @@ def bootstrap(values: Sequence[float], seed: int, resamples: int = _RESAMPLES) -
     return means[tail], means[-1 - tail]
 
 
-def _by_task(episodes: Sequence[Episode], figure: Callable[[Episode], float]) -> list[float]:
-    """Mean over each task's samples, ordered by task."""
+def by_task(episodes: Sequence[Episode], metric: Literal["success", "reward", "progress"]) -> dict[str, float]:
+    """Mean over each task's samples, ordered by task; infrastructure failures say nothing."""
     tasks: dict[str, list[float]] = defaultdict(list)
     for episode in episodes:
-        tasks[episode.item_id].append(figure(episode))
-    return [fmean(tasks[task]) for task in sorted(tasks)]
+        if not episode.stop_reason.is_infrastructure:
+            tasks[episode.item_id].append(float(getattr(episode, metric)))
+    return {task: fmean(tasks[task]) for task in sorted(tasks)}

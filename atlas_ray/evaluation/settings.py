@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import logging
+from collections.abc import Container
+from typing import Any
+
+from pydantic import Field, model_validator
 
 from atlas_ray.config import DataConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
+
+_log = logging.getLogger(__name__)
+
+SUITES = {"held_in": "in", "held_out": "out"}
+
+
+def suite(name: str, servers: Container[str]) -> list[str]:
+    """Environments of a suite that can be played here; any other name stands for itself."""
+    from atlas_ray.environments.table import ENVIRONMENTS
+
+    if name not in SUITES:
+        return [name]
+    members = [spec for spec in ENVIRONMENTS.values() if spec.held == SUITES[name]]
+    found = [spec.name for spec in members if spec.world is not None or spec.name in servers]
+    if missing := [spec.name for spec in members if spec.name not in found]:
+        _log.warning("%s without %s: no server is named for them", name, ", ".join(missing))
+    return found
 
 
 class EvaluateConfig(Strict):
@@ -12,7 +33,9 @@ class EvaluateConfig(Strict):
 
     run: str = "runs/evaluate"
     models: dict[str, str] = Field(description="arm name -> model folder or hub id")
-    tasks: dict[str, int | None] = Field(description="environment -> number of test tasks (null: all)")
+    tasks: dict[str, int | None] = Field(
+        description="environment, or suite (held_in, held_out) -> number of test tasks (null: all)"
+    )
     instructions: str | None = Field(None, description="data set whose opening instructions are used")
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
@@ -24,17 +47,34 @@ class EvaluateConfig(Strict):
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _suites(cls, values: Any) -> Any:
+        """Puts the environments of a suite in its place: those that are built in or have a server."""
+        if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
+            return values
+        given = values.get("environments", {})
+        servers = given.servers if isinstance(given, EnvironmentsConfig) else given.get("servers", {})
+        tasks: dict[str, Any] = {}
+        for name, limit in values["tasks"].items():
+            tasks |= dict.fromkeys(suite(name, servers), limit)
+        # named by itself, an environment has its own number
+        return values | {"tasks": tasks | {k: v for k, v in values["tasks"].items() if k in tasks}}
+
 
 class VerifyConfig(Strict):
-    """A model from scratch and from right after each critical step (section 4.6, Table 6)."""
+    """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
     run: str = "runs/verify"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     data: DataConfig
     selection: str = Field(description="run folder of a selection of the same data")
+    iterative: bool = Field(True, description="also one episode with the critical steps put in")
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
+    max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
+    retries: int = Field(2, ge=0)
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()

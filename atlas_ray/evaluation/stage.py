@@ -16,6 +16,7 @@ from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
+from atlas_ray.evaluation.paired import Comparison, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
@@ -85,7 +86,15 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 _play(pool, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
             _finish(folder, config, time.monotonic() - begun)
+    if len(folders) > 1:
+        pairs = [asdict(found) for found in comparisons(config)]
+        RunFolder(config.run).write_json("comparisons.json", pairs)
     return {arm: results(folder.read(EPISODES), config) for arm, folder in folders.items()}
+
+
+def comparisons(config: EvaluateConfig) -> list[Comparison]:
+    """Every later model against every earlier one, task by task, from what was played."""
+    return compare_all({arm: RunFolder(config.run).child(arm).read(EPISODES) for arm in config.models})
 
 
 def plan_lines(config: EvaluateConfig) -> list[str]:

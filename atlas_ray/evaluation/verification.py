@@ -1,22 +1,25 @@
 """Step verification (section 4.6, Table 6): does a model do better right after each critical step of the expert?
 
-Flows in: trajectories, their selection, a model; flows out: episodes from scratch, from right after each critical step,
-and from after as many other steps near by: mere nearness to the goal would explain a gain over scratch.
+Flows in: trajectories, their selection, a model; flows out: episodes of four kinds, and a row for each kind and
+environment. From scratch; from right after each critical step; `iterative`: one episode from scratch in which the
+critical steps are put in, each where the policy sees what the expert saw before it (after it has left the expert's
+path, none is until it is back, and one that it passed by is not gone back to); and the control, from after as many
+other steps near by: mere nearness to the goal would explain a gain over scratch.
 """
 
 from __future__ import annotations
 
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
-from typing import Any, Literal, get_args
+from dataclasses import asdict, dataclass, replace
 
-from atlas_ray.environments import table
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.settings import VerifyConfig
+from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.guided import GivenTurn
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
@@ -26,16 +29,26 @@ from atlas_ray.runs.progress import track
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.trajectories.readers import read_trajectories
-from atlas_ray.types import Episode, Trajectory
+from atlas_ray.types import Trajectory
 
-Start = Literal["from scratch", "from critical step", "from other step"]
+# Its episodes bear the names of those from scratch, so they have a table of their own.
+ITERATIVE = replace(EPISODES, name="iterative")
 
 
-def verify(config: VerifyConfig, *, clean: bool = False) -> dict[str, list[EnvironmentResult]]:
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """A trajectory with its critical steps, and after which steps to start."""
+
+    trajectory: Trajectory
+    chosen: tuple[int, ...]
+    starts: dict[Start, set[int]]
+
+
+def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     """Plays every start of every task, or goes on where an earlier run stopped.
 
     Returns:
-        By kind of start, one result for each environment: per task the mean over its starts, then over tasks.
+        Table 6's rows, also written to `results.json`.
 
     Raises:
         UserError: If no selected trajectory is left.
@@ -44,17 +57,11 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> dict[str, list[Envir
     folder = RunFolder(config.run)
     folder.begin(config, stage="verify", clean=clean)
     begun = time.monotonic()
-    chosen = {s.trajectory_id: s.chosen for s in RunFolder(config.selection).read(SELECTIONS) if s.error is None}
-    # one trajectory a task: another one's prefix would bear the same episode's name
-    trajectories = [t for t in read_trajectories(config.data) if t.id == t.task.id and chosen.get(t.id)]
-    if not trajectories:
-        raise UserError(f"{config.selection} chose no step in {config.data.path}", "select and verify the same data")
-    plan = {t.id: starts(t, chosen[t.id], config.seed) for t in trajectories}
-    requests = {
-        episode_id(r.task, r.sample, len(r.prefix)): r for t in trajectories for r in _requests(t, plan[t.id], config)
-    }
-    done = folder.done(EPISODES)
-    if left := [request for key, request in requests.items() if key not in done]:
+    plan = _plan(config)
+    requests = [request for task in plan for request in _requests(task, config)]
+    done, apart = folder.done(EPISODES), folder.done(ITERATIVE)
+    left = [r for r in requests if episode_id(r.task, r.sample, len(r.prefix)) not in (apart if r.given else done)]
+    if left:
         connect(config.ray)
         with (
             RolloutPool(
@@ -62,18 +69,40 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> dict[str, list[Envir
                 replicas=config.engine.replicas,
                 in_flight=config.engine.episodes_in_flight,
                 environments=config.environments,
+                retries=config.retries,
             ) as pool,
             folder.writer(EPISODES) as writer,
+            folder.writer(ITERATIVE) as beside,
         ):
-            for _, episode in track(pool.run(left), len(requests), "verify", len(requests) - len(left)):
-                writer.add(episode)
+            played = track(pool.run(left), len(requests), "verify", len(requests) - len(left))
+            for request, episode in played:
+                (beside if request.given else writer).add(episode)
         folder.compact(EPISODES)
-    found = results(folder.read(EPISODES), plan)
+        folder.compact(ITERATIVE)
+    episodes, iterative = folder.read(EPISODES), folder.read(ITERATIVE)
+    found = rows(
+        {t.trajectory.task.id: t.starts for t in plan},
+        {t.trajectory.task.id: _given(t) for t in plan},
+        {t.trajectory.task.id: len(t.trajectory.steps) for t in plan},
+        episodes,
+        iterative,
+        config.max_excluded,
+    )
+    folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
     folder.finish(
-        seconds=round(time.monotonic() - begun, 1),
-        results={kind: [asdict(result) for result in cells] for kind, cells in found.items()},
+        seconds=round((folder.finished or {}).get("seconds", 0.0) + time.monotonic() - begun, 1),
+        episodes=len(episodes) + len(iterative),
+        excluded=dict(Counter(str(e.stop_reason) for e in [*episodes, *iterative] if e.stop_reason.is_infrastructure)),
     )
     return found
+
+
+def plan_lines(config: VerifyConfig) -> list[str]:
+    """What a verification would do, in words."""
+    plan = _plan(config)
+    episodes = sum(len(list(_requests(task, config))) for task in plan)
+    kinds = "from scratch, after each critical step, after as many others near by"
+    return [f"{len(plan)} tasks, {episodes} episodes: {kinds}{', critical steps put in' * config.iterative}"]
 
 
 def starts(trajectory: Trajectory, chosen: Sequence[int], seed: int) -> dict[Start, set[int]]:
@@ -91,22 +120,27 @@ def starts(trajectory: Trajectory, chosen: Sequence[int], seed: int) -> dict[Sta
     return {"from scratch": {0}, "from critical step": critical, "from other step": others}
 
 
-def results(episodes: Sequence[Episode], plan: dict[str, dict[Start, set[int]]]) -> dict[str, list[EnvironmentResult]]:
-    """By kind of start and environment, over the tasks that have one of that kind."""
-    found: dict[str, list[EnvironmentResult]] = {}
-    for kind in get_args(Start):
-        played = [e for e in episodes if e.start_step in plan[f"{e.env}/{e.item_id}"][kind]]
-        by_env: dict[str, list[Episode]] = {}
-        for episode in played:
-            by_env.setdefault(episode.env, []).append(episode)
-        found[kind] = [summarise(group, table.get(env), len(group)) for env, group in sorted(by_env.items())]
-    return found
+def _plan(config: VerifyConfig) -> list[Planned]:
+    """The selected trajectories; one a task: another one's prefix would bear the same episode's name."""
+    chosen = {s.trajectory_id: s.chosen for s in RunFolder(config.selection).read(SELECTIONS) if s.error is None}
+    found = [t for t in read_trajectories(config.data) if t.id == t.task.id and chosen.get(t.id)]
+    if not found:
+        raise UserError(f"{config.selection} chose no step in {config.data.path}", "select and verify the same data")
+    return [Planned(t, chosen[t.id], starts(t, chosen[t.id], config.seed)) for t in found]
 
 
-def _requests(t: Trajectory, begin: dict[Start, set[int]], config: VerifyConfig) -> Iterator[EpisodeRequest]:
+def _given(task: Planned) -> tuple[GivenTurn, ...]:
+    """The expert's critical steps, and what it saw before each."""
+    steps = task.trajectory.steps
+    return tuple(GivenTurn(steps[t - 1].observation, steps[t - 1].reply) for t in task.chosen)
+
+
+def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
+    t = task.trajectory
     replies = tuple(step.reply for step in t.steps)
     answers = tuple(step.observation for step in t.steps[1:])
-    for start in sorted(set().union(*begin.values())):
+    every = [(start, ()) for start in sorted(set().union(*task.starts.values()))]
+    for start, given in [*every, *([(0, _given(task))] if config.iterative else [])]:
         for sample in range(config.samples):
             yield EpisodeRequest(
                 task=t.task,
@@ -116,13 +150,6 @@ def _requests(t: Trajectory, begin: dict[Start, set[int]], config: VerifyConfig)
                 prefix=replies[:start],
                 recorded=answers[:start],
                 instruction=t.messages[0].content,
+                given=given,
                 group=t.id,
             )
-
-
-def plan_lines(config: VerifyConfig) -> list[str]:
-    """What a verification would do, in words."""
-    chosen: dict[str, Any] = {s.trajectory_id: s.chosen for s in RunFolder(config.selection).read(SELECTIONS)}
-    known = [t for t in read_trajectories(config.data) if t.id == t.task.id and chosen.get(t.id)]
-    episodes = sum(len(list(_requests(t, starts(t, chosen[t.id], config.seed), config))) for t in known)
-    return [f"{len(known)} tasks, {episodes} episodes: from scratch, after each critical step, after as many others"]

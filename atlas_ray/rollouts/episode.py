@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 
-from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
+from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.models.stops import cut_reply
@@ -83,7 +83,7 @@ async def run_episode(
             async with clock.blame(StopReason.MODEL_ERROR):
                 speaker.repeat(given)
             await course.act(given, session, speaker, clock)
-            if turn < len(recorded) and _lines(recorded[turn]) != _lines(course.result.observation):
+            if turn < len(recorded) and not same_answer(recorded[turn], course.result.observation):
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
             async with clock.blame(StopReason.MODEL_ERROR):
@@ -189,8 +189,3 @@ class _Clock:
 
 def _words(error: Exception) -> str:
     return str(error) if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
-
-
-def _lines(text: str) -> list[str]:
-    """What two observations are compared by: some servers list the same things in another order each time."""
-    return sorted(line.strip() for line in text.splitlines() if line.strip())

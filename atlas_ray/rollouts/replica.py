@@ -14,6 +14,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError, ModelFailure
+from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import Policy, Sampling
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.types import Episode, Task, Usage
@@ -24,6 +25,7 @@ class EpisodeRequest:
     """One episode to play; see `run_episode` for what the parts mean.
 
     Attributes:
+        given: Turns that are said for the policy where it sees what an expert saw before them.
         group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
     """
 
@@ -35,6 +37,7 @@ class EpisodeRequest:
     recorded: tuple[str, ...] = ()
     max_rounds: int | None = None
     instruction: str | None = None
+    given: tuple[GivenTurn, ...] = ()
     group: str | None = None
 
 
@@ -101,7 +104,7 @@ class Replica:
         session = open_session(get(request.task.env), self._environments)
         try:
             episode = await run_episode(
-                self._policy,
+                Guided(self._policy, request.given) if request.given else self._policy,
                 session,
                 request.task,
                 prefix=request.prefix,

@@ -67,7 +67,8 @@ def _trajectory(row: dict[str, Any]) -> Trajectory:
 def _selection_row(s: Selection) -> dict[str, Any]:
     row = {name: getattr(s, name) for name in s.__slots__}
     categories = json.dumps({str(step): str(c) for step, c in sorted(s.categories.items())})
-    return row | {"id": s.id, "categories": categories, "usage": asdict(s.usage)}
+    excluded = json.dumps(dict(sorted(s.excluded.items())))
+    return row | {"id": s.id, "categories": categories, "excluded": excluded, "usage": asdict(s.usage)}
 
 
 def _selection(row: dict[str, Any]) -> Selection:
@@ -78,6 +79,10 @@ def _selection(row: dict[str, Any]) -> Selection:
             "chosen": tuple(row["chosen"]),
             "scores": tuple(row["scores"]),
             "rewards": tuple(tuple(r) for r in row["rewards"]),
+            "rounds": tuple(tuple(n) for n in row["rounds"]),
+            "probed": tuple(row["probed"]),
+            "rejoined": tuple(row["rejoined"]),
+            "excluded": json.loads(row["excluded"]),
             "categories": {int(step): Category(c) for step, c in json.loads(row["categories"]).items()},
             "usage": Usage(**row["usage"]),
         }
@@ -130,6 +135,10 @@ SELECTIONS: TableSpec[Selection] = TableSpec(
             ("chosen", pa.list_(pa.int32())),
             ("scores", pa.list_(pa.float64())),
             ("rewards", pa.list_(pa.list_(pa.float64()))),
+            ("rounds", pa.list_(pa.list_(pa.int32()))),
+            ("probed", pa.list_(pa.int32())),
+            ("rejoined", pa.list_(pa.int32())),
+            ("excluded", pa.string()),
             ("categories", pa.string()),
             ("plan", pa.string()),
             ("reason", pa.string()),

@@ -111,7 +111,8 @@ def estimate_lines(config: SelectConfig) -> list[str]:
                 f"{found.too_long} do not fit even so"
             )
     elif isinstance(selector, ValueSelector):
-        lines.append(f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts")
+        whole = f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts"
+        lines.append(whole if selector.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}")
     elif isinstance(selector, PerplexitySelector):
         lines.append(f"{len(todo)} forward passes, one a trajectory")
     else:

@@ -38,6 +38,7 @@ from atlas_ray.selection.settings import (
 )
 from atlas_ray.selection.sources import watch_sources
 from atlas_ray.selection.submissions import BATCHES
+from atlas_ray.selection.value import value_figures
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -262,6 +263,8 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     }
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
+    if isinstance(config.selector, ValueSelector):
+        figures |= value_figures(selections, config.selector)
     if isinstance(config.selector, LlmSelector):
         figures["price_known"] = price_of(config.selector) is not None
         figures["incomplete"] = sum(not s.plan or s.categories.keys() != set(s.chosen) for s in good)

@@ -97,6 +97,28 @@ class PerplexitySelector(Strict):
     workers: int = Field(1, ge=1)
 
 
+class Economy(Strict):
+    """Devices of the economical mode, each by itself; see `selection/economy.py`.
+
+    Attributes:
+        stop: A start gets no further sample once its step is settled.
+        share: A rollout that rejoins the expert's path ends there; the later starts tell the rest.
+        skip: Starts go from the end, and end where the value is too low for an earlier step to have raised it.
+        rejoin: What must agree with the expert's next turn, beside the answer to it: the action, or the whole text.
+        probes: First turns drawn at a start before anything is played out.
+        played: Rollouts played out at a start, at most.
+        sureness: Standard deviations between a difference and the threshold that settle a step.
+    """
+
+    stop: bool = True
+    share: bool = True
+    skip: bool = True
+    rejoin: Literal["action", "text"] = "action"
+    probes: int = Field(6, ge=1)
+    played: int = Field(1, ge=1)
+    sureness: float = Field(0.3, gt=0)
+
+
 class ValueSelector(Strict):
     """Steps after which Monte-Carlo rollouts do better by more than a threshold (section 4.5.4, App. B.3)."""
 
@@ -109,7 +131,15 @@ class ValueSelector(Strict):
     estimator: Literal["mean_reward", "discounted", "eq9"] = "mean_reward"
     gamma: float = Field(0.99, gt=0, le=1)
     ratio: float | None = Field(None, gt=0, le=1, description="caps the steps only where given")
+    mode: Literal["exhaustive", "economical"] = "exhaustive"
+    economy: Economy = Field(Economy(), description="read by the economical mode only")
     engine: EngineConfig = EngineConfig()
+
+    @model_validator(mode="after")
+    def _has_an_estimator(self) -> ValueSelector:
+        if self.mode == "economical" and self.estimator == "eq9":
+            raise ValueError("`eq9` sums over the values of all starts: it needs mode `exhaustive`")
+        return self
 
 
 class SelectorEndpoint(EndpointConfig):

@@ -1,0 +1,75 @@
+"""A policy whose turns are partly given: where it sees what an expert saw before a step, it says what the expert said.
+
+Flows in: a policy and given turns; flows out: a policy. Its replies count as turns, at no tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from atlas_ray.environments.protocol import same_answer
+from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
+from atlas_ray.types import Message, Task
+
+
+@dataclass(frozen=True, slots=True)
+class GivenTurn:
+    """What is said after an observation."""
+
+    observation: str
+    reply: str
+
+
+class GivenTurns:
+    """Given turns in order, each once; one that is passed over is not gone back to."""
+
+    def __init__(self, turns: Sequence[GivenTurn]) -> None:
+        self._left = list(turns)
+
+    def after(self, observation: str) -> str | None:
+        """The reply that is given after an observation, if any."""
+        for place, turn in enumerate(self._left):
+            if same_answer(turn.observation, observation):
+                self._left = self._left[place + 1 :]
+                return turn.reply
+        return None
+
+
+class Guided:
+    """Another policy with given turns."""
+
+    def __init__(self, policy: Policy, turns: Sequence[GivenTurn]) -> None:
+        self._policy, self._turns = policy, turns
+
+    @property
+    def name(self) -> str:
+        """The other policy's."""
+        return self._policy.name
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
+        """Starts a conversation."""
+        inner = self._policy.open(task, opening, sampling)
+        return _GuidedSpeaker(inner, GivenTurns(self._turns), opening[-1].content if opening else "")
+
+
+class _GuidedSpeaker:
+    def __init__(self, inner: Speaker, turns: GivenTurns, seen: str) -> None:
+        self._inner, self._turns, self._seen = inner, turns, seen
+
+    async def speak(self, seed: int) -> Reply:
+        """The given reply, or the policy's own."""
+        given = self._turns.after(self._seen)
+        if given is None:
+            return await self._inner.speak(seed)
+        self._inner.repeat(given)
+        return Reply(given)
+
+    def repeat(self, reply: str) -> None:
+        """Appends a given reply."""
+        self._inner.repeat(reply)
+
+    def hear(self, observation: str) -> None:
+        """Appends the environment's answer."""
+        self._seen = observation
+        self._inner.hear(observation)
