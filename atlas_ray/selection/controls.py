@@ -75,6 +75,7 @@ def select_complement(
         reference: The finished selection by trajectory id; None for gold at the same ratio.
     """
     n_steps = len(trajectory.steps)
+    chosen: Selection | str
     if reference is None:
         chosen = select_gold(trajectory, GoldSelector(ratio=config.ratio))
     else:
