@@ -101,18 +101,19 @@ def success_table(results: Mapping[str, Any]) -> Table:
 
 
 def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success of several models by environment, for the terminal."""
-    table = RichTable("model", "environment", "held", "success, %", "95 %", "reward", "n", "excluded", box=box.SIMPLE)
+    """Success, reward and progress of several models by environment, for the terminal."""
+    columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
+    table = RichTable(*columns, box=box.SIMPLE, padding=0)
     for model, cells in results.items():
         for cell in cells:
             excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
             table.add_row(
                 model,
                 cell.env,
-                cell.held,
                 percent(cell.success),
                 limits(cell.ci95) if cell.ci95 else "-",
-                "-" if cell.reward is None else f"{cell.reward:.3f}",
+                percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
+                percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
                 str(cell.n),
                 excluded + (f" {FLAG}" if cell.flagged else ""),
             )
