@@ -2,8 +2,8 @@
 
 Both train the same model on the same trajectories in the same order with the same mask, global batches, optimizer and
 learning rates, and must arrive at the same losses. TRL is given whole trajectories with labels of -100, in each of its
-settings below; the one that is fastest in the first turn counts, and runs again. Every run is a process of its own, ours
-and TRL's in turn; memory is its peak.
+settings below; the one that is fastest in the first turn counts, and runs again. Every run is a process of its own,
+ours and TRL's in turn; memory is its peak.
 
 `python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
 and says how much of the GPU's peak is used (MFU). `--tiny` shrinks everything, to see that it runs.
