@@ -5,6 +5,7 @@ The reference sees each trajectory whole and alone, with labels of -100 outside 
 
 from __future__ import annotations
 
+import inspect
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -266,3 +267,19 @@ def test_packed_trajectories_do_not_see_each_other() -> None:
     row = (first.ids.shape[1],)
     leaking = last(first, lengths=row, edges=torch.tensor([0, *row], dtype=torch.int32))
     assert (leaking - last(alone)).norm() > 1e-3
+
+
+def test_attention_that_packing_does_not_know_is_refused_not_ignored() -> None:
+    q = torch.zeros(1, 2, 3, 4)
+    edges = torch.tensor([0, 3], dtype=torch.int32)
+    with pytest.raises(NotImplementedError, match="Linear wants attention"):
+        attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), edges=edges, softcap=50.0)
+
+
+def test_torchs_variable_length_kernel_takes_what_gpus_are_called_with() -> None:
+    varlen = attention._varlen()
+    if varlen is None:
+        pytest.skip("this torch has no varlen_attn with grouped heads")
+    parameters = inspect.signature(varlen).parameters
+    assert list(parameters)[:7] == ["query", "key", "value", "cu_seq_q", "cu_seq_k", "max_q", "max_k"]
+    assert {"scale", "window_size", "enable_gqa"} <= parameters.keys()
