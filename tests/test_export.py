@@ -67,6 +67,6 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
     ids = torch.tensor([chat.opening(opening)])
     made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
     assert reply.finish == "stop"
-    assert reply.text.startswith("Thought: ")
+    assert reply.text
     assert chat.reply(reply.text) == made[0, ids.shape[1] :].tolist()
     await engine.load(replace(engine.spec, name="tiny", model=tiny_models[0]))
