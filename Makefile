@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart test test-slow lint format clean
+.PHONY: setup quickstart test test-slow bench-perplexity lint format clean
 
 setup: $(STAMP)
 
@@ -21,6 +21,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Ours beside the rival in one run: a table, and bench/perplexity.json.
+bench-perplexity: setup
+	$(BIN)/python -m bench.perplexity
 
 lint: setup
 	$(BIN)/ruff check .

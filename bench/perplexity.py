@@ -1,12 +1,12 @@
 """Perplexity of 200 trajectories: ours against one forward a step, and against vLLM's `prompt_logprobs`, warm.
 
-    python -m bench.perplexity [per_step | vllm] [--dtype bfloat16] [--runs 3] [--hidden 128] [--layers 4]
+    python -m bench.perplexity [per_step | vllm] [--dtype bfloat16] [--runs 3] [--hidden 128] [--layers 2]
 
 Trajectories have 18 to 22 steps of 45 to 55 tokens and observations of 10 to 20; the model is an untrained Llama whose
 output head weighs against its layers about as in an 8B model. One forward a trajectory of T equal steps needs 1/T of
 the token positions that T forwards over growing prefixes need, T (T + 1) / 2 against T: the floor says a ratio of at
 most (T + 1) / 2, here about 10.5. Loading, rendering of a first trajectory and vLLM's first call are left out on both
-sides; runs alternate.
+sides; a run alternates between the two every 40 trajectories, so that a busy machine slows both alike.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+import os
 import random
 import tempfile
 import time
@@ -26,6 +27,7 @@ from atlas_ray.types import Message, Trajectory
 from bench.report import Entry, write_bench
 
 _WORDS = [a + b + c + d for a in "bdfg" for b in "aeiou" for c in "lmnpr" for d in ("ba", "de", "go", "mi", "")]
+_SLICE = 40  # trajectories
 Score = Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]
 
 
@@ -97,25 +99,30 @@ def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Score:
     return lambda data: runner.run(scorer.score(data))
 
 
-def timed(score: Score, data: Sequence[Trajectory], kept: list[list[tuple[float, ...]]]) -> float:
-    """Steps a second."""
-    begun = time.perf_counter()
-    kept.append(score(data))
-    return sum(len(t.steps) for t in data) / (time.perf_counter() - begun)
-
-
 def compare(name: str, ours: Score, rival: Score, data: Sequence[Trajectory], runs: int) -> Entry:
-    """Alternates the two, warm, and says how far they agree."""
-    mine: list[list[tuple[float, ...]]] = []
-    theirs: list[list[tuple[float, ...]]] = []
-    for score in (ours, rival):
+    """Steps a second of both, warm; a run alternates between them slice by slice. Says how far they agree."""
+    seconds: dict[Score, list[float]] = {ours: [], rival: []}
+    scores: dict[Score, list[tuple[float, ...]]] = {ours: [], rival: []}
+    for score in seconds:
         score(data[:4])
-    pairs = [(timed(ours, data, mine), timed(rival, data, theirs)) for _ in range(runs)]
-    off = max(abs(a / b - 1) for t, u in zip(mine[0], theirs[0], strict=True) for a, b in zip(t, u, strict=True))
-    k = [budget(0.3, len(t)) for t in mine[0]]
-    same = sum(top_k(t, n) == top_k(u, n) for t, u, n in zip(mine[0], theirs[0], k, strict=True))
+    for run in range(runs):
+        spent = {ours: 0.0, rival: 0.0}
+        for i, at in enumerate(range(0, len(data), _SLICE)):
+            for score in (ours, rival) if (i + run) % 2 else (rival, ours):
+                begun = time.perf_counter()
+                found = score(data[at : at + _SLICE])
+                spent[score] += time.perf_counter() - begun
+                if run == 0:
+                    scores[score] += found
+        for score, total in spent.items():
+            seconds[score].append(total)
+    pairs = list(zip(scores[ours], scores[rival], strict=True))
+    off = max(abs(a / b - 1) for t, u in pairs for a, b in zip(t, u, strict=True))
+    same = sum(top_k(t, budget(0.3, len(t))) == top_k(u, budget(0.3, len(u))) for t, u in pairs)
     print(f"{name}: largest relative difference {off:.1e}; the same steps in {same} of {len(data)} trajectories")
-    return Entry(name, [a for a, _ in pairs], [b for _, b in pairs], "steps/s", "higher")
+    steps = sum(len(t.steps) for t in data)
+    rates = {score: [steps / total for total in found] for score, found in seconds.items()}
+    return Entry(name, rates[ours], rates[rival], "steps/s", "higher")
 
 
 def main() -> None:
@@ -125,9 +132,10 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--trajectories", type=int, default=200)
     args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as both engines have it in a worker
     data, found = trajectories(args.trajectories), []
     with tempfile.TemporaryDirectory() as model, asyncio.Runner() as runner:
         parameters = write_model(model, data, args.hidden, args.layers)

@@ -184,7 +184,8 @@ class _PerplexityWorker:
         c = self._config
         if c.engine == "vllm":
             return start_vllm(self._model, c.dtype, c.max_length, workers=c.workers, gpu_share=self._gpu_share)
-        # Ray leaves an actor one thread.
+        # Ray leaves an actor one thread; threads that spin while they wait bring a busy machine to a crawl.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         threads = max(1, (os.cpu_count() or 1) // c.workers)
         return TorchScorer(self._model, c.dtype, c.batch_tokens, c.max_length, threads=threads).score
 
