@@ -17,7 +17,7 @@ from atlas_ray.types import Trajectory
 if TYPE_CHECKING:
     import torch
 
-_ATTENTION = "atlas_packed"  # its name in transformers' table of attention functions
+_ATTENTION = "atlas_scoring"  # its name in transformers' table of attention functions
 _RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 _HEAD_ROWS = 1024  # step tokens whose logits exist at once: 0.5 GB in float32 for a vocabulary of 128k
 _LAYERS = {"full_attention", "sliding_attention"}

@@ -15,10 +15,10 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import record, recut
 from atlas_ray.selection.perplexity import UNSCORED
 from atlas_ray.selection.settings import PerplexitySelector, SelectConfig, ValueSelector
-from atlas_ray.selection.value import DIGITS
 from atlas_ray.types import Selection, Trajectory, Usage
 
 _CUT = {"ratio", "threshold", "scores"}  # what chooses among scores; all other keys made them
+_DIGITS = 9  # to which value's scores are rounded, and its threshold with them
 
 
 def adopt_scores(config: SelectConfig) -> SelectConfig:
@@ -55,7 +55,7 @@ def rescored(selector: PerplexitySelector | ValueSelector) -> Callable[[Trajecto
     """The function that cuts the scores kept of one trajectory; one without any there gets an error."""
     assert selector.scores is not None
     held = {s.trajectory_id: s for s in RunFolder(selector.scores).read(SELECTIONS)}
-    above = round(selector.threshold, DIGITS) if isinstance(selector, ValueSelector) else UNSCORED
+    above = round(selector.threshold, _DIGITS) if isinstance(selector, ValueSelector) else UNSCORED
 
     def of(trajectory: Trajectory) -> Selection:
         found = held.get(trajectory.id)

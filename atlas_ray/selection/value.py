@@ -14,7 +14,7 @@ from typing import Literal
 from atlas_ray.selection.budget import budget, top_k
 
 Estimator = Literal["mean_reward", "discounted", "eq9"]
-DIGITS = 9  # differences are rounded to these decimals, lest 0.3 - 0.2 exceed 0.1
+_DIGITS = 9  # differences are rounded to these decimals, lest 0.3 - 0.2 exceed 0.1
 
 
 def values(
@@ -53,7 +53,7 @@ def values(
 
 def differences(q: Sequence[float]) -> tuple[float, ...]:
     """q_t - q_{t-1} of steps 1..T: the score of each step."""
-    return tuple(round(after - before, DIGITS) for before, after in pairwise(q))
+    return tuple(round(after - before, _DIGITS) for before, after in pairwise(q))
 
 
 def critical(q: Sequence[float], threshold: float = 0.1, ratio: float | None = None) -> tuple[int, ...]:
@@ -66,4 +66,4 @@ def critical(q: Sequence[float], threshold: float = 0.1, ratio: float | None = N
     """
     scores = differences(q)
     k = len(scores) if ratio is None else budget(ratio, len(scores))
-    return top_k(scores, k, above=round(threshold, DIGITS))
+    return top_k(scores, k, above=round(threshold, _DIGITS))
