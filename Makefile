@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-training bench-rendering bench-values lint format clean
+.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
 
 setup: $(STAMP)
 
@@ -45,6 +45,9 @@ bench-rendering: setup
 
 bench-selection: setup
 	$(BIN)/python -m bench.selection
+
+bench-perplexity: setup
+	$(BIN)/python -m bench.perplexity
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,21 +1,29 @@
-"""Step perplexity: by hand, against one pass a step, and through Ray with different numbers of workers."""
+"""Step perplexity: by hand, against one pass a step, packed, by vLLM, and through Ray."""
 
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.perplexity import PerplexityScorer, _batches, select_perplexity
+from atlas_ray.selection.budget import budget, top_k
+from atlas_ray.selection.perplexity import readable, select_perplexity
+from atlas_ray.selection.perplexity_torch import TorchScorer, packs
+from atlas_ray.selection.perplexity_vllm import VllmScorer
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import PerplexitySelector
 from atlas_ray.types import Message, Trajectory
 from tests.test_selection import config_of, data_in
 from tests.tiny import tiny_llama, tiny_tokenizer
+
+if TYPE_CHECKING:
+    from atlas_ray.models.engine import VllmPolicy
 
 
 def expert(replies: list[str], number: int = 0) -> Trajectory:
@@ -32,15 +40,16 @@ TRAJECTORIES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = str(tmp_path_factory.mktemp("model"))
-    tokenizer = tiny_tokenizer()
-    lm = tiny_llama(len(tokenizer))
+def save(folder: Path, lm: Any) -> str:
     lm.get_input_embeddings().weight.data *= 20  # far from uniform, so that a shift by one would show
     lm.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    tiny_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save(tmp_path_factory.mktemp("model"), tiny_llama(len(tiny_tokenizer())))
 
 
 def step_by_step(model: str, trajectory: Trajectory) -> list[float]:
@@ -61,7 +70,7 @@ def step_by_step(model: str, trajectory: Trajectory) -> list[float]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_one_pass_a_trajectory_equals_one_pass_a_step(model: str, batch_tokens: int) -> None:
-    scores = PerplexityScorer(model, batch_tokens=batch_tokens).score(TRAJECTORIES)
+    scores = TorchScorer(model, batch_tokens=batch_tokens).score(TRAJECTORIES)
     for trajectory, found in zip(TRAJECTORIES, scores, strict=True):
         assert list(found) == pytest.approx(step_by_step(model, trajectory), rel=1e-3)
 
@@ -72,21 +81,21 @@ def test_a_uniform_model_finds_every_step_as_hard_as_its_vocabulary(tmp_path: Pa
     lm.get_input_embeddings().weight.data.zero_()  # tied: all logits are zero
     lm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    scores = PerplexityScorer(str(tmp_path), dtype="bfloat16").score(TRAJECTORIES[:1])
+    scores = TorchScorer(str(tmp_path), dtype="bfloat16").score(TRAJECTORIES[:1])
     assert scores[0] == pytest.approx([len(tokenizer)] * 3, rel=1e-4)
 
 
 def test_steps_beyond_max_length_get_no_score(model: str) -> None:
     long = TRAJECTORIES[2]
-    whole = PerplexityScorer(model).score([long])[0]
+    whole = TorchScorer(model).score([long])[0]
     ends = [span[1] for span in ChatFormat.load(model).render(long.messages).spans[2:] if span]
     config = PerplexitySelector(ratio=1.0, model=model)
     for max_length, within in ((ends[3], 4), (ends[3] - 1, 3)):
-        found = PerplexityScorer(model, max_length=max_length).score([long, TRAJECTORIES[1]])[0]
+        found = TorchScorer(model, max_length=max_length).score([long, TRAJECTORIES[1]])[0]
         assert found[:within] == pytest.approx(whole[:within], rel=1e-5)
         assert found[within:] == (0.0,) * (9 - within)
         assert select_perplexity(long, config, found).chosen == tuple(range(1, within + 1))
-    none = PerplexityScorer(model, max_length=16).score([long])[0]
+    none = TorchScorer(model, max_length=16).score([long])[0]
     assert "too long" in (select_perplexity(long, config, none).error or "")
 
 
@@ -97,15 +106,71 @@ def test_the_hardest_steps_are_chosen() -> None:
     assert "not a number" in (select_perplexity(expert(["a"]), config, (math.nan,)).error or "")
 
 
-def test_batches_hold_like_lengths_within_the_limit() -> None:
-    assert list(_batches([5, 90, 4, 6, 100], 200)) == [[4, 1], [3, 0, 2]]
-    assert list(_batches([300, 10, 10], 100)) == [[0], [1, 2]]
-    assert list(_batches([], 100)) == []
+def test_packs_hold_like_lengths_within_the_limit() -> None:
+    assert list(packs([5, 90, 4, 6, 100], 200)) == [[4, 1, 3], [0, 2]]
+    assert list(packs([300, 10, 0, 10], 100)) == [[0], [1, 3]]
+    assert list(packs([], 100)) == []
+
+
+def test_neighbours_in_a_pack_change_nothing(model: str) -> None:
+    alone = [TorchScorer(model).score([t])[0] for t in TRAJECTORIES]
+    for order in ([0, 1, 2], [2, 0, 1], [0, 0, 0]):
+        together = TorchScorer(model).score([TRAJECTORIES[i] for i in order])
+        for i, found in zip(order, together, strict=True):
+            assert found == pytest.approx(alone[i], rel=1e-5)
+
+
+def test_a_sliding_window_slides_within_its_own_trajectory(tmp_path: Path) -> None:
+    import torch
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2, "sliding_window": 7}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    config = MistralConfig(vocab_size=len(tiny_tokenizer()), max_position_embeddings=512, **shape, **heads)
+    model = save(tmp_path, MistralForCausalLM(config))
+    for trajectory, found in zip(TRAJECTORIES, TorchScorer(model).score(TRAJECTORIES), strict=True):
+        assert list(found) == pytest.approx(step_by_step(model, trajectory), rel=1e-3)
+
+
+def test_a_model_whose_tokens_would_see_other_trajectories_is_refused(tmp_path: Path) -> None:
+    from transformers import Gemma2Config, Gemma2ForCausalLM, MambaConfig, MambaForCausalLM
+
+    vocab = len(tiny_tokenizer())
+    small = {"hidden_size": 32, "num_hidden_layers": 1}
+    recurrent = MambaForCausalLM(MambaConfig(vocab_size=vocab, state_size=4, **small))
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32}
+    capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=vocab, final_logit_softcapping=None, **small, **heads))
+    for name, lm, why in (("mamba", recurrent, "cannot be packed"), ("gemma", capped, "wants softcap")):
+        with pytest.raises(UserError, match=why) as refused:
+            TorchScorer(save(tmp_path / name, lm))
+        assert "engine=vllm" in refused.value.remedy
+
+
+def test_both_engines_read_what_fits_and_leave_room_for_one_token(model: str) -> None:
+    assert (readable(8192, 2048), readable(1000, 2048), readable(8192, None)) == (2047, 1000, 8192)
+    long = expert(["Action: go left"] * 300)  # beyond the model's context
+    found = TorchScorer(model).score([long])[0]
+    assert 0 < found.count(0.0) < 300
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_vllm_and_torch_choose_the_same_steps(engine: VllmPolicy) -> None:
+    rng = random.Random(0)
+    words = [a + b + c for a in "abcdefgh" for b in "aeiou" for c in "klmnop"]
+    replies = [[" ".join(rng.choices(words, k=rng.randint(2, 20))) for _ in range(4 + i % 12)] for i in range(100)]
+    trajectories = [expert(r, i) for i, r in enumerate([*replies, ["Action: go"] * 200])]
+    by_torch = TorchScorer(engine.spec.model).score(trajectories)
+    by_vllm = await VllmScorer(engine).score(trajectories)
+    for one, other in zip(by_torch, by_vllm, strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+    chosen = [[top_k(s, budget(0.3, len(s))) for s in found[:100]] for found in (by_torch, by_vllm)]
+    assert sum(a == b for a, b in zip(*chosen, strict=True)) >= 99
 
 
 def test_a_model_that_cannot_be_loaded_is_the_users_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load"):
-        PerplexityScorer(str(tmp_path))
+        TorchScorer(str(tmp_path))
 
 
 @pytest.mark.slow
@@ -128,3 +193,15 @@ def test_a_model_that_no_worker_can_load_stops_the_stage(tmp_path: Path) -> None
     section = {"name": "perplexity", "model": str(tmp_path / "nothing")}
     with pytest.raises(UserError, match="cannot load"):
         select_steps(config_of(tmp_path / "run", data, section))
+
+
+@pytest.mark.slow
+def test_the_vllm_engine_works_in_a_worker(model: str, tmp_path: Path) -> None:
+    data = data_in(tmp_path / "data", [expert(["Action: go left", "Thought: a b Action: c"] * 3, i) for i in range(20)])
+    found = []
+    for engine in ("torch", "vllm"):
+        section = {"name": "perplexity", "model": model, "engine": engine}
+        found.append(select_steps(config_of(tmp_path / engine, data, section)).read(SELECTIONS))
+    for one, other in zip(*found, strict=True):
+        assert (one.id, one.chosen, one.error) == (other.id, other.chosen, None)
+        assert one.scores == pytest.approx(other.scores, rel=1e-4)

@@ -26,6 +26,7 @@ from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:
+    from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
@@ -74,6 +75,8 @@ class VllmPolicy:
 
     Attributes:
         usage: Of all replies so far.
+        chat: How the model's conversations are written; once started.
+        context: Tokens that a conversation may have; once started.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
@@ -107,7 +110,7 @@ class VllmPolicy:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
             os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
-        self._chat = ChatFormat.load(self.spec.model)
+        self.chat = ChatFormat.load(self.spec.model)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
@@ -122,7 +125,7 @@ class VllmPolicy:
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineSpeaker:
         """Starts a conversation."""
-        return EngineSpeaker(self, self._chat, self._chat.opening(opening), sampling)
+        return EngineSpeaker(self, self.chat, self.chat.opening(opening), sampling)
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None
@@ -139,7 +142,7 @@ class VllmPolicy:
             ContextOverflow: If nothing more fits.
             ModelFailure: If the engine fails, or cannot follow the schema.
         """
-        made, usage = await self.generate(self._chat.opening(messages), sampling, seed, stop=(), schema=schema)
+        made, usage = await self.generate(self.chat.opening(messages), sampling, seed, stop=(), schema=schema)
         return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
 
     async def generate(
@@ -163,30 +166,64 @@ class VllmPolicy:
         room = self.context - len(ids)
         if room < 1:
             raise ContextOverflow(f"{len(ids)} tokens fill the context of {self.context}")
-        if self._engine is None:
-            raise ModelFailure("the engine is closed")
+        output = await self._ask(
+            ids,
+            SamplingParams(
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                max_tokens=min(sampling.max_tokens, room),
+                seed=seed if sampling.temperature > 0 else None,
+                stop=list(stop),
+                stop_token_ids=list(self.chat.stop_ids),
+                structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
+                output_kind=RequestOutputKind.FINAL_ONLY,
+            ),
+        )
+        made = output.outputs[0]
+        usage = Usage(len(ids), output.num_cached_tokens or 0, len(made.token_ids), 1)
+        self.usage += usage
+        return made, usage
+
+    async def losses(self, ids: Sequence[int]) -> list[float]:
+        """Negative log-probabilities, in nats, of every token but the first, each given all before it.
+
+        Args:
+            ids: At most one less than the context holds.
+
+        Raises:
+            ModelFailure: If the engine fails.
+        """
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
         params = SamplingParams(
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            max_tokens=min(sampling.max_tokens, room),
-            seed=seed if sampling.temperature > 0 else None,
-            stop=list(stop),
-            stop_token_ids=list(self._chat.stop_ids),
-            structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
+            temperature=0.0,
+            max_tokens=1,
+            prompt_logprobs=0,  # of the token that stands there, no others
+            flat_logprobs=True,
+            detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
+        output = await self._ask(ids, params)
+        return [-logprob for logprob in output.prompt_logprobs.logprobs]
+
+    async def _ask(self, ids: Sequence[int], params: SamplingParams) -> Any:
+        """The engine's one answer to a request.
+
+        Raises:
+            ModelFailure: If the engine fails.
+        """
+        if self._engine is None:
+            raise ModelFailure("the engine is closed")
         try:
             # One output alone (FINAL_ONLY); cancelling this task ends the request as well.
             stream = self._engine.generate({"prompt_token_ids": list(ids)}, params, str(next(self._numbers)))
             [output] = [output async for output in stream]
         except Exception as error:
             raise ModelFailure(f"the engine failed: {_short(error)}") from error
-        made = output.outputs[0]
-        if made.finish_reason not in ("stop", "length"):
-            raise ModelFailure(f"the engine gave a request up ({made.finish_reason})")
-        usage = Usage(len(ids), output.num_cached_tokens or 0, len(made.token_ids), 1)
-        self.usage += usage
-        return made, usage
+        if output.outputs[0].finish_reason not in ("stop", "length"):
+            raise ModelFailure(f"the engine gave a request up ({output.outputs[0].finish_reason})")
+        return output
 
     async def load(self, spec: EngineSpec) -> None:
         """Goes on with another model: new weights in the warm engine where the architecture and tokenizer are the same.
@@ -219,7 +256,7 @@ class EngineSpeaker:
     """One conversation, kept as token ids: the history is never rendered or tokenized again."""
 
     def __init__(self, policy: VllmPolicy, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
-        self._policy, self._chat, self._ids, self._sampling = policy, chat, ids, sampling
+        self._policy, self.chat, self._ids, self._sampling = policy, chat, ids, sampling
 
     async def speak(self, seed: int) -> Reply:
         """Draws the next reply and appends the ids as sampled.
@@ -231,19 +268,19 @@ class EngineSpeaker:
         made, usage = await self._policy.generate(self._ids, self._sampling, seed)
         ids = list(made.token_ids)
         if made.stop_reason == STOP:
-            ids = self._chat.reply(made.text)
-        elif not ids or ids[-1] not in self._chat.stop_ids:
-            ids.append(self._chat.stop_ids[0])
+            ids = self.chat.reply(made.text)
+        elif not ids or ids[-1] not in self.chat.stop_ids:
+            ids.append(self.chat.stop_ids[0])
         self._ids += ids
         return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
 
     def repeat(self, reply: str) -> None:
         """Appends a given reply."""
-        self._ids += self._chat.reply(reply)
+        self._ids += self.chat.reply(reply)
 
     def hear(self, observation: str) -> None:
         """Appends the environment's answer."""
-        self._ids += self._chat.observation(observation)
+        self._ids += self.chat.observation(observation)
 
 
 class Tether:
@@ -298,7 +335,7 @@ def _options(model: str, config: EngineConfig, cpu: bool) -> dict[str, Any]:
             "block_size": _CPU_BLOCK,
             # A seeded request whose prompt is computed in chunks kills the CPU engine.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or _longest(model)),
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or longest(model)),
         }
     else:
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
@@ -320,7 +357,7 @@ def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[st
     return arguments, _ENVIRONMENT | _CPU_ENVIRONMENT if cpu else _ENVIRONMENT
 
 
-def _longest(model: str) -> int:
+def longest(model: str) -> int:
     """Tokens that the model was made for."""
     from transformers import AutoConfig
 

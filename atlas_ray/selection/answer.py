@@ -92,7 +92,7 @@ def parse_answer(text: str, n_steps: int, k: int) -> Judgement | Problem:
         n_steps: |tau|.
         k: Most steps that may be chosen.
     """
-    spoken = _spoken(text)
+    spoken = without_thoughts(text)
     if isinstance(spoken, Problem):
         return spoken
     answer = _agreed(_answers(spoken, ascii_digits(spoken), n_steps))
@@ -115,7 +115,7 @@ def parse_answer(text: str, n_steps: int, k: int) -> Judgement | Problem:
     return judgement(answer.steps)
 
 
-def _spoken(text: str) -> str | Problem:
+def without_thoughts(text: str) -> str | Problem:
     """The reply without the thoughts before it."""
     ends = list(_THOUGHT_END.finditer(text))
     if not ends:

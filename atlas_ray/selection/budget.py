@@ -32,12 +32,12 @@ def top_k(scores: Sequence[float], k: int, above: float | None = None) -> tuple[
     return tuple(sorted(sorted(steps, key=lambda t: -scores[t - 1])[:k]))
 
 
-def recut(selection: Selection, ratio: float, above: float = 0.0) -> Selection:
+def recut(selection: Selection, ratio: float | None, above: float = 0.0) -> Selection:
     """The same scores under another ratio, without scoring again.
 
     Args:
         selection: Of a selector that keeps scores (gold, perplexity, value).
-        ratio: The new ratio m.
+        ratio: The new ratio m; None for every eligible step.
         above: Scores up to this are not eligible: 0 for gold and perplexity (unmarked, unscored), the threshold for
             value.
 
@@ -46,7 +46,8 @@ def recut(selection: Selection, ratio: float, above: float = 0.0) -> Selection:
     """
     if selection.error is None and not selection.scores:
         raise ValueError(f"a selection by {selection.selector} keeps no scores")
-    chosen = top_k(selection.scores, budget(ratio, selection.n_steps), above)
+    k = selection.n_steps if ratio is None else budget(ratio, selection.n_steps)
+    chosen = top_k(selection.scores, k, above)
     categories = {t: c for t, c in selection.categories.items() if t in chosen}
     return replace(selection, ratio=ratio, chosen=chosen, categories=categories)
 

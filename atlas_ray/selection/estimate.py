@@ -95,7 +95,9 @@ def estimate_lines(config: SelectConfig) -> list[str]:
     steps = sum(len(t.steps) for t in todo)
     lines = [f"{len(todo)} trajectories with {steps} steps to judge, {len(done)} done, {len(rejected)} rows rejected"]
     selector = config.selector
-    if isinstance(selector, LlmSelector):
+    if getattr(selector, "scores", None):
+        lines.append("scores are read again: no model call, no dollars")
+    elif isinstance(selector, LlmSelector):
         found = estimate(todo, selector)
         tariff = _TARIFF[selector.mode]
         dollars = "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {tariff}"

@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
+from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
@@ -25,9 +27,12 @@ from atlas_ray.selection.controls import control
 from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
-from atlas_ray.selection.perplexity import UNSCORED, PerplexityScorer, select_perplexity
+from atlas_ray.selection.perplexity import UNSCORED, select_perplexity
+from atlas_ray.selection.perplexity_torch import TorchScorer
+from atlas_ray.selection.perplexity_vllm import start_vllm
 from atlas_ray.selection.prices import price_of
 from atlas_ray.selection.prompt import load_prompt
+from atlas_ray.selection.scores import adopt_scores, rescored
 from atlas_ray.selection.settings import (
     CombineSelector,
     FileSelector,
@@ -47,7 +52,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-# Scored together, whatever the number of workers: padding, and with it rounding, is then the same in every run.
+# Scored together, whatever the number of workers: packs, and with them rounding, are then the same in every run.
 _CHUNK = 16
 _READ_BY = "parser.json"  # which version of the parser read the replies
 _NO_MODEL = "no model: "  # an error that concerns every trajectory
@@ -70,6 +75,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
         AtlasError: If a model, an endpoint or Ray fails as a whole.
     """
     begun = time.monotonic()
+    config = adopt_scores(config)
     folder = RunFolder(config.run)
     paid = [(table, folder.read(table)) for table in (REPLIES, BATCHES)] if clean else []
     folder.begin(config, stage="select", clean=clean)
@@ -126,7 +132,9 @@ def _run(
     todo = [t for t in trajectories if t.id not in done]
     if not todo:
         return
-    if isinstance(selector, PerplexitySelector):
+    if isinstance(selector, PerplexitySelector | ValueSelector) and selector.scores is not None:
+        yield from map(rescored(selector, config.run), todo)
+    elif isinstance(selector, PerplexitySelector):
         yield from _perplexity(config, selector, trajectories, done)
     elif isinstance(selector, LlmSelector):
         yield from _llm(config, selector, todo, folder)
@@ -152,19 +160,23 @@ def _perplexity(
 
     connect(config.ray)
     import ray
-    from ray.data import ActorPoolStrategy, from_arrow
+    from ray.data import ActorPoolStrategy, from_arrow_refs
 
     by_length = sorted(trajectories, key=lambda t: (-sum(len(m.content) for m in t.messages), t.id))
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
-    tables = [TRAJECTORIES.to_table(chunk) for chunk in chunks if any(t.id not in done for t in chunk)]
-    scored = from_arrow(tables).map_batches(
+    # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
+    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
+    gpus = ray.cluster_resources().get("GPU", 0)
+    # A whole number of workers to a GPU, lest the last ones find no room.
+    share = 1 / ceil(selector.workers / gpus) if gpus else 0.0
+    scored = from_arrow_refs(refs).map_batches(
         _PerplexityWorker,
-        fn_constructor_args=(selector, reachable(selector.model)),
+        fn_constructor_args=(selector, reachable(selector.model), share),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=selector.workers),
         num_cpus=1,
-        num_gpus=min(1.0, ray.cluster_resources().get("GPU", 0) / selector.workers),
+        num_gpus=share,
     )
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
@@ -181,27 +193,39 @@ def _perplexity(
 class _PerplexityWorker:
     """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
 
-    def __init__(self, config: PerplexitySelector, model: str) -> None:
-        self._config, self._model = config, model
-        self._scorer: PerplexityScorer | None = None
+    def __init__(self, config: PerplexitySelector, model: str, gpu_share: float) -> None:
+        self._config, self._model, self._gpu_share = config, model, gpu_share
+        self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
         c, trajectories = self._config, TRAJECTORIES.from_table(table)
-        if self._scorer is None:
+        if self._score is None:
             try:
-                self._scorer = PerplexityScorer(self._model, c.dtype, c.batch_tokens, c.max_length)
+                self._score = self._load()
             except Exception as error:  # noqa: BLE001 (Ray would wrap it in pages; the driver raises it in one line)
                 why = _NO_MODEL + _line(error)
                 return SELECTIONS.to_table(record(t, c, error=why) for t in trajectories)
         try:
-            scores = self._scorer.score(trajectories)
+            scores = self._score(trajectories)
             return SELECTIONS.to_table(select_perplexity(t, c, s) for t, s in zip(trajectories, scores, strict=True))
+        except ModelFailure:
+            raise  # an engine that broke would fail every trajectory to come
         except Exception:  # noqa: BLE001 (one of them; which one, shows alone)
-            return SELECTIONS.to_table(self._alone(self._scorer, t) for t in trajectories)
+            return SELECTIONS.to_table(self._alone(t) for t in trajectories)
 
-    def _alone(self, scorer: PerplexityScorer, trajectory: Trajectory) -> Selection:
+    def _load(self) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
+        c = self._config
+        if c.engine == "vllm":
+            return start_vllm(self._model, c.dtype, c.max_length, workers=c.workers, gpu_share=self._gpu_share)
+        # Ray leaves an actor one thread; threads that spin while they wait bring a busy machine to a crawl.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        threads = max(1, (os.cpu_count() or 1) // c.workers)
+        return TorchScorer(self._model, c.dtype, c.batch_tokens, c.max_length, threads=threads).score
+
+    def _alone(self, trajectory: Trajectory) -> Selection:
+        assert self._score is not None
         try:
-            return select_perplexity(trajectory, self._config, scorer.score([trajectory])[0])
+            return select_perplexity(trajectory, self._config, self._score([trajectory])[0])
         except Exception as error:  # noqa: BLE001 (a row's failure is data)
             why = f"cannot be scored: {_line(error)}"
             return record(trajectory, self._config, model=self._config.model, error=why)

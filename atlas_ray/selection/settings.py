@@ -92,9 +92,11 @@ class PerplexitySelector(Strict):
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     dtype: Literal["bfloat16", "float32"] = "float32"
-    batch_tokens: int = Field(8192, ge=64)
-    max_length: int = Field(8192, ge=16)
+    engine: Literal["torch", "vllm"] = "torch"
+    batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
+    max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
     workers: int = Field(1, ge=1)
+    scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
 
 class Economy(Strict):
@@ -133,6 +135,7 @@ class ValueSelector(Strict):
     ratio: float | None = Field(None, gt=0, le=1, description="caps the steps only where given")
     mode: Literal["exhaustive", "economical"] = "exhaustive"
     economy: Economy = Field(Economy(), description="read by the economical mode only")
+    scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
     engine: EngineConfig = EngineConfig()
 
     @model_validator(mode="after")

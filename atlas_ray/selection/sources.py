@@ -12,7 +12,14 @@ from pathlib import Path
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.settings import CombineSelector, ComplementSelector, FileSelector, SelectorConfig
+from atlas_ray.selection.settings import (
+    CombineSelector,
+    ComplementSelector,
+    FileSelector,
+    PerplexitySelector,
+    SelectorConfig,
+    ValueSelector,
+)
 from atlas_ray.types import Selection, Trajectory
 
 _RECORD = "sources.json"
@@ -22,6 +29,8 @@ def source_names(selector: SelectorConfig) -> list[str]:
     """The selections that a selector reads, as its section names them."""
     if isinstance(selector, ComplementSelector) and selector.reference != "gold":
         return [selector.reference]
+    if isinstance(selector, PerplexitySelector | ValueSelector) and selector.scores is not None:
+        return [selector.scores]
     return list(selector.parts) if isinstance(selector, CombineSelector) else []
 
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ValidationError
 
-from atlas_ray.selection.answer import Judgement, Problem, parse_answer
+from atlas_ray.selection.answer import Judgement, Problem, parse_answer, without_thoughts
 from atlas_ray.types import Category
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
@@ -53,7 +53,10 @@ def parse_structured(text: str, n_steps: int, k: int) -> Judgement | Problem:
         n_steps: |tau|.
         k: Most steps that may be chosen.
     """
-    body = text.rsplit("</think>", 1)[-1].strip()
+    spoken = text if text.lstrip().startswith(("{", "```")) else without_thoughts(text)
+    if isinstance(spoken, Problem):
+        return spoken
+    body = spoken.strip()
     body = body.removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     # xgrammar lets a string of bounded length hold line breaks as they are, which JSON forbids.
     body = _CONTROL.sub(" ", body)

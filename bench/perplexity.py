@@ -1,0 +1,153 @@
+"""Perplexity of 200 trajectories: ours against one forward a step, and against vLLM's `prompt_logprobs`, warm.
+
+    python -m bench.perplexity [per_step | vllm] [--dtype bfloat16] [--runs 3] [--hidden 128] [--layers 2]
+
+Trajectories have 18 to 22 steps of 45 to 55 tokens and observations of 10 to 20; the model is an untrained Llama whose
+output head weighs against its layers about as in an 8B model. One forward a trajectory of T equal steps needs 1/T of
+the token positions that T forwards over growing prefixes need, T (T + 1) / 2 against T: the floor says a ratio of at
+most (T + 1) / 2, here about 10.5. Loading, rendering of a first trajectory and vLLM's first call are left out on both
+sides; a run alternates between the two every 40 trajectories, so that a busy machine slows both alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from atlas_ray.selection.budget import budget, top_k
+from atlas_ray.selection.perplexity_torch import TorchScorer
+from atlas_ray.types import Message, Trajectory
+from bench.report import Entry, write_bench
+
+_WORDS = [a + b + c + d for a in "bdfg" for b in "aeiou" for c in "lmnpr" for d in ("ba", "de", "go", "mi", "")]
+_SLICE = 40  # trajectories
+Score = Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]
+
+
+def trajectories(number: int, seed: int = 0) -> list[Trajectory]:
+    """Conversations of random words; one word is one token."""
+    rng = random.Random(seed)
+
+    def words(low: int, high: int) -> str:
+        return " ".join(rng.choices(_WORDS, k=rng.randint(low, high)))
+
+    found = []
+    for i in range(number):
+        turns = [Message("user", words(80, 120)), Message("assistant", "OK"), Message("user", words(10, 20))]
+        for _ in range(rng.randint(18, 22)):
+            turns += [Message("assistant", words(44, 54), True), Message("user", words(10, 20))]
+        found.append(Trajectory(f"maze/maze_{i}", "maze", f"maze_{i}", tuple(turns), 1.0))
+    return found
+
+
+def write_model(folder: str, data: Sequence[Trajectory], hidden: int, layers: int) -> int:
+    """A Llama whose logits differ enough to rank steps by; returns its number of parameters."""
+    from transformers import AutoModelForCausalLM
+
+    from atlas_ray.models.tiny import write_untrained
+
+    shape = {"hidden_size": hidden, "layers": layers, "heads": hidden // 64}
+    parameters = write_untrained(folder, data, **shape, context=4096, seed=0)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.lm_head.weight.data *= 10
+    model.save_pretrained(folder)
+    return parameters
+
+
+def per_step(model: str, dtype: str) -> Score:
+    """The rival: plain transformers, one forward a step over all before it, logits of the step's tokens alone."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from transformers import AutoModelForCausalLM
+
+    from atlas_ray.models.chat import ChatFormat
+
+    chat = ChatFormat.load(model)
+    lm: Any = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).eval()
+
+    def of(ids: list[int], start: int, end: int) -> float:
+        row = torch.tensor([ids[:end]])
+        with torch.inference_mode():
+            logits = lm(row, use_cache=False, logits_to_keep=end - start + 1).logits[0, :-1]
+        return math.exp(cross_entropy(logits.float(), row[0, start:]).item())
+
+    def score(data: Sequence[Trajectory]) -> list[tuple[float, ...]]:
+        found = []
+        for trajectory in data:
+            rendered = chat.render(trajectory.messages)
+            spans = [rendered.spans[step.position] for step in trajectory.steps]
+            found.append(tuple(of(rendered.ids, *span) for span in spans if span))
+        return found
+
+    return score
+
+
+def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Score:
+    """The other rival: all trajectories at once in a warm engine."""
+    from atlas_ray.config import EngineConfig
+    from atlas_ray.models.engine import EngineSpec
+    from atlas_ray.selection.perplexity_vllm import VllmScorer
+
+    scorer = VllmScorer(runner.run(EngineSpec("base", model, EngineConfig(dtype=dtype)).build()))
+    return lambda data: runner.run(scorer.score(data))
+
+
+def compare(name: str, ours: Score, rival: Score, data: Sequence[Trajectory], runs: int) -> Entry:
+    """Steps a second of both, warm; a run alternates between them slice by slice. Says how far they agree."""
+    seconds: dict[Score, list[float]] = {ours: [], rival: []}
+    scores: dict[Score, list[tuple[float, ...]]] = {ours: [], rival: []}
+    for score in seconds:
+        score(data[:4])
+    for run in range(runs):
+        spent = {ours: 0.0, rival: 0.0}
+        for i, at in enumerate(range(0, len(data), _SLICE)):
+            for score in (ours, rival) if (i + run) % 2 else (rival, ours):
+                begun = time.perf_counter()
+                found = score(data[at : at + _SLICE])
+                spent[score] += time.perf_counter() - begun
+                if run == 0:
+                    scores[score] += found
+        for score, total in spent.items():
+            seconds[score].append(total)
+    pairs = list(zip(scores[ours], scores[rival], strict=True))
+    off = max(abs(a / b - 1) for t, u in pairs for a, b in zip(t, u, strict=True))
+    same = sum(top_k(t, budget(0.3, len(t))) == top_k(u, budget(0.3, len(u))) for t, u in pairs)
+    print(f"{name}: largest relative difference {off:.1e}; the same steps in {same} of {len(data)} trajectories")
+    steps = sum(len(t.steps) for t in data)
+    rates = {score: [steps / total for total in found] for score, found in seconds.items()}
+    return Entry(name, rates[ours], rates[rival], "steps/s", "higher")
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("entry", nargs="?", choices=["per_step", "vllm"], help="both where left out")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--trajectories", type=int, default=200)
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as both engines have it in a worker
+    data, found = trajectories(args.trajectories), []
+    with tempfile.TemporaryDirectory() as model, asyncio.Runner() as runner:
+        parameters = write_model(model, data, args.hidden, args.layers)
+        steps = sum(len(t.steps) for t in data)
+        print(f"{len(data)} trajectories, {steps} steps; {parameters / 1e6:.1f} M parameters, {args.dtype}")
+        ours = TorchScorer(model, args.dtype).score
+        if args.entry != "vllm":
+            found.append(compare("per_step", ours, per_step(model, args.dtype), data, args.runs))
+        if args.entry != "per_step":
+            found.append(compare("vllm", ours, by_vllm(model, args.dtype, runner), data, args.runs))
+    write_bench("perplexity", found)
+
+
+if __name__ == "__main__":
+    main()
