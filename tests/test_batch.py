@@ -10,20 +10,22 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.config import RayConfig
+from atlas_ray.config import RayConfig, validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.asker import Asker, Completion, Question, SchemaRefusal
 from atlas_ray.selection.batch import MAX_BATCHES, BatchAsker
+from atlas_ray.selection.estimate import estimate
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
+from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import LlmSelector
-from atlas_ray.selection.submissions import BATCHES
+from atlas_ray.selection.submissions import BATCHES, Submission
 from atlas_ray.types import Usage
 from tests.batches import FakeBatches
 from tests.serving import running
 from tests.test_llm_answers import GOOD
-from tests.test_selection import expert
+from tests.test_selection import config_of, data_in, expert
 
 
 def echo(body: dict[str, Any]) -> str | int:
@@ -255,3 +257,21 @@ async def test_the_judge_in_batches_and_repairs_in_one_more(tmp_path: Path) -> N
     paid = sum(reply.usage.cost for reply in folder.read(REPLIES))
     assert paid == pytest.approx(8 * (1000 * 2.5e-6 + 100 * 1e-5) / 2)
     assert paid == pytest.approx(sum(s.usage.cost for s in found))
+
+
+def test_the_estimate_knows_what_batches_and_own_engines_cost() -> None:
+    data = [expert(10 + i, i) for i in range(4)]
+    live, batch = (estimate(data, LlmSelector.model_validate({"mode": mode})) for mode in ("live", "batch"))
+    assert live.dollars is not None
+    assert batch.dollars == pytest.approx(live.dollars / 2)
+    assert estimate(data, LlmSelector.model_validate({"model": "my-model", "engine": {}})).dollars == 0
+    with pytest.raises(UserError, match="leave it out beside engine"):
+        validate(LlmSelector, {"mode": "batch", "engine": {}})
+
+
+def test_a_clean_start_keeps_what_batches_are_paid_for(tmp_path: Path) -> None:
+    data = data_in(tmp_path / "data", [expert(10)])
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.write_shard(BATCHES, [Submission("ours", "theirs", 1.0, ("a", "b"))])
+    select_steps(config_of(tmp_path / "run", data, {"name": "all"}), clean=True)
+    assert folder.read(BATCHES) == [Submission("ours", "theirs", 1.0, ("a", "b"))]
