@@ -74,7 +74,7 @@ def a_selection() -> Selection:
         (2,),
         (0.0, 0.5),
         ((0.0, 1.0), (0.5,), (1.0,)),
-        {2: Category.SELF_CORRECTION},
+        categories={2: Category.SELF_CORRECTION},
         usage=Usage(1, 0, 2, 1, 0.1),
     )
 
