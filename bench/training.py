@@ -19,16 +19,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
-from itertools import pairwise
+from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any
 
 import numpy as np
 
+from bench.rendering import SHAPES
 from bench.report import Entry, write_bench
 
-SEED = 7
+SEED = 30  # of 300 tried, the one whose share of tokens behind a last chosen step is nearest to their mean
+RATIO = 0.3
 RUNS = 3
 LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # bfloat16 rounds otherwise in packed than in padded batches
 
@@ -38,7 +39,8 @@ class Setup:
     """What both train.
 
     Attributes:
-        trajectories, tokens: Their number, and the shortest and longest; the mean is in the middle.
+        trajectories: Their number.
+        tokens: Of all of them, or `longest`: of the longest one.
         steps: Optimizer steps; the first `warm_up` are not timed.
         micro_batch_tokens: Ours; TRL's settings are (trajectories a forward pass, accumulation).
         reserve: GPU memory left to activations and logits when layers are counted, bytes.
@@ -46,49 +48,66 @@ class Setup:
 
     shape: dict[str, Any]
     trajectories: int
-    tokens: tuple[int, int]
     global_batch: int
     steps: int
     warm_up: int
     dtype: str
     micro_batch_tokens: int
     rivals: tuple[tuple[int, int], ...]
+    tokens: int = 0
+    longest: int = 0
     reserve: float = 0.0
 
 
-def setup_of(device: str, tiny: bool) -> Setup:
-    """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU."""
-    llama: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
+def setup_of(device: str, tiny: bool, small_vocabulary: bool = False) -> Setup:
+    """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU.
+
+    So small a model with a Llama's 32,000 words is mostly its head; with `small_vocabulary` it is mostly its layers, as
+    large models are.
+    """
+    small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
+    if device == "cpu" and not tiny:
+        small = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 32_000}
+    if small_vocabulary:
+        small = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
     if tiny:
-        small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
-        return Setup(small | heads, 4, (40, 120), 2, 3, 1, "float32", 256, ((1, 2),))
+        return Setup(small | heads, 6, 2, 3, 1, "float32", 256, ((1, 2),), tokens=900)
     if device == "cpu":
-        return Setup(llama | heads, 16, (600, 2800), 8, 2, 0, "float32", 1024, ((8, 1), (1, 8)))
-    llama = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
+        return Setup(small | heads, 16, 8, 2, 0, "float32", 1024, ((8, 1), (1, 8)), tokens=27_000)
+    large = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "tie_word_embeddings": False}
-    return Setup(llama | heads, 32, (1024, 8192), 16, 4, 1, "bfloat16", 16384, ((2, 8), (1, 16)), 16e9)
+    return Setup(large | heads, 64, 16, 4, 1, "bfloat16", 16384, ((2, 8), (1, 16)), longest=8192, reserve=16e9)
 
 
-def examples_of(setup: Setup) -> tuple[list[Any], list[np.ndarray]]:
-    """Synthetic trajectories of random tokens with 30 % of the steps chosen.
+def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndarray]]:
+    """Synthetic trajectories of random tokens with 30 % of the steps chosen at random, as `random` chooses them.
+
+    They are a small AgentTraj-L: environments by their share, each with its steps and proportions of texts; only the
+    lengths are scaled to `setup.tokens`.
 
     Returns:
         Examples as training cuts them, and the token ids of the whole trajectories.
     """
+    from atlas_ray.selection.budget import budget
     from atlas_ray.training.masking import Example
 
-    rng = np.random.default_rng(SEED)
-    low, high = setup.tokens
-    lengths = np.linspace(low, high, setup.trajectories).astype(int)
+    rng = np.random.default_rng(seed)
+    shares = np.cumsum([shape.trajectories for shape in SHAPES.values()])
+    quantiles = (np.arange(setup.trajectories) + 0.5) / setup.trajectories * shares[-1]
+    shapes = [list(SHAPES.values())[k] for k in np.searchsorted(shares, quantiles)]
+    steps = [min(shape.most, max(1, round(rng.normal(shape.steps, shape.steps / 3)))) for shape in shapes]
+    words = [s.opening + n * (s.observation + s.reply) for s, n in zip(shapes, steps, strict=True)]
+    scale = setup.longest / max(words) if setup.longest else setup.tokens / sum(words)
     examples, wholes = [], []
-    for number, length in enumerate(rng.permutation(lengths)):
-        ids = rng.integers(5, setup.shape["vocab_size"], length).astype(np.int32)
-        edges = np.linspace(length // 5, length, 11).astype(int)  # an opening of a fifth, then ten steps
-        spans = np.array([((start + end) // 2, end) for start, end in pairwise(edges)], np.int32)
-        chosen = np.sort(rng.choice(len(spans), 3, replace=False))
-        cut = spans[chosen[-1]][1]
-        examples.append(Example(str(number), ids[:cut], spans[chosen], 10, 3, 0, int(np.diff(spans).sum())))
+    for number in rng.permutation(setup.trajectories):
+        shape, n = shapes[number], steps[number]
+        ends = np.array([shape.opening + (k + 1) * (shape.observation + shape.reply) for k in range(n)])
+        spans = (np.stack([ends - shape.reply, ends], axis=1) * scale).astype(np.int32)
+        ids = rng.integers(5, setup.shape["vocab_size"], spans[-1, 1]).astype(np.int32)
+        chosen = spans[np.sort(rng.choice(n, budget(RATIO, n), replace=False))]
+        kept, every = ids[: chosen[-1, 1]], int(np.diff(spans).sum())
+        examples.append(Example(str(number), kept, chosen, n, len(chosen), 0, every))
         wholes.append(ids)
     return examples, wholes
 
@@ -271,16 +290,60 @@ def in_own_process(arguments: list[str]) -> dict[str, Any] | None:
     return json.loads(done.stdout.strip().splitlines()[-1])  # type: ignore[no-any-return]
 
 
+def compare(setup: Setup, device: str, arguments: list[str], runs: int) -> list[Entry]:
+    """Runs all in turn, prints what came of it and returns throughput and memory.
+
+    Args:
+        arguments: Of this script, that make a process choose this setup.
+    """
+    found: dict[str, list[dict[str, Any]]] = {"ours": []} | {f"{b}x{a}": [] for b, a in setup.rivals}
+    best = ""
+    for turn in range(runs):
+        for name in ["ours", best] if turn else list(found):
+            run = in_own_process([*arguments, "--one", name])
+            if run is not None:
+                found[name].append(run)
+            elif name == "ours":
+                raise SystemExit("ours ran out of GPU memory: raise the setup's reserve")
+            else:
+                print(f"TRL {name} runs out of GPU memory")
+        rivals = [name for name, done in found.items() if name != "ours" and done]
+        if not rivals:
+            raise SystemExit("TRL runs out of GPU memory in every setting")
+        best = min(rivals, key=lambda name: found[name][0]["seconds"])
+    timed = _batches(setup)[setup.warm_up :]
+    _, wholes = examples_of(setup)
+    tokens = sum(len(wholes[i]) for batch in timed for i in batch)
+    speed = {name: [tokens / run["seconds"] for run in done] for name, done in found.items() if done}
+    memory = {name: [run["memory"] for run in done] for name, done in found.items() if done}
+    print(f"\nvocabulary {setup.shape['vocab_size']:,}, width {setup.shape['hidden_size']:,}")
+    for name, figures in speed.items():
+        title = "ours" if name == "ours" else f"TRL, batch x accumulation {name}"
+        print(f"{title}: {median(figures):,.0f} trajectory tokens/s, {median(memory[name]):.2f} GB")
+    off = max(abs(a - b) for a, b in zip(found["ours"][0]["losses"], found[best][0]["losses"], strict=True))
+    print(f"losses differ by at most {off:.1e} over {setup.steps} steps")
+    if off > LOSS_TOLERANCE[device]:
+        raise SystemExit("the losses differ: nothing here can be compared")
+    trained = found["ours"][0]["trained_tokens"]
+    print(f"ours: {trained:,} of {tokens:,} trajectory tokens go through the model")
+    print(_use_of_peak(median(run["flops"] for run in found["ours"]), device, setup))
+    return [
+        Entry("throughput", speed["ours"], speed[best], "trajectory tokens/s", "higher"),
+        Entry("memory", memory["ours"], memory[best], "GB", "lower"),
+    ]
+
+
 def main() -> None:
     """Runs all in turn, or one competitor where `--one` names it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tiny", action="store_true")
+    parser.add_argument("--small-vocabulary", action="store_true")
     parser.add_argument("--one", help="ours, or BATCHxACCUMULATION of TRL")
     parser.add_argument("--runs", type=int, default=RUNS)
     options = parser.parse_args()
-    setup = setup_of(options.device, options.tiny)
     if options.one:
+        setup = setup_of(options.device, options.tiny, options.small_vocabulary)
         if options.one == "ours":
             figures = run_ours(setup, options.device)
         else:
@@ -289,45 +352,13 @@ def main() -> None:
         return
 
     same = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
-    names = ["ours", *(f"{batch}x{accumulation}" for batch, accumulation in setup.rivals)]
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
-    best = ""
-    for turn in range(options.runs):
-        names = ["ours", best] if turn else list(found)
-        for name in names:
-            run = in_own_process([*same, "--one", name])
-            if run is not None:
-                found[name].append(run)
-            elif name == "ours":
-                raise SystemExit("ours ran out of GPU memory: raise the setup's reserve")
-            else:
-                print(f"TRL {name} runs out of GPU memory")
-        rivals = [name for name in names if name != "ours" and found[name]]
-        if not rivals:
-            raise SystemExit("TRL runs out of GPU memory in every setting")
-        best = min(rivals, key=lambda name: found[name][0]["seconds"])
-    timed = _batches(setup)[setup.warm_up :]
-    _, wholes = examples_of(setup)
-    tokens = sum(len(wholes[i]) for batch in timed for i in batch)
-    speed = {name: [tokens / run["seconds"] for run in runs] for name, runs in found.items()}
-    memory = {name: [run["memory"] for run in runs] for name, runs in found.items()}
-    for name in (name for name in found if found[name]):
-        print(f"{name:>6}: {median(speed[name]):8,.0f} tokens/s, {median(memory[name]):.2f} GB")
-    off = max(abs(a - b) for a, b in zip(found["ours"][0]["losses"], found[best][0]["losses"], strict=True))
-    print(f"TRL at its best: {best}; losses differ by at most {off:.1e} over {setup.steps} steps")
-    if off > LOSS_TOLERANCE[options.device]:
-        raise SystemExit("the losses differ: nothing here can be compared")
-    own = found["ours"][0]
-    print(f"ours: {own['trained_tokens']:,} of {tokens:,} trajectory tokens go through the model")
-    print(_use_of_peak(median(run["flops"] for run in found["ours"]), options.device, setup))
+    entries = compare(setup_of(options.device, options.tiny), options.device, same, options.runs)
+    if options.device == "cpu" and not options.tiny:
+        small = setup_of("cpu", tiny=False, small_vocabulary=True)
+        extra = compare(small, "cpu", [*same, "--small-vocabulary"], options.runs)
+        entries += [replace(entry, name=f"{entry.name}, small vocabulary") for entry in extra]
     name = "training" if options.device == "cpu" else "training-gpu"
-    write_bench(
-        f"{name}-tiny" if options.tiny else name,
-        [
-            Entry("throughput", speed["ours"], speed[best], "trajectory tokens/s", "higher"),
-            Entry("memory", memory["ours"], memory[best], "GB", "lower"),
-        ],
-    )
+    write_bench(f"{name}-tiny" if options.tiny else name, entries)
 
 
 def _use_of_peak(flops: float, device: str, setup: Setup) -> str:

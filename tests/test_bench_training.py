@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from atlas_ray.selection.budget import budget
 from bench import training
 
 TINY = training.setup_of("cpu", tiny=True)
@@ -21,11 +22,11 @@ def test_ours_trains_on_what_is_left_behind_the_last_chosen_step() -> None:
     found = training.run_ours(TINY, "cpu")
     examples, wholes = training.examples_of(TINY)
     assert len(found["losses"]) == TINY.steps
-    assert 0 < found["trained_tokens"] < 2 * TINY.global_batch * max(TINY.tokens)
+    assert 0 < found["trained_tokens"] < TINY.tokens
     for example, whole in zip(examples, wholes, strict=True):
         assert example.ids.tolist() == whole[: example.length].tolist()
         assert example.loss_mask[-1]
-        assert (example.steps_chosen, example.steps) == (3, 10)
+        assert example.steps_chosen == len(example.spans) == budget(0.3, example.steps)
 
 
 def test_the_gpu_part_has_the_shape_of_llama_31_8b() -> None:
@@ -33,15 +34,18 @@ def test_the_gpu_part_has_the_shape_of_llama_31_8b() -> None:
     with torch.device("meta"):
         model = training.a_model(setup, 32, "meta")
     assert model.num_parameters() == 8_030_261_248
-    assert max(len(whole) for whole in training.examples_of(setup)[1]) == 8192
+    assert 8190 <= max(len(whole) for whole in training.examples_of(setup)[1]) <= 8192
 
 
-def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens() -> None:
-    setup = training.setup_of("cpu", tiny=False)
+@pytest.mark.parametrize("small_vocabulary", [False, True])
+def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens(small_vocabulary: bool) -> None:
+    setup = training.setup_of("cpu", tiny=False, small_vocabulary=small_vocabulary)
+    model = training.a_model(setup, setup.shape["num_hidden_layers"], "cpu")
     examples, wholes = training.examples_of(setup)
-    assert training.a_model(setup, 5, "cpu").num_parameters() == pytest.approx(5e6, rel=0.02)
-    assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.02)
-    assert np.mean([e.steps_chosen / e.steps for e in examples]) == pytest.approx(0.3)
+    assert model.num_parameters() == pytest.approx(5e6, rel=0.02)
+    assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.01)
+    fractions = [e.steps_chosen / e.steps for e in examples]
+    assert np.mean(fractions) == pytest.approx(0.26, abs=0.02)  # 30 %, rounded down
 
 
 @pytest.mark.slow
