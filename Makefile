@@ -35,10 +35,10 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Each prints a table and writes bench/NAME.json. With a GPU: ARGS="--device cuda".
+# Each prints a table and writes bench/NAME.json. With a GPU: BENCH="--device cuda".
 bench-training: setup
 	$(BIN)/python -c "import trl" 2>/dev/null || $(BIN)/python -m pip install -q -e ".[bench]"
-	$(BIN)/python -m bench.training $(ARGS)
+	$(BIN)/python -m bench.training $(BENCH)
 
 bench-rendering: setup
 	$(BIN)/python -m bench.rendering
