@@ -60,13 +60,14 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
         with torch.no_grad():
             predicted = model(torch.tensor([ids])).logits[0, :-1].float().log_softmax(-1)
         expected = predicted.gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
-        torch.testing.assert_close(torch.tensor(found), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
 
     opening = list(data[0].messages[:3])
-    reply = await engine.open(Task("maze", "maze_0"), opening, Sampling(0.0, 24)).speak(0)
+    speaker = engine.open(Task("maze", "maze_0"), opening, Sampling(0.0, 24))
+    reply = await speaker.speak(0)
     ids = torch.tensor([chat.opening(opening)])
     made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
     assert reply.finish == "stop"
-    assert reply.text
-    assert chat.reply(reply.text) == made[0, ids.shape[1] :].tolist()
+    assert speaker._ids == made[0].tolist()
+    assert "move up" in reply.text
     await engine.load(replace(engine.spec, name="tiny", model=tiny_models[0]))
