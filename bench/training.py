@@ -296,7 +296,7 @@ def compare(setup: Setup, device: str, arguments: list[str], runs: int) -> list[
     Args:
         arguments: Of this script, that make a process choose this setup.
     """
-    found: dict[str, list[dict[str, Any]]] = {"ours": []} | {f"{b}x{a}": [] for b, a in setup.rivals}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *(f"{b}x{a}" for b, a in setup.rivals))}
     best = ""
     for turn in range(runs):
         for name in ["ours", best] if turn else list(found):

@@ -81,6 +81,9 @@ async def test_questions_spread_over_replicas_and_arrive_whole(tmp_path: Path) -
     asker = EngineAsker(Echo(str(tmp_path)), replicas=2, in_flight=4)
     texts = [f"q{i}" for i in range(40)]
     whole = asyncio.create_task(asker.complete(question("schema", seed=7, schema={"type": "object"})))
+    early = set[int]()
+    while len(early) < 2:  # until both replicas have started
+        early |= {said(c)["pid"] for c in await asyncio.gather(*(asker.complete(question("early")) for _ in range(8)))}
     found = await asyncio.gather(*(asker.complete(question(t)) for t in texts))
     assert [said(c)["text"] for c in found] == texts
     assert len({said(c)["pid"] for c in found}) == 2
