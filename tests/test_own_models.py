@@ -18,6 +18,7 @@ from atlas_ray.models.serving import serving
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget
+from atlas_ray.selection.estimate import estimate
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import LlmSelector, SelectConfig
 from atlas_ray.trajectories.collect import to_trajectory
@@ -89,6 +90,17 @@ def served(
 
 def test_by_vllms_server_with_structured_output(served: dict[str, Selection], trajectories: list[Trajectory]) -> None:
     check(served, trajectories)
+
+
+def test_the_estimate_is_within_a_tenth_of_what_the_server_counted(
+    served: dict[str, Selection], trajectories: list[Trajectory], model: str
+) -> None:
+    once = [t for t in trajectories if served[t.id].usage.calls == 1][:50]  # repairs are not estimated
+    assert len(once) == 50
+    found = estimate(once, LlmSelector.model_validate(ASKED | {"model": "tiny", "tokenizer": model}))
+    counted = sum(served[t.id].usage.prompt_tokens for t in once)
+    print(f"estimated {found.prompt_tokens}, counted by the server {counted}")
+    assert found.prompt_tokens == pytest.approx(counted, rel=0.1)
 
 
 def test_on_engines_of_our_own_with_structured_output(
