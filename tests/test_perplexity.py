@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import pytest
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, top_k
 from atlas_ray.selection.perplexity import readable, select_perplexity
@@ -18,7 +20,7 @@ from atlas_ray.selection.perplexity_torch import TorchScorer, packs
 from atlas_ray.selection.perplexity_vllm import VllmScorer
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import PerplexitySelector
-from atlas_ray.types import Message, Trajectory
+from atlas_ray.types import Message, Selection, Trajectory
 from tests.test_selection import config_of, data_in
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -174,17 +176,24 @@ def test_a_model_that_cannot_be_loaded_is_the_users_error(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-def test_one_worker_and_three_choose_the_same(model: str, tmp_path: Path) -> None:
+def test_neither_workers_nor_a_restart_change_a_score(model: str, tmp_path: Path) -> None:
     many = [expert(["Action: go left", "Thought: a b Action: c", "Action: d"] * (1 + i % 7), i) for i in range(70)]
     data = data_in(tmp_path / "data", many)
-    found = []
-    for workers in (1, 3):
+
+    def run(name: str, workers: int, before: list[Selection]) -> list[Selection]:
         section = {"name": "perplexity", "model": model, "workers": workers, "batch_tokens": 512}
-        folder = select_steps(config_of(tmp_path / f"of{workers}", data, section))
-        found.append(folder.read(SELECTIONS))
-    assert found[0] == found[1]
-    assert len(found[0]) == 70
-    assert not any(s.error for s in found[0])
+        config = config_of(tmp_path / name, data, section)
+        folder = RunFolder(config.run)
+        folder.begin(config, stage="select")
+        folder.write_shard(SELECTIONS, before)
+        return select_steps(config).read(SELECTIONS)
+
+    undisturbed = run("one", 1, [])
+    assert len(undisturbed) == 70
+    assert not any(s.error for s in undisturbed)
+    # As if killed: some of a chunk are recorded, others not, and one carries a mark to show that it stays.
+    recorded = [replace(undisturbed[0], plan="kept"), *undisturbed[5:60:3]]
+    assert run("three", 3, recorded) == [recorded[0], *undisturbed[1:]]
 
 
 @pytest.mark.slow
