@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import subprocess
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from atlas_ray.config import EngineConfig
@@ -192,8 +192,15 @@ def _requests(n: int) -> list[EpisodeRequest]:
 
 
 def _engine_cores() -> set[int]:
-    found = subprocess.run(["pgrep", "-f", "VLLM::EngineCore"], capture_output=True, text=True, check=False)
-    return {int(pid) for pid in found.stdout.split()}
+    """Engines of this process and of its Ray cluster; others may run on this machine."""
+    return {p.pid for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(_command(p))}
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
 
 
 def _gone(pids: Iterable[int]) -> bool:
