@@ -47,7 +47,7 @@ bench-selection: setup
 	$(BIN)/python -m bench.selection
 
 bench-perplexity: setup
-	$(BIN)/python -m bench.perplexity
+	$(BIN)/python -m bench.perplexity $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

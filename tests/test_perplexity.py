@@ -143,7 +143,7 @@ def test_a_model_whose_tokens_would_see_other_trajectories_is_refused(tmp_path: 
     recurrent = MambaForCausalLM(MambaConfig(vocab_size=vocab, state_size=4, **small))
     heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 32}
     capped = Gemma2ForCausalLM(Gemma2Config(vocab_size=vocab, final_logit_softcapping=None, **small, **heads))
-    for name, lm, why in (("mamba", recurrent, "cannot be packed"), ("gemma", capped, "wants softcap")):
+    for name, lm, why in (("mamba", recurrent, "cannot be packed"), ("gemma", capped, "attn_logit_softcapping")):
         with pytest.raises(UserError, match=why) as refused:
             TorchScorer(save(tmp_path / name, lm))
         assert "engine=vllm" in refused.value.remedy

@@ -1,24 +1,21 @@
 """Step losses by plain torch: trajectories packed end to end into one forward pass, without padding. No Ray.
 
-Layers see the whole pack as one row of tokens; attention is computed trajectory by trajectory within it, causally, so
-that none sees another, nothing above the diagonal is computed, and no mask is stored.
+Layers see the whole pack as one row of tokens; attention is computed within each trajectory (`training/attention.py`),
+so that none sees another and no mask is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from itertools import accumulate
+from typing import Any, Literal
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.selection.perplexity import Scored, readable
 from atlas_ray.types import Trajectory
 
-if TYPE_CHECKING:
-    import torch
-
-_ATTENTION = "atlas_scoring"  # its name in transformers' table of attention functions
-_RESCALING = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+_UNKNOWN = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
 _HEAD_ROWS = 1024  # step tokens whose logits exist at once: 0.5 GB in float32 for a vocabulary of 128k
 _LAYERS = {"full_attention", "sliding_attention"}
 _REMEDY = "score with selector.engine=vllm, or another model"
@@ -37,7 +34,7 @@ class TorchScorer:
 
     Raises:
         UserError: If the model cannot be loaded, does not attend by transformers' common interface, mixes tokens by
-            other means than full or sliding attention, or rescales its logits behind the output head.
+            other means than full or sliding attention, or rescales its logits.
     """
 
     def __init__(
@@ -50,32 +47,36 @@ class TorchScorer:
         threads: int | None = None,
     ) -> None:
         import torch
-        from transformers import AttentionInterface, AutoModelForCausalLM
+        from transformers import AutoModelForCausalLM
+
+        from atlas_ray.training.attention import use_packed_attention
 
         if threads is not None:
             torch.set_num_threads(threads)
         self._chat = ChatFormat.load(model)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        AttentionInterface.register(_ATTENTION, _packed_attention)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load a model from {model!r}: {reason}", "check selector.model") from None
         config = loaded.config.get_text_config()
-        rescaled = [n for n in _RESCALING if getattr(config, n, None) not in (None, 1)]
+        rescaled = [n for n in _UNKNOWN if getattr(config, n, None) not in (None, 1)]
         if rescaled:
-            raise UserError(f"{model} changes its logits behind the head ({rescaled[0]})", _REMEDY)
+            raise UserError(f"{model} changes its logits in a way that is not known here ({rescaled[0]})", _REMEDY)
         foreign = sorted(set(getattr(config, "layer_types", None) or ()) - _LAYERS)
         if foreign or loaded._is_stateful or not loaded._supports_attention_backend:
             what = foreign[0] if foreign else type(loaded).__name__
             raise UserError(f"{model} cannot be packed: tokens would see other trajectories ({what})", _REMEDY)
-        loaded.set_attn_implementation(_ATTENTION)
+        self._limit = readable(max_length, getattr(config, "max_position_embeddings", None))
+        self._packed = use_packed_attention(loaded, self._limit)
         self._body: Any = loaded.base_model.eval().to(self._device)
         self._head: Any = loaded.get_output_embeddings().to(self._device)
         self._batch_tokens = batch_tokens
-        self._limit = readable(max_length, getattr(config, "max_position_embeddings", None))
-        self._losses([Scored([0, 0], [(1, 2)], 1)])  # what attention cannot do shows here, once
+        try:
+            self._losses([Scored([0, 0], [(1, 2)], 1)])
+        except NotImplementedError as error:
+            raise UserError(f"{model} cannot be packed: {error}", _REMEDY) from None
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
         """Perplexities, one per step and trajectory, `UNSCORED` where a step reaches beyond the limit."""
@@ -98,12 +99,16 @@ class TorchScorer:
             targets += [at + i for start, end in s.spans for i in range(start, end)]
             at += n
         targets_n = torch.tensor(targets)
+        bounds: dict[str, Any] = {}
+        if self._packed:
+            edges = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+            bounds = {"lengths": tuple(lengths), "edges": edges.to(self._device)}
         with torch.inference_mode():
             hidden_ld = self._body(
                 input_ids=ids_l[None].to(self._device),
                 position_ids=positions_l[None].to(self._device),
                 use_cache=False,
-                pack_lengths=lengths,
+                **bounds,
             ).last_hidden_state[0]
             # The state at one token predicts the next.
             hidden_nd, wanted_n = hidden_ld[(targets_n - 1).to(self._device)], ids_l[targets_n].to(self._device)
@@ -131,36 +136,3 @@ def packs(lengths: Sequence[int], batch_tokens: int) -> Iterator[list[int]]:
         total += lengths[i]
     if pack:
         yield pack
-
-
-def _packed_attention(
-    module: Any,
-    query_bhld: torch.Tensor,
-    key_bhld: torch.Tensor,
-    value_bhld: torch.Tensor,
-    _mask: None,
-    *,
-    pack_lengths: Sequence[int],
-    sliding_window: int | None = None,
-    **options: Any,
-) -> tuple[torch.Tensor, None]:
-    """Causal attention within each of the stretches that `pack_lengths` names, by transformers' own SDPA.
-
-    Raises:
-        UserError: If the model wants attention logits capped, or attention sinks.
-    """
-    import torch
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-    for option in ("softcap", "s_aux", "position_bias"):
-        if options.pop(option, None) is not None:
-            raise UserError(f"{type(module).__name__} wants {option}, which packed attention does not know", _REMEDY)
-    options["is_causal"] = True
-    found = []
-    for q, k, v in zip(*(x.split(list(pack_lengths), dim=2) for x in (query_bhld, key_bhld, value_bhld)), strict=True):
-        mask, length = None, q.shape[2]
-        if sliding_window is not None and length > sliding_window:
-            mask = torch.ones(length, length, dtype=torch.bool, device=q.device)
-            mask = mask.tril_().triu_(1 - sliding_window)[None, None]
-        found.append(sdpa_attention_forward(module, q, k, v, mask, **options)[0])
-    return torch.cat(found, dim=1), None
