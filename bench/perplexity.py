@@ -19,6 +19,7 @@ import random
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import product
 from typing import Any
 
 from atlas_ray.selection.budget import budget, top_k
@@ -26,17 +27,18 @@ from atlas_ray.selection.perplexity_torch import TorchScorer
 from atlas_ray.types import Message, Trajectory
 from bench.report import Entry, write_bench
 
-_WORDS = [a + b + c + d for a in "bdfg" for b in "aeiou" for c in "lmnpr" for d in ("ba", "de", "go", "mi", "")]
+_WORDS = ["".join(letters) for letters in product("bdfgkmnprs", "aeiou", "lmnpr", "bdgkm", "aeo")]
 _SLICE = 40  # trajectories
 Score = Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]
 
 
-def trajectories(number: int, seed: int = 0) -> list[Trajectory]:
-    """Conversations of random words; one word is one token."""
-    rng = random.Random(seed)
+def trajectories(number: int, vocabulary: int) -> list[Trajectory]:
+    """Conversations of random words; one word is one token, one with and one without a space before it."""
+    rng = random.Random(0)
+    known = rng.sample(_WORDS, vocabulary // 2)
 
     def words(low: int, high: int) -> str:
-        return " ".join(rng.choices(_WORDS, k=rng.randint(low, high)))
+        return " ".join(rng.choices(known, k=rng.randint(low, high)))
 
     found = []
     for i in range(number):
@@ -47,8 +49,8 @@ def trajectories(number: int, seed: int = 0) -> list[Trajectory]:
     return found
 
 
-def write_model(folder: str, data: Sequence[Trajectory], hidden: int, layers: int) -> int:
-    """A Llama whose logits differ enough to rank steps by; returns its number of parameters."""
+def write_model(folder: str, data: Sequence[Trajectory], hidden: int, layers: int) -> tuple[float, float]:
+    """A Llama whose logits differ enough to rank steps by; returns the millions of weights of its layers and head."""
     from transformers import AutoModelForCausalLM
 
     from atlas_ray.models.tiny import write_untrained
@@ -58,7 +60,8 @@ def write_model(folder: str, data: Sequence[Trajectory], hidden: int, layers: in
     model = AutoModelForCausalLM.from_pretrained(folder)
     model.lm_head.weight.data *= 10
     model.save_pretrained(folder)
-    return parameters
+    head = model.lm_head.weight.numel()
+    return (parameters - 2 * head) / 1e6, head / 1e6
 
 
 def per_step(model: str, dtype: str) -> Score:
@@ -133,14 +136,15 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--hidden", type=int, default=128)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--vocabulary", type=int, default=1000)
     parser.add_argument("--trajectories", type=int, default=200)
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as both engines have it in a worker
-    data, found = trajectories(args.trajectories), []
+    data, found = trajectories(args.trajectories, args.vocabulary), []
     with tempfile.TemporaryDirectory() as model, asyncio.Runner() as runner:
-        parameters = write_model(model, data, args.hidden, args.layers)
+        layers, head = write_model(model, data, args.hidden, args.layers)
         steps = sum(len(t.steps) for t in data)
-        print(f"{len(data)} trajectories, {steps} steps; {parameters / 1e6:.1f} M parameters, {args.dtype}")
+        print(f"{len(data)} trajectories, {steps} steps; layers {layers:.2f} M, head {head:.2f} M, {args.dtype}")
         ours = TorchScorer(model, args.dtype).score
         if args.entry != "vllm":
             found.append(compare("per_step", ours, per_step(model, args.dtype), data, args.runs))
