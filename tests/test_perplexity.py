@@ -15,7 +15,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.perplexity import readable, select_perplexity
+from atlas_ray.selection.perplexity import engine_of, readable, select_perplexity
 from atlas_ray.selection.perplexity_torch import TorchScorer, packs
 from atlas_ray.selection.perplexity_vllm import VllmScorer
 from atlas_ray.selection.pipeline import select_steps
@@ -108,6 +108,20 @@ def test_the_hardest_steps_are_chosen() -> None:
     assert "not a number" in (select_perplexity(expert(["a"]), config, (math.nan,)).error or "")
 
 
+@pytest.mark.parametrize(
+    ("engine", "dtype", "gpus", "taken"),
+    [
+        ("auto", "float32", 0, "vllm"),
+        ("auto", "bfloat16", 0, "torch"),
+        ("auto", "float32", 8, "torch"),
+        ("vllm", "bfloat16", 8, "vllm"),
+        ("torch", "float32", 0, "torch"),
+    ],
+)
+def test_auto_takes_the_faster_engine_where_both_agree(engine: Any, dtype: Any, gpus: int, taken: str) -> None:
+    assert engine_of(PerplexitySelector(engine=engine, dtype=dtype), gpus) == taken
+
+
 def test_packs_hold_like_lengths_within_the_limit() -> None:
     assert list(packs([5, 90, 4, 6, 100], 200)) == [[4, 1, 3], [0, 2]]
     assert list(packs([300, 10, 0, 10], 100)) == [[0], [1, 3]]
@@ -181,7 +195,7 @@ def test_neither_workers_nor_a_restart_change_a_score(model: str, tmp_path: Path
     data = data_in(tmp_path / "data", many)
 
     def run(name: str, workers: int, before: list[Selection]) -> list[Selection]:
-        section = {"name": "perplexity", "model": model, "workers": workers, "batch_tokens": 512}
+        section = {"name": "perplexity", "model": model, "engine": "torch", "workers": workers, "batch_tokens": 512}
         config = config_of(tmp_path / name, data, section)
         folder = RunFolder(config.run)
         folder.begin(config, stage="select")
@@ -199,9 +213,10 @@ def test_neither_workers_nor_a_restart_change_a_score(model: str, tmp_path: Path
 @pytest.mark.slow
 def test_a_model_that_no_worker_can_load_stops_the_stage(tmp_path: Path) -> None:
     data = data_in(tmp_path / "data", TRAJECTORIES)
-    section = {"name": "perplexity", "model": str(tmp_path / "nothing")}
-    with pytest.raises(UserError, match="cannot load"):
-        select_steps(config_of(tmp_path / "run", data, section))
+    for engine in ("torch", "vllm"):
+        section = {"name": "perplexity", "model": str(tmp_path / "nothing"), "engine": engine}
+        with pytest.raises(UserError, match="no model"):
+            select_steps(config_of(tmp_path / engine, data, section))
 
 
 @pytest.mark.slow

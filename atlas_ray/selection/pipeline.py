@@ -27,7 +27,7 @@ from atlas_ray.selection.controls import control
 from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
-from atlas_ray.selection.perplexity import UNSCORED, select_perplexity
+from atlas_ray.selection.perplexity import UNSCORED, engine_of, select_perplexity
 from atlas_ray.selection.perplexity_torch import TorchScorer
 from atlas_ray.selection.perplexity_vllm import start_vllm
 from atlas_ray.selection.prices import price_of
@@ -171,7 +171,7 @@ def _perplexity(
     share = 1 / ceil(selector.workers / gpus) if gpus else 0.0
     scored = from_arrow_refs(refs).map_batches(
         _PerplexityWorker,
-        fn_constructor_args=(selector, reachable(selector.model), share),
+        fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), share),
         batch_size=None,
         batch_format="pyarrow",
         compute=ActorPoolStrategy(size=selector.workers),
@@ -182,7 +182,7 @@ def _perplexity(
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for selection in SELECTIONS.from_table(table):
                 if selection.error and selection.error.startswith(_NO_MODEL):
-                    raise UserError(selection.error, "check selector.model")
+                    raise UserError(selection.error, "check selector.model, or try another selector.engine")
                 if selection.id not in done:
                     yield selection
     except ray.exceptions.RayError as error:
@@ -193,8 +193,8 @@ def _perplexity(
 class _PerplexityWorker:
     """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
 
-    def __init__(self, config: PerplexitySelector, model: str, gpu_share: float) -> None:
-        self._config, self._model, self._gpu_share = config, model, gpu_share
+    def __init__(self, config: PerplexitySelector, engine: str, model: str, gpu_share: float) -> None:
+        self._config, self._engine, self._model, self._gpu_share = config, engine, model, gpu_share
         self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -215,7 +215,7 @@ class _PerplexityWorker:
 
     def _load(self) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
         c = self._config
-        if c.engine == "vllm":
+        if self._engine == "vllm":
             return start_vllm(self._model, c.dtype, c.max_length, workers=c.workers, gpu_share=self._gpu_share)
         # Ray leaves an actor one thread; threads that spin while they wait bring a busy machine to a crawl.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -92,7 +92,7 @@ class PerplexitySelector(Strict):
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     dtype: Literal["bfloat16", "float32"] = "float32"
-    engine: Literal["torch", "vllm"] = "torch"
+    engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
     workers: int = Field(1, ge=1)
