@@ -24,7 +24,7 @@ from atlas_ray.runs.tables import EPISODES, SELECTIONS
 ARMS: dict[str, dict[str, Any]] = {
     "all": {"name": "all"},
     "gold": {"name": "gold", "ratio": 0.3},
-    "perplexity": {"name": "perplexity", "ratio": 0.3, "max_length": 1024},
+    "perplexity": {"name": "perplexity", "ratio": 0.3, "max_length": 1024, "engine": "torch"},
     "value": {"name": "value", "rollouts": 2, "max_tokens": 24},
 }
 TASKS = {"maze": 12, "textcraft": 12, "wordle": 12, "blocksworld": 12}
