@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
 
 setup: $(STAMP)
 
@@ -16,14 +16,20 @@ $(STAMP): pyproject.toml .ci/setup.sh
 quickstart: setup
 	$(BIN)/atlas run jobs/quickstart.yaml $(if $(LLM),--with llm) $(foreach s,$(SET),--set $(s))
 
-# Tables 4 and 6 in small, on what `make quickstart` made.
-ENVS ?= maze textcraft
-table4: setup
-	@for env in $(ENVS); do $(BIN)/atlas run jobs/table4.yaml --set name=table4-$$env --set "expert.envs=[$$env]" \
-		--set "evaluate.tasks={$$env: null}" $(foreach s,$(SET),--set $(s)) || exit; done
+# The paper: all of it, one table, or Figure 2. SCALE=laptop plays the same graph on tiny models and built-in
+# environments; SEEDS=3 runs every arm three times; RAY_ADDRESS=http://HEAD:8265 submits it to a cluster.
+RECIPE := jobs/paper$(if $(SCALE),-$(SCALE)).yaml
+RUN := $(BIN)/atlas $(if $(RAY_ADDRESS),submit run --address $(RAY_ADDRESS),run) $(RECIPE)
+OPTIONS = $(if $(SEEDS),--set seeds=$(SEEDS)) $(foreach s,$(SET),--set $(s))
+paper: setup
+	$(RUN) $(OPTIONS)
 
-table6: setup
-	$(BIN)/atlas verify --config jobs/table6.yaml $(foreach s,$(SET),--set $(s))
+table1 table2 table3 table4 table5 table6 table7 figure2: setup
+	$(RUN) $(OPTIONS) --only $@
+
+# The expert trajectories and the evaluation's items, into the hub's cache; counts what is there.
+data: setup
+	$(BIN)/atlas trajectories stats AgentGym/AgentTraj-L
 
 # Economical against exhaustive values; about half an hour the first time, then from its run folders.
 bench-values: setup

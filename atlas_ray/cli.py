@@ -48,7 +48,6 @@ _SETTINGS = {
     "TrainConfig": "atlas_ray.training.settings",
     "EvaluateConfig": "atlas_ray.evaluation.settings",
     "VerifyConfig": "atlas_ray.evaluation.settings",
-    "RecipeConfig": "atlas_ray.recipe",
     "DataConfig": "atlas_ray.config",
 }
 
@@ -229,21 +228,27 @@ def export_selection(
 def run_recipe(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],
     set_: Set = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include an extra arm, e.g. llm.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Run these stages: train, select/gold, ...")] = None,
+    extra: Annotated[
+        list[str] | None,
+        typer.Option("--with", help="Include what costs money: an extra arm, a model behind an endpoint."),
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Run these parts: train, select/gold, table3, ...")
+    ] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
 ) -> None:
     """Run a recipe: all stages in order, resumable at any point."""
-    from atlas_ray.recipe import Recipe
+    from atlas_ray.recipes import stages
 
-    settings = _load("RecipeConfig", recipe, set_)
-    whole = Recipe(settings, extra or [])
+    wanted, whole, names = stages.opened(recipe, set_ or [], extra or [], only or [])
     if dry_run:
-        return _show(settings, *whole.plan_lines())
+        from atlas_ray.recipes.plan import plan_lines
+
+        return _show(whole.config, *plan_lines(wanted))
     if clean:
-        whole.clean()
-    whole.run(only or [])
+        stages.clean(wanted)
+    stages.run(wanted, names, whole)
 
 
 @app.command()
@@ -253,10 +258,10 @@ def report(
     extra: Annotated[list[str] | None, typer.Option("--with", help="Include an extra arm.")] = None,
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
-    from atlas_ray.recipe import Recipe
+    from atlas_ray.recipes.stages import opened
     from atlas_ray.report.gather import report_recipe
 
-    report_recipe(Recipe(_load("RecipeConfig", recipe, set_), extra or []))
+    report_recipe(opened(recipe, set_ or [], extra or [], [])[1])
 
 
 @app.command()

@@ -104,7 +104,7 @@ def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] 
         if value is not None:
             values[name] = value
     for override in overrides:
-        _assign(values, override)
+        assign(values, override)
     return validate(kind, values, where=file)
 
 
@@ -117,7 +117,7 @@ def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None =
         raise UserError("\n  ".join(dict.fromkeys(lines)), f"mend {where or '--set / --config'}") from None
 
 
-def _assign(values: dict[str, Any], override: str) -> None:
+def assign(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")
@@ -147,6 +147,9 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
             continue
         path.append(str(part))
         at = at.get(part) if isinstance(at, Mapping) else None
+        if typing.get_origin(model) is dict:
+            model = typing.get_args(model)[1]
+            continue
         annotation = getattr(model, "model_fields", {}).get(part)
         model = annotation.annotation if annotation is not None else model
     key = ".".join(path)
@@ -164,7 +167,12 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
 
 
 def _tags(union: Any) -> list[str]:
-    return [member.model_fields["name"].default for member in typing.get_args(union)]
+    """Names that tell the members of a union of models; what else may stand there has none."""
+    if typing.get_origin(union) is typing.Annotated:
+        union = typing.get_args(union)[0]
+    members = [tag for member in typing.get_args(union) for tag in _tags(member)]
+    named = getattr(union, "model_fields", {}).get("name")
+    return members or ([named.default] if named is not None else [])
 
 
 def _by_tag(model: Any, tag: str) -> Any:

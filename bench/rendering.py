@@ -4,8 +4,7 @@
 selection of `atlas select`, the examples of `atlas train`, and the packed batches of one epoch. Prints seconds and peak
 memory, and writes `bench/rendering.json` against the limits: 10 minutes and 4 GB on two cores.
 
-Trajectories per environment are the paper's (App. A). The data itself is not at hand: steps are near the means that
-AgentGym's authors report, and texts have about as many words as these environments' observations and instructions.
+The data itself is not at hand: `trajectories/agenttraj.py` says what it is like.
 """
 
 from __future__ import annotations
@@ -17,37 +16,12 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
+from atlas_ray.trajectories.agenttraj import SHAPES
 from bench.report import Entry, write_bench
 
 LIMIT_SECONDS, LIMIT_GB = 600.0, 4.0
 SEED = 3
-
-
-class Shape(NamedTuple):
-    """One environment's trajectories: their number, mean steps and most, and words of each kind of text."""
-
-    trajectories: int
-    steps: float
-    most: int
-    opening: int
-    observation: int
-    reply: int
-
-
-SHAPES = {
-    "webshop": Shape(3930, 5.1, 10, 300, 170, 45),
-    "alfworld": Shape(2420, 13.3, 30, 350, 35, 35),
-    "sciworld": Shape(2120, 19.9, 30, 500, 70, 35),
-    "wordle": Shape(955, 4.3, 8, 250, 10, 60),
-    "babyai": Shape(810, 5.7, 20, 250, 50, 40),
-    "textcraft": Shape(374, 8.0, 20, 450, 25, 40),
-    "weather": Shape(311, 5.5, 10, 700, 60, 40),
-    "maze": Shape(215, 4.3, 15, 350, 30, 20),
-    "movie": Shape(215, 4.0, 12, 600, 80, 40),
-    "todo": Shape(135, 5.6, 15, 600, 60, 40),
-}
 # As Llama 3 splits text before its merges.
 _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+"
 

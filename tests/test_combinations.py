@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from atlas_ray.config import validate
 from atlas_ray.errors import UserError
-from atlas_ray.recipe import Recipe, RecipeConfig
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection import controls

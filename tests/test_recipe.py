@@ -15,9 +15,10 @@ from typing import Any
 import pytest
 import yaml
 
-from atlas_ray.config import load
 from atlas_ray.errors import UserError
-from atlas_ray.recipe import Recipe, RecipeConfig
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.plan import plan_lines
+from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 
@@ -99,12 +100,12 @@ def test_sections_are_checked_before_anything_runs(tmp_path: Path) -> None:
     recipe["train"]["epoch"] = 3
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe))
     with pytest.raises(UserError, match=r"unknown key `epoch`; did you mean `epochs`"):
-        Recipe(load(RecipeConfig, str(tmp_path / "r.yaml")))
+        Recipe(load_recipe(str(tmp_path / "r.yaml")))
 
 
 def test_an_arm_that_costs_money_runs_only_when_named(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(a_recipe(tmp_path)))
-    config = load(RecipeConfig, str(tmp_path / "r.yaml"))
+    config = load_recipe(str(tmp_path / "r.yaml"))
     assert "llm" not in Recipe(config).arms
     assert "llm" in Recipe(config, ["llm"]).arms
     with pytest.raises(UserError, match="no extra arm 'lmm'"):
@@ -113,16 +114,16 @@ def test_an_arm_that_costs_money_runs_only_when_named(tmp_path: Path) -> None:
 
 def test_selectors_that_score_use_the_recipes_base(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text(yaml.safe_dump(a_recipe(tmp_path)))
-    whole = Recipe(load(RecipeConfig, str(tmp_path / "r.yaml")))
+    whole = Recipe(load_recipe(str(tmp_path / "r.yaml")))
     assert getattr(whole.select["value"].selector, "model", None) == f"{tmp_path}/small/train/base/model"
 
 
 def test_the_shipped_recipe_is_valid_and_fine_tuning_never_sees_the_held_out_environment() -> None:
-    whole = Recipe(load(RecipeConfig, str(Path(__file__).parents[1] / "jobs" / "quickstart.yaml")))
+    whole = Recipe(load_recipe(str(Path(__file__).parents[1] / "jobs" / "quickstart.yaml")))
     assert set(whole.arms) == {"all", "gold", "random", "complement", "perplexity", "value"}
     assert "blocksworld" not in whole.collections()["expert"].envs
-    assert "blocksworld" in whole.evaluate.tasks
-    assert any("evaluate: 7 models" in line for line in whole.plan_lines())
+    assert "blocksworld" in whole.evaluations[""].tasks
+    assert any("evaluate: 7 models" in line for line in plan_lines(whole))
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import DataConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
+from atlas_ray.config import DataConfig, EndpointConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
 
 _log = logging.getLogger(__name__)
 
@@ -28,13 +28,28 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     return found
 
 
+class ModelConfig(Strict):
+    """A model as it is: a folder or hub id, or with `endpoint` the name that an OpenAI-compatible endpoint gives it."""
+
+    path: str
+    revision: str | None = Field(None, description="of the hub; pin one to make a run repeatable")
+    max_model_len: int | None = Field(
+        None, ge=16, description="context, where the engine's own setting is not to be used"
+    )
+    endpoint: EndpointConfig | None = None
+
+
 class EvaluateConfig(Strict):
     """Models in live environments; greedy, as AgentGym's evaluator."""
 
     run: str = "runs/evaluate"
-    models: dict[str, str] = Field(description="arm name -> model folder or hub id")
+    models: dict[str, str | ModelConfig] = Field(description="arm name -> model folder or hub id")
     tasks: dict[str, int | None] = Field(
         description="environment, or suite (held_in, held_out) -> number of test tasks (null: all)"
+    )
+    items: DataConfig | None = Field(
+        None,
+        description="data set that names test tasks by item_id, e.g. AgentGym/AgentEval; built-in ones else",
     )
     instructions: str | None = Field(None, description="data set whose opening instructions are used")
     samples: int = Field(1, ge=1)

@@ -15,9 +15,11 @@ from atlas_ray.config import DataConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
 from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.paired import Comparison, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import episode_id
@@ -69,7 +71,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun = time.monotonic()
             if left:
-                spec = EngineSpec(arm, reachable(config.models[arm]), config.engine)
+                spec = _spec(arm, config)
                 if pool is None:
                     connect(config.ray)
                     pool = stack.enter_context(
@@ -104,7 +106,7 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
         UserError: If an environment is unknown or has too few test tasks.
     """
     specs = {env: table.get(env) for env in config.tasks}
-    tasks = {env: len(spec.tasks("test", config.tasks[env])) for env, spec in specs.items()}
+    tasks = {env: len(found) for env, found in test_tasks(config).items()}
     models, samples = len(config.models), config.samples
     calls = models * samples * sum(tasks[env] * spec.max_rounds for env, spec in specs.items())
     return [
@@ -115,21 +117,31 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
     ]
 
 
+def _spec(arm: str, config: EvaluateConfig) -> EngineSpec | EndpointSpec:
+    """What a replica needs to speak for a model."""
+    model = config.models[arm]
+    if isinstance(model, str):
+        return EngineSpec(arm, reachable(model), config.engine)
+    if model.endpoint is not None:
+        return EndpointSpec(arm, model.path, model.endpoint)
+    length = model.max_model_len or config.engine.max_model_len
+    engine = config.engine.model_copy(update={"max_model_len": length})
+    return EngineSpec(arm, reachable(model.path), engine, model.revision)
+
+
 def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[EnvironmentResult]:
     """One arm's result in each environment, in the order of `config.tasks`."""
     found = []
-    for env, limit in config.tasks.items():
-        spec = table.get(env)
-        expected = len(spec.tasks("test", limit)) * config.samples
+    for env, tasks in test_tasks(config).items():
         played = [e for e in episodes if e.env == env]
-        found.append(summarise(played, spec, expected, config.max_excluded))
+        found.append(summarise(played, table.get(env), len(tasks) * config.samples, config.max_excluded))
     return found
 
 
 def _requests(config: EvaluateConfig, instructions: dict[str, str]) -> Iterator[EpisodeRequest]:
     sampling = Sampling(config.temperature, config.max_tokens)
-    for env, limit in config.tasks.items():
-        for task in table.get(env).tasks("test", limit):
+    for env, tasks in test_tasks(config).items():
+        for task in tasks:
             for sample in range(config.samples):
                 group = task.id if config.samples > 1 else None
                 yield EpisodeRequest(

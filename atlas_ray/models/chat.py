@@ -90,8 +90,8 @@ class ChatFormat:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self._encode(self.end_of_turn)[-1], *eos]))
 
     @classmethod
-    def load(cls, model: str) -> ChatFormat:
-        """The format of a model folder or hub id.
+    def load(cls, model: str, revision: str | None = None) -> ChatFormat:
+        """The format of a model folder or hub id, at a revision of the hub's.
 
         Raises:
             UserError: If no tokenizer can be loaded from there.
@@ -99,7 +99,7 @@ class ChatFormat:
         from transformers import AutoTokenizer
 
         try:
-            return cls(AutoTokenizer.from_pretrained(model))
+            return cls(AutoTokenizer.from_pretrained(model, revision=revision))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None

@@ -52,6 +52,7 @@ class EngineSpec:
     name: str
     model: str
     config: EngineConfig
+    revision: str | None = None
 
     @property
     def gpus(self) -> int:
@@ -110,7 +111,7 @@ class VllmPolicy:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
             os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
-        self.chat = ChatFormat.load(self.spec.model)
+        self.chat = ChatFormat.load(self.spec.model, self.spec.revision)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
@@ -234,7 +235,8 @@ class VllmPolicy:
             UserError: If the model cannot be used.
             ModelFailure: If the engine fails.
         """
-        if self._engine is None or spec.config != self.spec.config or not _alike(self.spec.model, spec.model):
+        changed = spec.config != self.spec.config or spec.revision != self.spec.revision
+        if self._engine is None or changed or not _alike(self.spec.model, spec.model):
             await self.close()
             self.spec = spec
             return await self.start()
@@ -310,6 +312,8 @@ def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
 
     return AsyncEngineArgs(
         **_options(spec.model, spec.config, cpu),
+        revision=spec.revision,
+        tokenizer_revision=spec.revision,
         worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
         disable_log_stats=True,
     )

@@ -1,31 +1,39 @@
-"""From a recipe's run folders to its report. Flows in: a recipe; flows out: `report/index.html` and `results.json`."""
+"""From a recipe's run folders to its report. Flows in: a recipe; flows out: `report/index.html` and `results.json`.
+
+What is finished is reported; what is not is named as missing.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
+from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.report.examples import pick_examples
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.results import build_results
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import print_tables
+from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
-from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.training.metrics import read_metrics
 from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.types import Episode, Task
 
 if TYPE_CHECKING:
-    from atlas_ray.recipe import Recipe
+    from atlas_ray.recipes.graph import Recipe
 
 
 def report_recipe(recipe: Recipe) -> str:
     """Builds the report of a recipe's runs, prints its tables and says where the page lies.
 
     Raises:
-        UserError: If a stage is unfinished.
+        UserError: If nothing was evaluated.
     """
     given = gather(recipe)
     results = build_results(given)
@@ -35,57 +43,74 @@ def report_recipe(recipe: Recipe) -> str:
 
 
 def gather(recipe: Recipe) -> ReportInput:
-    """Reads what the report is made of.
+    """Reads what the report is made of: the arms of the main evaluation, their seeds together.
 
     Raises:
-        UserError: If a stage is unfinished.
+        UserError: If no model was evaluated to the end.
     """
-    evaluation = recipe.evaluate
+    evaluation, seeds = recipe.evaluations[""], recipe.config.seeds
     specs = {env: table.get(env) for env in evaluation.tasks}
-    first = RunFolder(recipe.train[next(iter(recipe.arms))].run).read_json("manifest.json")
     stages = {f"collect/{name}": RunFolder(c.run) for name, c in recipe.collections().items()}
-    stages |= {f"select/{arm}": RunFolder(c.run) for arm, c in recipe.select.items()}
-    stages |= {f"train/{arm}": RunFolder(c.run) for arm, c in recipe.train.items()}
-    stages |= {f"evaluate/{arm}": RunFolder(evaluation.run).child(arm) for arm in evaluation.models}
+    stages |= {f"select/{name}": RunFolder(c.run) for name, c in recipe.select.items()}
+    stages |= {f"train/{name}": RunFolder(c.run) for name, c in recipe.train.items()}
+    evaluated = {n: RunFolder(c.run).child(n) for c in recipe.evaluations.values() for n in c.models}
+    stages |= {f"evaluate/{name}": folder for name, folder in evaluated.items()}
+    finished = {name: found for name, folder in stages.items() if (found := folder.finished) is not None}
+    if missing := [name for name in stages if name not in finished]:
+        console.print(f"not finished, so not reported: {', '.join(missing)}")
+    names = [*recipe.backbones, *(arm for arm in recipe.arms if recipe.group_of(arm) == ""), *recipe.models]
+    arms = [arm for name in names if (arm := _arm(recipe, name, finished)) is not None]
+    if not arms:
+        raise UserError(f"nothing is evaluated in {recipe.root}", "run the recipe first: atlas run RECIPE")
+    manifest = RunFolder(evaluation.run).child(arms[0].name).read_json("manifest.json")
+    selections = {n: RunFolder(c.run) for n, c in recipe.select.items() if f"select/{n}" in finished}
     return ReportInput(
         recipe=recipe.config.name,
-        seeds=[recipe.config.seed],
-        git_commit=first["git_commit"],
-        versions=first["versions"],
-        seconds={name: _finished(folder)["seconds"] for name, folder in stages.items()},
-        arms=[_arm(recipe, arm, path) for arm, path in evaluation.models.items()],
+        seeds=seeds,
+        git_commit=manifest["git_commit"],
+        versions=manifest["versions"],
+        seconds={name: found["seconds"] for name, found in finished.items()},
+        arms=arms,
         trajectories=read_trajectories(recipe.expert),
-        selections={arm: RunFolder(c.run).read(SELECTIONS) for arm, c in recipe.select.items()},
+        selections={name: folder.read(SELECTIONS) for name, folder in selections.items()},
         specs=specs,
-        n_expected={
-            env: len(spec.tasks("test", evaluation.tasks[env])) * evaluation.samples for env, spec in specs.items()
-        },
+        n_expected={env: len(tasks) * evaluation.samples for env, tasks in test_tasks(evaluation).items()},
         temperature=evaluation.temperature,
         instruction=evaluation.instructions or "the environment's own",
+        critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
     )
 
 
-def _arm(recipe: Recipe, name: str, model: str) -> Arm:
-    selector: SelectorConfig | None = recipe.arms.get(name)
-    trained = _finished(RunFolder(recipe.train[name].run)) if selector else {}
-    steps = read_metrics(RunFolder(recipe.train[name].run)) if selector else []
+def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]]) -> Arm | None:
+    """An arm or the base with what its seeds played, one after the other as samples of the same tasks."""
+    units = [unit.name for unit in recipe.units if unit.arm == name] or [name]
+    played = [unit for unit in units if f"evaluate/{unit}" in finished]
+    if not played:
+        return None
+    evaluation = recipe.evaluations[""]
+    episodes: list[Episode] = []
+    for i, unit in enumerate(played):
+        found = RunFolder(evaluation.run).child(unit).read(EPISODES)
+        episodes += [_as_sample(e, e.sample + i * evaluation.samples) for e in found]
+    selector = recipe.selector_of(name) if name in recipe.arms else None
+    trained = finished[f"train/{played[0]}"] if selector else {}
+    steps: Sequence[dict[str, Any]] = read_metrics(RunFolder(recipe.train[played[0]].run)) if selector else []
     return Arm(
         name=name,
-        model=model,
+        model=str(getattr(evaluation.models[played[0]], "path", evaluation.models[played[0]])),
         selector=selector.name if selector else None,
         ratio=getattr(selector, "ratio", None),
         step_fraction=trained.get("step_fraction"),
         loss_token_fraction=trained.get("loss_token_fraction"),
         train_steps=trained.get("train_steps"),
-        episodes=RunFolder(recipe.evaluate.run).child(name).read(EPISODES),
+        episodes=episodes,
         losses=[step["loss"] for step in steps],
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
+        runs=len(played),
     )
 
 
-def _finished(folder: RunFolder) -> dict[str, Any]:
-    finished = folder.finished
-    if finished is None:
-        raise UserError(f"{folder.uri} is not finished", "run the recipe first: atlas run RECIPE")
-    return finished
+def _as_sample(episode: Episode, sample: int) -> Episode:
+    task = Task(episode.env, episode.item_id)
+    return replace(episode, id=episode_id(task, sample, episode.start_step), sample=sample)

@@ -23,6 +23,7 @@ class Arm:
         train_steps: Optimizer steps, or None without training.
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
+        runs: Seeds that it was trained and evaluated under; the losses are the first one's.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Arm:
     episodes: Sequence[Episode]
     losses: Sequence[float] = ()
     validation: Sequence[tuple[int, float]] = ()
+    runs: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -80,7 +80,7 @@ def _thinned(losses: Sequence[float]) -> list[list[float]]:
 
 def _cell(arm: Arm, env: str, given: ReportInput) -> dict[str, Any]:
     played = [episode for episode in arm.episodes if episode.env == env]
-    return asdict(summarise(played, given.specs[env], given.n_expected[env], given.max_excluded))
+    return asdict(summarise(played, given.specs[env], given.n_expected[env] * arm.runs, given.max_excluded))
 
 
 def _averages(cells: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

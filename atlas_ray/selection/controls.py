@@ -44,8 +44,8 @@ def select_end(trajectory: Trajectory, config: FirstSelector | LastSelector) -> 
     return record(trajectory, config, range(first, first + k))
 
 
-def select_gold(trajectory: Trajectory, config: GoldSelector) -> Selection:
-    """The expert's own marks, the best ranks first.
+def select_gold(trajectory: Trajectory, config: GoldSelector, seed: int = 0) -> Selection:
+    """The expert's own marks, the best ranks first; under `noise` some give way to steps drawn from the others.
 
     Scores: the number of marks for the first rank, one less for each further rank, 0 for unmarked steps, which are
     never chosen. A trajectory without annotation gets an error.
@@ -57,6 +57,12 @@ def select_gold(trajectory: Trajectory, config: GoldSelector) -> Selection:
     for above, mark in enumerate(sorted(trajectory.gold, key=lambda g: (g.rank, g.step))):
         scores[mark.step - 1] = float(len(trajectory.gold) - above)
     chosen = top_k(scores, budget(config.ratio, n_steps), above=0.0)
+    if config.noise:
+        draw = random.Random(derive_seed(seed, "gold", trajectory.id))
+        gone = [t for t in chosen if draw.random() < config.noise]
+        others = [t for t in range(1, n_steps + 1) if t not in chosen]
+        new = draw.sample(others, min(len(gone), len(others)))
+        chosen = tuple(sorted(set(chosen) - set(gone[: len(new)]) | set(new)))
     categories = {g.step: g.category for g in trajectory.gold if g.step in chosen}
     return record(trajectory, config, chosen, scores=tuple(scores), categories=categories)
 
@@ -103,7 +109,7 @@ def control(config: ControlSelector, seed: int, run: str) -> Callable[[Trajector
     if isinstance(config, RandomSelector):
         return lambda t: select_random(t, config, seed)
     if isinstance(config, GoldSelector):
-        return lambda t: select_gold(t, config)
+        return lambda t: select_gold(t, config, seed)
     if isinstance(config, FirstSelector | LastSelector):
         return lambda t: select_end(t, config)
     reference = read_source(config.reference, run) if source_names(config) else None

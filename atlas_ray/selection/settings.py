@@ -28,6 +28,7 @@ class GoldSelector(Strict):
 
     name: Literal["gold"] = "gold"
     ratio: float = Field(0.3, gt=0, le=1)
+    noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
 
 
 class ComplementSelector(Strict):

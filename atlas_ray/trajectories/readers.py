@@ -99,6 +99,25 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         yield trajectory if unique == trajectory.id else replace(trajectory, id=unique)
 
 
+def read_items(config: DataConfig) -> dict[str, list[str]]:
+    """Item ids by environment, in the order read and each once: rows need no conversation (AgentEval has none).
+
+    Raises:
+        UserError: If the data cannot be found or read, or a row names no task.
+    """
+    found: dict[str, dict[str, None]] = {}
+    for file, number, row in _rows(config):
+        try:
+            if isinstance(row, _Row) and row.error is not None:
+                raise DataError(row.error)
+            env, item_id = task_of(row.value) if isinstance(row, _Row) else (row.env, row.item_id)
+        except DataError as error:
+            raise UserError(f"{file}, row {number}: {error.what}", "every row of test tasks needs an item_id") from None
+        if config.envs is None or env in config.envs:
+            found.setdefault(env, {})[item_id] = None
+    return {env: list(ids)[: config.limit] for env, ids in found.items()}
+
+
 def write_rejected(folder: RunFolder, rejected: list[Rejected]) -> None:
     """Writes `rejected.jsonl`, one row a line; an empty file says that every row was usable."""
     lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)

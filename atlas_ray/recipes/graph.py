@@ -1,0 +1,277 @@
+"""A recipe resolved: every stage's own configuration, and which of them share what.
+
+Flows in: a `RecipeConfig`; flows out: configurations by name, and the stages in order. Parts that several arms need are
+there once: a selection serves every arm that is like it, a base model is trained and evaluated once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from atlas_ray.config import DataConfig, validate
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.recipes.settings import BASE, RecipeConfig
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.settings import (
+    ComplementSelector,
+    PerplexitySelector,
+    RandomSelector,
+    SelectConfig,
+    SelectorConfig,
+    ValueSelector,
+)
+from atlas_ray.selection.sources import source_names
+from atlas_ray.training.settings import TinyConfig, TrainConfig
+from atlas_ray.trajectories.settings import CollectConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """One fine-tuned model: an arm under one seed.
+
+    Attributes:
+        name: Of its folders: the arm's, and behind it every seed's but the first.
+        selection: Name of the selection whose steps it is trained on.
+    """
+
+    name: str
+    arm: str
+    seed: int
+    selection: str
+
+
+class Recipe:
+    """A recipe's settings resolved into the stages' own configurations.
+
+    Args:
+        config: The recipe.
+        extra: What costs money and is included: names of `extra_arms`, and of models behind endpoints.
+        tables: Only what these of the recipe's tables need; everything where empty.
+
+    Raises:
+        UserError: An unknown extra arm or table, or a stage's section that does not fit the stage.
+    """
+
+    def __init__(self, config: RecipeConfig, extra: Iterable[str] = (), tables: Collection[str] = ()) -> None:
+        self.config = config
+        self.root = f"{config.runs.rstrip('/')}/{config.name}"
+        paid = [name for name, model in config.models.items() if isinstance(model, ModelConfig) and model.endpoint]
+        if unknown := sorted(set(extra) - {*config.extra_arms, *paid}):
+            valid = ", ".join([*config.extra_arms, *paid]) or "none"
+            raise UserError(f"the recipe has no extra arm {unknown[0]!r}", f"valid: {valid}")
+        self.arms = config.arms | {name: arm for name, arm in config.extra_arms.items() if name in set(extra)}
+        self.models = {name: model for name, model in config.models.items() if name not in set(paid) - set(extra)}
+        self.backbones: dict[str, str | TinyConfig] = {BASE: config.base} | config.backbones
+        self.verifies = config.verify is not None
+        if tables:
+            self._narrow(set(tables))
+        self.expert = (
+            config.expert if isinstance(config.expert, DataConfig) else DataConfig(path=f"{self.root}/collect/expert")
+        )
+        # every section is checked here, before anything runs
+        self.select = self._selections()
+        self.units = [self._unit(arm, seed) for arm in self.arms for seed in config.seeds]
+        self.train: dict[str, TrainConfig] = {}
+        for name, tiny in self.tiny.items():
+            data = DataConfig(path=f"{self.root}/collect/{self._novice(name)}")
+            settings = {"seed": config.seeds[0], **tiny.train}
+            self.train[name] = self._training(name, f"{self.root}/collect/{untrained(name)}", data, None, settings)
+        self.train |= {unit.name: self._train(unit) for unit in self.units}
+        self.evaluations = self._evaluations()
+        self.verify = self._verification()
+
+    @cached_property
+    def tiny(self) -> dict[str, TinyConfig]:
+        """Backbones that are trained on the spot."""
+        return {name: model for name, model in self.backbones.items() if isinstance(model, TinyConfig)}
+
+    def path_of(self, backbone: str) -> str:
+        """Where a backbone lies, or its hub id."""
+        model = self.backbones[backbone]
+        return f"{self.root}/train/{backbone}/model" if isinstance(model, TinyConfig) else model
+
+    def group_of(self, arm: str) -> str:
+        """The evaluation that an arm belongs to: one for all models that are played in the same environments."""
+        return "-".join(self.arms[arm].envs or []) if arm in self.arms else ""
+
+    def collections(self) -> dict[str, CollectConfig]:
+        """The collections that the recipe makes itself, by name."""
+        given: dict[str, CollectConfig] = {}
+        if isinstance(self.config.expert, CollectConfig):
+            given["expert"] = self.config.expert
+        for name, tiny in self.tiny.items():
+            given[self._novice(name)] = tiny.novice
+        common = {"seed": self.config.seeds[0], "ray": self.config.ray}
+        return {
+            name: c.model_copy(update={"run": f"{self.root}/collect/{name}", **common}) for name, c in given.items()
+        }
+
+    def _novice(self, backbone: str) -> str:
+        """The collection that a tiny backbone learns from; those that are asked for alike are one."""
+        first = next(name for name, tiny in self.tiny.items() if tiny.novice == self.tiny[backbone].novice)
+        return "novice" if first == BASE else f"novice-{first}"
+
+    def _narrow(self, tables: set[str]) -> None:
+        """Leaves only what the tables need, and what that is made of."""
+        if unknown := sorted(tables - set(self.config.tables)):
+            raise UserError(f"the recipe has no table {unknown[0]!r}", f"valid: {', '.join(self.config.tables)}")
+        wanted = {name for table in tables for name in self.config.tables[table].values()}
+        self.verifies = self.verifies and "table6" in tables
+        if self.verifies:
+            wanted.add(self.config.verify_arm)
+        needed: set[str] = set()
+
+        def need(arm: str) -> None:
+            if arm in needed or arm not in self.arms:
+                return
+            needed.add(arm)
+            for name in source_names(self.selector_of(arm)):
+                need(name)
+            need(self.arms[arm].like or arm)
+
+        for name in wanted:
+            need(name)
+        self.arms = {name: arm for name, arm in self.arms.items() if name in needed}
+        self.models = {name: model for name, model in self.models.items() if name in wanted}
+        starts = {arm.start for arm in self.arms.values()} | wanted | {BASE}
+        self.backbones = {name: model for name, model in self.backbones.items() if name in starts}
+
+    def selector_of(self, arm: str) -> SelectorConfig:
+        """The selector whose steps an arm is trained on."""
+        own = self.arms[arm].select or self.arms[self.arms[arm].like or ""].select
+        assert own is not None
+        return own
+
+    def _selections(self) -> dict[str, SelectConfig]:
+        """By name, those first that others are made from; a part by an arm's name is that arm's selection."""
+        found: list[str] = []
+
+        def visit(arm: str, made_for: tuple[str, ...]) -> None:
+            if arm in made_for:
+                raise UserError(
+                    f"the arms {' -> '.join([*made_for, arm])} are made from each other", "break the circle"
+                )
+            for name in source_names(self.selector_of(arm)):
+                if name in self.arms:
+                    visit(name, (*made_for, arm))
+                elif "/" not in name and RunFolder(f"{self.root}/select/{name}").finished is None:
+                    extra = name in self.config.extra_arms
+                    remedy = f"include it: --with {name}" if extra else f"arms: {', '.join(self.arms)}"
+                    kind = "an extra arm that is not included" if extra else "no arm of the recipe"
+                    raise UserError(f"the arm `{arm}` is made from `{name}`, {kind}", remedy)
+            if arm not in found and self.arms[arm].select is not None:
+                found.append(arm)
+
+        for arm in self.arms:
+            visit(arm, ())
+        return {self._named(arm, seed): self._select(arm, seed) for arm in found for seed in self.config.seeds}
+
+    def _named(self, arm: str, seed: int) -> str:
+        """Name of an arm's selection under a seed: one for all seeds, unless it is drawn and costs nothing."""
+        drawn = isinstance(self.selector_of(arm), RandomSelector | ComplementSelector)
+        return _seeded(self.arms[arm].like or arm, seed, self.config.seeds[0]) if drawn else self.arms[arm].like or arm
+
+    def _select(self, arm: str, seed: int) -> SelectConfig:
+        selector, start, name = self.selector_of(arm), self.arms[arm].start, self._named(arm, seed)
+        # models that score steps are the arm's own, before it is trained, unless it says otherwise
+        if isinstance(selector, PerplexitySelector | ValueSelector) and "model" not in selector.model_fields_set:
+            selector = selector.model_copy(update={"model": self.path_of(start)})
+        return SelectConfig(
+            run=f"{self.root}/select/{name}",
+            data=self._data(self.arms[arm].envs),
+            selector=selector,
+            seed=seed if name != arm else self.config.seeds[0],
+            environments=self.config.environments,
+            ray=self.config.ray,
+        )
+
+    def _data(self, envs: list[str] | None) -> DataConfig:
+        return self.expert.model_copy(update={"envs": envs}) if envs else self.expert
+
+    def _unit(self, arm: str, seed: int) -> Unit:
+        return Unit(_seeded(arm, seed, self.config.seeds[0]), arm, seed, self._named(arm, seed))
+
+    def _train(self, unit: Unit) -> TrainConfig:
+        arm = self.arms[unit.arm]
+        settings = {"seed": unit.seed, **self.config.train}
+        selection = f"{self.root}/select/{unit.selection}"
+        return self._training(unit.name, self.path_of(arm.start), self._data(arm.envs), selection, settings)
+
+    def _training(
+        self, name: str, model: str, data: DataConfig, selection: str | None, settings: dict[str, Any]
+    ) -> TrainConfig:
+        given = {
+            "ray": self.config.ray.model_dump(),
+            **settings,
+            "run": f"{self.root}/train/{name}",
+            "model": model,
+            "data": data.model_dump(),
+            "selection": selection,
+        }
+        return validate(TrainConfig, given, where="the recipe's train section")
+
+    def _evaluations(self) -> dict[str, EvaluateConfig]:
+        """One evaluation for all models in the same environments: they take turns in the same engines."""
+        main: dict[str, str | ModelConfig] = {name: self.path_of(name) for name in self.backbones}
+        groups: dict[str, tuple[list[str], dict[str, str | ModelConfig]]] = {
+            "": (list(self.config.evaluate.get("tasks", {})), main)
+        }
+        for unit in self.units:
+            group = groups.setdefault(self.group_of(unit.arm), (self.arms[unit.arm].envs or [], {}))
+            group[1][unit.name] = f"{self.root}/train/{unit.name}/model"
+        main |= self.models
+        return {key: self._evaluation(key, envs, models) for key, (envs, models) in groups.items()}
+
+    def _evaluation(self, key: str, envs: list[str], models: dict[str, str | ModelConfig]) -> EvaluateConfig:
+        settings = self.config.evaluate
+        tasks = settings.get("tasks", {})
+        if unknown := [env for env in envs if env not in tasks]:
+            raise UserError(f"an arm is about {unknown[0]!r}, where nothing is evaluated", "name it in evaluate.tasks")
+        return validate(
+            EvaluateConfig,
+            {
+                "seed": self.config.seeds[0],
+                "environments": self.config.environments.model_dump(),
+                "ray": self.config.ray.model_dump(),
+                **settings,
+                "tasks": {env: tasks[env] for env in envs},
+                "run": f"{self.root}/evaluate/{key}".rstrip("/"),
+                "models": models,
+            },
+            where="the recipe's evaluate section",
+        )
+
+    def _verification(self) -> VerifyConfig | None:
+        if not self.verifies or self.config.verify is None:
+            return None
+        arm = self.config.verify_arm
+        if arm not in self.arms:
+            raise UserError(f"verify_arm names `{arm}`, which is no arm", f"arms: {', '.join(self.arms)}")
+        settings = dict(self.config.verify)
+        return validate(
+            VerifyConfig,
+            {
+                "seed": self.config.seeds[0],
+                "environments": self.config.environments.model_dump(),
+                "ray": self.config.ray.model_dump(),
+                "data": {**self.expert.model_dump(), **settings.pop("data", {})},
+                **settings,
+                "run": f"{self.root}/verify",
+                "model": self.path_of(BASE),
+                "selection": f"{self.root}/select/{self._named(arm, self.config.seeds[0])}",
+            },
+            where="the recipe's verify section",
+        )
+
+
+def _seeded(arm: str, seed: int, first: int) -> str:
+    return arm if seed == first else f"{arm}.seed{seed}"
+
+
+def untrained(backbone: str) -> str:
+    """Name of the folder of a tiny backbone's first weights, among the collections."""
+    return "untrained" if backbone == BASE else f"untrained-{backbone}"

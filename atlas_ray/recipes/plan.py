@@ -1,0 +1,262 @@
+"""What a recipe would take, with the arithmetic: counts, tokens, GPU-hours, dollars, and what must be there.
+
+Flows in: a `Recipe`; flows out: lines for `--dry-run`. Nothing is called or loaded. What cannot be counted yet is
+reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's `assume` section, and said to be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+
+from atlas_ray.environments import table
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.settings import BASE
+from atlas_ray.recipes.stages import selector_words
+from atlas_ray.report.paper.printed import eval_tasks
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.prices import price, price_of
+from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
+from atlas_ray.types import Usage
+
+_PROMPT_TOKENS, _ANSWER_TOKENS = 900, 400  # of the selector's instructions, of its reply
+
+
+@dataclass
+class Work:
+    """What a stage takes: tokens through training, read and written by engines; dollars and calls of endpoints."""
+
+    trained: float = 0.0
+    read: float = 0.0
+    written: float = 0.0
+    calls: float = 0.0
+    dollars: float = 0.0
+
+
+@dataclass(frozen=True)
+class Line:
+    """One stage: its name, what it does in counts, and the work."""
+
+    stage: str
+    words: str
+    work: Work
+
+
+def plan_lines(recipe: Recipe) -> list[str]:
+    """What each stage will do, how that is reckoned, and the sums.
+
+    Raises:
+        UserError: If an environment has too few test tasks, or data at hand cannot be read.
+    """
+    shapes, how = _shapes(recipe)
+    lines = [*_collections(recipe)]
+    if shapes:
+        steps = sum(s.trajectories * s.steps for s in shapes.values())
+        number = sum(s.trajectories for s in shapes.values())
+        lines.append(Line("data", f"{number:,.0f} trajectories with about {steps:,.0f} steps ({how})", Work()))
+    lines += [_selection(name, config, shapes) for name, config in recipe.select.items()]
+    lines += [_training(recipe, name, shapes) for name in recipe.train]
+    lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
+    if recipe.verify is not None:
+        lines.append(_verification(recipe.verify, shapes))
+    said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
+    return [*said, *_sums(recipe, [line.work for line in lines])]
+
+
+def _together(lines: Iterable[Line]) -> Iterator[Line]:
+    """Lines that differ in their seed alone as one, in the first one's place."""
+    found: dict[tuple[str, str], list[Line]] = {}
+    for line in lines:
+        found.setdefault((line.stage.partition(".seed")[0], line.words), []).append(line)
+    for (stage, words), alike in found.items():
+        times = f"{len(alike)} seeds x " if len(alike) > 1 else ""
+        yield Line(stage, times + words, _sum(line.work for line in alike))
+
+
+def _sum(works: Iterable[Work]) -> Work:
+    found = list(works)
+    return Work(*(sum(getattr(w, name) for w in found) for name in Work.__dataclass_fields__))
+
+
+def _shapes(recipe: Recipe) -> tuple[dict[str, Shape], str]:
+    """The expert's trajectories by environment, and how they were counted; none where they are yet to be collected."""
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    at_hand = RunFolder(recipe.expert.path).exists
+    if recipe.expert.path == "AgentGym/AgentTraj-L" and not at_hand:
+        return _only(SHAPES, recipe.expert.envs), "as the paper counts them; steps from AgentGym's means"
+    if not at_hand:
+        return {}, ""
+    found: dict[str, Shape] = {}
+    by_env: dict[str, list[tuple[int, int]]] = {}
+    for t in read_trajectories(recipe.expert):
+        by_env.setdefault(t.env, []).append((len(t.steps), sum(len(m.content.split()) for m in t.messages)))
+    for env, counts in by_env.items():
+        steps, words = (sum(column) / len(counts) for column in zip(*counts, strict=True))
+        turn = words / (2 * steps + 2)
+        found[env] = Shape(len(counts), steps, max(n for n, _ in counts), round(2 * turn), round(turn), round(turn))
+    return found, "counted"
+
+
+def _only(shapes: Mapping[str, Shape], envs: Iterable[str] | None) -> dict[str, Shape]:
+    return {env: shape for env, shape in shapes.items() if envs is None or env in set(envs)}
+
+
+def _collections(recipe: Recipe) -> list[Line]:
+    from atlas_ray.trajectories.collect import episodes_of
+
+    return [
+        Line(f"collect/{name}", f"{len(episodes_of(c))} episodes by script, no model call", Work())
+        for name, c in recipe.collections().items()
+    ]
+
+
+def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> Line:
+    selector, own = config.selector, _only(shapes, config.data.envs)
+    number = sum(s.trajectories for s in own.values())
+    words, work = selector_words(selector), Work()
+    if isinstance(selector, LlmSelector | ValueSelector | PerplexitySelector) and not shapes:
+        words += " (its cost is known once the expert's trajectories are collected)"
+    elif isinstance(selector, LlmSelector):
+        read = selector.votes * sum(s.trajectories * (s.tokens + _PROMPT_TOKENS) for s in own.values())
+        calls, written = selector.votes * number, selector.votes * number * _ANSWER_TOKENS
+        if selector.engine is not None:
+            work = Work(read=read, written=written)
+        else:
+            known = price_of(selector)
+            usage = Usage(prompt_tokens=round(read), completion_tokens=round(written))
+            work = Work(calls=calls, dollars=known.of(usage) if known else 0.0)
+        words += (
+            f"; {calls:,.0f} calls of {selector.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
+            f"{_PROMPT_TOKENS} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
+        )
+        if selector.engine is None and not work.dollars:
+            words += ", at an unknown price"
+    elif isinstance(selector, ValueSelector):
+        starts = sum(s.trajectories * s.steps for s in own.values())
+        rollouts = selector.rollouts * starts
+        inferences = selector.rollouts * sum(s.trajectories * s.steps * (s.steps + 1) / 2 for s in own.values())
+        half = [s._replace(trajectories=s.trajectories * s.steps / 2) for s in own.values()]
+        work = _played(selector.rollouts, half)
+        words += (
+            f"; {rollouts:,.0f} rollouts = {selector.rollouts} x {starts:,.0f} starts, about {inferences:,.0f} "
+            "inferences = half a trajectory's steps each"
+        )
+        if selector.mode == "economical":
+            saved = 5
+            work = Work(read=work.read / saved, written=work.written / saved)
+            words += f"; the economical mode makes about 1/{saved} of them"
+    elif isinstance(selector, PerplexitySelector):
+        work = Work(read=sum(s.trajectories * s.tokens for s in own.values()))
+        words += f"; {number:,.0f} forward passes, one a trajectory"
+    return Line(f"select/{name}", words, work)
+
+
+def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
+    config = recipe.train[name]
+    words = f"{config.epochs:g} epochs, {config.workers} worker(s)"
+    if name in recipe.tiny:
+        return Line(f"train/{name}", f"{words}, on the novice's trajectories", Work())
+    tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
+    if tokens:
+        words += f", at most {config.epochs:g} x {tokens / 1e6:.1f} M tokens, less all behind the last chosen steps"
+    return Line(f"train/{name}", words, Work(trained=config.epochs * tokens))
+
+
+def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -> Line:
+    number = {env: config.samples * _tasks(config, env) for env in config.tasks}
+    models, episodes = len(config.models), sum(number.values())
+    calls = models * sum(n * table.get(env).max_rounds for env, n in number.items())
+    words = f"{models} models x {episodes} episodes in {len(number)} environment(s), at most {calls:,} calls"
+    played = [(shapes.get(e) or SHAPES.get(e) or OTHER)._replace(trajectories=n) for e, n in number.items()]
+    asked = [model.path for model in config.models.values() if isinstance(model, ModelConfig) and model.endpoint]
+    work = _played(models - len(asked), played)
+    if asked:
+        # an endpoint reads the whole conversation at every turn
+        turns = sum(s.trajectories * s.steps for s in played)
+        half = [(s.trajectories * s.steps, s.opening + s.steps * (s.observation + s.reply) / 2) for s in played]
+        read, written = TOKENS_PER_WORD * sum(n * words for n, words in half), _played(1, played).written
+        prices = {path: price(path) for path in asked}
+        usage = Usage(prompt_tokens=round(read), completion_tokens=round(written))
+        work.calls, work.dollars = len(asked) * turns, sum(found.of(usage) for found in prices.values() if found)
+        unknown = [path for path, found in prices.items() if found is None]
+        words += f"; endpoints: {', '.join(asked)}" + (f" ({', '.join(unknown)}: price unknown)" if unknown else "")
+    return Line(f"evaluate/{key}".rstrip("/"), words, work)
+
+
+def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
+    words = "from scratch, after each critical step, after as many others, and with those put in"
+    if not shapes:
+        return Line("verify", f"{words} (its size is known once the expert's trajectories are collected)", Work())
+    limit = config.data.limit or 10**9
+    own = [s._replace(trajectories=min(s.trajectories, limit)) for s in _only(shapes, config.data.envs).values()]
+    tasks, starts = sum(s.trajectories for s in own), sum(0.3 * s.trajectories * s.steps for s in own)
+    # a start half-way leaves half an episode
+    work = _played((2 * tasks + starts) / max(1, tasks), own)
+    return Line("verify", f"{tasks:,.0f} tasks, about {2 * tasks + 2 * starts:,.0f} episodes: {words}", work)
+
+
+def _tasks(config: EvaluateConfig, env: str) -> int:
+    """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
+    limit = config.tasks[env]
+    if config.items is None and table.get(env).world is not None:
+        return len(table.get(env).tasks("test", limit))
+    printed = eval_tasks(env)
+    return printed if limit is None else min(limit, printed)
+
+
+def _played(times: float, shapes: Collection[Shape]) -> Work:
+    """Episodes as long as the expert's, `times` over; the prefix cache holds what was read before."""
+    read = sum(s.trajectories * (s.opening + s.steps * s.observation) for s in shapes)
+    written = sum(s.trajectories * s.steps * s.reply for s in shapes)
+    return Work(read=times * TOKENS_PER_WORD * read, written=times * TOKENS_PER_WORD * written)
+
+
+def _hours(work: Work, recipe: Recipe) -> float:
+    a = recipe.config.assume
+    training = 6 * a.parameters * work.trained / (a.mfu * a.flops)
+    return (training + work.read / a.prefill + work.written / a.decode) / 3600
+
+
+def _cost(work: Work, recipe: Recipe) -> str:
+    """Dollars and GPU-hours of one stage; none of a tiny model's, which needs no GPU."""
+    parts = [f"${work.dollars:,.2f} at list price"] if work.dollars else []
+    if BASE not in recipe.tiny and (hours := _hours(work, recipe)) >= 0.05:
+        parts.append(f"{hours:,.1f} GPU-hours")
+    return f"; {', '.join(parts)}" if parts else ""
+
+
+def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
+    whole, a, lines = _sum(works), recipe.config.assume, []
+    if BASE not in recipe.tiny:
+        hours = _hours(whole, recipe)
+        lines += [
+            f"GPU-hours: {hours:,.0f} = 6 x {a.parameters / 1e9:.1f} G parameters x {whole.trained / 1e9:.2f} G "
+            f"trained tokens / ({a.mfu:.0%} of {a.flops / 1e12:.0f} TFLOP/s) + {whole.read / 1e9:.2f} G tokens read / "
+            f"{a.prefill:,.0f} a second + {whole.written / 1e9:.2f} G written / {a.decode:,.0f} a second"
+        ]
+        if a.dollars_per_gpu_hour is not None:
+            lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
+    dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
+    return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
+
+
+def _needs(recipe: Recipe) -> list[str]:
+    """What must be there before it starts: GPUs, environment servers, keys."""
+    envs = dict.fromkeys(env for config in recipe.evaluations.values() for env in config.tasks)
+    missing = [e for e in envs if table.get(e).world is None and e not in recipe.config.environments.servers]
+    asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
+    keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}
+    models = [m for config in recipe.evaluations.values() for m in config.models.values()]
+    keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
+    workers = max((c.workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
+    lines = []
+    if BASE not in recipe.tiny:
+        lines.append(f"needs GPUs: {workers} for training, those again for engines")
+    if missing:
+        lines.append(f"needs servers, in environments.servers: {', '.join(missing)}")
+    if keys:
+        lines.append(f"needs keys in the environment: {', '.join(sorted(keys))}")
+    return lines

@@ -1,0 +1,208 @@
+"""A recipe's settings, and how its file is read: files that it includes, merged under its own keys.
+
+Flows in: YAML under `jobs/`; flows out: a `RecipeConfig`. No stage is imported here but for its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import Field, field_validator, model_validator
+
+from atlas_ray.config import DataConfig, EnvironmentsConfig, RayConfig, Strict, assign, validate
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.selection.settings import SelectorConfig
+from atlas_ray.training.settings import TinyConfig
+from atlas_ray.trajectories.settings import CollectConfig
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
+BASE = "base"
+
+
+class ArmConfig(Strict):
+    """A model fine-tuned on chosen steps. A selector's section by itself is short for `{select: SECTION}`.
+
+    Attributes:
+        select: The selector whose steps it is trained on.
+        like: Instead of it, the arm whose selection it shares.
+        start: The model it starts from: `base`, or one of the recipe's `backbones`.
+        envs: Environments that it is trained and evaluated on; the recipe's where None.
+        stand_in: What stands here in the place of the paper's, in words for the tables.
+    """
+
+    select: SelectorConfig | None = None
+    like: str | None = None
+    start: str = BASE
+    envs: list[str] | None = None
+    stand_in: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _short(cls, given: Any) -> Any:
+        bare = isinstance(given, Mapping) and bool({"name", "combine"} & set(given))
+        return {"select": given} if bare else given
+
+    @model_validator(mode="after")
+    def _one_selection(self) -> Self:
+        if (self.select is None) == (self.like is None):
+            raise ValueError("an arm has either `select` or `like`")
+        return self
+
+
+class AssumeConfig(Strict):
+    """What a plan reckons with: the model's size and what a GPU does in an hour. Only `--dry-run` reads it."""
+
+    parameters: float = Field(8.03e9, gt=0, description="of the model that is trained and played")
+    flops: float = Field(312e12, gt=0, description="peak of one GPU in bfloat16; A100: 312e12, H100: 989e12")
+    mfu: float = Field(0.45, gt=0, le=1, description="of training")
+    prefill: float = Field(20_000, gt=0, description="prompt tokens a second and GPU, those of the prefix cache aside")
+    decode: float = Field(3_000, gt=0, description="generated tokens a second and GPU")
+    dollars_per_gpu_hour: float | None = Field(None, ge=0, description="what a GPU costs; no dollars where None")
+
+
+class RecipeConfig(Strict):
+    """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
+
+    Attributes:
+        seeds: One run of every arm for each; a number n is short for 0 to n - 1. Collections, base models and
+            selections that cost model calls are made once, under the first.
+        expert: Trajectories to select in and train on: a data set, or a collection from scripted experts.
+        base: Model to start from: a folder or hub id, or a tiny model trained on the spot.
+        backbones: Further models that arms start from, by name.
+        models: Further models that are evaluated as they are, by name.
+        arms: Fine-tuned models by name.
+        extra_arms: The same, run only when asked for by name (`--with`): what costs money.
+        critical: The arm whose benefit is in question.
+        train, evaluate: Settings of every arm's training and of the evaluation.
+        verify: Settings of step verification, of the base model on `verify_arm`'s selection; none where None.
+        tables: Which arm or model stands in which row of the paper's tables.
+        stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
+        assume: What `--dry-run` reckons with where nothing can be counted.
+    """
+
+    name: str = Field(pattern=NAME)
+    runs: str = Field("runs", description="folder or URI under which the recipe's folder lies")
+    seeds: list[int] = Field([0], min_length=1)
+    expert: DataConfig | CollectConfig
+    base: str | TinyConfig
+    backbones: dict[str, str | TinyConfig] = {}
+    models: dict[str, str | ModelConfig] = {}
+    arms: dict[str, ArmConfig]
+    extra_arms: dict[str, ArmConfig] = {}
+    critical: str = "gold"
+    train: dict[str, Any] = {}
+    evaluate: dict[str, Any]
+    verify: dict[str, Any] | None = None
+    verify_arm: str = "gold"
+    tables: dict[str, dict[str, str]] = {}
+    stand_ins: dict[str, dict[str, str]] = {}
+    assume: AssumeConfig = AssumeConfig()
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    ray: RayConfig = RayConfig()
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _count(cls, given: Any) -> Any:
+        return list(range(given)) if isinstance(given, int) and not isinstance(given, bool) and given > 0 else given
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, given: list[int]) -> list[int]:
+        if len(set(given)) < len(given):
+            raise ValueError("every seed once")
+        return given
+
+    @model_validator(mode="after")
+    def _names_are_known(self) -> Self:
+        arms = self.arms | self.extra_arms
+        for name, arm in arms.items():
+            if arm.start != BASE and arm.start not in self.backbones:
+                raise ValueError(f"arm `{name}` starts from `{arm.start}`, which is neither `base` nor a backbone")
+            if arm.like is not None and (arm.like not in arms or arms[arm.like].select is None):
+                raise ValueError(f"arm `{name}` is like `{arm.like}`, which is no arm with a selection of its own")
+        places = [*arms, BASE, *self.backbones, *self.models]
+        if len(set(places)) < len(places):
+            raise ValueError("an arm, a backbone and a model cannot share a name")
+        for table, rows in self.tables.items():
+            if strange := [name for name in rows.values() if name not in places]:
+                raise ValueError(f"tables.{table} names `{strange[0]}`, which is no arm and no model")
+        return self
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML with `!replace`: the value takes the place of an included one instead of being merged with it."""
+
+
+class _Replace:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _replace(loader: _Loader, node: yaml.Node) -> _Replace:
+    if isinstance(node, yaml.MappingNode):
+        return _Replace(loader.construct_mapping(node, deep=True))
+    if isinstance(node, yaml.SequenceNode):
+        return _Replace(loader.construct_sequence(node, deep=True))
+    assert isinstance(node, yaml.ScalarNode)
+    return _Replace(loader.construct_scalar(node))
+
+
+_Loader.add_constructor("!replace", _replace)
+
+
+def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
+    """Reads a recipe with what it includes.
+
+    `include: [FILE, ...]` names files relative to its own; they are merged in order, and its own keys over them:
+    mappings key by key, everything else as a whole.
+
+    Raises:
+        UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
+    """
+    values = _plain(_read(Path(file), ()))
+    for override in overrides:
+        assign(values, override)
+    return validate(RecipeConfig, values, where=file)
+
+
+def _read(file: Path, within: tuple[Path, ...]) -> dict[str, Any]:
+    at = file.resolve()
+    if at in within:
+        raise UserError(f"{file} includes itself, by way of {within[-1].name}", "break the circle")
+    try:
+        own = yaml.load(file.read_text(), _Loader)
+    except OSError as error:
+        where = f", included by {within[-1].name}" if within else ""
+        raise UserError(f"cannot read the recipe {file}{where}: {error.strerror}", "check its name") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
+    if not isinstance(own, dict):
+        raise UserError(f"{file} holds no mapping", "write keys and values: `arms: {gold: {name: gold}}`")
+    included = own.pop("include", [])
+    if isinstance(included, str):
+        included = [included]
+    values: dict[str, Any] = {}
+    for name in included:
+        values = _merged(values, _read(file.parent / name, (*within, at)))
+    return _merged(values, own)
+
+
+def _merged(under: Any, over: Any) -> Any:
+    if isinstance(under, _Replace) and isinstance(over, dict):
+        return _Replace(_merged(under.value, over))
+    if isinstance(under, dict) and isinstance(over, dict):
+        return under | {k: _merged(under[k], v) if k in under else v for k, v in over.items()}
+    return over
+
+
+def _plain(value: Any) -> Any:
+    """Without the marks of `!replace`, which have done their work in merging."""
+    if isinstance(value, _Replace):
+        return _plain(value.value)
+    if isinstance(value, dict):
+        return {key: _plain(part) for key, part in value.items()}
+    return [_plain(part) for part in value] if isinstance(value, list) else value

@@ -1,0 +1,176 @@
+"""A recipe's files and graph: includes, parts made once, seeds, one table alone, and the plan's arithmetic."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_ray.errors import UserError
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.plan import plan_lines
+from atlas_ray.recipes.settings import load_recipe
+from atlas_ray.recipes.stages import opened
+
+JOBS = Path(__file__).parents[1] / "jobs"
+
+COMMON = """
+name: small
+expert: {envs: [maze, textcraft], tasks: 4}
+base: some/model
+evaluate: {tasks: {maze: 5, textcraft: 6}}
+"""
+
+
+def write(folder: Path, **files: str) -> str:
+    """Writes YAML files and returns the path of `own`."""
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+    return str(folder / "own.yaml")
+
+
+def recipe(folder: Path, text: str, **options: Any) -> Recipe:
+    return Recipe(load_recipe(write(folder, own=COMMON + f"runs: {folder}\n" + text)), **options)
+
+
+def test_what_a_file_includes_lies_under_its_own_keys(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        common=COMMON + "arms: {gold: {name: gold, ratio: 0.3}}\ntrain: {epochs: 3, global_batch: 8}",
+        more="arms: {all: {name: all}}\ntrain: {epochs: 2}",
+        own="include: [common.yaml, more.yaml]\nname: mine\ntrain: {learning_rate: 1.0e-3}",
+    )
+    found = load_recipe(file, ["train.epochs=1"])
+    assert found.name == "mine"
+    assert list(found.arms) == ["gold", "all"]
+    assert found.train == {"epochs": 1, "global_batch": 8, "learning_rate": 1e-3}
+
+
+def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
+    file = write(
+        tmp_path,
+        common=COMMON + "arms: {gold: {select: {name: llm, ratio: 0.3, votes: 3}}}",
+        own="include: common.yaml\narms: {gold: {select: !replace {name: gold, ratio: 0.2}}}",
+    )
+    selector = load_recipe(file).arms["gold"].select
+    assert selector is not None
+    assert selector.model_dump() == {"name": "gold", "ratio": 0.2, "noise": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("include: [own.yaml]", r"own.yaml includes itself"),
+        ("include: [absent.yaml]", r"cannot read the recipe .*absent.yaml, included by own.yaml"),
+        ("a: [", "not valid YAML"),
+        ("a: !!python/object/apply:os.system [echo]", "not valid YAML"),
+        ("- a", "holds no mapping"),
+        (COMMON + "arms: {a: {like: b}}", "`a` is like `b`, which is no arm"),
+        (COMMON + "arms: {a: {name: all}}\nbackbones: {a: x}", "cannot share a name"),
+        (COMMON + "arms: {a: {select: {name: all}, start: b}}", "neither `base` nor a backbone"),
+        (COMMON + "arms: {a: {name: all}}\ntables: {table1: {atlas: b}}", "names `b`, which is no arm"),
+        (COMMON + "arms: {a: {}}", "either `select` or `like`"),
+        (COMMON + "arms: {a: {name: golb}}", "did you mean `gold`"),
+    ],
+)
+def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        load_recipe(write(tmp_path, own=text))
+
+
+def test_an_arm_of_some_environments_shares_a_selection_and_is_played_there_alone(tmp_path: Path) -> None:
+    found = recipe(
+        tmp_path,
+        "arms: {gold: {name: gold}, one: {like: gold, envs: [maze]}, two: {select: {name: all}, envs: [maze]}}",
+    )
+    assert list(found.select) == ["gold", "two"]
+    assert found.train["one"].selection == found.train["gold"].selection
+    assert found.train["one"].data.envs == found.select["two"].data.envs == ["maze"]
+    assert list(found.evaluations[""].models) == ["base", "gold"]
+    assert list(found.evaluations["maze"].models) == ["one", "two"]
+    assert found.evaluations["maze"].tasks == {"maze": 5}
+
+
+def test_seeds_repeat_what_is_drawn_and_share_what_is_not(tmp_path: Path) -> None:
+    found = recipe(tmp_path, "seeds: 2\narms: {gold: {name: gold}, random: {name: random}}")
+    assert list(found.select) == ["gold", "random", "random.seed1"]
+    assert [found.select[name].seed for name in found.select] == [0, 0, 1]
+    assert list(found.train) == ["gold", "gold.seed1", "random", "random.seed1"]
+    assert [found.train[name].seed for name in found.train] == [0, 1, 0, 1]
+    assert found.train["gold.seed1"].selection == found.train["gold"].selection
+    # greedy play of the same tasks
+    assert {config.seed for config in found.evaluations.values()} == {0}
+    # one seed more leaves the folders of the first ones as they are
+    single = recipe(tmp_path, "arms: {gold: {name: gold}, random: {name: random}}")
+    assert single.train["random"] == found.train["random"]
+
+
+def test_tiny_backbones_that_ask_for_the_same_novice_share_it(tmp_path: Path) -> None:
+    tiny = "{novice: {envs: [maze], role: novice}, hidden_size: 32, layers: 1, heads: 1}"
+    text = f"arms: {{gold: {{name: gold}}, b: {{like: gold, start: wide}}}}\nbackbones: {{wide: {tiny}}}"
+    found = recipe(tmp_path, text.replace("arms", f"base: {tiny}\narms", 1).replace("base: some/model\n", ""))
+    assert list(found.collections()) == ["expert", "novice"]
+    assert found.train["b"].model == found.path_of("wide") == f"{tmp_path}/small/train/wide/model"
+    assert found.train["wide"].model != found.train["base"].model
+
+
+def test_one_table_needs_its_own_arms_and_what_they_are_made_from(tmp_path: Path) -> None:
+    text = """
+arms:
+  gold: {name: gold}
+  mix: {combine: [gold, random]}
+  random: {name: random}
+  other: {name: all}
+  like: {like: mix}
+tables: {table2: {x: like}, table3: {y: other}}
+"""
+    found = recipe(tmp_path, text, tables=["table2"])
+    assert set(found.arms) == {"gold", "mix", "random", "like"}
+    with pytest.raises(UserError, match="no table 'table9'"):
+        recipe(tmp_path, text, tables=["table9"])
+
+
+def test_a_model_behind_an_endpoint_is_asked_only_when_named(tmp_path: Path) -> None:
+    text = "arms: {gold: {name: gold}}\nmodels: {closed: {path: gpt-4o-2024-08-06, endpoint: {}}, open: org/model}"
+    assert set(recipe(tmp_path, text).evaluations[""].models) == {"base", "open", "gold"}
+    assert "closed" in recipe(tmp_path, text, extra=["closed"]).evaluations[""].models
+
+
+def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
+    found = Recipe(load_recipe(str(JOBS / "paper.yaml")))
+    train, evaluation = found.train["atlas"], found.evaluations[""]
+    assert (train.optimizer, train.learning_rate, train.epochs, train.warmup_ratio) == ("adam", 2e-5, 3, 0.03)
+    assert (train.global_batch, train.max_length, train.workers) == (128, 8192, 4)
+    assert getattr(found.select["atlas"].selector, "ratio", None) == 0.3
+    assert len(evaluation.tasks) == 14
+    assert len(found.config.tables["table1"]) == 19
+    plan = plan_lines(found)
+    assert plan[0].startswith("data: 11,485 trajectories")
+    # 5 rollouts from each of 810 x 5.7 steps
+    assert any("23,085 rollouts = 5 x 4,617 starts" in line for line in plan)
+    # 6 x 8.03 G x 2.92 G tokens / (0.45 x 312 T) is 278 h; the rest is reading and writing
+    assert any(line.startswith("GPU-hours: 283 = 6 x 8.0 G parameters x 2.92 G") for line in plan)
+    assert any(line.startswith("dollars for endpoints: $") and "34,455 calls" in line for line in plan)
+    assert any("needs keys in the environment: OPENAI_API_KEY" in line for line in plan)
+
+
+def test_the_laptops_recipe_is_the_same_graph() -> None:
+    paper, laptop = (load_recipe(str(JOBS / f"{name}.yaml")) for name in ("paper", "paper-laptop"))
+    assert list(laptop.arms) == list(paper.arms)
+    for table, rows in paper.tables.items():
+        assert set(laptop.tables[table]) <= set(rows)
+        assert laptop.tables[table] or table == "table6"
+    for table in paper.tables:
+        Recipe(laptop, tables=[table])
+    assert not plan_needs(laptop)
+
+
+def plan_needs(config: Any) -> list[str]:
+    return [line for line in plan_lines(Recipe(config)) if line.startswith("needs")]
+
+
+def test_a_tables_name_narrows_and_a_stages_name_picks() -> None:
+    wanted, whole, names = opened(str(JOBS / "paper.yaml"), only=["table2", "select"])
+    assert names == ["select"]
+    assert set(wanted.arms) == {"all", "atlas", "non-critical"} < set(whole.arms)
