@@ -19,6 +19,7 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process, for the whole session."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ["ATLAS_WORKERS_KEY"] = "for fake endpoints"  # workers hold what was there when Ray started
     import ray
 
     ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)

@@ -18,7 +18,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.paired import Comparison, compare_all
-from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
@@ -28,6 +28,7 @@ from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import EPISODES
+from atlas_ray.selection.prices import price
 from atlas_ray.types import Episode, Usage
 
 # Infrastructure failures in a row, each after its retries, from which going on makes no sense.
@@ -87,7 +88,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                     pool.load(spec)
                 _play(pool, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
-            _finish(folder, config, time.monotonic() - begun)
+            _finish(folder, own, time.monotonic() - begun)
     if len(folders) > 1:
         pairs = [asdict(found) for found in comparisons(config)]
         RunFolder(config.run).write_json("comparisons.json", pairs)
@@ -113,8 +114,16 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
         f"{models} models ({', '.join(config.models)}) x {sum(tasks.values())} tasks x {samples} samples"
         f" = {models * samples * sum(tasks.values()):,} episodes",
         "tasks: " + ", ".join(f"{env} {n}" for env, n in tasks.items()),
-        f"at most {calls:,} replies of at most {config.max_tokens} tokens, by local engines; no cost",
+        f"at most {calls:,} replies of at most {config.max_tokens} tokens, {_payers(config)}",
     ]
+
+
+def _payers(config: EvaluateConfig) -> str:
+    """Who is asked, and whether that costs anything."""
+    asked = [m.path for m in config.models.values() if isinstance(m, ModelConfig) and m.endpoint is not None]
+    if not asked:
+        return "by local engines; no cost"
+    return f"of them those of {', '.join(asked)} by endpoints, which are paid"
 
 
 def _spec(arm: str, config: EvaluateConfig) -> EngineSpec | EndpointSpec:
@@ -186,11 +195,18 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
 
 def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
     episodes = folder.read(EPISODES)
+    usage = sum((e.usage for e in episodes), Usage())
+    (model,) = config.models.values()
+    paid = {}
+    if isinstance(model, ModelConfig) and model.endpoint is not None:
+        known = price(model.path)
+        paid = {"dollars": None if known is None else round(known.of(usage), 6)}
     earlier = (folder.finished or {}).get("seconds", 0.0)
     folder.finish(
         seconds=round(earlier + seconds, 1),
         episodes=len(episodes),
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
-        usage=asdict(sum((e.usage for e in episodes), Usage())),
+        usage=asdict(usage),
+        **paid,
         results=[asdict(result) for result in results(episodes, config)],
     )

@@ -54,7 +54,7 @@ class EndpointPolicy:
         if not key:
             raise UserError(
                 f"the environment variable {config.api_key_env} is not set",
-                f"export {config.api_key_env}=... (any word where the endpoint wants no key)",
+                f"export {config.api_key_env}=... where Ray starts its workers (any word where no key is wanted)",
             )
         self.spec, self.usage = spec, Usage()
         self._client: AsyncOpenAI = AsyncOpenAI(
