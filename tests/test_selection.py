@@ -70,6 +70,21 @@ def test_gold_takes_the_best_ranks_and_keeps_scores() -> None:
     assert "no gold" in (missing.error or "")
 
 
+def test_noise_draws_as_many_steps_anew_and_keeps_the_rest() -> None:
+    data = [expert(10, i, gold=GOLD) for i in range(200)]
+    clean = controls.select_gold(data[0], GoldSelector(ratio=0.3)).chosen
+    noisy = [controls.select_gold(t, GoldSelector(ratio=0.3, noise=0.5), seed=1) for t in data]
+    assert all(len(s.chosen) == 3 for s in noisy)
+    assert all(set(s.categories or {}) <= set(s.chosen) for s in noisy)
+    kept = sum(len(set(s.chosen) & set(clean)) for s in noisy) / (3 * len(data))
+    assert 0.44 < kept < 0.56
+    assert noisy == [controls.select_gold(t, GoldSelector(ratio=0.3, noise=0.5), seed=1) for t in data]
+    every = controls.select_gold(data[0], GoldSelector(ratio=0.3, noise=1.0), seed=1).chosen
+    assert not set(every) & set(clean)
+    # nothing else to take: they stay
+    assert controls.select_gold(expert(1, gold=GOLD[:0]), GoldSelector(noise=1.0)).chosen == ()
+
+
 @pytest.mark.parametrize("ratio", [0.3, 0.4, 1.0])
 def test_complement_of_gold(ratio: float) -> None:
     taken = controls.select_gold(expert(10, gold=GOLD), GoldSelector(ratio=ratio)).chosen
