@@ -1,0 +1,125 @@
+"""What the paper's tables are made of, from a recipe's run folders. Flows in: a recipe; flows out: `PaperRuns`."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from typing import TYPE_CHECKING
+
+from atlas_ray.environments import table
+from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.report.intervals import Interval
+from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import EPISODES
+from atlas_ray.training.metrics import read_metrics
+from atlas_ray.types import Episode
+
+if TYPE_CHECKING:
+    from atlas_ray.recipes.graph import Recipe
+
+
+def gather_paper(recipe: Recipe) -> PaperRuns:
+    """Every arm, backbone and model that was evaluated to the end; the others have no row."""
+    stand_ins = {name: arm.stand_in or _inherited(recipe, arm.like) for name, arm in recipe.arms.items()}
+    arms: dict[str, ArmRuns] = {}
+    for config in recipe.evaluations.values():
+        expected = {env: len(tasks) * config.samples for env, tasks in test_tasks(config).items()}
+        names = dict.fromkeys(_arm_of(recipe, unit) for unit in config.models)
+        for name in names:
+            runs = _runs(recipe, config, name, expected, stand_ins.get(name))
+            if runs is not None:
+                arms[name] = runs
+    return PaperRuns(
+        arms=arms,
+        rows=recipe.config.tables,
+        stand_in_envs=recipe.config.stand_ins,
+        verification=_verification(recipe),
+    )
+
+
+def _inherited(recipe: Recipe, arm: str | None) -> str | None:
+    return recipe.arms[arm].stand_in if arm in recipe.arms else None
+
+
+def _arm_of(recipe: Recipe, unit: str) -> str:
+    return next((u.arm for u in recipe.units if u.name == unit), unit)
+
+
+def _runs(
+    recipe: Recipe, config: EvaluateConfig, name: str, expected: dict[str, int], stand_in: str | None
+) -> ArmRuns | None:
+    units = {u.seed: u.name for u in recipe.units if u.arm == name} or {recipe.config.seeds[0]: name}
+    played = {
+        seed: folder.read(EPISODES)
+        for seed, unit in units.items()
+        if (folder := RunFolder(config.run).child(unit)).finished is not None
+    }
+    if not played:
+        return None
+    model = config.models[units[next(iter(played))]]
+    return ArmRuns(
+        name=name,
+        model=model if isinstance(model, str) else model.path,
+        stand_in=stand_in,
+        scores={env: {seed: _scores(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
+        excluded={env: {seed: _excluded(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
+        expected=expected,
+        training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
+    )
+
+
+def _scores(episodes: list[Episode], env: str) -> dict[tuple[str, int], float]:
+    """By task and sample the environment's own metric; infrastructure failures say nothing."""
+    metric = table.get(env).metric
+    counted = [e for e in episodes if e.env == env and not e.stop_reason.is_infrastructure]
+    return {(e.item_id, e.sample): float(getattr(e, metric)) for e in counted}
+
+
+def _excluded(episodes: list[Episode], env: str) -> dict[str, int]:
+    return dict(Counter(str(e.stop_reason) for e in episodes if e.env == env and e.stop_reason.is_infrastructure))
+
+
+def _cost(recipe: Recipe, unit: str) -> TrainingCost:
+    """From the steps that a training wrote down; a step's seconds are those of every worker."""
+    config, folder = recipe.train[unit], RunFolder(recipe.train[unit].run)
+    steps, finished = read_metrics(folder), folder.finished or {}
+    if not steps:
+        return TrainingCost(step_fraction=finished.get("step_fraction"))
+    flops = sum(step["flops"] for step in steps) if all("flops" in step for step in steps) else None
+    return TrainingCost(
+        loss_tokens=sum(step["loss_tokens"] for step in steps),
+        trajectory_tokens=sum(step["tokens"] for step in steps),
+        flops=flops,
+        device_seconds=config.workers * sum(step["seconds"] for step in steps),
+        device="GPU" if any(step.get("mfu") is not None for step in steps) else "CPU worker",
+        step_fraction=finished.get("step_fraction"),
+    )
+
+
+_STARTS = {"from scratch": "from_scratch", "from critical step": "from_critical_step"} | {
+    "iterative": "iterative",
+    "from other step": "control",
+}
+
+
+def _verification(recipe: Recipe) -> dict[str, dict[str, Start]]:
+    """By environment and kind of start, what `atlas verify` found."""
+    if recipe.verify is None or RunFolder(recipe.verify.run).finished is None:
+        return {}
+    found: dict[str, dict[str, Start]] = defaultdict(dict)
+    for row in RunFolder(recipe.verify.run).read_json("results.json")["rows"]:
+        result = row["result"]
+        limits = {"success": result["ci95"], "reward": result["reward_ci95"], "progress": result["progress_ci95"]}
+        value, interval = result[result["metric"]], limits[result["metric"]]
+        if value is None or interval is None:
+            continue
+        errors = sum(result["excluded"].values())
+        shown = Figure(
+            *(100 * value, 100 * interval[0], 100 * interval[1], result["distinct_tasks"], 1, None),
+            errors=errors,
+            flagged=result["flagged"],
+        )
+        gain = row["gain"] and Interval(*(100 * x for x in (row["gain"]["difference"], *row["gain"]["ci95"])))
+        found[row["env"]][_STARTS[row["start"]]] = Start(shown, gain)
+    return found

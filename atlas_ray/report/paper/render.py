@@ -1,0 +1,238 @@
+"""The paper's tables as files: Markdown, LaTeX, CSV and JSON, and as the report's own tables.
+
+Flows in: `PaperTable`s; flows out: text, and `tables/table1.md` and so on under a report's folder.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from atlas_ray.report.paper.ours import Figure
+from atlas_ray.report.paper.tables import Cost, PaperCell, PaperTable, PaperTableRow
+from atlas_ray.report.tables import Cell, Column, Table
+from atlas_ray.runs.folder import RunFolder
+
+_HEADINGS = {"held_in_avg": "held-in average", "held_out_avg": "held-out average"}
+_CSV = (
+    *("table", "section", "row", "arm", "column"),
+    *("ours", "low", "high", "spread", "n", "seeds", "errors", "flagged", "of"),
+    *("paper", "quoted", "held_against", "difference"),
+)
+_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
+    c: f"\\{c}" for c in "&%$#_{}"
+}
+_TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "−": "$-$"}
+FORMS = ("md", "tex", "csv", "json")
+
+
+def write_paper_tables(folder: RunFolder, tables: Sequence[PaperTable]) -> list[str]:
+    """Writes `tables/NAME.FORM` for every table and form; returns their paths below the folder."""
+    written = []
+    for table in tables:
+        for form, text in zip(FORMS, (markdown(table), latex(table), as_csv(table), as_json(table)), strict=True):
+            path = f"tables/{table.name}.{form}"
+            folder.write_bytes(path, text.encode())
+            written.append(path)
+    return written
+
+
+def markdown(table: PaperTable) -> str:
+    """A table in Markdown: under each printed row's figures ours, and what they differ by."""
+    head = ["", "", *map(_heading, table.columns)]
+    lines = [f"## {table.title}", "", _md_row(head), _md_row(["---", "---", *["---:"] * len(table.columns)])]
+    section = ""
+    for row in table.rows:
+        if row.section != section:
+            section = row.section
+            lines.append(_md_row([f"**{_md(section)}**", "", *[""] * len(table.columns)]))
+        lines += [_md_row([_md(cell) for cell in cells]) for cells in _lines(row)]
+    lines += ["", *_remarks(table, _md)]
+    if table.costs:
+        lines += ["", "What training took, a seed on average:", ""]
+        lines += [_md_row(_COST_HEAD), _md_row(["---", *["---:"] * (len(_COST_HEAD) - 1)])]
+        lines += [_md_row(list(map(_md, _cost_cells(cost)))) for cost in table.costs]
+    return "\n".join(lines) + "\n"
+
+
+def latex(table: PaperTable) -> str:
+    r"""A table in LaTeX, for `\usepackage{booktabs}`."""
+    columns = "ll" + "r" * len(table.columns)
+    lines = [r"\begin{table*}", r"\centering", r"\small", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines += [_tex_row(["", "", *map(_heading, table.columns)]), r"\midrule"]
+    section = ""
+    for row in table.rows:
+        if row.section != section:
+            section = row.section
+            lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{_tex(section)}}}}} \\")
+        lines += [_tex_row(cells) for cells in _lines(row)]
+    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(table.title)}}}"]
+    lines += [rf"\footnotesize {line}" + r" \\" for line in _remarks(table, _tex, "")]
+    return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def as_csv(table: PaperTable) -> str:
+    """One line a cell; empty where there is nothing."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, _CSV, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_flat(table))
+    return out.getvalue()
+
+
+def as_json(table: PaperTable) -> str:
+    """The table with all that is known of its cells."""
+    found = asdict(table)
+    for row, given in zip(found["rows"], table.rows, strict=True):
+        for cell, held in zip(row["cells"], given.cells, strict=True):
+            cell["difference"] = held.difference
+        for claim, made in zip(row["claims"], given.claims, strict=True):
+            claim["words"] = made.words
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
+
+
+def as_table(table: PaperTable) -> Table:
+    """For the page and the terminal: ours, with the paper's under it."""
+    columns = [Column("", align="left"), *(Column(_heading(column)) for column in table.columns)]
+    rows = []
+    for row in table.rows:
+        label = Cell(row.label, row.section)
+        rows.append([label, *(_page_cell(cell) for cell in row.cells)])
+    claims = [f"{row.label}, {claim.words}." for row in table.rows for claim in row.claims]
+    strong = next((i for i, row in enumerate(table.rows) if row.key in ("atlas", "critical-30")), None)
+    return Table(table.title, columns, rows, [*table.notes, *claims], strong)
+
+
+def cost_table(table: PaperTable) -> Table:
+    """What the trainings of a table took, for the page."""
+    rows = [[Cell(text) for text in _cost_cells(cost)] for cost in table.costs]
+    columns = [Column(_COST_HEAD[0], align="left"), *map(Column, _COST_HEAD[1:])]
+    return Table(f"{table.title.partition(':')[0]}: what training took", columns, rows)
+
+
+_COST_HEAD = [
+    "row",
+    "steps with loss",
+    "loss tokens",
+    "of all steps'",
+    "tokens",
+    "FLOPs",
+    "of all steps'",
+    "device-hours",
+]
+
+
+def _cost_cells(cost: Cost) -> list[str]:
+    mean = cost.mean
+    hours = "" if mean.device_seconds is None else f"{mean.device_seconds / 3600:.3g}"
+    return [
+        cost.row,
+        "" if mean.step_fraction is None else f"{mean.step_fraction:.0%}",
+        "" if mean.loss_tokens is None else f"{mean.loss_tokens:,}",
+        "" if cost.loss_share is None else f"{cost.loss_share:.0%}",
+        "" if mean.trajectory_tokens is None else f"{mean.trajectory_tokens:,}",
+        "" if mean.flops is None else f"{mean.flops:.3g}",
+        "" if cost.flops_share is None else f"{cost.flops_share:.0%}",
+        f"{hours} {mean.device or ''}".strip(),
+    ]
+
+
+def _heading(column: str) -> str:
+    return _HEADINGS.get(column, column)
+
+
+def _lines(row: PaperTableRow) -> Iterator[list[str]]:
+    """The printed figures; ours and the differences below, where there are any."""
+    yield [row.label, "paper", *(_paper(cell) for cell in row.cells)]
+    yield ["", "ours", *(_ours(cell.ours) for cell in row.cells)]
+    if any(cell.difference is not None for cell in row.cells):
+        yield ["", "difference", *(_difference(cell) for cell in row.cells)]
+
+
+def _paper(cell: PaperCell) -> str:
+    return "" if cell.paper is None else f"{cell.paper:.2f}" + (" q" if cell.quoted else "")
+
+
+def _ours(found: Figure | None) -> str:
+    if found is None:
+        return ""
+    marks = ("‡" if found.of else "") + ("†" if found.flagged else "")
+    spread = "" if found.spread is None else f" ± {found.spread:.1f}"
+    errors = f", {found.errors} excluded" if found.errors else ""
+    return f"{found.value:.1f}{marks}{spread} [{found.low:.0f}–{found.high:.0f}] n={found.n}{errors}"
+
+
+def _difference(cell: PaperCell) -> str:
+    return "" if cell.difference is None else f"{cell.difference:+.1f}"
+
+
+def _page_cell(cell: PaperCell) -> Cell:
+    if cell.ours is None:
+        return Cell("", "" if cell.paper is None else f"paper {_paper(cell)}")
+    found = cell.ours
+    note = f"[{found.low:.0f}–{found.high:.0f}]" + ("" if found.spread is None else f" ± {found.spread:.1f}")
+    if cell.paper is not None:
+        note += f" paper {_paper(cell)}"
+    if cell.difference is not None:
+        note += f" ({_difference(cell)})"
+    return Cell(f"{found.value:.1f}" + ("‡" if found.of else ""), note, flagged=found.flagged)
+
+
+def _remarks(table: PaperTable, escape: Any, bullet: str = "- ") -> list[str]:
+    claims = [f"{row.label}, {claim.words}." for row in table.rows for claim in row.claims]
+    return [f"{bullet}{escape(line)}" for line in (*claims, *table.notes)]
+
+
+def _flat(table: PaperTable) -> Iterator[dict[str, Any]]:
+    for row in table.rows:
+        for cell in row.cells:
+            found = cell.ours
+            yield {
+                "table": table.name,
+                "section": row.section,
+                "row": row.label,
+                "arm": row.arm or "",
+                "column": cell.column,
+                "paper": "" if cell.paper is None else f"{cell.paper:.2f}",
+                "quoted": "yes" if cell.quoted else "",
+                "held_against": "" if cell.fair is None or found is None else f"{cell.fair:.2f}",
+                "difference": "" if cell.difference is None else f"{cell.difference:.2f}",
+                **({} if found is None else _our_fields(found)),
+            }
+
+
+def _our_fields(found: Figure) -> dict[str, Any]:
+    return {
+        "ours": f"{found.value:.2f}",
+        "low": f"{found.low:.2f}",
+        "high": f"{found.high:.2f}",
+        "spread": "" if found.spread is None else f"{found.spread:.2f}",
+        "n": found.n,
+        "seeds": found.seeds,
+        "errors": found.errors,
+        "flagged": "yes" if found.flagged else "",
+        "of": " ".join(found.of),
+    }
+
+
+def _md_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _md(text: str) -> str:
+    """Text that Markdown shows as it is, in one line: no markup, no HTML, no cell borders."""
+    plain = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_|])", r"\\\1", plain)
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(c, c) for c in re.sub(r"\s+", " ", text))
+
+
+def _tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(map(_tex, cells)) + r" \\"

@@ -1,0 +1,248 @@
+"""Tables 1 to 7 with our figures beside the paper's. Flows in: `PaperRuns`; flows out: a `PaperTable` for each.
+
+A cell without a run is empty, never the paper's figure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from atlas_ray.report.intervals import Interval
+from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, TrainingCost, figure, gain, mean_figure, mean_gain
+from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
+
+GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
+_BY_TASK = ("table4", "table5")
+
+
+@dataclass(frozen=True, slots=True)
+class PaperCell:
+    """One figure of a row, ours beside the paper's.
+
+    Attributes:
+        paper: As printed, in per cent; None where the paper has none.
+        fair: What ours is held against: the paper's, or for an average of some environments the paper's mean of those.
+        quoted: Whether the paper takes its figure from elsewhere.
+    """
+
+    column: str
+    ours: Figure | None
+    paper: float | None
+    fair: float | None
+    quoted: bool = False
+
+    @property
+    def difference(self) -> float | None:
+        """Ours minus the paper's, in points."""
+        return None if self.ours is None or self.fair is None else self.ours.value - self.fair
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """How a row differs from the one that the paper holds it against, in points."""
+
+    scope: str
+    against: str
+    difference: Interval
+
+    @property
+    def words(self) -> str:
+        """What can be said at 95 %."""
+        d = self.difference
+        verdict = "better" if d.low > 0 else "worse" if d.high < 0 else "no difference shown"
+        return f"{self.scope}: {d.value:+.1f} points against {self.against} [{d.low:+.1f}, {d.high:+.1f}]: {verdict}"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What an arm's training took, over its seeds on average, and its share of what all steps take."""
+
+    row: str
+    mean: TrainingCost
+    runs: int
+    loss_share: float | None
+    flops_share: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class PaperTableRow:
+    """A printed row with our cells.
+
+    Attributes:
+        arm: Name of ours, or None where none stands here.
+    """
+
+    key: str
+    label: str
+    section: str
+    arm: str | None
+    cells: tuple[PaperCell, ...]
+    claims: tuple[Claim, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PaperTable:
+    """A table with ours beside the paper's."""
+
+    name: str
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[PaperTableRow, ...]
+    notes: tuple[str, ...]
+    costs: tuple[Cost, ...] = ()
+
+
+def paper_tables(runs: PaperRuns) -> list[PaperTable]:
+    """All seven, filled where there are runs."""
+    return [_table(printed(name), runs) for name in TABLES]
+
+
+def _table(given: PrintedTable, runs: PaperRuns) -> PaperTable:
+    rows = tuple(_row(given, row, runs) for row in given.rows)
+    arms = {row.key: arm for row in rows if row.arm and (arm := runs.arms.get(row.arm))}
+    if given.name in _BY_TASK:
+        placed = runs.rows.get(given.name, {})
+        arms = {key: arm for key, name in placed.items() if (arm := runs.arms.get(name))}
+    return PaperTable(
+        given.name, given.title, given.columns, rows, (*_notes(given, rows, runs, arms), *given.notes), _costs(arms)
+    )
+
+
+def _arm(given: PrintedTable, key: str, env: str | None, runs: PaperRuns) -> ArmRuns | None:
+    place = f"{env}/{key}" if given.name in _BY_TASK and env else key
+    return runs.arms.get(runs.rows.get(given.name, {}).get(place, ""))
+
+
+def _row(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> PaperTableRow:
+    cells = tuple(_cell(given, row, column, runs) for column in given.columns)
+    arm = _arm(given, row.key, None, runs)
+    return PaperTableRow(
+        row.key, row.label, row.section, arm.name if arm else None, cells, tuple(_claims(given, row, runs))
+    )
+
+
+def _cell(given: PrintedTable, row: PrintedRow, column: str, runs: PaperRuns) -> PaperCell:
+    paper, quoted = row.figures.get(column), column in row.quoted
+    if given.name == "table6":
+        start = runs.verification.get(runs.stand_in_envs.get("table6", {}).get(column, column), {}).get(row.key)
+        return PaperCell(column, start.figure if start else None, paper, paper)
+    arm = _arm(given, row.key, column, runs)
+    if arm is None:
+        return PaperCell(column, None, paper, paper, quoted)
+    if column not in AVERAGES:
+        env = runs.stand_in_envs.get(given.name, {}).get(column, column)
+        return PaperCell(column, figure(arm, env), paper, paper, quoted)
+    ours = mean_figure(arm, members(column))
+    fair = paper
+    if ours is not None and ours.of:
+        known = [row.figures[env] for env in ours.of if env in row.figures]
+        # Table 3 prints averages alone: there is nothing of the same environments to hold it against
+        fair = fmean(known) if len(known) == len(ours.of) else None
+    return PaperCell(column, ours, paper, fair, quoted)
+
+
+def members(average: str) -> list[str]:
+    """Environments that a printed average is of."""
+    columns = printed("table1").columns
+    at = columns.index("held_in_avg")
+    return list(columns[:at] if average == "held_in_avg" else columns[at + 1 : -1])
+
+
+def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[Claim]:
+    if row.against is None:
+        return
+    other = next(r for r in given.rows if r.key == row.against)
+    if given.name == "table6":
+        for column in given.columns:
+            env = runs.stand_in_envs.get("table6", {}).get(column, column)
+            start = runs.verification.get(env, {}).get(row.key)
+            if start is not None and start.gain is not None:
+                yield Claim(env, other.label, start.gain)
+        return
+    for column in given.columns if given.name in _BY_TASK else AVERAGES:
+        ours, theirs = (_arm(given, r.key, column, runs) for r in (row, other))
+        if ours is None or theirs is None or ours is theirs:
+            continue
+        if column in AVERAGES:
+            found, scope = mean_gain(ours, theirs, members(column)), GROUPS[column]
+        else:
+            scope = runs.stand_in_envs.get(given.name, {}).get(column, column)
+            found = gain(ours, theirs, scope)
+        if found is not None:
+            yield Claim(scope, other.label, found)
+
+
+def _costs(arms: dict[str, ArmRuns]) -> tuple[Cost, ...]:
+    """Of every arm that was trained, against all steps on the same data."""
+    found = []
+    for key, arm in arms.items():
+        if not arm.training:
+            continue
+        mean = _mean_cost(list(arm.training.values()))
+        rival = next((arms[k] for k in _everything(key) if k in arms and arms[k].training), None)
+        against = _mean_cost(list(rival.training.values())) if rival else TrainingCost()
+        found.append(
+            Cost(
+                key,
+                mean,
+                len(arm.training),
+                _share(mean.loss_tokens, against.loss_tokens),
+                _share(mean.flops, against.flops),
+            )
+        )
+    return tuple(found)
+
+
+def _everything(key: str) -> Sequence[str]:
+    """Keys of the row in the same table that trains on all steps."""
+    return (f"{key.partition('/')[0]}/all", "all", "all-100")
+
+
+def _mean_cost(costs: Sequence[TrainingCost]) -> TrainingCost:
+    def mean(name: str) -> float | None:
+        known = [value for cost in costs if (value := getattr(cost, name)) is not None]
+        return fmean(known) if known else None
+
+    loss, tokens = mean("loss_tokens"), mean("trajectory_tokens")
+    return TrainingCost(
+        None if loss is None else round(loss),
+        None if tokens is None else round(tokens),
+        mean("flops"),
+        mean("device_seconds"),
+        next((cost.device for cost in costs if cost.device), None),
+        mean("step_fraction"),
+    )
+
+
+def _share(ours: float | None, theirs: float | None) -> float | None:
+    return None if ours is None or not theirs else ours / theirs
+
+
+def _notes(
+    given: PrintedTable, rows: Sequence[PaperTableRow], runs: PaperRuns, arms: dict[str, ArmRuns]
+) -> Iterator[str]:
+    """What a reader must know of our figures here."""
+    cells = [cell for row in rows for cell in row.cells if cell.ours is not None]
+    if not cells:
+        yield "Nothing of this table was run."
+        return
+    seeds = sorted({cell.ours.seeds for cell in cells if cell.ours})
+    yield f"Ours: {' or '.join(map(str, seeds))} seed(s), 95 % intervals over tasks; ± is the deviation between seeds."
+    for env, other in runs.stand_in_envs.get(given.name, {}).items():
+        yield f"Stand-in: {other} for {env}."
+    yield from dict.fromkeys(f"Stand-in in `{arm.name}`: {arm.stand_in}." for arm in arms.values() if arm.stand_in)
+    models = dict.fromkeys(arm.model for arm in arms.values() if not arm.training)
+    if models:
+        yield f"Models as they are: {', '.join(models)}."
+    partial = dict.fromkeys(cell.ours.of for cell in cells if cell.ours and cell.ours.of)
+    for envs in partial:
+        yield (
+            f"An average marked ‡ is of {', '.join(envs)} alone; the difference is to the paper's mean of the same, "
+            "where it prints them."
+        )
+    if any(cell.ours and cell.ours.flagged for cell in cells):
+        yield "†: more than 2 % of the episodes were excluded for reasons of infrastructure, or are missing."
+    if any(cell.quoted for row in rows for cell in row.cells):
+        yield "q: quoted by the paper from elsewhere."

@@ -1,0 +1,222 @@
+"""Tables 1 to 7 beside the paper's: every printed figure in its cell, ours by hand, gaps left empty."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_ray.evaluation.metrics import wilson
+from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost, figure, gain, mean_figure
+from atlas_ray.report.paper.printed import TABLES, printed
+from atlas_ray.report.paper.render import as_csv, as_json, as_table, latex, markdown, write_paper_tables
+from atlas_ray.report.paper.tables import PaperTable, paper_tables
+from atlas_ray.runs.folder import RunFolder
+
+SHARED = Path(__file__).parents[2] / "shared" / "paper" / "paper_results.json"
+NOTHING = PaperRuns(arms={}, rows={})
+
+
+def arm(name: str, scores: Mapping[str, Any], **given: Any) -> ArmRuns:
+    """`scores`: by environment, by seed, what each task got; a single list is seed 0's."""
+    by_seed = {env: found if isinstance(found, dict) else {0: found} for env, found in scores.items()}
+    return ArmRuns(
+        name=name,
+        model=f"runs/{name}",
+        stand_in=given.pop("stand_in", None),
+        scores={
+            env: {seed: {(f"{env}_{i}", 0): float(s) for i, s in enumerate(got)} for seed, got in seeds.items()}
+            for env, seeds in by_seed.items()
+        },
+        expected={env: len(next(iter(seeds.values()))) for env, seeds in by_seed.items()},
+        **given,
+    )
+
+
+def table(name: str, runs: PaperRuns = NOTHING) -> PaperTable:
+    return paper_tables(runs)[TABLES.index(name)]
+
+
+def cells(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def in_print() -> Iterator[tuple[str, str, str, str, float]]:
+    """Every figure of the source: table, section, row, column, value."""
+    labels = {"atlas": "ATLAS", "value_function": "value function", "gpt-4o": "GPT-4o"} | {
+        "llama-3.1-70b-instruct": "Llama-3.1-70B-Instruct",
+        "from_scratch": "from scratch",
+        "from_critical_step": "from critical step",
+    }
+    source = json.loads(SHARED.read_text())
+    for name in TABLES:
+        for row in source[name]:
+            if "held_in" in row:
+                figures = {**row["held_in"], **(row["held_out"] or {})}
+                figures |= {k: row[k] for k in ("held_in_avg", "held_out_avg")}
+                for column, value in figures.items():
+                    if value is not None:
+                        yield name, row["section"] or "", row["model"], column, value
+            elif "selection" in row:
+                kind = {"all": "complete"}.get(row["selection"], row["selection"])
+                for column in ("held_in_avg", "held_out_avg"):
+                    yield name, "", f"{kind}, {round(100 * row['ratio'])} %", column, row[column]
+            else:
+                for key in row.keys() - {"env", "tasks"}:
+                    yield name, "", labels[key], row["env"], row[key]
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="the paper's figures are not beside this folder")
+def test_every_printed_figure_stands_in_its_row_and_column_of_csv_and_markdown() -> None:
+    found: dict[tuple[str, ...], str] = {}
+    shown: dict[tuple[str, ...], str] = {}
+    for made in paper_tables(NOTHING):
+        for line in cells(as_csv(made)):
+            found[line["table"], line["section"], line["row"], line["column"]] = line["paper"]
+        section, columns = "", made.columns
+        for line in markdown(made).splitlines():
+            parts = [re.sub(r"\\(.)", r"\1", part.strip()) for part in line.strip("|").split("|")]
+            if len(parts) == len(columns) + 2 and parts[0].startswith("**"):
+                section = parts[0].strip("*")
+            elif len(parts) == len(columns) + 2 and parts[1] == "paper":
+                shown |= {(made.name, section, parts[0], c): v for c, v in zip(columns, parts[2:], strict=True)}
+    expected = list(in_print())
+    assert len(expected) == 14 * 16 + 5 * 16 - 3 * 5 + 3 * 16 + 7 * 2 + 4 + 6 + 4 + 11 * 16
+    for *place, value in expected:
+        assert found[tuple(place)] == f"{value:.2f}", place
+        assert shown[tuple(place)].removesuffix(" q") == f"{value:.2f}", place
+    # and nothing else is printed as the paper's
+    assert sum(bool(v) for v in found.values()) == sum(bool(v) for v in shown.values()) == len(expected)
+
+
+def test_without_runs_our_cells_are_empty() -> None:
+    for made in paper_tables(NOTHING):
+        assert all(line["ours"] == line["difference"] == "" for line in cells(as_csv(made)))
+        assert "Nothing of this table was run." in made.notes
+        assert "difference" not in markdown(made)
+
+
+def test_one_environment_by_hand() -> None:
+    ours = arm("atlas", {"maze": {0: [1, 0, 1, 0], 1: [1, 1, 1, 0]}})
+    found = figure(ours, "maze")
+    assert found is not None
+    # tasks: 1, 0.5, 1, 0
+    assert found.value == pytest.approx(62.5)
+    assert (found.low, found.high) == pytest.approx(tuple(100 * x for x in wilson(0.625, 4)))
+    # seeds: 50 and 75
+    assert found.spread == pytest.approx(17.677669)
+    assert (found.n, found.seeds, found.errors, found.flagged) == (8, 2, 0, False)
+    assert figure(ours, "wordle") is None
+
+
+def test_excluded_and_missing_episodes_are_counted_and_flagged() -> None:
+    fine = arm("a", {"maze": [1.0] * 99}, excluded={"maze": {0: {"env_error": 1}}})
+    fine = ArmRuns(fine.name, fine.model, None, fine.scores, fine.excluded, {"maze": 100})
+    found = figure(fine, "maze")
+    assert found is not None
+    assert (found.errors, found.flagged) == (1, False)
+    missing = figure(ArmRuns("a", "a", None, fine.scores, {}, {"maze": 100}), "maze")
+    assert missing is not None
+    assert missing.flagged
+
+
+def test_an_average_of_some_environments_says_so_and_is_held_against_the_same() -> None:
+    ours = arm("atlas", {"maze": [1, 0], "wordle": [0, 0]})
+    runs = PaperRuns({"atlas": ours}, {"table1": {"atlas": "atlas"}})
+    made = table("table1", runs)
+    row = next(row for row in made.rows if row.key == "atlas")
+    average = next(cell for cell in row.cells if cell.column == "held_in_avg")
+    assert average.ours is not None
+    assert average.ours.value == pytest.approx(25.0)
+    assert average.ours.of == ("maze", "wordle")
+    # the paper: maze 48, wordle 20
+    assert average.fair == pytest.approx(34.0)
+    assert average.difference == pytest.approx(-9.0)
+    assert any("‡ is of maze, wordle alone" in note for note in made.notes)
+    # Table 3 prints averages alone
+    made = table("table3", PaperRuns({"atlas": ours}, {"table3": {"critical-30": "atlas"}}))
+    assert next(row for row in made.rows if row.key == "critical-30").cells[0].difference is None
+
+
+def test_whole_averages_are_held_against_the_printed_ones() -> None:
+    envs = printed("table1").columns[:10]
+    found = mean_figure(arm("a", {env: [1, 0] for env in envs}), envs)
+    assert found is not None
+    assert (found.value, found.of, found.n) == (pytest.approx(50.0), (), 20)
+
+
+def test_a_row_is_held_against_the_papers_rival_task_by_task() -> None:
+    ours, theirs = arm("atlas", {"maze": [1] * 20}), arm("all", {"maze": [0] * 20})
+    runs = PaperRuns({"atlas": ours, "all": theirs}, {"table2": {"atlas": "atlas", "all": "all"}})
+    (claim,) = next(row for row in table("table2", runs).rows if row.key == "atlas").claims
+    assert claim.scope == "held in"
+    assert claim.difference.value == pytest.approx(100.0)
+    assert claim.words.endswith("better")
+    found = gain(ours, arm("all", {"maze": [1] * 10 + [0] * 10}), "maze")
+    assert found is not None
+    assert found.value == pytest.approx(50.0)
+
+
+def test_tables_4_and_5_take_an_arm_a_task_and_name_stand_ins() -> None:
+    arms = {
+        "one": arm("one", {"babyai": [1.0, 0.5]}),
+        "two": arm("two", {"textcraft": [1, 1, 0, 0]}, stand_in="gold for GPT-4o"),
+    }
+    rows = {"table4": {"babyai/atlas": "one", "weather/atlas": "two"}}
+    made = table("table4", PaperRuns(arms, rows, {"table4": {"weather": "textcraft"}}))
+    atlas = next(row for row in made.rows if row.key == "atlas")
+    assert [cell.ours and round(cell.ours.value, 6) for cell in atlas.cells] == [75.0, 50.0]
+    assert [cell.paper for cell in atlas.cells] == [78.93, 60.0]
+    assert "Stand-in: textcraft for weather." in made.notes
+    assert "Stand-in in `two`: gold for GPT-4o." in made.notes
+
+
+def test_table_6_is_of_verification() -> None:
+    shown = Figure(40.0, 30.0, 50.0, 100, 1, None, 0, False)
+    made = table("table6", PaperRuns({}, {}, verification={"maze": {"from_critical_step": Start(shown)}}))
+    line = next(c for c in cells(as_csv(made)) if c["row"] == "from critical step" and c["column"] == "maze")
+    assert (line["ours"], line["paper"], line["difference"]) == ("40.00", "44.00", "-4.00")
+
+
+def test_what_training_took_against_all_steps() -> None:
+    cost = TrainingCost(300, 1000, 6e9, 7200.0, "GPU", 0.3)
+    every = TrainingCost(1000, 1000, 8e9, 7200.0, "GPU", 1.0)
+    arms = {
+        "atlas": arm("atlas", {"maze": [1, 0]}, training={0: cost}),
+        "all": arm("all", {"maze": [1, 0]}, training={0: every}),
+    }
+    made = table("table1", PaperRuns(arms, {"table1": {"atlas": "atlas", "all": "all"}}))
+    assert {c.row: (c.loss_share, c.flops_share) for c in made.costs} == {"atlas": (0.3, 0.75), "all": (1.0, 1.0)}
+    assert "| atlas | 30% | 300 | 30% | 1,000 | 6e+09 | 75% | 2 GPU |" in markdown(made)
+
+
+def test_names_are_shown_as_they_are_written() -> None:
+    evil = "a|b_c<script>&%$#{}\\ *x*"
+    runs = PaperRuns(
+        {"x": arm("x", {"maze": [1, 0]}, stand_in=evil, training={0: TrainingCost(1, 1)})},
+        {"table1": {"atlas": "x"}},
+    )
+    made = table("table1", runs)
+    text = markdown(made)
+    assert "<script>" not in text
+    assert r"a\|b\_c&lt;script&gt;&amp;%$#{}\\ \*x\*" in text
+    tex = latex(made)
+    assert r"a|b\_c<script>\&\%\$\#\{\}\textbackslash{} *x*" in tex
+    assert re.sub(r"\\[{}]", "", tex).count("{") == re.sub(r"\\[{}]", "", tex).count("}")
+    columns = tex.index(r"\midrule")
+    widths = {line.count("&") - line.count(r"\&") for line in tex[columns:].splitlines() if line.count(" & ") > 3}
+    assert widths == {len(made.columns) + 1}
+    assert json.loads(as_json(made))["name"] == "table1"
+    assert as_table(made).rows[-1][1].text == ""
+
+
+def test_files_of_every_form(tmp_path: Path) -> None:
+    written = write_paper_tables(RunFolder(str(tmp_path)), paper_tables(NOTHING))
+    assert len(written) == 28
+    assert all((tmp_path / path).stat().st_size for path in written)
