@@ -14,9 +14,12 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.report.examples import pick_examples
 from atlas_ray.report.inputs import Arm, ReportInput
+from atlas_ray.report.paper.gather import gather_paper
+from atlas_ray.report.paper.render import as_table, write_paper_tables
+from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import print_tables
+from atlas_ray.report.tables import print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
@@ -37,8 +40,14 @@ def report_recipe(recipe: Recipe) -> str:
     """
     given = gather(recipe)
     results = build_results(given)
-    page = write_report(RunFolder(f"{recipe.root}/report"), results, pick_examples(given))
+    folder = RunFolder(f"{recipe.root}/report")
+    page = write_report(folder, results, pick_examples(given))
     print_tables(results)
+    if recipe.config.tables:
+        tables = [t for t in paper_tables(gather_paper(recipe)) if t.name in recipe.config.tables]
+        written = write_paper_tables(folder, tables)
+        print_table(*(as_table(table) for table in tables))
+        console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
     return page
 
 

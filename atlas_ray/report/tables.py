@@ -221,13 +221,18 @@ def overlap_table(results: Mapping[str, Any]) -> Table:
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the headline, the arms and the selectors."""
     console = console or Console()
-    for table in (success_table(results), selector_table(results)):
-        if table.rows:
-            console.print(to_rich(table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
+    print_table(*(t for t in (success_table(results), selector_table(results)) if t.rows), console=console)
     for sentence in results["verdict"]["headline"]:
         console.print(Text(sentence, "bold"))
     for sentence in results["verdict"]["caveats"]:
         console.print(Text(sentence, "dim"))
+
+
+def print_table(*tables: Table, console: Console | None = None) -> None:
+    """Prints tables with their notes under them."""
+    console = console or Console()
+    for table in tables:
+        console.print(to_rich(table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
 
 
 def to_rich(table: Table) -> RichTable:
