@@ -1,4 +1,4 @@
-"""From a recipe's run folders to its report. Flows in: a recipe; flows out: `report/index.html` and `results.json`."""
+"""From a recipe's run folders to its report. Flows in: a recipe; flows out: the folder `report/`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
-from atlas_ray.report.examples import pick_examples
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.results import build_results
+from atlas_ray.report.site import SiteInput
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import print_tables
 from atlas_ray.runs.folder import RunFolder
@@ -29,9 +29,14 @@ def report_recipe(recipe: Recipe) -> str:
     """
     given = gather(recipe)
     results = build_results(given)
-    page = write_report(RunFolder(f"{recipe.root}/report"), results, pick_examples(given))
+    page = write_report(RunFolder(f"{recipe.root}/report"), results, site_of(given))
     print_tables(results)
     return page
+
+
+def site_of(given: ReportInput) -> SiteInput:
+    """What the viewer shows of the records that a report is about."""
+    return SiteInput(given.trajectories, given.selections, {arm.name: arm.episodes for arm in given.arms})
 
 
 def gather(recipe: Recipe) -> ReportInput:
