@@ -5,43 +5,19 @@ Flows in: `results.json` as a dict; flows out: SVG by name, byte for byte the sa
 
 from __future__ import annotations
 
-import io
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import matplotlib as mpl
-from markupsafe import Markup, escape
+from markupsafe import Markup
 from matplotlib import style
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, WIDTH, bare, named_rows, short, to_svg
 from atlas_ray.report.intervals import percent
 from atlas_ray.report.tables import HELD
 
-# Stand-ins that matplotlib takes for colours and the page's style sheet replaces.
-_COLOURS = {"#0a0001": "ink", "#0a0002": "muted", "#0a0003": "line", "#0a0004": "accent", "#0a0005": "paper"}
-INK, MUTED, LINE, ACCENT, PAPER = _COLOURS
-_WIDTH = 3.75
-_ROW = 0.255
-_NAME = 16
 _Dot = tuple[float, Mapping[str, Any], str]
-_STYLE = {
-    "svg.fonttype": "none",
-    "font.sans-serif": ["DejaVu Sans"],
-    "text.parse_math": False,
-    "font.size": 9,
-    "text.color": INK,
-    "axes.edgecolor": LINE,
-    "axes.labelcolor": MUTED,
-    "axes.labelsize": 8.5,
-    "xtick.color": MUTED,
-    "ytick.color": INK,
-    "xtick.labelsize": 8.5,
-    "grid.color": LINE,
-    "grid.linewidth": 0.8,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +36,7 @@ def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
         Panels by subject: `success` (one an environment), `cost` (held in, held out), `selectors`, `positions`,
         `losses` (one an arm that was trained).
     """
-    with style.context(["default", _STYLE]):
+    with style.context(["default", STYLE]):
         return {
             "success": _success(results),
             "cost": _cost(results),
@@ -75,14 +51,14 @@ def _success(results: Mapping[str, Any]) -> list[Panel]:
     arms, critical = results["arms"], results["verdict"]["critical"]
     panels = []
     for place, cell in sorted(enumerate(arms[0]["environments"] if arms else []), key=lambda pair: pair[1]["held"]):
-        figure, axes = _rows([arm["name"] for arm in arms], critical)
+        figure, axes = named_rows([arm["name"] for arm in arms], critical)
         for y, arm in enumerate(arms):
             shown, colour = arm["environments"][place], ACCENT if arm["name"] == critical else INK
             if shown["success"] is not None:
                 axes.plot([100 * x for x in shown["ci95"]], [y, y], color=colour, linewidth=1.4, alpha=0.55)
                 axes.plot([100 * shown["success"]], [y], "o", color=colour, markersize=5.5)
         axes.set_xlabel("success, %")
-        svg = _svg(figure, f"success-{place}", f"Success of the arms on {cell['env']}")
+        svg = to_svg(figure, f"success-{place}", f"Success of the arms on {cell['env']}")
         panels.append(Panel(cell["env"], HELD[cell["held"]], svg))
     return panels
 
@@ -99,7 +75,7 @@ def _cost(results: Mapping[str, Any]) -> list[Panel]:
         ]
         if dots:
             figure = _scatter(dots, results["verdict"]["critical"])
-            panels.append(Panel("", name, _svg(figure, f"cost-{held}", f"Success {name} against tokens trained on")))
+            panels.append(Panel("", name, to_svg(figure, f"cost-{held}", f"Success {name} against tokens trained on")))
     return panels
 
 
@@ -109,7 +85,7 @@ def _selectors(results: Mapping[str, Any]) -> list[Panel]:
     rows = [row for row in results["selectors"] if row["precision"] is not None or row["recall"] is not None]
     if not rows:
         return []
-    figure, axes = _rows([row["name"] for row in rows], critical)
+    figure, axes = named_rows([row["name"] for row in rows], critical)
     for y, row in enumerate(rows):
         colour = ACCENT if row["name"] == critical else INK
         known = [100 * row[key] for key in ("precision", "recall") if row[key] is not None]
@@ -119,7 +95,7 @@ def _selectors(results: Mapping[str, Any]) -> list[Panel]:
         if row["precision"] is not None:
             axes.plot([100 * row["precision"]], [y], "o", color=colour, markersize=4)
     axes.set_xlabel("● precision   ○ recall, %")
-    return [Panel("", "", _svg(figure, "selectors", "Precision and recall of the selectors"))]
+    return [Panel("", "", to_svg(figure, "selectors", "Precision and recall of the selectors"))]
 
 
 def _positions(results: Mapping[str, Any]) -> list[Panel]:
@@ -128,7 +104,7 @@ def _positions(results: Mapping[str, Any]) -> list[Panel]:
     if not rows:
         return []
     bins = len(rows[0]["positions"])
-    figure, axes = _rows([row["name"] for row in rows], results["verdict"]["critical"])
+    figure, axes = named_rows([row["name"] for row in rows], results["verdict"]["critical"])
     axes.grid(visible=False)
     axes.set_xlim(0, bins)
     axes.set_xticks([0.5, bins / 2, bins - 0.5], ["start", "middle", "end"])
@@ -140,7 +116,7 @@ def _positions(results: Mapping[str, Any]) -> list[Panel]:
                 colour = PAPER if share > 0.55 else INK
                 axes.text(x + 0.5, y, percent(share, 0), ha="center", va="center", size=7.5, color=colour)
     axes.set_xlabel("place in the trajectory")
-    return [Panel("", "", _svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
+    return [Panel("", "", to_svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
 
 
 def _losses(results: Mapping[str, Any]) -> list[Panel]:
@@ -150,7 +126,7 @@ def _losses(results: Mapping[str, Any]) -> list[Panel]:
     panels = []
     for place, arm in enumerate(arms):
         colour = ACCENT if arm["name"] == results["verdict"]["critical"] else INK
-        figure = Figure(figsize=(_WIDTH, 1.7))
+        figure = Figure(figsize=(WIDTH, 1.7))
         axes = figure.add_axes((0.13, 0.27, 0.84, 0.68))
         axes.plot(*zip(*arm["losses"], strict=True), color=colour, linewidth=1.2)
         if arm["validation"]:
@@ -158,9 +134,9 @@ def _losses(results: Mapping[str, Any]) -> list[Panel]:
         axes.set_ylim(0, 1.05 * top)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats")
-        _bare(axes)
+        bare(axes)
         axes.grid(axis="y")
-        panels.append(Panel(arm["name"], "", _svg(figure, f"loss-{place}", f"Training loss of {arm['name']}")))
+        panels.append(Panel(arm["name"], "", to_svg(figure, f"loss-{place}", f"Training loss of {arm['name']}")))
     return panels
 
 
@@ -170,28 +146,8 @@ def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
     return next((m for m in arm["averages"] if m["held"] == held), cells[0] if len(cells) == 1 else None)
 
 
-def _rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
-    """A panel with one named row a line, from the top, over 0 to 100 %."""
-    top, bottom, left, right = 0.06, 0.46, 1.12, 0.16
-    height = top + bottom + _ROW * len(names)
-    figure = Figure(figsize=(_WIDTH, height))
-    axes = figure.add_axes(
-        (left / _WIDTH, bottom / height, (_WIDTH - left - right) / _WIDTH, 1 - (top + bottom) / height)
-    )
-    axes.set_xlim(-2, 102)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_yticks(range(len(names)), [_short(name) for name in names])
-    for label, name in zip(axes.get_yticklabels(), names, strict=True):
-        if name == critical:
-            label.set(color=ACCENT, weight="bold")
-    _bare(axes)
-    axes.grid(axis="x")
-    return figure, axes
-
-
 def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
-    figure = Figure(figsize=(_WIDTH, 2.9))
+    figure = Figure(figsize=(WIDTH, 2.9))
     axes = figure.add_axes((0.13, 0.17, 0.84, 0.80))
     axes.set_xlim(-4, 107)
     axes.set_ylim(0, 104)
@@ -199,7 +155,7 @@ def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.set_xlabel("tokens with loss, %")
     axes.set_ylabel("success, %")
-    _bare(axes)
+    bare(axes)
     axes.grid()
     for x, score, name in dots:
         colour = ACCENT if name == critical else INK
@@ -218,7 +174,7 @@ def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
                 linewidth=0.6,
                 alpha=0.5,
             )
-            axes.text(at, height, _short(name), va="center", ha="left" if side > 0 else "right", color=colour)
+            axes.text(at, height, short(name), va="center", ha="left" if side > 0 else "right", color=colour)
     return figure
 
 
@@ -248,30 +204,3 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 def _foot(run: Sequence[int], heights: Sequence[float], gap: float) -> float:
     """Where the lowest label of a run stands when the run is centred on its points."""
     return sum(heights[i] for i in run) / len(run) - gap * (len(run) - 1) / 2
-
-
-def _bare(axes: Axes) -> None:
-    for spine in axes.spines.values():
-        spine.set_visible(False)
-    axes.tick_params(length=0)
-    axes.set_axisbelow(True)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
-
-
-def _svg(figure: Figure, name: str, label: str) -> Markup:
-    """The drawing alone: no date, no name spaces, no fonts, colours as variables."""
-    out = io.StringIO()
-    with mpl.rc_context({"svg.hashsalt": name}):
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = out.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r'<g id="[^"]*"', "<g", text)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
-    text = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
-    for stand_in, colour in _COLOURS.items():
-        text = text.replace(stand_in, f"var(--{colour})")
-    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

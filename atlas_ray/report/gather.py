@@ -1,4 +1,4 @@
-"""From a recipe's run folders to its report. Flows in: a recipe; flows out: `report/index.html` and `results.json`.
+"""From a recipe's run folders to its report. Flows in: a recipe; flows out: the folder `report/`.
 
 What is finished is reported; what is not is named as missing.
 """
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
-from atlas_ray.report.examples import pick_examples
 from atlas_ray.report.inputs import Arm, ReportInput
+from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.gather import gather_paper
-from atlas_ray.report.paper.render import as_table, write_paper_tables
+from atlas_ray.report.paper.render import as_table, cost_table, write_paper_tables
 from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
+from atlas_ray.report.selection_figures import selection_figures
+from atlas_ray.report.site import SiteInput
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
@@ -39,16 +41,35 @@ def report_recipe(recipe: Recipe) -> str:
         UserError: If nothing was evaluated.
     """
     given = gather(recipe)
-    results = build_results(given)
-    folder = RunFolder(f"{recipe.root}/report")
-    page = write_report(folder, results, pick_examples(given))
+    results, folder = build_results(given), RunFolder(f"{recipe.root}/report")
+    runs = gather_paper(recipe)
+    tables = [made for made in paper_tables(runs) if made.name in recipe.config.tables]
+    written = write_paper_tables(folder, tables)
+    site = SiteInput(
+        given.trajectories,
+        given.selections,
+        _episodes(recipe, given),
+        tables=[shown for made in tables for shown in (as_table(made), *([cost_table(made)] if made.costs else []))],
+        figures=[*figure2(runs), *cost_figures(runs), *selection_figures(results, given.selections)],
+        downloads=written,
+    )
+    page = write_report(folder, results, site)
     print_tables(results)
-    if recipe.config.tables:
-        tables = [t for t in paper_tables(gather_paper(recipe)) if t.name in recipe.config.tables]
-        written = write_paper_tables(folder, tables)
-        print_table(*(as_table(table) for table in tables))
+    print_table(*(as_table(made) for made in tables if any(cell.ours for row in made.rows for cell in row.cells)))
+    if written:
         console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
     return page
+
+
+def _episodes(recipe: Recipe, given: ReportInput) -> dict[str, Sequence[Episode]]:
+    """What every model played, those of some environments alone behind the others."""
+    found: dict[str, Sequence[Episode]] = {arm.name: arm.episodes for arm in given.arms}
+    for config in recipe.evaluations.values():
+        for unit in config.models:
+            folder = RunFolder(config.run).child(unit)
+            if config is not recipe.evaluations[""] and folder.finished is not None:
+                found[unit] = folder.read(EPISODES)
+    return found
 
 
 def gather(recipe: Recipe) -> ReportInput:

@@ -1,26 +1,43 @@
-"""`index.html`: one static page without network, opened from a file.
+"""`index.html`: the page that holds overview, tables and figures, and shows trajectories and episodes from `data/`.
 
-Flows in: results and examples; flows out: HTML. Every template escapes what it is given; only the drawings and the
-page's own script are passed as they are, and the page's policy lets no other script run and nothing be loaded.
+Flows in: results, what belongs to the site, and its meta data; flows out: HTML. Every template escapes what it is
+given; only our own drawings are passed as they are. The page's policy runs no script but the folder's, and loads
+nothing from elsewhere.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from atlas_ray.errors import AtlasError
 from atlas_ray.report import tables
 from atlas_ray.report.figures import draw
-from atlas_ray.report.intervals import listed, percent
+from atlas_ray.report.intervals import percent
+from atlas_ray.report.site import SiteInput
+
+# In the order in which they need each other; the data's names come before the last, which starts the page.
+SCRIPTS = (
+    *(f"assets/{name}.js" for name in ("dom", "data", "route", "turns", "list", "trajectory", "episode")),
+    "data/meta.js",
+    "assets/app.js",
+)
 
 
-def render_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]]) -> str:
-    """Renders the report; the same input gives the same text."""
+def render_page(results: Mapping[str, Any], site: SiteInput, meta: Mapping[str, Any]) -> str:
+    """Renders the page; the same input gives the same text.
+
+    Args:
+        meta: From `site.write_data`.
+
+    Raises:
+        AtlasError: If a download lies outside the report's folder.
+    """
     templates = Environment(
         loader=PackageLoader("atlas_ray.report"),
         autoescape=True,
@@ -28,13 +45,13 @@ def render_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "duration": duration, "score": score, "listed": listed}
-    script = templates.get_template("viewer.js.j2").render()
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    templates.filters |= {"percent": percent, "duration": duration, "svg": Markup}
     return templates.get_template("index.html.j2").render(
         results=results,
         verdict=results["verdict"],
-        examples=examples,
+        site=site,
+        meta=meta,
+        downloads=[(path, _link(path)) for path in site.downloads],
         figures=draw(results),
         tables={
             "success": tables.success_table(results),
@@ -45,9 +62,15 @@ def render_page(results: Mapping[str, Any], examples: Sequence[Mapping[str, Any]
         },
         seconds=_by_stage(results["seconds"]),
         flag=tables.FLAG,
-        script=Markup(script),
-        script_digest=digest,
+        scripts=SCRIPTS,
     )
+
+
+def _link(path: str) -> str:
+    parts = PurePosixPath(path).parts
+    if not parts or parts[0] == "/" or ".." in parts:
+        raise AtlasError(f"the download {path!r} lies outside the report's folder", "give a path within it")
+    return "./" + quote("/".join(parts))
 
 
 def _by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
@@ -67,8 +90,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def score(value: float | None) -> str:
-    """A step's score, short; a dash where the selector gives none."""
-    return "–" if value is None else f"{value:.3g}".replace("-", "−")

@@ -1,0 +1,40 @@
+"use strict";
+// A conversation as steps, each with what stands before it, and how the pieces look.
+
+const Turns = (() => {
+  const { el } = Dom;
+  const ROLES = { user: "observation", assistant: "reply, not trained on", system: "system" };
+
+  // turns: [role, text] or ["step", thought, action(, reply)]. The opening is all before what the first step answers.
+  const group = (turns) => {
+    const steps = [];
+    let before = [];
+    for (const turn of turns) {
+      if (turn[0] === "step") {
+        steps.push({ index: steps.length + 1, before, thought: turn[1], action: turn[2], reply: turn[3] });
+        before = [];
+      } else before.push(turn);
+    }
+    const opening = steps.length ? steps[0].before.splice(0, steps[0].before.length - 1) : before.splice(0);
+    return { opening, steps, closing: before };
+  };
+
+  const message = ([role, text], words) => el(`div.turn.${role}`, {}, el("span.role", {}, ROLES[role] ?? role), Dom.text(text, words));
+
+  const opening = (turns, words) => turns.length
+    ? el("details.opening", {}, el("summary", {}, `Instruction (${Dom.plural(turns.length, "message")})`), turns.map((turn) => message(turn, words)))
+    : null;
+
+  const closing = (turns, words) => turns.length ? el("section.closing", {}, el("h3", {}, "After the last step"), turns.map((turn) => message(turn, words))) : null;
+
+  // Thought, action and the end of the turn: what carries loss where the step is trained on.
+  const reply = (step, words, tint = "") => el(`div.reply${tint ? `.${tint}` : ""}`, {},
+    step.thought ? el("div.turn.thought", {}, el("span.role", {}, "thought"), Dom.text(step.thought, words)) : null,
+    step.action || !step.thought ? el("div.turn.action", {}, el("span.role", {}, "action"), Dom.text(step.action || "(empty)", words)) : null,
+    tint ? el("span.end", { title: "The end of the turn carries loss too" }, "end of turn") : null,
+    step.reply !== undefined ? el("details.raw", {}, el("summary", {}, "Reply as written"), Dom.text(step.reply, words)) : null);
+
+  const chip = (text, kind = "") => el(`span.chip${kind ? `.${kind.replaceAll(" ", "-")}` : ""}`, {}, text);
+
+  return { group, message, opening, closing, reply, chip };
+})();

@@ -1,0 +1,84 @@
+"""What our drawings share: the page's colours, rows with names, and SVG without anything that is not the drawing.
+
+Flows in: matplotlib figures; flows out: SVG whose colours are the page's, so that one drawing serves light and dark.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Sequence
+
+import matplotlib as mpl
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Stand-ins that matplotlib takes for colours and the page's style sheet replaces.
+_COLOURS = {"#0a0001": "ink", "#0a0002": "muted", "#0a0003": "line", "#0a0004": "accent", "#0a0005": "paper"}
+INK, MUTED, LINE, ACCENT, PAPER = _COLOURS
+WIDTH = 3.75
+_ROW = 0.255
+_NAME = 16
+STYLE = {
+    "svg.fonttype": "none",
+    "font.sans-serif": ["DejaVu Sans"],
+    "text.parse_math": False,
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": LINE,
+    "axes.labelcolor": MUTED,
+    "axes.labelsize": 8.5,
+    "xtick.color": MUTED,
+    "ytick.color": INK,
+    "xtick.labelsize": 8.5,
+    "grid.color": LINE,
+    "grid.linewidth": 0.8,
+}
+
+
+def named_rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
+    """A panel with one named row a line, from the top, over 0 to 100 %."""
+    top, bottom, left, right = 0.06, 0.46, 1.12, 0.16
+    height = top + bottom + _ROW * len(names)
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, 1 - (top + bottom) / height))
+    axes.set_xlim(-2, 102)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set_yticks(range(len(names)), [short(name) for name in names])
+    for label, name in zip(axes.get_yticklabels(), names, strict=True):
+        if name == critical:
+            label.set(color=ACCENT, weight="bold")
+    bare(axes)
+    axes.grid(axis="x")
+    return figure, axes
+
+
+def bare(axes: Axes) -> None:
+    """No frame and no ticks; what is drawn lies over the grid."""
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    axes.tick_params(length=0)
+    axes.set_axisbelow(True)
+
+
+def short(name: str) -> str:
+    """A name that fits beside a row."""
+    return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
+
+
+def to_svg(figure: Figure, name: str, label: str) -> Markup:
+    """The drawing alone: no date, no name spaces, no fonts, colours as variables."""
+    out = io.StringIO()
+    with mpl.rc_context({"svg.hashsalt": name}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>", "", text, flags=re.DOTALL)
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", "var(--sans)", text)
+    text = re.sub(r' xmlns(?::xlink)?="[^"]*"', "", text).replace("xlink:href", "href")
+    for stand_in, colour in _COLOURS.items():
+        text = text.replace(stand_in, f"var(--{colour})")
+    return Markup(text.replace("<svg ", f'<svg role="img" aria-label="{escape(label)}" ', 1))

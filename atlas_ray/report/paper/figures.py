@@ -1,0 +1,100 @@
+"""Figure 2, and what training costs against what it brings. Flows in: `PaperRuns`; flows out: figures for the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from matplotlib import style
+from matplotlib.figure import Figure as Drawing
+
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, WIDTH, bare, short, to_svg
+from atlas_ray.report.paper.ours import ArmRuns, PaperRuns, mean_figure
+from atlas_ray.report.paper.printed import printed
+from atlas_ray.report.paper.tables import GROUPS, members
+from atlas_ray.report.site import Figure
+
+_BACKBONES = {
+    "Llama-3.1-8B": ("llama", "table1", "all", "atlas"),
+    "Mistral-7B": ("mistral", "table7", "mistral/all", "mistral/atlas"),
+    "Qwen2.5-7B": ("qwen", "table7", "qwen/all", "qwen/atlas"),
+}
+_BAR = 0.36
+
+
+def figure2(runs: PaperRuns) -> list[Figure]:
+    """Three backbones, all steps beside ATLAS's: ours as bars with intervals, the paper's printed figures as marks."""
+    placed = runs.rows.get("figure2", {})
+    if not any(name in runs.arms for name in placed.values()):
+        return []
+    return [_backbones(runs, average, group) for average, group in GROUPS.items()]
+
+
+def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
+    with style.context(["default", STYLE]):
+        figure = Drawing(figsize=(WIDTH, 2.4))
+        axes = figure.add_axes((0.13, 0.14, 0.84, 0.82))
+        count = 0
+        for x, (prefix, table, *keys) in enumerate(_BACKBONES.values()):
+            rows = {row.key: row for row in printed(table).rows}
+            for side, kind, key in ((-1, "all", keys[0]), (1, "atlas", keys[1])):
+                at, colour = x + side * (_BAR / 2 + 0.01), ACCENT if kind == "atlas" else INK
+                arm = runs.arms.get(runs.rows["figure2"].get(f"{prefix}/{kind}", ""))
+                found = mean_figure(arm, members(average)) if arm else None
+                if found is not None:
+                    axes.bar(at, found.value, _BAR, color=colour, alpha=0.75, linewidth=0)
+                    axes.plot([at, at], [found.low, found.high], color=colour, linewidth=1.2)
+                    count += found.n
+                axes.plot([at - _BAR / 2, at + _BAR / 2], [rows[key].figures[average]] * 2, color=MUTED, linewidth=1.6)
+        axes.set_xticks(range(len(_BACKBONES)), list(_BACKBONES))
+        axes.set_ylabel(f"{group} average, %")
+        axes.set_ylim(0, 100)
+        bare(axes)
+        axes.grid(axis="y")
+        svg = to_svg(figure, f"figure2-{average}", f"Three backbones, {group}")
+    envs = sorted({env for arm in _shown(runs) for env in members(average) if arm.scores.get(env)})
+    models = ", ".join(f"{arm.name}: {arm.model}" for arm in _shown(runs))
+    caption = (
+        f"Left of each pair all steps, right ATLAS's; lines across: the paper's averages, of all its environments. "
+        f"Ours: {', '.join(envs) or 'none'} ({count} episodes). {models}."
+    )
+    return Figure(f"figure2-{average.replace('_', '-')}", f"Figure 2: backbones, {group}", caption, svg)
+
+
+def _shown(runs: PaperRuns) -> list[ArmRuns]:
+    return [runs.arms[name] for name in runs.rows.get("figure2", {}).values() if name in runs.arms]
+
+
+def cost_figures(runs: PaperRuns) -> list[Figure]:
+    """Success against what training took, in device-seconds: arms that were played in the same environments."""
+    found = []
+    for average, group in GROUPS.items():
+        dots = []
+        for arm in runs.arms.values():
+            seconds = [cost.device_seconds for cost in arm.training.values() if cost.device_seconds]
+            mean = mean_figure(arm, members(average))
+            if seconds and mean is not None:
+                dots.append((sum(seconds) / len(seconds), mean, arm.name))
+        played = Counter(mean.of for _, mean, _ in dots)
+        dots = [dot for dot in dots if dot[1].of == played.most_common(1)[0][0]]
+        if len(dots) < 2:
+            continue
+        with style.context(["default", STYLE]):
+            figure = Drawing(figsize=(WIDTH, 2.6))
+            axes = figure.add_axes((0.13, 0.18, 0.82, 0.78))
+            for x, mean, name in dots:
+                colour = ACCENT if name == "atlas" else INK
+                axes.plot([x, x], [mean.low, mean.high], color=colour, linewidth=1.2, alpha=0.3)
+                axes.plot([x], [mean.value], "o", color=colour, markersize=5)
+                axes.annotate(short(name), (x, mean.value), (5, 3), textcoords="offset points", color=colour, size=7)
+            axes.set_ylim(0, 104)
+            axes.margins(x=0.15)
+            axes.set_xlabel("device-seconds of training")
+            axes.set_ylabel(f"{group} average, %")
+            bare(axes)
+            axes.grid()
+            svg = to_svg(figure, f"training-cost-{average}", f"Cost of training against success, {group}")
+        of = ", ".join(dots[0][1].of) or "all environments of the group"
+        caption = f"{of}; {sum(mean.n for _, mean, _ in dots)} episodes of {len(dots)} arms."
+        slug = f"training-cost-{average.replace('_', '-')}"
+        found.append(Figure(slug, f"What training costs and brings, {group}", caption, svg))
+    return found

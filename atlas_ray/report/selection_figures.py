@@ -1,0 +1,157 @@
+"""Drawings of selections: categories, scores, agreement, values along trajectories.
+
+Flows in: the report's results and the selections; flows out: figures for the page, each with its n.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from statistics import fmean
+from typing import Any
+
+from matplotlib import style
+from matplotlib.figure import Figure as Drawing
+
+from atlas_ray.report.drawing import ACCENT, INK, LINE, PAPER, STYLE, WIDTH, bare, named_rows, short, to_svg
+from atlas_ray.report.site import Figure
+from atlas_ray.types import Category, Selection
+
+_BINS = 24
+_POINTS = 10
+_SHADES = (0.95, 0.65, 0.4, 0.18)
+
+
+def selection_figures(results: Mapping[str, Any], selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
+    """Everything that there are numbers for."""
+    critical = results["verdict"]["critical"]
+    with style.context(["default", STYLE]):
+        return [
+            *_categories(results["selectors"], critical),
+            *_agreement(results["selectors"]),
+            *_scores(selections, critical),
+            *_values(selections),
+        ]
+
+
+def _categories(rows: Sequence[Mapping[str, Any]], critical: str) -> list[Figure]:
+    """Shares of the four categories among each selector's steps that have one."""
+    known = [row for row in rows if sum(row["categories"].values())]
+    if not known:
+        return []
+    figure, axes = named_rows([row["name"] for row in known], critical)
+    for y, row in enumerate(known):
+        total, left = sum(row["categories"].values()), 0.0
+        for category, shade in zip(Category, _SHADES, strict=True):
+            share = 100 * row["categories"].get(str(category), 0) / total
+            axes.barh(y, share, 0.7, left=left, color=ACCENT, alpha=shade, linewidth=0)
+            if share >= 8:
+                colour = PAPER if shade > 0.5 else INK
+                axes.text(left + share / 2, y, f"{share:.0f}", ha="center", va="center", size=7.5, color=colour)
+            left += share
+    axes.set_xlabel("steps with a category, %")
+    order = ", ".join(str(category) for category in Category)
+    counts = ", ".join(f"{row['name']} {sum(row['categories'].values())}" for row in known)
+    svg = to_svg(figure, "categories", "Categories of the chosen steps by selector")
+    return [Figure("categories", "Categories of chosen steps", f"From the left: {order}. Steps: {counts}.", svg)]
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
+    """Jaccard index of every two selections."""
+    if len(rows) < 2:
+        return []
+    names = [row["name"] for row in rows]
+    side = min(0.34, 2.6 / len(names)) * len(names)
+    left, top, margin = 1.12, 0.95, 0.08
+    figure = Drawing(figsize=(left + side + margin, top + side + margin))
+    width, height = left + side + margin, top + side + margin
+    axes = figure.add_axes((left / width, margin / height, side / width, side / height))
+    for y, row in enumerate(rows):
+        for x, other in enumerate(names):
+            share = 1.0 if x == y else row["overlap"].get(other)
+            if share is None:
+                continue
+            axes.barh(y, 0.94, 0.94, left=x + 0.03, color=ACCENT, alpha=round(0.05 + 0.9 * share, 3), linewidth=0)
+            if len(names) <= 14:
+                colour = PAPER if share > 0.55 else INK
+                axes.text(x + 0.5, y, f"{100 * share:.0f}", ha="center", va="center", size=6.5, color=colour)
+    axes.set_xlim(0, len(names))
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set_yticks(range(len(names)), [short(name) for name in names], size=7.5)
+    axes.set_xticks(
+        [x + 0.5 for x in range(len(names))], [short(name) for name in names], rotation=60, ha="left", size=7.5
+    )
+    axes.xaxis.tick_top()
+    bare(axes)
+    n = max(row["trajectories"] for row in rows)
+    caption = f"Jaccard index of the steps that two selections chose, %, over {n} trajectories."
+    return [Figure("agreement", "Agreement between selectors", caption, to_svg(figure, "agreement", caption))]
+
+
+def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> list[Figure]:
+    """How each selector's scores are spread, chosen steps above and the others below the line."""
+    found = []
+    for place, (name, made) in enumerate(selections.items()):
+        chosen: list[float] = []
+        others: list[float] = []
+        for selection in made:
+            for step, score in enumerate(selection.scores or (), 1):
+                if isfinite(score):
+                    (chosen if step in selection.chosen else others).append(score)
+        scores = sorted(chosen + others)
+        if len(set(scores)) < 3:
+            continue
+        # the outermost 1 % would flatten all else
+        low, high = scores[len(scores) // 100], scores[-1 - len(scores) // 100]
+        if low == high:
+            continue
+        figure = Drawing(figsize=(WIDTH, 1.7))
+        axes = figure.add_axes((0.04, 0.27, 0.92, 0.68))
+        for values, sign, colour in ((chosen, 1, ACCENT), (others, -1, INK)):
+            counts = [0] * _BINS
+            for value in values:
+                counts[min(_BINS - 1, int(_BINS * (min(max(value, low), high) - low) / (high - low)))] += 1
+            width = (high - low) / _BINS
+            centres = [low + width * (i + 0.5) for i in range(_BINS)]
+            axes.bar(centres, [sign * c for c in counts], 0.9 * width, color=colour, alpha=0.75, linewidth=0)
+        axes.axhline(0, color=LINE, linewidth=0.8)
+        axes.set_yticks([])
+        axes.set_xlabel("score")
+        bare(axes)
+        caption = f"{len(chosen)} chosen steps above, {len(others)} others below; the outermost 1 % at the edges."
+        svg = to_svg(figure, f"scores-{place}", f"Scores of {name}")
+        found.append(Figure(f"scores-{place}", f"Scores of {name}", caption, svg))
+    return found
+
+
+def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
+    """How the value of the state grows along trajectories: the sum of the steps' gains, q_t - q_0 (section 4.5.4)."""
+    found = []
+    for place, (name, made) in enumerate(selections.items()):
+        known = [s for s in made if s.selector == "value" and s.scores and all(map(isfinite, s.scores))]
+        if not known:
+            continue
+        figure = Drawing(figsize=(WIDTH, 2.1))
+        axes = figure.add_axes((0.13, 0.22, 0.84, 0.74))
+        curves = [_along(s.scores or ()) for s in known]
+        for curve in curves[:60]:
+            axes.plot(range(_POINTS + 1), curve, color=INK, linewidth=0.6, alpha=0.12)
+        mean = [fmean(column) for column in zip(*curves, strict=True)]
+        axes.plot(range(_POINTS + 1), mean, color=ACCENT, linewidth=2)
+        axes.set_xticks([0, _POINTS / 2, _POINTS], ["start", "middle", "end"])
+        axes.set_xlabel("place in the trajectory")
+        axes.set_ylabel("value gained")
+        bare(axes)
+        axes.grid(axis="y")
+        caption = f"Mean of {len(curves)} trajectories, and up to 60 of them one by one."
+        svg = to_svg(figure, f"values-{place}", f"Values along trajectories, {name}")
+        found.append(Figure(f"values-{place}", f"Values along trajectories, {name}", caption, svg))
+    return found
+
+
+def _along(gains: Sequence[float]) -> list[float]:
+    """The running sum at tenths of the way."""
+    sums = [0.0]
+    for gain in gains:
+        sums.append(sums[-1] + gain)
+    return [sums[round(len(gains) * i / _POINTS)] for i in range(_POINTS + 1)]
