@@ -11,9 +11,9 @@ import pytest
 from rich.console import Console
 
 from atlas_ray.environments.protocol import EnvironmentSpec
-from atlas_ray.report.examples import MAX_CHARACTERS, pick_examples
 from atlas_ray.report.figures import draw
-from atlas_ray.report.html import duration, render_page
+from atlas_ray.report.gather import site_of
+from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
@@ -99,6 +99,12 @@ def realistic() -> ReportInput:
     )
 
 
+def page_of(given: ReportInput, where: Path) -> str:
+    folder = RunFolder(str(where))
+    write_report(folder, build_results(given), site_of(given))
+    return folder.read_bytes("index.html").decode()
+
+
 def test_results_hold_exactly_these_numbers() -> None:
     results = build_results(realistic())
     assert results["schema_version"] == 1
@@ -126,7 +132,7 @@ def test_results_hold_exactly_these_numbers() -> None:
     assert (mean["held"], mean["environments"], mean["success"]) == ("in", 2, 0.625)
 
 
-def test_training_curves_are_thinned_and_drawn_per_arm() -> None:
+def test_training_curves_are_thinned_and_drawn_per_arm(tmp_path: Path) -> None:
     falling = [4.0 / (1 + step) for step in range(360)]
     trained = arm("gold", {"maze": 30}, selector="gold", losses=falling, validation=[(180, 0.5), (360, 0.25)])
     results = build_results(report_input(arm("base", {"maze": 4}), trained))
@@ -137,7 +143,7 @@ def test_training_curves_are_thinned_and_drawn_per_arm() -> None:
     [panel] = draw(results)["losses"]
     assert panel.title == "gold"
     assert "Training loss of gold" in panel.svg
-    assert "held-back tasks" in render_page(results, [])
+    assert "held-back tasks" in page_of(report_input(trained), tmp_path)
 
 
 def test_selectors_are_measured_against_gold() -> None:
@@ -272,53 +278,41 @@ class _Page(HTMLParser):
         self.tags.append((tag, dict(attrs)))
 
 
-def test_the_page_escapes_text_and_loads_nothing() -> None:
+def test_the_page_escapes_text_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     given = realistic()
     hostile = f"gold{SCRIPT}"
     renamed = [Arm(hostile, SCRIPT, a.selector, *[None] * 4, a.episodes) if a.name == "gold" else a for a in given.arms]
     given = report_input(*renamed, critical=hostile, recipe=SCRIPT, instruction=IMAGE)
-    page = render_page(build_results(given), pick_examples(given))
+    page = page_of(given, tmp_path)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;img src=http://evil.example/x.png onerror=alert(2)&gt;" in page
     tags = _Page(page).tags
-    names = [tag for tag, _ in tags]
-    assert names.count("script") == 1
-    assert not {"img", "link", "iframe", "object", "embed", "base"} & set(names)
+    assert not {"img", "iframe", "object", "embed", "base"} & {tag for tag, _ in tags}
+    loaded = {attributes.get("src") or attributes.get("href") for tag, attributes in tags if tag in ("script", "link")}
+    assert loaded == {"assets/site.css", *SCRIPTS}
     for _, attributes in tags:
         assert not any(name.startswith("on") for name in attributes)
-        for name in ("src", "href", "xlink:href", "data", "action"):
-            assert (attributes.get(name) or "#").startswith(("#", "results.json"))
+        for name in ("href", "xlink:href", "data", "action"):
+            assert (attributes.get(name) or "#").startswith(("#", "results.json", "assets/site.css"))
     assert page.count("http:") == page.count("http://evil.example")
     assert "https:" not in page
     assert "@import" not in page
 
 
-def test_the_page_shows_examples_of_bounded_length() -> None:
-    given = realistic()
-    long = trajectory("maze", 300, steps=50)
-    turns = (*long.messages[:2], Message("user", "y" * 5000), *long.messages[3:])
-    long = Trajectory(long.id, "maze", long.item_id, turns, 1.0)
-    given = report_input(*given.arms, trajectories=[long], selections={"all": [selection("all", long, *range(1, 51))]})
-    example = pick_examples(given)[0]
-    shown = example["trajectory"]
-    assert (shown["n_steps"], len(shown["steps"])) == (50, 30)
-    assert shown["steps"][0]["observation"].startswith("y" * MAX_CHARACTERS + " …")
-    # base fails where gold and random succeed, and it is the first such task
-    assert example["task"]["item_id"] == "maze_10"
-    assert [e["success"] for e in example["task"]["episodes"]] == [False, True, True]
-    page = render_page(build_results(given), pick_examples(given))
-    assert "the first 30 are shown" in page
-    assert "No success" in page
-    assert "<dt>train</dt><dd>2 min 16 s</dd>" in page
+def test_the_page_says_how_long_it_took(tmp_path: Path) -> None:
+    assert "<dt>train</dt><dd>2 min 16 s</dd>" in page_of(realistic(), tmp_path)
 
 
 def test_two_runs_over_the_same_records_write_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         given = realistic()
-        where = write_report(RunFolder(str(tmp_path / name)), build_results(given), pick_examples(given))
+        where = write_report(RunFolder(str(tmp_path / name)), build_results(given), site_of(given))
         assert where == str(tmp_path / name / "index.html")
-    for file in ("results.json", "index.html"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+    one, two = (
+        {p.relative_to(tmp_path / n): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in ("one", "two")
+    )
+    assert one == two
+    assert {"index.html", "results.json", "data/meta.js", "assets/app.js"} <= {str(path) for path in one}
     assert RunFolder(str(tmp_path / "one")).read_json("results.json") == build_results(realistic())
 
 
@@ -334,10 +328,8 @@ def test_figures_carry_the_page_s_colours_and_no_names_of_their_own() -> None:
         assert "xmlns" not in panel.svg
 
 
-def test_an_empty_run_still_has_a_page() -> None:
-    given = report_input(trajectories=[], selections={})
-    page = render_page(build_results(given), pick_examples(given))
-    assert "nothing can be said" in page
+def test_an_empty_run_still_has_a_page(tmp_path: Path) -> None:
+    assert "nothing can be said" in page_of(report_input(trajectories=[], selections={}), tmp_path)
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(47.6, "48 s"), (75, "1 min 15 s"), (7500, "2 h 5 min")])

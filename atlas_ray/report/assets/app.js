@@ -94,14 +94,14 @@ const App = (() => {
     if (mine !== ticket) return;
     const here = `${route.view} ${parts.join(" ")}`;
     const kept = here === open ? detail().scrollTop : 0;
-    fill(node);
+    fill(el("a.back", { href: Route.href(kind, [], route.params) }, "← all"), node);
     detail().scrollTop = kept;
     open = here;
     document.title = `${route.id} · ${byId("name").textContent}`;
   };
 
   const detail = () => byId("detail");
-  const fill = (node) => { open = null; detail().replaceChildren(node); };
+  const fill = (...nodes) => { open = null; detail().replaceChildren(...nodes); };
 
   const theme = (() => {
     const root = document.documentElement;

@@ -11,7 +11,7 @@ const Dom = (() => {
       if (name === "onclick") node.addEventListener("click", value);
       else if (value !== null && value !== undefined && value !== false) node.setAttribute(name, value === true ? "" : value);
     }
-    node.append(...children.flat().filter((child) => child !== null && child !== undefined && child !== false));
+    node.append(...children.flat(2).filter((child) => child !== null && child !== undefined && child !== false));
     return node;
   };
 
