@@ -6,7 +6,7 @@ Flows in: the report's results and the selections; flows out: figures for the pa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import isfinite
+from math import isfinite, log10
 from statistics import fmean
 from typing import Any
 
@@ -62,10 +62,10 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
         return []
     names = [row["name"] for row in rows]
     side = min(0.34, 2.6 / len(names)) * len(names)
-    left, top, margin = 1.12, 0.95, 0.08
-    figure = Drawing(figsize=(left + side + margin, top + side + margin))
-    width, height = left + side + margin, top + side + margin
-    axes = figure.add_axes((left / width, margin / height, side / width, side / height))
+    left, top, margin = 1.12, 0.95, 0.5
+    width, height = left + side + margin, top + side + 0.06
+    figure = Drawing(figsize=(width, height))
+    axes = figure.add_axes((left / width, 0.06 / height, side / width, side / height))
     for y, row in enumerate(rows):
         for x, other in enumerate(names):
             share = 1.0 if x == y else row["overlap"].get(other)
@@ -97,7 +97,7 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         for selection in made:
             for step, score in enumerate(selection.scores or (), 1):
                 if isfinite(score):
-                    (chosen if step in selection.chosen else others).append(score)
+                    (chosen if step in selection.chosen else others).append(float(score))
         scores = sorted(chosen + others)
         if len(set(scores)) < 3:
             continue
@@ -105,6 +105,11 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         low, high = scores[len(scores) // 100], scores[-1 - len(scores) // 100]
         if low == high:
             continue
+        # perplexities span powers of ten
+        wide = low > 0 and high > 20 * low
+        if wide:
+            low, high = log10(low), log10(high)
+            chosen, others = [log10(x) for x in chosen], [log10(x) for x in others]
         figure = Drawing(figsize=(WIDTH, 1.7))
         axes = figure.add_axes((0.04, 0.27, 0.92, 0.68))
         for values, sign, colour in ((chosen, 1, ACCENT), (others, -1, INK)):
@@ -116,7 +121,7 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
             axes.bar(centres, [sign * c for c in counts], 0.9 * width, color=colour, alpha=0.75, linewidth=0)
         axes.axhline(0, color=LINE, linewidth=0.8)
         axes.set_yticks([])
-        axes.set_xlabel("score")
+        axes.set_xlabel("score, power of ten" if wide else "score")
         bare(axes)
         caption = f"{len(chosen)} chosen steps above, {len(others)} others below; the outermost 1 % at the edges."
         svg = to_svg(figure, f"scores-{place}", f"Scores of {name}")
