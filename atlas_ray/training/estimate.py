@@ -86,7 +86,8 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
     tokens = max(config.micro_batch_tokens, config.max_length)
-    layer = tokens * (each * (2 * shape.hidden + 5 * shape.attention + 4 * shape.inner) + 4 * 4 * shape.hidden)
+    heads = 3 * shape.attention + 2 * shape.cached  # queries, output and its copy by heads; keys and values
+    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.inner) + 4 * 4 * shape.hidden)
     boundary = tokens * shape.hidden * (each if sharded else 4)
     activations = shape.layers * boundary + layer if recomputed else shape.layers * layer
     return Memory(
