@@ -156,6 +156,7 @@ class Recipe:
                 "ray": self.config.ray.model_dump(),
                 **settings,
                 "run": f"{self.root}/train/{arm}",
+                "rendered": f"{self.root}/rendered",
                 "model": model,
                 "data": data.model_dump(),
                 "selection": None if arm == "base" else f"{self.root}/select/{arm}",

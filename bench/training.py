@@ -94,8 +94,8 @@ def setup_of(device: str, tiny: bool, small_vocabulary: bool = False) -> Setup:
         return Setup(small | heads, 16, 8, 2, 0, "float32", 1024, rivals, tokens=27_000)
     large = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "tie_word_embeddings": False}
-    rivals = (Rival(2, 8), Rival(1, 16), Rival(2, 8, True))
-    return Setup(large | heads, 64, 16, 4, 1, "bfloat16", 16384, rivals, longest=8192, reserve=16e9)
+    on_gpu = (Rival(2, 8), Rival(1, 16), Rival(2, 8, True))
+    return Setup(large | heads, 64, 16, 4, 1, "bfloat16", 16384, on_gpu, longest=8192, reserve=16e9)
 
 
 def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndarray]]:

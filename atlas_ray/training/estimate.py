@@ -207,6 +207,8 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     """
     import torch
 
+    from atlas_ray.models.chat import ChatFormat
+    from atlas_ray.training.corpus import Corpus
     from atlas_ray.training.examples import prepare
     from atlas_ray.training.validation import hold_back
     from atlas_ray.trajectories.readers import read_trajectories
@@ -214,14 +216,14 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     lines = []
     selections = None
     if config.selection is not None and RunFolder(config.selection).finished is not None:
-        from atlas_ray.training.distributed import read_selection
+        from atlas_ray.training.job import read_selection
 
         selections = read_selection(config.selection)
     elif config.selection is not None:
         lines.append(f"{config.selection} is not finished: counted as if all steps were chosen")
     training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
     sample = training[:: max(1, len(training) // _SAMPLE)]
-    prepared = prepare(config, sample, selections)
+    prepared = prepare(config, Corpus.of(sample, ChatFormat.load(config.model)), sample, selections)
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count = round(scale * len(prepared.examples))
     tokens = scale * sum(example.length for example in prepared.examples)
