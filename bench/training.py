@@ -1,8 +1,10 @@
 """Masked fine-tuning against TRL's SFTTrainer: trajectory tokens a second and peak memory, in one run.
 
-Both train the same model on the same trajectories in the same order with the same mask, global batches, optimizer and
-learning rates, and must arrive at the same losses. TRL is given whole trajectories with labels of -100, in each of its
-settings below; the one that is fastest in the first turn counts, and runs again. Every run is a process of its own,
+Both train the same model on the same trajectories with the same mask, global batches, optimizer and learning rates, and
+must arrive at the same losses. TRL is given whole trajectories with labels of -100, those of a global batch sorted by
+length so that it pads little, in each of its settings below; the one that is fastest in the first turn counts, and runs
+again. Its own packing is none of them, for it moves trajectories from one global batch to another; nor is compiling,
+which made it slower on CPU (a step of 4.7 s took 5.9 s, and the first one 18 s). Every run is a process of its own,
 ours and TRL's in turn; memory is its peak.
 
 `python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
@@ -21,7 +23,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,17 @@ RUNS = 3
 LOSS_TOLERANCE = {"cpu": 1e-3, "cuda": 2e-2}  # bfloat16 rounds otherwise in packed than in padded batches
 
 
+class Rival(NamedTuple):
+    """A setting of TRL: trajectories a forward pass, passes a step, and whether a pass is one row without padding."""
+
+    batch: int
+    accumulation: int
+    padding_free: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.accumulation}{' padding-free' * self.padding_free}"
+
+
 @dataclass(frozen=True)
 class Setup:
     """What both train.
@@ -42,7 +55,8 @@ class Setup:
         trajectories: Their number.
         tokens: Of all of them, or `longest`: of the longest one.
         steps: Optimizer steps; the first `warm_up` are not timed.
-        micro_batch_tokens: Ours; TRL's settings are (trajectories a forward pass, accumulation).
+        micro_batch_tokens: Ours.
+        rivals: TRL's settings.
         reserve: GPU memory left to activations and logits when layers are counted, bytes.
     """
 
@@ -53,7 +67,7 @@ class Setup:
     warm_up: int
     dtype: str
     micro_batch_tokens: int
-    rivals: tuple[tuple[int, int], ...]
+    rivals: tuple[Rival, ...]
     tokens: int = 0
     longest: int = 0
     reserve: float = 0.0
@@ -62,8 +76,10 @@ class Setup:
 def setup_of(device: str, tiny: bool, small_vocabulary: bool = False) -> Setup:
     """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU.
 
-    So small a model with a Llama's 32,000 words is mostly its head; with `small_vocabulary` it is mostly its layers, as
-    large models are.
+    The vocabulary is the least that a Llama has, 32,000: agents are tuned with the tokenizer that they come with, and
+    it alone costs a trainer the gigabytes that small models take. So small a model is then mostly its head, where what
+    carries no loss costs us nothing; with `small_vocabulary` it is mostly its layers, as large models are, and what is
+    gained there is no more than the tokens behind the last chosen steps, padding and the rest of the head.
     """
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
     if device == "cpu" and not tiny:
@@ -72,12 +88,14 @@ def setup_of(device: str, tiny: bool, small_vocabulary: bool = False) -> Setup:
         small = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
     if tiny:
-        return Setup(small | heads, 6, 2, 3, 1, "float32", 256, ((1, 2),), tokens=900)
+        return Setup(small | heads, 6, 2, 3, 1, "float32", 256, (Rival(1, 2), Rival(2, 1, True)), tokens=900)
     if device == "cpu":
-        return Setup(small | heads, 16, 8, 2, 0, "float32", 1024, ((8, 1), (1, 8)), tokens=27_000)
+        rivals = (Rival(8, 1), Rival(1, 8), Rival(2, 4), Rival(2, 4, True))
+        return Setup(small | heads, 16, 8, 2, 0, "float32", 1024, rivals, tokens=27_000)
     large = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "tie_word_embeddings": False}
-    return Setup(large | heads, 64, 16, 4, 1, "bfloat16", 16384, ((2, 8), (1, 16)), longest=8192, reserve=16e9)
+    on_gpu = (Rival(2, 8), Rival(1, 16), Rival(2, 8, True))
+    return Setup(large | heads, 64, 16, 4, 1, "bfloat16", 16384, on_gpu, longest=8192, reserve=16e9)
 
 
 def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndarray]]:
@@ -193,11 +211,12 @@ def _batches(setup: Setup) -> list[list[int]]:
     return [global_batch_of(step, setup.trajectories, setup.global_batch, SEED) for step in range(1, setup.steps + 1)]
 
 
-def run_trl(setup: Setup, device: str, batch: int, accumulation: int) -> dict[str, Any]:
-    """One run of TRL's trainer: whole trajectories, our order, our learning rates."""
+def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
+    """One run of TRL's trainer: whole trajectories, our batches, our learning rates."""
     import torch
     from datasets import Dataset
     from transformers import TrainerCallback
+    from transformers.utils import is_flash_attn_2_available
     from transformers.utils.logging import disable_progress_bar
     from trl import SFTConfig, SFTTrainer
 
@@ -205,7 +224,7 @@ def run_trl(setup: Setup, device: str, batch: int, accumulation: int) -> dict[st
 
     disable_progress_bar()
     examples, wholes = examples_of(setup)
-    order = [i for members in _batches(setup) for i in members]
+    order = [i for members in _batches(setup) for i in sorted(members, key=lambda i: len(wholes[i]))]
     labels = []
     for example, ids in zip(examples, wholes, strict=True):
         marked = np.full(len(ids), -100)
@@ -213,6 +232,8 @@ def run_trl(setup: Setup, device: str, batch: int, accumulation: int) -> dict[st
         labels.append(marked)
     data = Dataset.from_dict({"input_ids": [wholes[i] for i in order], "labels": [labels[i] for i in order]})
     model, config = a_model(setup, fitting_layers(setup, device), device), train_config(setup, device)
+    if is_flash_attn_2_available():
+        model.set_attn_implementation("flash_attention_2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     rates = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda done: schedule(min(done + 1, setup.steps), setup.steps, config.warmup_ratio)
@@ -233,8 +254,9 @@ def run_trl(setup: Setup, device: str, batch: int, accumulation: int) -> dict[st
             model=model,
             args=SFTConfig(
                 output_dir=folder,
-                per_device_train_batch_size=batch,
-                gradient_accumulation_steps=accumulation,
+                per_device_train_batch_size=rival.batch,
+                gradient_accumulation_steps=rival.accumulation,
+                padding_free=rival.padding_free,
                 max_steps=setup.steps,
                 max_length=None,
                 bf16=setup.dtype == "bfloat16",
@@ -296,7 +318,7 @@ def compare(setup: Setup, device: str, arguments: list[str], runs: int) -> list[
     Args:
         arguments: Of this script, that make a process choose this setup.
     """
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *(f"{b}x{a}" for b, a in setup.rivals))}
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in ("ours", *map(str, setup.rivals))}
     best = ""
     for turn in range(runs):
         for name in ["ours", best] if turn else list(found):
@@ -339,7 +361,7 @@ def main() -> None:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--tiny", action="store_true")
     parser.add_argument("--small-vocabulary", action="store_true")
-    parser.add_argument("--one", help="ours, or BATCHxACCUMULATION of TRL")
+    parser.add_argument("--one", help="ours, or one of TRL's settings: 8x1, 1x8, '2x4 padding-free'")
     parser.add_argument("--runs", type=int, default=RUNS)
     options = parser.parse_args()
     if options.one:
@@ -347,7 +369,7 @@ def main() -> None:
         if options.one == "ours":
             figures = run_ours(setup, options.device)
         else:
-            figures = run_trl(setup, options.device, *map(int, options.one.split("x")))
+            figures = run_trl(setup, options.device, next(r for r in setup.rivals if str(r) == options.one))
         print(json.dumps(figures | {"memory": peak_memory(options.device)}))
         return
 

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
+from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.training.distributed import figures_of, make_job
+from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.job import figures_of, make_job
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import Job, run_worker
 from atlas_ray.types import Selection, Trajectory
@@ -44,8 +46,9 @@ def run_alone(
     Returns:
         Steps done, the figures of `finished.json` as far as they are known, and the job.
     """
-    prepared, job = make_job(config, trajectories, selections)
+    chat = ChatFormat.load(config.model)
+    prepared, job = make_job(config, chat, Corpus.of(trajectories, chat), trajectories, selections)
     reached = run_worker(job, OneFolder(Path(config.run) / "checkpoints"), torch.device("cpu"), stop)
     folder = RunFolder(config.run)
-    write_tokenizer(folder, prepared.chat.tokenizer)
+    write_tokenizer(folder, chat.tokenizer)
     return reached, figures_of(prepared, job, folder), job

@@ -47,7 +47,7 @@ def test_a_collection_goes_on_where_it_stopped(tmp_path: Path) -> None:
     collect(config(tmp_path / "half"))
     assert folder.read(TRAJECTORIES) == whole
     assert set(before) <= set((tmp_path / "half" / "trajectories").iterdir())
-    assert sum(len(TRAJECTORIES.from_table(t)) for t in folder._tables(TRAJECTORIES)) == len(whole)
+    assert sum(len(TRAJECTORIES.from_table(t)) for t in folder.tables(TRAJECTORIES)) == len(whole)
 
 
 def test_failures_are_kept_apart_unless_asked_for(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.engine import VllmPolicy
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.training.masking import training_example
+from atlas_ray.training.masking import tokens_of, training_example
 from atlas_ray.types import Message, Task, Trajectory
 from tests.solo import run_alone
 from tests.test_training import a_config
@@ -53,7 +53,7 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
     inner = engine._engine
     assert inner is not None
     for number, trajectory in enumerate(data[:4]):
-        ids = training_example(trajectory, None, chat, 500).ids.tolist()
+        ids = training_example(tokens_of(trajectory, chat), None, 500).ids.tolist()
         asked = SamplingParams(max_tokens=1, prompt_logprobs=0, output_kind=RequestOutputKind.FINAL_ONLY)
         [output] = [o async for o in inner.generate({"prompt_token_ids": ids}, asked, f"logprobs-{number}")]
         found = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True)]

@@ -8,7 +8,7 @@ import pytest
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.training.masking import training_example
+from atlas_ray.training.masking import tokens_of, training_example
 from atlas_ray.types import Message, Trajectory
 from tests.formats import FORMATS, tokenizer_of
 
@@ -94,7 +94,7 @@ def parse(golden: str) -> tuple[list[str], list[bool]]:
 def test_golden_ids_and_mask(name: str) -> None:
     chat = chat_of(name)
     tokens, mask = parse(GOLDEN[name])
-    example = training_example(TRAJECTORY, [1, 3], chat, 500)
+    example = training_example(tokens_of(TRAJECTORY, chat), [1, 3], 500)
     assert chat.tokenizer.convert_ids_to_tokens(example.ids.tolist()) == tokens
     assert example.ids.tolist() == chat.tokenizer.convert_tokens_to_ids(tokens)
     assert chat.tokenizer.unk_token_id not in example.ids

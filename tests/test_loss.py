@@ -20,7 +20,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import attention, loop, loss
 from atlas_ray.training.batching import Batch, collate
-from atlas_ray.training.masking import training_example
+from atlas_ray.training.masking import tokens_of, training_example
 from tests.test_training import CHOSEN, CPU, TRAJECTORIES_HERE, a_config
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -150,7 +150,7 @@ CASES = {
 def computed(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step of the loop, on however many processes this is one of."""
     config = a_config(**{"global_batch": 7, "epochs": 1, "clip": 1e9} | case.options)
-    examples = [training_example(t, CHOSEN[t.id], CHAT, config.max_length) for t in TRAJECTORIES_HERE]
+    examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], config.max_length) for t in TRAJECTORIES_HERE]
     model = case.model()
     module = loop.prepare(model, config, CPU)
     assert (model.config._attn_implementation == attention.NAME) is case.packed
@@ -241,7 +241,7 @@ def test_the_reference_notices_a_mask_that_is_off_by_one() -> None:
 
 def test_a_cut_loses_steps_in_its_case() -> None:
     limit = CASES["cut at max_length"].options["max_length"]
-    lost = [training_example(t, CHOSEN[t.id], CHAT, limit).steps_lost for t in TRAJECTORIES_HERE]
+    lost = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], limit).steps_lost for t in TRAJECTORIES_HERE]
     assert 0 < sum(lost) < sum(len(chosen) for chosen in CHOSEN.values())
 
 
@@ -252,7 +252,7 @@ def test_objectives_differ() -> None:
 
 def test_packed_trajectories_do_not_see_each_other() -> None:
     """Another neighbour changes nothing; in plain causal attention over the row it would."""
-    examples = [training_example(t, CHOSEN[t.id], CHAT, 500) for t in TRAJECTORIES_HERE[:3]]
+    examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE[:3]]
     module = loop.prepare(tiny_llama(VOCABULARY), a_config(), CPU)
     alone, first, second = (collate(e, "token") for e in (examples[1:2], examples[:2], [examples[2], examples[1]]))
     decoder = module.model.get_decoder()

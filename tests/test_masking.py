@@ -7,7 +7,7 @@ import pytest
 
 from atlas_ray.errors import DataError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.training.masking import Example, MaskStatistics, training_example
+from atlas_ray.training.masking import Example, MaskStatistics, tokens_of, training_example
 from atlas_ray.training.view import CONTEXT_STYLE, LOSS_STYLE, render_mask
 from atlas_ray.types import Message, Trajectory
 from tests.tiny import LLAMA_TEMPLATE, MISTRAL_TEMPLATE, QWEN_TEMPLATE, tiny_tokenizer
@@ -75,13 +75,13 @@ MISTRAL_GOLDEN = (
     ids=["llama", "qwen", "mistral"],
 )
 def test_golden_masks(chat: ChatFormat, chosen: set[int], golden: str) -> None:
-    assert with_loss(training_example(TRAJECTORY, chosen, chat, 500), chat) == golden
+    assert with_loss(training_example(tokens_of(TRAJECTORY, chat), chosen, 500), chat) == golden
 
 
 @pytest.mark.parametrize("chat", [LLAMA, QWEN, MISTRAL], ids=["llama", "qwen", "mistral"])
 def test_each_step_alone_carries_exactly_what_a_model_would_have_to_write(chat: ChatFormat) -> None:
     for step in TRAJECTORY.steps:
-        example = training_example(TRAJECTORY, [step.index], chat, 500)
+        example = training_example(tokens_of(TRAJECTORY, chat), [step.index], 500)
         assert example.ids[example.loss_mask].tolist() == chat.reply(step.reply)
         first = int(example.loss_mask.argmax())
         assert example.ids[:first].tolist() == chat.opening(TRAJECTORY.messages[: step.position])
@@ -89,45 +89,45 @@ def test_each_step_alone_carries_exactly_what_a_model_would_have_to_write(chat: 
 
 
 def test_steps_outside_the_selection_and_untrainable_turns_carry_no_loss() -> None:
-    example = training_example(TRAJECTORY, None, LLAMA, 500)
+    example = training_example(tokens_of(TRAJECTORY, LLAMA), None, 500)
     assert example.loss_tokens == example.step_tokens == 10 + 4 + 8
     spans = LLAMA.render(TRAJECTORY.messages).spans
     for chosen in ([1], [2], [3], [1, 3]):
-        mask = training_example(TRAJECTORY, chosen, LLAMA, 500).loss_mask
+        mask = training_example(tokens_of(TRAJECTORY, LLAMA), chosen, 500).loss_mask
         carrying = {p for p, span in enumerate(spans) if span and mask[slice(*span)].any()}
         assert carrying == {TRAJECTORY.steps[i - 1].position for i in chosen}
 
 
 def test_nothing_follows_the_last_chosen_step() -> None:
-    whole = training_example(TRAJECTORY, None, LLAMA, 500)
-    early = training_example(TRAJECTORY, [1], LLAMA, 500)
+    whole = training_example(tokens_of(TRAJECTORY, LLAMA), None, 500)
+    early = training_example(tokens_of(TRAJECTORY, LLAMA), [1], 500)
     assert early.loss_mask[-1]
     assert early.ids.tolist() == whole.ids[: early.length].tolist()
     assert (early.steps, early.steps_chosen, early.steps_lost, early.step_tokens) == (3, 1, 0, whole.step_tokens)
 
 
 def test_a_long_trajectory_is_cut_behind_the_last_whole_step_that_fits() -> None:
-    ends = [training_example(TRAJECTORY, [i], LLAMA, 500).length for i in (1, 2, 3)]
-    whole = training_example(TRAJECTORY, None, LLAMA, ends[2])
+    ends = [training_example(tokens_of(TRAJECTORY, LLAMA), [i], 500).length for i in (1, 2, 3)]
+    whole = training_example(tokens_of(TRAJECTORY, LLAMA), None, ends[2])
     assert (whole.length, whole.steps_lost) == (ends[2], 0)
     for limit, kept in ((ends[2] - 1, 2), (ends[1], 2), (ends[1] - 1, 1), (ends[0], 1), (ends[0] - 1, 0)):
-        example = training_example(TRAJECTORY, None, LLAMA, limit)
+        example = training_example(tokens_of(TRAJECTORY, LLAMA), None, limit)
         assert (example.length, example.steps_lost) == (ends[kept - 1] if kept else 0, 3 - kept)
 
 
 def test_no_chosen_step_leaves_nothing() -> None:
-    example = training_example(TRAJECTORY, [], LLAMA, 500)
+    example = training_example(tokens_of(TRAJECTORY, LLAMA), [], 500)
     assert (example.length, example.loss_tokens, example.steps_chosen, example.step_tokens) == (0, 0, 0, 22)
 
 
 def test_a_step_that_does_not_exist_is_an_error() -> None:
     with pytest.raises(DataError, match=r"maze/1 has 3 steps, but steps \[0, 4\] are chosen"):
-        training_example(TRAJECTORY, [0, 2, 4], LLAMA, 500)
+        training_example(tokens_of(TRAJECTORY, LLAMA), [0, 2, 4], 500)
 
 
 def test_statistics_count_everything() -> None:
-    limit = training_example(TRAJECTORY, [2], LLAMA, 500).length
-    examples = [training_example(TRAJECTORY, chosen, LLAMA, limit) for chosen in ([1], [], [2, 3], [3])]
+    limit = training_example(tokens_of(TRAJECTORY, LLAMA), [2], 500).length
+    examples = [training_example(tokens_of(TRAJECTORY, LLAMA), chosen, limit) for chosen in ([1], [], [2, 3], [3])]
     assert MaskStatistics.of(examples) == MaskStatistics(
         trajectories=4,
         dropped=2,
@@ -141,7 +141,7 @@ def test_statistics_count_everything() -> None:
 
 
 def test_the_view_colours_the_loss_tokens() -> None:
-    example = training_example(TRAJECTORY, [1, 3], LLAMA, 500)
+    example = training_example(tokens_of(TRAJECTORY, LLAMA), [1, 3], 500)
     text = render_mask(example, LLAMA)
     coloured = [text.plain[s.start : s.end].split() for s in text.spans if s.style == LOSS_STYLE]
     assert coloured == [

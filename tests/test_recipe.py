@@ -91,7 +91,7 @@ def kill_when(process: subprocess.Popen[str], met: Callable[[], bool]) -> None:
 
 
 def recorded_twice(folder: RunFolder, table: Any) -> list[str]:
-    ids = [row for shard in folder._tables(table, ["id"]) for row in shard["id"].to_pylist()]
+    ids = [row for shard in folder.tables(table, ["id"]) for row in shard["id"].to_pylist()]
     return sorted({i for i in ids if ids.count(i) > 1})
 
 

@@ -17,6 +17,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.examples import prepare
 from atlas_ray.training.metrics import METRICS
@@ -32,6 +33,10 @@ from tests.test_training import (
     the_examples,
     write_base,
 )
+from tests.tiny import tiny_tokenizer
+
+CHAT = ChatFormat(tiny_tokenizer())
+CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
 
 
 @pytest.fixture(autouse=True)
@@ -42,21 +47,22 @@ def _one_thread() -> None:
 def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Path) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
     failed = Selection("maze/maze_1", "maze", "maze_1", "llm", 0.3, 3, (), error="no answer")
-    prepared = prepare(config, TRAJECTORIES_HERE, [SELECTIONS_HERE[0], failed, *SELECTIONS_HERE[3:]])
+    prepared = prepare(config, CORPUS, TRAJECTORIES_HERE, [SELECTIONS_HERE[0], failed, *SELECTIONS_HERE[3:]])
     assert [e.trajectory_id for e in prepared.examples] == [f"maze/maze_{i}" for i in (0, 3, 4, 5, 6)]
     assert prepared.unselected == 2
-    assert prepare(config, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
+    assert prepare(config, CORPUS, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
     with pytest.raises(UserError, match="of 7 trajectories 0 have a selection"):
-        prepare(config, TRAJECTORIES_HERE, [])
+        prepare(config, CORPUS, TRAJECTORIES_HERE, [])
     other = Selection("maze/maze_0", "maze", "maze_0", "gold", 0.3, 9, (1,))
     with pytest.raises(UserError, match="maze/maze_0 has 2 steps, 9 where it was selected"):
-        prepare(config, TRAJECTORIES_HERE, [other])
+        prepare(config, CORPUS, TRAJECTORIES_HERE, [other])
+    uncut, long = config.model_copy(update={"max_length": 99_999}), [a_trajectory(0, 200)]
     with pytest.raises(UserError, match="tokens, the model's context 2048"):
-        prepare(config.model_copy(update={"max_length": 99_999}), [a_trajectory(0, 200)], None)
+        prepare(uncut, Corpus.of(long, CHAT), long, None)
     with pytest.raises(UserError, match="holds no selection"):
         train_agent(a_config(run=str(tmp_path / "run"), data=write_data(tmp_path), selection=str(tmp_path / "none")))
 

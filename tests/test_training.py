@@ -13,7 +13,7 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import loop
-from atlas_ray.training.masking import Example, training_example
+from atlas_ray.training.masking import Example, tokens_of, training_example
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Message, Selection, Trajectory
 from tests.tiny import WORDS, tiny_llama, tiny_tokenizer
@@ -48,7 +48,7 @@ SELECTIONS_HERE = [
 
 def the_examples() -> list[Example]:
     chat = ChatFormat(tiny_tokenizer())
-    return [training_example(t, CHOSEN[t.id], chat, 500) for t in TRAJECTORIES_HERE]
+    return [training_example(tokens_of(t, chat), CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE]
 
 
 def a_config(**options: Any) -> TrainConfig:

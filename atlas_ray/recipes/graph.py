@@ -208,6 +208,7 @@ class Recipe:
             "ray": self.config.ray.model_dump(),
             **settings,
             "run": f"{self.root}/train/{name}",
+            "rendered": f"{self.root}/rendered",
             "model": model,
             "data": data.model_dump(),
             "selection": selection,

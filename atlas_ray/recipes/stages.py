@@ -133,7 +133,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -
 
 def clean(recipe: Recipe) -> None:
     """Deletes what the recipe made, but for judgements that were paid for."""
-    for stage in ("collect", "train", "evaluate", "verify", "report"):
+    for stage in ("collect", "rendered", "train", "evaluate", "verify", "report"):
         RunFolder(f"{recipe.root}/{stage}").delete()
     for name, config in recipe.select.items():
         if config.selector.name != "llm":

@@ -147,22 +147,26 @@ class RunFolder:
 
     def read(self, table: TableSpec[Record]) -> list[Record]:
         """All records, one per id (the latest written), ordered by id."""
-        rows = {row["id"]: row for shard in self._tables(table) for row in shard.to_pylist()}
+        rows = {row["id"]: row for shard in self.tables(table) for row in shard.to_pylist()}
         return [table.from_row(rows[key]) for key in sorted(rows)]
 
     def done(self, table: TableSpec[Any]) -> set[str]:
         """Ids recorded without an error: what a resumed run leaves alone."""
         columns = ["id", *(["error"] if "error" in table.schema.names else [])]
         found: dict[str, bool] = {}
-        for shard in self._tables(table, columns):
+        for shard in self.tables(table, columns):
             errors = shard["error"].to_pylist() if "error" in columns else [None] * shard.num_rows
             found.update(zip(shard["id"].to_pylist(), (e is None for e in errors), strict=True))
         return {key for key, good in found.items() if good}
 
     def write_shard(self, table: TableSpec[Record], records: list[Record]) -> None:
         """Writes one shard; names sort by time, so that the latest record of an id wins."""
+        self.write_table(table, table.to_table(records))
+
+    def write_table(self, table: TableSpec[Any], rows: pa.Table) -> None:
+        """The same of rows that are an Arrow table already."""
         sink = pa.BufferOutputStream()
-        pq.write_table(table.to_table(records), sink, compression="zstd")
+        pq.write_table(rows, sink, compression="zstd")
         name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
         self.write_bytes(f"{table.name}/{name}", sink.getvalue().to_pybytes())
 
@@ -175,7 +179,8 @@ class RunFolder:
         for shard in shards:
             self._fs.delete_file(shard)
 
-    def _tables(self, table: TableSpec[Any], columns: list[str] | None = None) -> list[pa.Table]:
+    def tables(self, table: TableSpec[Any], columns: list[str] | None = None) -> list[pa.Table]:
+        """The shards as they are, oldest first: an id may stand in several, and the latest counts."""
         found = []
         for shard in self._shards(table):
             with self._fs.open_input_file(shard) as source:
@@ -248,6 +253,7 @@ _PLACEMENT = {
     "max_failures",
     "memory_gb",
     "loggers",
+    "rendered",
     "timeout_s",
     "concurrency",
     "requests_per_minute",

@@ -1,39 +1,49 @@
-"""Ray Train around the worker: processes, checkpoints, resume.
+"""Ray around the worker: Ray Data renders, Ray Train runs the processes, keeps their checkpoints and resumes.
 
 Flows in: a configuration, trajectories and a selection; flows out: a run folder with `metrics.jsonl`, `model/` and
 `finished.json`. Ray Train's own folder below it holds the checkpoints; a run of the same configuration and data goes on
 from the last one that every worker completed. A SIGTERM, as `ray job stop` sends it, makes one and ends the run.
+
+Ray Data streams trajectories through tasks that render them; the tokens come back shard by shard into Parquet, once for
+all runs on the same data. The workers do not iterate over a dataset: each optimizer step draws from all trajectories by
+seed, whatever the number of workers, and a resumed run begins in the midst of an epoch. They read the rows they want
+from Arrow tables in Ray's object store, which a node holds once in shared memory.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import os
 import signal
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.fs as pafs
 
 from atlas_ray.errors import AtlasError, Stopped, UserError
-from atlas_ray.runs.folder import RunFolder, config_digest, reachable
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
-from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.training.batching import total_steps
+from atlas_ray.training.corpus import CHUNK, TOKENS, Corpus, detached, render
 from atlas_ray.training.estimate import memory_lines
-from atlas_ray.training.examples import Prepared, prepare, show
+from atlas_ray.training.examples import show
 from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.job import figures_of, make_job, read_selection, run_name, tokens_for
 from atlas_ray.training.loggers import open_loggers
-from atlas_ray.training.masking import Example
-from atlas_ray.training.metrics import Follower, Progress, best_step, read_metrics
+from atlas_ray.training.masking import Tokens
+from atlas_ray.training.metrics import Follower, Progress
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.validation import hold_back
 from atlas_ray.training.worker import STOP, Job, StopFile, run_worker
 from atlas_ray.types import Selection, Trajectory
 
@@ -72,7 +82,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
         tracker.advance(note=speed)
 
     try:
-        return train(config, trajectories, selections, follow, show)
+        return train(config, trajectories, selections, follow)
     finally:
         if tracker is not None:
             tracker.__exit__(None, None, None)
@@ -83,14 +93,12 @@ def train(
     trajectories: Sequence[Trajectory],
     selections: Sequence[Selection] | None,
     progress: Progress | None = None,
-    announce: Callable[[Prepared], None] | None = None,
 ) -> dict[str, Any]:
     """Fine-tunes a model with loss on the chosen steps only, and writes the run folder.
 
     Args:
         selections: One per trajectory; None chooses all steps. A trajectory without one is left out and counted.
         progress: Called with the metrics of each optimizer step, soon after it.
-        announce: Called once with what will be trained on.
 
     Returns:
         The run's figures, as in `finished.json`.
@@ -102,9 +110,10 @@ def train(
     from atlas_ray.runs.cluster import connect
 
     begun = time.monotonic()
-    prepared, job = make_job(config, trajectories, selections)
-    if announce is not None:
-        announce(prepared)
+    chat = ChatFormat.load(config.model)
+    corpus = tokens_for(config, trajectories, chat, partial(render_on_ray, config, chat))
+    prepared, job = make_job(config, chat, corpus, trajectories, selections)
+    show(prepared, chat)
     for line in memory_lines(config):
         console.print(line)
     total = total_steps(len(job.examples), config.global_batch, config.epochs)
@@ -118,68 +127,73 @@ def train(
 
         connect(config.ray)
         with Follower(folder, follow):
-            reached = _fit(job)
+            reached = _fit(job, corpus)
     if reached < total:
         raise Stopped(f"training stopped at step {reached} of {total} (SIGTERM)", "the same command goes on from there")
-    write_tokenizer(folder, prepared.chat.tokenizer)
+    write_tokenizer(folder, chat.tokenizer)
     figures = figures_of(prepared, job, folder) | {"seconds": time.monotonic() - begun}
     folder.finish(**figures)
     return figures
 
 
-def make_job(
-    config: TrainConfig, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
-) -> tuple[Prepared, Job]:
-    """Holds tasks back and makes examples of all.
+def render_on_ray(
+    config: TrainConfig, chat: ChatFormat, trajectories: Sequence[Trajectory]
+) -> Generator[pa.Table, None, None]:
+    """Renders in tasks, a chunk of trajectories in each; a single chunk here, for it needs no other process.
+
+    Yields:
+        Tables of the schema of `TOKENS`, in any order.
 
     Raises:
-        UserError: If the selection or the model do not fit the data, or nothing is left to train or validate on.
+        UserError: If the chat template cannot be masked.
     """
-    training, held = hold_back(trajectories, config.validation_fraction, config.seed)
-    prepared = prepare(config, training, selections)
-    validation = prepare(config, held, selections).examples if held else []
-    return prepared, Job(config, prepared.examples, validation, tuple(prepared.chat.stop_ids))
+    if len(trajectories) <= CHUNK:
+        yield from render(trajectories, chat)
+        return
+    from atlas_ray.runs.cluster import connect
+
+    connect(config.ray)
+    import ray
+    from ray.data import from_arrow_refs
+
+    chunks = (trajectories[i : i + CHUNK] for i in range(0, len(trajectories), CHUNK))
+    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
+    rendered = from_arrow_refs(refs).map_batches(
+        _render,  # type: ignore[arg-type]
+        fn_kwargs={"model": reachable(config.model)},
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    table: Any
+    try:
+        for table in rendered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for error in table["error"].drop_null().to_pylist():
+                raise UserError(*json.loads(error))
+            yield table.drop_columns(["error"])
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise AtlasError(
+            f"rendering failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more"
+        ) from error
 
 
-def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any]:
-    """What `finished.json` says, but for the time."""
-    statistics = prepared.statistics
-    figures = {
-        "train_steps": total_steps(len(job.examples), job.config.global_batch, job.config.epochs),
-        "trajectories": len(job.examples),
-        "dropped": statistics.dropped + prepared.unselected,
-        "steps_lost": statistics.steps_lost,
-        "step_fraction": statistics.step_fraction,
-        "loss_tokens": statistics.loss_tokens,
-        "loss_token_fraction": statistics.loss_token_fraction,
-        "tokens": statistics.tokens,
-    }
-    steps = read_metrics(folder)
-    kept = best_step(steps) if job.config.keep == "best" else steps[-1]
-    if kept is not None and "validation_loss" in kept:
-        figures |= {
-            "validation_trajectories": len(job.validation),
-            "kept_step": kept["step"],
-            "validation_loss": kept["validation_loss"],
-        }
-    return figures
+def _render(table: pa.Table, model: str) -> pa.Table:
+    """One task's chunk; an error of our own travels as a row, for Ray Data would hand on its text alone."""
+    try:
+        rendered, error = pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model))), None
+    except AtlasError as failure:
+        nothing = np.zeros(0, np.int32)
+        rendered, error = TOKENS.to_table([Tokens("", nothing, nothing)]), json.dumps([failure.what, failure.remedy])
+    return rendered.append_column("error", pa.array([error] * rendered.num_rows, pa.string()))
 
 
-def read_selection(uri: str) -> list[Selection]:
-    """The selections of a finished run of `atlas select`.
-
-    Raises:
-        UserError: If there is none.
-    """
-    folder = RunFolder(uri)
-    if not folder.exists:
-        raise UserError(f"{uri} holds no selection", "run `atlas select` first, or correct `selection`")
-    if folder.finished is None:
-        raise UserError(f"the selection in {uri} is not finished", "finish it: run its `atlas select` again")
-    return folder.read(SELECTIONS)
+@cache
+def _chat_format(model: str) -> ChatFormat:
+    """Loaded once in a process, which runs many tasks."""
+    return ChatFormat.load(model)
 
 
-def _fit(job: Job) -> int:
+def _fit(job: Job, corpus: Corpus) -> int:
     """Runs the workers; returns the number of optimizer steps done."""
     import ray
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -204,7 +218,8 @@ def _fit(job: Job) -> int:
         _work,  # type: ignore[arg-type]
         train_loop_config={
             "config": config.model_dump(mode="json") | {"run": reachable(config.run), "model": reachable(config.model)},
-            "examples": ray.put((job.examples, job.validation)),
+            "examples": ray.put((detached(job.examples), detached(job.validation))),
+            "tokens": [ray.put(table) for table in corpus.tables],
             "stop_ids": job.stop_ids,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
@@ -252,14 +267,6 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_name(config: TrainConfig, examples: Sequence[Example]) -> str:
-    """Ray Train resumes what bears the same name: so configuration and data are in it."""
-    digest = hashlib.sha256(config_digest(config).encode())
-    for example in examples:
-        digest.update(example.ids.tobytes() + example.loss_mask.tobytes())
-    return f"checkpoints-{digest.hexdigest()[:12]}"
-
-
 def _storage(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.FileSystem.from_uri(uri if "://" in uri else str(Path(uri).resolve()))
 
@@ -291,7 +298,8 @@ def _work(given: dict[str, Any]) -> int | AtlasError:
 
     config = TrainConfig.model_validate(given["config"])
     torch.set_num_threads(config.cpus_per_worker)
-    examples, validation = ray.get(given["examples"])
+    corpus = Corpus(ray.get(given["tokens"]))
+    examples, validation = map(corpus.attach, ray.get(given["examples"]))
     stop = StopFile(RunFolder(config.run) if ray.train.get_context().get_world_rank() == 0 else None)
     try:
         job = Job(config, examples, validation, given["stop_ids"])

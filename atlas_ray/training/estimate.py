@@ -86,7 +86,8 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
     tokens = max(config.micro_batch_tokens, config.max_length)
-    layer = tokens * (each * (2 * shape.hidden + 5 * shape.attention + 4 * shape.inner) + 4 * 4 * shape.hidden)
+    heads = 3 * shape.attention + 2 * shape.cached  # queries, output and its copy by heads; keys and values
+    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.inner) + 4 * 4 * shape.hidden)
     boundary = tokens * shape.hidden * (each if sharded else 4)
     activations = shape.layers * boundary + layer if recomputed else shape.layers * layer
     return Memory(
@@ -206,6 +207,8 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     """
     import torch
 
+    from atlas_ray.models.chat import ChatFormat
+    from atlas_ray.training.corpus import Corpus
     from atlas_ray.training.examples import prepare
     from atlas_ray.training.validation import hold_back
     from atlas_ray.trajectories.readers import read_trajectories
@@ -213,14 +216,14 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     lines = []
     selections = None
     if config.selection is not None and RunFolder(config.selection).finished is not None:
-        from atlas_ray.training.distributed import read_selection
+        from atlas_ray.training.job import read_selection
 
         selections = read_selection(config.selection)
     elif config.selection is not None:
         lines.append(f"{config.selection} is not finished: counted as if all steps were chosen")
     training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
     sample = training[:: max(1, len(training) // _SAMPLE)]
-    prepared = prepare(config, sample, selections)
+    prepared = prepare(config, Corpus.of(sample, ChatFormat.load(config.model)), sample, selections)
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count = round(scale * len(prepared.examples))
     tokens = scale * sum(example.length for example in prepared.examples)

@@ -1,6 +1,6 @@
-"""All examples of a run: trajectories and selections brought together, tokenized and masked.
+"""All examples of a run: tokens and selections brought together.
 
-Flows in: trajectories and a selection; flows out: examples, and counts of what is left out.
+Flows in: trajectories, their tokens and a selection; flows out: examples, and counts of what is left out.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.progress import console
+from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.masking import Example, MaskStatistics, training_example
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.view import render_mask
@@ -27,36 +28,37 @@ class Prepared:
         unselected: Trajectories without a selection, or whose selection failed.
     """
 
-    chat: ChatFormat
     examples: list[Example]
     statistics: MaskStatistics
     unselected: int
 
 
 def prepare(
-    config: TrainConfig, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
+    config: TrainConfig, corpus: Corpus, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
 ) -> Prepared:
-    """Tokenizes and masks all trajectories.
+    """Masks trajectories.
+
+    Args:
+        corpus: Holds the tokens of all of them, and maybe of more.
 
     Raises:
         UserError: If selection and data do not belong together, nothing is left to train on, or a trajectory is longer
             than the model's context.
     """
-    chat = ChatFormat.load(config.model)
     chosen: Mapping[str, Selection] | None = None
     if selections is not None:
         chosen = {s.trajectory_id: s for s in selections if s.error is None}
     found: list[Example] = []
     for trajectory in trajectories:
         if chosen is None:
-            found.append(training_example(trajectory, None, chat, config.max_length))
+            found.append(training_example(corpus[trajectory.id], None, config.max_length))
         elif (selection := chosen.get(trajectory.id)) is not None:
             if selection.n_steps != len(trajectory.steps):
                 raise UserError(
                     f"{trajectory.id} has {len(trajectory.steps)} steps, {selection.n_steps} where it was selected",
                     "select and train on the same data",
                 )
-            found.append(training_example(trajectory, selection.chosen, chat, config.max_length))
+            found.append(training_example(corpus[trajectory.id], selection.chosen, config.max_length))
     examples = [example for example in found if example.loss_tokens]
     if not examples:
         raise UserError(
@@ -71,7 +73,7 @@ def prepare(
             f"{longest.trajectory_id} has {longest.length} tokens, the model's context {context}",
             f"set max_length to at most {context}",
         )
-    return Prepared(chat, examples, MaskStatistics.of(found), len(trajectories) - len(found))
+    return Prepared(examples, MaskStatistics.of(found), len(trajectories) - len(found))
 
 
 def _context(model: str) -> int | None:
@@ -80,11 +82,11 @@ def _context(model: str) -> int | None:
     return getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
 
 
-def show(prepared: Prepared) -> None:
+def show(prepared: Prepared, chat: ChatFormat) -> None:
     """Prints the first example with its mask, and what carries loss or is left out."""
     statistics = prepared.statistics
     console.print(f"first trajectory ({prepared.examples[0].trajectory_id}), loss on the coloured tokens:")
-    console.print(render_mask(prepared.examples[0], prepared.chat))
+    console.print(render_mask(prepared.examples[0], chat))
     console.print(
         f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
         f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"

@@ -1,6 +1,7 @@
 """The mask: which tokens of a trajectory carry loss (paper section 3.3).
 
-Flows in: a trajectory and its chosen steps; flows out: token ids and a mask. The loss falls on the tokens of the chosen
+Flows in: a trajectory and its chosen steps; flows out: token ids and a mask. Rendering knows no selection, and marking
+no text, so that a trajectory is rendered once for all selections. The loss falls on the tokens of the chosen
 steps' thoughts and actions and on their end of turn; all other tokens, unchosen steps among them, are context only.
 """
 
@@ -15,6 +16,32 @@ from numpy.typing import NDArray
 from atlas_ray.errors import DataError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One trajectory as token ids, whole.
+
+    Attributes:
+        id: Of the trajectory.
+        ids: int32, (tokens,).
+        spans: int32, (steps, 2): the half-open range of each step's own tokens in `ids`.
+    """
+
+    id: str
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int32]
+
+
+def tokens_of(trajectory: Trajectory, chat: ChatFormat) -> Tokens:
+    """Renders a trajectory.
+
+    Raises:
+        UserError: If the chat template cannot be masked.
+    """
+    rendered = chat.render(trajectory.messages)
+    spans = [rendered.spans[step.position] for step in trajectory.steps]
+    return Tokens(trajectory.id, np.array(rendered.ids, np.int32), np.array(spans, np.int32).reshape(-1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,10 +84,8 @@ class Example:
         return mask
 
 
-def training_example(
-    trajectory: Trajectory, chosen_steps: Collection[int] | None, chat: ChatFormat, max_length: int
-) -> Example:
-    """Renders a trajectory and marks the tokens of its chosen steps.
+def training_example(tokens: Tokens, chosen_steps: Collection[int] | None, max_length: int) -> Example:
+    """Marks the tokens of a trajectory's chosen steps.
 
     What follows the last chosen step is left out: under causal attention it changes nothing. A chosen step that ends
     behind `max_length` tokens is lost as a whole, for half a step teaches no end of turn.
@@ -70,26 +95,24 @@ def training_example(
 
     Raises:
         DataError: If a chosen step does not exist.
-        UserError: If the chat template cannot be masked.
     """
-    steps = trajectory.steps
-    chosen = set(range(1, len(steps) + 1) if chosen_steps is None else chosen_steps)
-    if unknown := sorted(chosen - {step.index for step in steps}):
+    steps = len(tokens.spans)
+    chosen = set(range(1, steps + 1) if chosen_steps is None else chosen_steps)
+    if unknown := sorted(chosen - set(range(1, steps + 1))):
         raise DataError(
-            f"trajectory {trajectory.id} has {len(steps)} steps, but steps {unknown} are chosen",
+            f"trajectory {tokens.id} has {steps} steps, but steps {unknown} are chosen",
             "make the selection from the same data",
         )
-    rendered = chat.render(trajectory.messages)
-    spans = [span for step in steps if (span := rendered.spans[step.position])]
-    kept = [spans[index - 1] for index in sorted(chosen) if spans[index - 1][1] <= max_length]
+    spans = tokens.spans[[index - 1 for index in sorted(chosen)]]
+    kept = spans[spans[:, 1] <= max_length]
     return Example(
-        trajectory_id=trajectory.id,
-        ids=np.array(rendered.ids[: kept[-1][1] if kept else 0], dtype=np.int32),
-        spans=np.array(kept, dtype=np.int32).reshape(-1, 2),
-        steps=len(steps),
+        trajectory_id=tokens.id,
+        ids=tokens.ids[: kept[-1, 1] if len(kept) else 0],
+        spans=kept,
+        steps=steps,
         steps_chosen=len(chosen),
         steps_lost=len(chosen) - len(kept),
-        step_tokens=sum(end - start for start, end in spans),
+        step_tokens=int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
     )
 
 

@@ -31,6 +31,9 @@ class TrainConfig(Strict):
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
+    rendered: str | None = Field(
+        None, description="folder of token ids, shared by runs on the same data; None: in the run folder"
+    )
     epochs: float = Field(3, gt=0)
     loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")

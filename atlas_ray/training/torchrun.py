@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,10 +26,12 @@ import typer
 from atlas_ray.cli import Config, Set
 from atlas_ray.config import load
 from atlas_ray.errors import AtlasError, Stopped, UserError
+from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.batching import total_steps
-from atlas_ray.training.distributed import figures_of, make_job, read_selection, run_name
+from atlas_ray.training.corpus import render
 from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.job import figures_of, make_job, read_selection, run_name, tokens_for
 from atlas_ray.training.loop import local_device
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import run_worker
@@ -82,7 +85,13 @@ def train_here(config: TrainConfig) -> None:
     if folder.finished is not None:
         return
     selections = None if config.selection is None else read_selection(config.selection)
-    prepared, job = make_job(config, read_trajectories(config.data), selections)
+    trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model)
+    if not first:
+        dist.barrier()  # the first process renders
+    corpus = tokens_for(config, trajectories, chat, partial(render, chat=chat))
+    if first:
+        dist.barrier()
+    prepared, job = make_job(config, chat, corpus, trajectories, selections)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     checkpoints = FolderCheckpoints(Path(config.run) / run_name(config, job.examples))
@@ -91,7 +100,7 @@ def train_here(config: TrainConfig) -> None:
     if reached < total:
         raise Stopped(f"training stopped at step {reached} of {total} (SIGTERM)", "the same command goes on from there")
     if first:
-        write_tokenizer(folder, prepared.chat.tokenizer)
+        write_tokenizer(folder, chat.tokenizer)
         folder.finish(**figures_of(prepared, job, folder), seconds=time.monotonic() - begun)
 
 

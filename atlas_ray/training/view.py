@@ -11,7 +11,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.training.masking import Example, training_example
+from atlas_ray.training.masking import Example, tokens_of, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
 LOSS_STYLE = "bold black on green"
@@ -55,4 +55,4 @@ def view(data: str, model: str, selection: str | None, trajectory: str | None) -
             raise UserError(f"{selection} holds no selection for {name}", "name the run folder of `atlas select`")
         chosen = by_id[name].chosen
     chat = ChatFormat.load(model)
-    return render_mask(training_example(found[name], chosen, chat, max_length=1 << 30), chat)
+    return render_mask(training_example(tokens_of(found[name], chat), chosen, max_length=1 << 30), chat)
