@@ -45,10 +45,9 @@ def report_recipe(recipe: Recipe) -> str:
     runs = gather_paper(recipe)
     tables = [made for made in paper_tables(runs) if made.name in recipe.config.tables]
     written = write_paper_tables(folder, tables)
-    site = SiteInput(
-        given.trajectories,
-        given.selections,
-        _episodes(recipe, given),
+    site = replace(
+        site_of(given),
+        episodes=_episodes(recipe, given),
         tables=[shown for made in tables for shown in (as_table(made), *([cost_table(made)] if made.costs else []))],
         figures=[*figure2(runs), *cost_figures(runs), *selection_figures(results, given.selections)],
         downloads=written,
@@ -59,6 +58,11 @@ def report_recipe(recipe: Recipe) -> str:
     if written:
         console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
     return page
+
+
+def site_of(given: ReportInput) -> SiteInput:
+    """What the viewer shows of the records that a report is about."""
+    return SiteInput(given.trajectories, given.selections, {arm.name: arm.episodes for arm in given.arms})
 
 
 def _episodes(recipe: Recipe, given: ReportInput) -> dict[str, Sequence[Episode]]:
