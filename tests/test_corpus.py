@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from atlas_ray.recipe import Recipe, RecipeConfig
 
 from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.folder import config_digest
 from atlas_ray.training import corpus, distributed
 from atlas_ray.training.corpus import TOKENS, Corpus, detached, open_corpus, render
