@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
+.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report lint format clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,10 @@ bench-selection: setup
 
 bench-perplexity: setup
 	$(BIN)/python -m bench.perplexity
+
+# The viewer with 10,000 trajectories, in headless Chromium (apt-get install chromium).
+bench-report: setup
+	$(BIN)/python -m bench.report_site $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .
