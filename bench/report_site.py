@@ -47,14 +47,16 @@ const until = async (test, from) => {
 """
 _OPENED = "() => {" + _UNTIL + "return until(() => document.querySelector(SELECTOR)?.checkVisibility(), 0); }"
 _CHANGED = (
-    "([selector, value]) => {"
+    "async ([selector, value]) => {"
     + _UNTIL
     + """
-  const count = document.querySelector(".count"), before = count.textContent, from = performance.now();
+  document.querySelector(".clear").click();
+  await until(() => document.querySelector(".clear").hidden, performance.now());
+  const rows = document.querySelector(".item"), from = performance.now();
   const field = document.querySelector(selector);
   field.value = value;
   field.dispatchEvent(new Event(field.tagName === "INPUT" ? "input" : "change", { bubbles: true }));
-  return until(() => count.textContent !== before, from);
+  return until(() => !rows.isConnected, from);
 }"""
 )
 
@@ -100,7 +102,7 @@ def _make(folder: Path, count: int) -> None:
     steps = sorted(len(t.steps) for t in trajectories)
     size = sum(path.stat().st_size for path in files)
     print(
-        f"{count} trajectories of {steps[count // 2]} steps (median; most {steps[-1]}), {text / count:.0f} characters each: "
+        f"{count} trajectories of {steps[count // 2]} steps (median; most {steps[-1]}), {text / count:.0f} characters: "
         f"{len(files)} files, {size / 2**20:.0f} MiB, written in {time.monotonic() - begun:.0f} s "
         f"with {more / 1024:.0f} MiB beside the records"
     )
