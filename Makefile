@@ -4,7 +4,11 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
+<<<<<<< HEAD
 .PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
+=======
+.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report lint format clean
+>>>>>>> viewer
 
 setup: $(STAMP)
 
@@ -54,6 +58,10 @@ bench-selection: setup
 
 bench-perplexity: setup
 	$(BIN)/python -m bench.perplexity $(BENCH)
+
+# The viewer with 10,000 trajectories, in headless Chromium (apt-get install chromium).
+bench-report: setup
+	$(BIN)/python -m bench.report_site $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

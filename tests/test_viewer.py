@@ -1,4 +1,4 @@
-"""The report in a browser, from disk: found, compared, linked, by mouse and key; nothing foreign runs or is sent."""
+"""The report in a browser, from disk: found, compared and linked, by mouse and by key; nothing foreign runs."""
 
 from __future__ import annotations
 

@@ -55,7 +55,6 @@ const List = (() => {
       shown.clear();
       if (!reveal()) scroller.scrollTop = 0;
       draw();
-      node.dataset.ready = query;
     };
 
     const draw = () => {
