@@ -35,7 +35,7 @@ def test_every_trajectory_ends_selected_or_failed_and_none_twice(
         config = config_of(tmp_path / "run", write(tmp_path / "data", n), server.base_url, at_once, endpoint=limits)
         folder = select_steps(config)
         answered = Counter(server.answered())
-    rows = [id_ for table in folder._tables(SELECTIONS) for id_ in table["id"].to_pylist()]
+    rows = [id_ for table in folder.tables(SELECTIONS) for id_ in table["id"].to_pylist()]
     assert sorted(rows) == sorted(f"house/{i}" for i in range(n))  # rows on disk: none is there twice
     found = folder.read(SELECTIONS)
     failed = [s.error for s in found if s.error]

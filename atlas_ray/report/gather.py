@@ -54,7 +54,8 @@ def report_recipe(recipe: Recipe) -> str:
     )
     page = write_report(folder, results, site)
     print_tables(results)
-    print_table(*(as_table(made) for made in tables if any(cell.ours for row in made.rows for cell in row.cells)))
+    ran = [made for made in tables if any(cell.ours for row in made.rows for cell in row.cells)]
+    print_table(*(as_table(made, averages=True) for made in ran))
     if written:
         console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
     return page

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from atlas_ray.report.paper.ours import Figure
+from atlas_ray.report.paper.printed import AVERAGES
 from atlas_ray.report.paper.tables import Cost, PaperCell, PaperTable, PaperTableRow
 from atlas_ray.report.tables import Cell, Column, Table
 from atlas_ray.runs.folder import RunFolder
@@ -96,14 +97,20 @@ def as_json(table: PaperTable) -> str:
     return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
-def as_table(table: PaperTable) -> Table:
-    """For the page and the terminal: ours, with the paper's under it."""
-    columns = [Column("", align="left"), *(Column(_heading(column)) for column in table.columns)]
+def as_table(table: PaperTable, averages: bool = False) -> Table:
+    """For the page and the terminal: ours, with the paper's under it.
+
+    Args:
+        averages: Only these, of a table that is too wide for a terminal.
+    """
+    shown = [c for c in table.columns if c in AVERAGES] if averages and len(table.columns) > len(AVERAGES) else []
+    kept = set(shown or table.columns)
+    columns = [Column("", align="left"), *(Column(_heading(column)) for column in table.columns if column in kept)]
     rows = []
     for row in table.rows:
         label = Cell(row.label, row.section)
-        rows.append([label, *(_page_cell(cell) for cell in row.cells)])
-    claims = [f"{row.label}, {claim.words}." for row in table.rows for claim in row.claims]
+        rows.append([label, *(_page_cell(cell) for cell in row.cells if cell.column in kept)])
+    claims = [f"{row.named}, {claim.words}." for row in table.rows for claim in row.claims]
     strong = next((i for i, row in enumerate(table.rows) if row.key in ("atlas", "critical-30")), None)
     return Table(table.title, columns, rows, [*table.notes, *claims], strong)
 
@@ -184,7 +191,7 @@ def _page_cell(cell: PaperCell) -> Cell:
 
 
 def _remarks(table: PaperTable, escape: Any, bullet: str = "- ") -> list[str]:
-    claims = [f"{row.label}, {claim.words}." for row in table.rows for claim in row.claims]
+    claims = [f"{row.named}, {claim.words}." for row in table.rows for claim in row.claims]
     return [f"{bullet}{escape(line)}" for line in (*claims, *table.notes)]
 
 

@@ -81,6 +81,11 @@ class PaperTableRow:
     cells: tuple[PaperCell, ...]
     claims: tuple[Claim, ...] = ()
 
+    @property
+    def named(self) -> str:
+        """Label and section, for sentences."""
+        return f"{self.section}, {self.label}" if self.section else self.label
+
 
 @dataclass(frozen=True, slots=True)
 class PaperTable:
@@ -154,12 +159,13 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
     if row.against is None:
         return
     other = next(r for r in given.rows if r.key == row.against)
+    rival = f"{other.section}, {other.label}" if other.section != row.section else other.label
     if given.name == "table6":
         for column in given.columns:
             env = runs.stand_in_envs.get("table6", {}).get(column, column)
             start = runs.verification.get(env, {}).get(row.key)
             if start is not None and start.gain is not None:
-                yield Claim(env, other.label, start.gain)
+                yield Claim(env, rival, start.gain)
         return
     for column in given.columns if given.name in _BY_TASK else AVERAGES:
         ours, theirs = (_arm(given, r.key, column, runs) for r in (row, other))
@@ -171,7 +177,7 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
             scope = runs.stand_in_envs.get(given.name, {}).get(column, column)
             found = gain(ours, theirs, scope)
         if found is not None:
-            yield Claim(scope, other.label, found)
+            yield Claim(scope, rival, found)
 
 
 def _costs(arms: dict[str, ArmRuns]) -> tuple[Cost, ...]:
