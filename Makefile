@@ -4,11 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-<<<<<<< HEAD
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
-=======
-.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report lint format clean
->>>>>>> viewer
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report lint format clean
 
 setup: $(STAMP)
 
