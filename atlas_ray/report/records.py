@@ -94,7 +94,8 @@ def episode_texts(episode: Episode) -> Iterator[str]:
 def natural(text: str) -> list[tuple[int, int, str]]:
     """A key that orders `maze_9` before `maze_10`."""
     parts = re.split(r"([0-9]+)", text)
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part]
+    numbers = [part.lstrip("0") if part[:1].isdecimal() else None for part in parts]
+    return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True) if p]
 
 
 def _turns(messages: Sequence[Message]) -> list[list[str]]:

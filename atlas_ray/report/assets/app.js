@@ -7,6 +7,7 @@ const App = (() => {
   const byId = (id) => document.getElementById(id);
   const explorer = byId("explorer");
   const help = byId("help");
+  const title = document.title;
   let meta = null, lists = {}, open = null, ticket = 0;
 
   const options = (names) => names.map((name, i) => [name, Dom.words(name)]);
@@ -56,6 +57,7 @@ const App = (() => {
     const kind = kindOf(route.view);
     for (const view of STATIC) byId(view).hidden = view !== route.view;
     explorer.hidden = !kind;
+    document.title = title;
     for (const link of document.querySelectorAll(".views a")) {
       const on = link.dataset.view === (kind ?? route.view);
       if (on) link.setAttribute("aria-current", "page"); else link.removeAttribute("aria-current");
@@ -94,8 +96,11 @@ const App = (() => {
     if (mine !== ticket) return;
     const here = `${route.view} ${parts.join(" ")}`;
     const kept = here === open ? detail().scrollTop : 0;
-    fill(el("a.back", { href: Route.href(kind, [], route.params) }, "← all"), node);
+    const fresh = here !== open;
+    Dom.keepFocus(detail(), () => fill(el("a.back", { href: Route.href(kind, [], route.params) }, "← all"), node));
     detail().scrollTop = kept;
+    // So that the keys of the browser scroll what was opened.
+    if (fresh && document.activeElement === document.body) detail().focus({ preventScroll: true });
     open = here;
     document.title = `${route.id} · ${byId("name").textContent}`;
   };
@@ -147,6 +152,7 @@ const App = (() => {
       if (event.key === "Escape") event.target.blur();
       return;
     }
+    if (event.key.startsWith("Arrow") && (!list() || event.target.closest(".scroll"))) return;
     const act = KEYS[event.key];
     if (!act || (help.open && !["?", "Escape"].includes(event.key))) return;
     event.preventDefault();

@@ -65,5 +65,12 @@ const Dom = (() => {
     return el("label.field", {}, el("span", {}, label), node);
   };
 
-  return { el, text, number, plural, words, select };
+  // Draws anew by `fill` without taking the focus from a <select> within `place`.
+  const keepFocus = (place, fill) => {
+    const label = place.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+    fill();
+    if (label) place.querySelector(`select[aria-label="${label}"]`)?.focus({ preventScroll: true });
+  };
+
+  return { el, keepFocus, text, number, plural, words, select };
 })();

@@ -32,8 +32,8 @@ const List = (() => {
       timer = setTimeout(() => set({ q: search.value }), PAUSE);
     });
 
-    const controls = () => filters.replaceChildren(...fields.map(({ key, label, options }) =>
-      Dom.select(label, [["", "any"], ...options], params.get(key)?.[0] ?? "", (value) => set({ [key]: value }))));
+    const controls = () => Dom.keepFocus(filters, () => filters.replaceChildren(...fields.map(({ key, label, options }) =>
+      Dom.select(label, [["", "any"], ...options], params.get(key)?.[0] ?? "", (value) => set({ [key]: value })))));
 
     const filter = async () => {
       const mine = ++ticket;
