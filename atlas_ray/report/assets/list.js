@@ -27,10 +27,17 @@ const List = (() => {
       Route.replace(Route.href(route.view, parts, Route.changed(route.params, changes)));
     };
 
+    const ask = () => {
+      if (!timer) return;
+      clearTimeout(timer);
+      timer = 0;
+      set({ q: search.value });
+    };
     search.addEventListener("input", () => {
       clearTimeout(timer);
-      timer = setTimeout(() => set({ q: search.value }), PAUSE);
+      timer = setTimeout(ask, PAUSE);
     });
+    search.addEventListener("blur", ask);
 
     const controls = () => Dom.keepFocus(filters, () => filters.replaceChildren(...fields.map(({ key, label, options }) =>
       Dom.select(label, [["", "any"], ...options], params.get(key)?.[0] ?? "", (value) => set({ [key]: value })))));
