@@ -142,6 +142,7 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]]) -> Arm 
         episodes=episodes,
         losses=[step["loss"] for step in steps],
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
+        start=recipe.arms[name].start if name in recipe.arms else name,
         runs=len(played),
     )
 

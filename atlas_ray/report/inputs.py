@@ -23,6 +23,7 @@ class Arm:
         train_steps: Optimizer steps, or None without training.
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
+        start: Name of the model that it was trained from, or its own where it was not trained.
         runs: Seeds that it was trained and evaluated under; the losses are the first one's.
     """
 
@@ -36,6 +37,7 @@ class Arm:
     episodes: Sequence[Episode]
     losses: Sequence[float] = ()
     validation: Sequence[tuple[int, float]] = ()
+    start: str = "base"
     runs: int = 1
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from atlas_ray.environments.table import ENVIRONMENTS
 from atlas_ray.types import Episode, GoldStep, Message, Selection, Trajectory, split_react
 
 TRAJECTORY_OUTCOMES = ("success", "partial", "failure", "not recorded")
@@ -25,7 +26,7 @@ def trajectory_line(trajectory: Trajectory, env: int, selections: Chosen) -> lis
     return [
         trajectory.id,
         env,
-        _outcome(trajectory.reward),
+        _outcome(trajectory.env, trajectory.reward),
         len(trajectory.steps),
         [None if s is None else -1 if s.error is not None else len(s.chosen) for s in selections],
         _preview(trajectory.messages),
@@ -126,8 +127,11 @@ def _selection(selection: Selection) -> dict[str, Any]:
     return {key: value for key, value in found.items() if value}
 
 
-def _outcome(reward: float | None) -> int:
-    said = "not recorded" if reward is None else "success" if reward >= 1 else "partial" if reward > 0 else "failure"
+def _outcome(env: str, reward: float | None) -> int:
+    enough = ENVIRONMENTS[env].success_at if env in ENVIRONMENTS else 1.0
+    said = (
+        "not recorded" if reward is None else "success" if reward >= enough else "partial" if reward > 0 else "failure"
+    )
     return TRAJECTORY_OUTCOMES.index(said)
 
 

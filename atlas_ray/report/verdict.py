@@ -46,7 +46,7 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
         question, critical, method, headline (sentences), statements (one per comparison), caveats (sentences).
     """
     ours = next((arm for arm in given.arms if arm.name == given.critical), None)
-    rivals = [arm for arm in given.arms if arm.selector in AGAINST and arm.name != given.critical]
+    rivals = [arm for arm in given.arms if ours and _is_rival(arm, ours)]
     statements = [s for rival in rivals for s in _compare(given, ours, rival)] if ours else []
     return {
         "question": QUESTION,
@@ -56,6 +56,13 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
         "statements": statements,
         "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms)],
     }
+
+
+def _is_rival(arm: Arm, ours: Arm) -> bool:
+    """Whether an arm differs from ours in its steps alone: the same model at the start, the same budget if it has one."""
+    if arm.name == ours.name or arm.selector not in AGAINST or arm.start != ours.start:
+        return False
+    return arm.selector not in ("random", "complement") or arm.ratio == ours.ratio
 
 
 def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, Any]]:
