@@ -59,7 +59,7 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
 
 
 def _is_rival(arm: Arm, ours: Arm) -> bool:
-    """Whether an arm differs from ours in its steps alone: the same model at the start, the same budget if it has one."""
+    """Whether an arm differs from ours in its steps alone: from the same model, at the same budget if it has one."""
     if arm.name == ours.name or arm.selector not in AGAINST or arm.start != ours.start:
         return False
     return arm.selector not in ("random", "complement") or arm.ratio == ours.ratio
