@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values lint format clean
+.PHONY: setup quickstart table4 table6 test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-rollouts lint format clean
 
 setup: $(STAMP)
 
@@ -48,6 +48,9 @@ bench-selection: setup
 
 bench-perplexity: setup
 	$(BIN)/python -m bench.perplexity $(BENCH)
+
+bench-rollouts: setup
+	$(BIN)/python -m bench.rollouts $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .
