@@ -189,7 +189,7 @@ class Sleeper:
         """Itself, and sleepy environments in this process."""
         from atlas_ray.rollouts import replica
 
-        replica.open_session = lambda spec, _: SleepySession(spec)
+        replica.open_session = lambda spec, config: SleepySession(spec)
         return self
 
     def open(self, *_: Any) -> Sleeper:
