@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
@@ -20,6 +21,9 @@ from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Ta
 
 TURN_SECONDS = 600.0
 EPISODE_SECONDS = 7200.0
+
+A = TypeVar("A")
+T = TypeVar("T")
 
 
 def episode_id(task: Task, sample: int, start_step: int) -> str:
@@ -70,24 +74,23 @@ async def run_episode(
     cap = session.spec.max_rounds if max_rounds is None else max_rounds
     error = None
     try:
-        async with clock.blame(StopReason.ENV_ERROR):
-            opening = await session.reset(task)
+        opening = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
         if instruction is not None:
             opening = replace(opening, instruction=instruction)
         course.messages += opening.messages()
-        async with clock.blame(StopReason.MODEL_ERROR):
+        with _blame(StopReason.MODEL_ERROR):
             speaker = policy.open(task, opening.messages(), sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break
-            async with clock.blame(StopReason.MODEL_ERROR):
+            with _blame(StopReason.MODEL_ERROR):
                 speaker.repeat(given)
             await course.act(given, session, speaker, clock)
             if turn < len(recorded) and not same_answer(recorded[turn], course.result.observation):
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
-            async with clock.blame(StopReason.MODEL_ERROR):
-                reply = await speaker.speak(derive_seed(seed, task.id, sample, len(prefix), course.turns))
+            drawn = derive_seed(seed, task.id, sample, len(prefix), course.turns)
+            reply = await clock.wait(StopReason.MODEL_ERROR, speaker.speak, drawn)
             course.take(reply)
             await course.act(cut_reply(reply.text), session, speaker, clock)
         stop = StopReason.DONE if course.result.done else StopReason.MAX_ROUNDS
@@ -139,13 +142,12 @@ class _Course:
         """Plays a reply, and lets the speaker hear what comes back."""
         self.turns += 1
         self.messages.append(Message("assistant", reply, trainable=True))
-        async with clock.blame(StopReason.ENV_ERROR):
-            self.result = await session.step(reply)
+        self.result = await clock.wait(StopReason.ENV_ERROR, session.step, reply)
         self.messages.append(Message("user", self.result.observation))
         if self.result.progress is not None:
             self.progress = max(self.progress or 0.0, self.result.progress)
         if not self.result.done:
-            async with clock.blame(StopReason.MODEL_ERROR):
+            with _blame(StopReason.MODEL_ERROR):
                 speaker.hear(self.result.observation)
 
     def gold(self) -> tuple[GoldStep, ...] | None:
@@ -168,23 +170,34 @@ class _Clock:
     def __init__(self, turn_s: float, episode_s: float) -> None:
         self.begun, self._turn_s, self._episode_s = time.monotonic(), turn_s, episode_s
 
-    @asynccontextmanager
-    async def blame(self, reason: StopReason) -> AsyncIterator[None]:
-        """Runs a block within the limits; its failure ends the episode for `reason`."""
+    async def wait(self, reason: StopReason, ask: Callable[[A], Awaitable[T]], about: A) -> T:
+        """An answer within the limits; its failure ends the episode for `reason`."""
         left = self.begun + self._episode_s - time.monotonic()
         limit = asyncio.timeout(min(self._turn_s, left))
         try:
             async with limit:
-                yield
-        except ContextOverflow:
-            raise _StopError(StopReason.CONTEXT_OVERFLOW) from None
+                return await ask(about)
         except Exception as error:
-            if not limit.expired():
-                ended = StopReason.REPLAY_MISMATCH if isinstance(error, ReplayMismatch) else reason
-                raise _StopError(ended, _words(error)) from error
+            if isinstance(error, ContextOverflow) or not limit.expired():
+                raise _fault(error, reason) from error
             whole = left < self._turn_s
             words = f"longer than {self._episode_s:g} s in all" if whole else f"no answer within {self._turn_s:g} s"
             raise _StopError(reason, words) from None
+
+
+@contextmanager
+def _blame(reason: StopReason) -> Iterator[None]:
+    """Runs a block that waits for nothing; its failure ends the episode for `reason`."""
+    try:
+        yield
+    except Exception as error:
+        raise _fault(error, reason) from error
+
+
+def _fault(error: Exception, reason: StopReason) -> _StopError:
+    if isinstance(error, ContextOverflow):
+        return _StopError(StopReason.CONTEXT_OVERFLOW)
+    return _StopError(StopReason.REPLAY_MISMATCH if isinstance(error, ReplayMismatch) else reason, _words(error))
 
 
 def _words(error: Exception) -> str:

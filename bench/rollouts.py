@@ -1,0 +1,304 @@
+"""The rollout pool beside vLLM offline, beside one episode at a time, and beside a world without overhead.
+
+    python -m bench.rollouts [offline | ideal] [--model FOLDER]
+
+`offline`: multi-turn maze episodes on one engine in one pool actor, against `LLM.generate` in this process with the
+same prompts and lengths, all known beforehand and no environment; `sequential`: the same episodes one after another.
+A run alternates between the three, prefix caches emptied before each, while the engine of the other side is idle. On
+CPU a reply follows from conversation and seed alone, so that all runs generate the same tokens.
+`ideal`: a policy that sleeps 0.5 s and an environment that sleeps 20 ms, so what is left is orchestration; from the
+first episode's submission to the last one's return. Starting Ray and actors is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import gc
+import os
+import pickle
+import random
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from atlas_ray.config import EngineConfig, RayConfig
+from atlas_ray.environments.maze import Maze
+from atlas_ray.environments.protocol import LocalSession, StepResult
+from atlas_ray.environments.table import get
+from atlas_ray.models.engine import EngineSpec, VllmPolicy
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.runs.cluster import connect
+from atlas_ray.types import Message, Task, Trajectory
+from bench.report import Entry, write_bench
+
+EPISODES, TURNS, MAX_TOKENS = 64, 10, 48
+ALONE = 8  # episodes of the one-at-a-time schedule
+THINK_SECONDS, STEP_SECONDS = 0.5, 0.02
+SLEEPY_TURNS, WAVES = 20, 3  # turns of an episode; episodes that one place in flight plays in a row
+LIMIT_MS = 0.3  # CPU a turn
+
+Prompt = tuple[list[int], int]
+
+
+@dataclass(frozen=True, slots=True)
+class RecordingSpec(EngineSpec):
+    """An engine that writes down its prompts and how many tokens followed each, into `log` when it loads weights."""
+
+    log: str = ""
+
+    async def build(self) -> VllmPolicy:
+        policy = Recorder(self)
+        await policy.start()
+        return policy
+
+
+class Recorder(VllmPolicy):
+    """See `RecordingSpec`."""
+
+    spec: RecordingSpec
+
+    def __init__(self, spec: RecordingSpec) -> None:
+        super().__init__(spec)
+        self._seen: list[Prompt] = []
+
+    async def generate(self, ids: Sequence[int], *args: Any, **options: Any) -> Any:
+        made, usage = await super().generate(ids, *args, **options)
+        self._seen.append((list(ids), usage.completion_tokens))
+        return made, usage
+
+    async def load(self, spec: EngineSpec) -> None:
+        Path(self.spec.log).write_bytes(pickle.dumps(self._seen))
+        self._seen = []
+        await super().load(spec)
+
+
+def write_model(folder: str) -> None:
+    """The quickstart's architecture, untrained, with the maze's words: few words, so that replies end by chance."""
+    from atlas_ray.models.tiny import write_untrained
+
+    told = []
+    for index in range(60):
+        world, rng, done = Maze(), random.Random(index), False
+        told += world.reset(index).messages()
+        while not done:
+            decision = world.expert(rng)
+            result = world.step(decision.action)
+            told += [Message("assistant", decision.reply), Message("user", result.observation)]
+            done = result.done
+    data = [Trajectory("maze/maze_0", "maze", "maze_0", tuple(told))]
+    write_untrained(folder, data, hidden_size=96, layers=2, heads=3, context=1024, seed=0)
+
+
+def requests(number: int, turns: int) -> Iterator[EpisodeRequest]:
+    """Episodes over all maze tasks."""
+    n = len(get("maze").tasks("test"))
+    for i in range(number):
+        task = Task("maze", f"maze_{i % n}")
+        sampling = Sampling(temperature=1.0, max_tokens=MAX_TOKENS)
+        yield EpisodeRequest(task, sampling, seed=0, sample=i // n, max_rounds=turns)
+
+
+def play(pool: RolloutPool, number: int, at_once: int) -> tuple[float, int]:
+    """Seconds and generated tokens of the first episodes, so many at once."""
+    todo, tokens = list(requests(number, TURNS)), 0
+    begun = time.perf_counter()
+    for start in range(0, number, at_once):
+        for _, episode in pool.run(todo[start : start + at_once]):
+            if episode.error:
+                raise SystemExit(f"{episode.id} failed: {episode.error}")
+            tokens += episode.usage.completion_tokens
+    return time.perf_counter() - begun, tokens
+
+
+class Offline:
+    """The rival: vLLM in this process, with the options of our engine."""
+
+    def __init__(self, model: str, config: EngineConfig) -> None:
+        from vllm import LLM
+
+        from atlas_ray.models.engine import _CPU_ENVIRONMENT, _ENVIRONMENT, _options
+
+        os.environ.update(_ENVIRONMENT | _CPU_ENVIRONMENT)
+        self._llm = LLM(**_options(model, config, cpu=True), disable_log_stats=True)
+
+    def generate(self, prompts: Sequence[Prompt]) -> tuple[float, int]:
+        """Seconds and tokens."""
+        from vllm import SamplingParams
+
+        self._llm.reset_prefix_cache()
+        inputs: Any = [{"prompt_token_ids": ids} for ids, _ in prompts]
+        params = [
+            SamplingParams(temperature=1.0, max_tokens=n, min_tokens=n, ignore_eos=True, seed=i)
+            for i, (_, n) in enumerate(prompts)
+        ]
+        begun = time.perf_counter()
+        outputs = self._llm.generate(inputs, params, use_tqdm=False)
+        return time.perf_counter() - begun, sum(len(output.outputs[0].token_ids) for output in outputs)
+
+
+def engine_entries(model: str, runs: int) -> list[Entry]:
+    """`offline` and `sequential`."""
+    config = EngineConfig()
+    ours, rival, together, alone = [], [], [], []
+    with tempfile.TemporaryDirectory() as folder:
+        spec = RecordingSpec("tiny", model, config, f"{folder}/log")
+        with RolloutPool(spec, in_flight=EPISODES) as pool:
+            play(pool, EPISODES, EPISODES)
+            pool.load(spec)
+            prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())
+            offline = Offline(model, config)
+            offline.generate(prompts)
+            lengths = [n for _, n in prompts]
+            print(
+                f"{len(prompts)} prompts of {sum(len(ids) for ids, _ in prompts) / len(prompts):.0f} tokens,", end=" "
+            )
+            print(f"{min(lengths)} to {max(lengths)} generated, {sum(lengths)} in all")
+            for run in range(runs):
+                for side in ("ours", "rival") if run % 2 else ("rival", "ours"):
+                    if side == "rival":
+                        seconds, tokens = offline.generate(prompts)
+                        rival.append(tokens / seconds)
+                    else:
+                        pool.load(spec)
+                        seconds, tokens = play(pool, EPISODES, EPISODES)
+                        ours.append(tokens / seconds)
+                        together.append(60 * EPISODES / seconds)
+                    assert tokens == sum(lengths)
+                pool.load(spec)
+                seconds, _ = play(pool, ALONE, 1)
+                alone.append(60 * ALONE / seconds)
+                print(f"run {run + 1}: {ours[-1]:.0f} tokens/s, offline {rival[-1]:.0f}", end="; ")
+                print(f"{together[-1]:.1f} episodes/min, one at a time {alone[-1]:.1f}", flush=True)
+    return [
+        Entry("offline", ours, rival, "generated tokens/s", "higher"),
+        Entry("sequential", together, alone, "episodes/min", "higher"),
+    ]
+
+
+class Sleeper:
+    """A policy that thinks for 0.5 s; its moves never lead anywhere."""
+
+    name, gpus = "sleeper", 0
+
+    async def build(self) -> Sleeper:
+        """Itself, and sleepy environments in this process."""
+        from atlas_ray.rollouts import replica
+
+        replica.open_session = lambda spec, config: SleepySession(spec)
+        return self
+
+    def open(self, *_: Any) -> Sleeper:
+        return self
+
+    async def speak(self, seed: int) -> Reply:
+        await asyncio.sleep(THINK_SECONDS)
+        return Reply(f"Thought: I have seen the number {seed}.\nAction: wait")
+
+    def repeat(self, reply: str) -> None:
+        pass
+
+    def hear(self, observation: str) -> None:
+        pass
+
+
+class SleepySession(LocalSession):
+    """A built-in world that takes 20 ms a step."""
+
+    async def step(self, reply: str) -> StepResult:
+        await asyncio.sleep(STEP_SECONDS)
+        return await super().step(reply)
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """One run without a model: turns a second, CPU milliseconds a turn, resident kB an episode in flight."""
+
+    rate: float
+    cpu_ms: float
+    kilobytes: float
+
+
+def orchestrate(in_flight: int, waves: int = WAVES) -> Load:
+    """Plays `waves * in_flight` episodes, `in_flight` at once, on one actor."""
+    import psutil
+
+    with RolloutPool(Sleeper(), in_flight=in_flight) as pool:
+        processes = [psutil.Process(), psutil.Process(pool._seats[0].pid)]
+
+        def cpu() -> list[float]:
+            return [sum(p.cpu_times()[:2]) for p in processes]
+
+        def memory() -> int:
+            return sum(p.memory_info().rss for p in processes)
+
+        list(pool.run(requests(50, 2)))
+        gc.collect()
+        taken = turns = landed = most = 0
+
+        def counted() -> Iterator[EpisodeRequest]:
+            nonlocal taken
+            for request in requests(waves * in_flight, SLEEPY_TURNS):
+                taken += 1
+                yield request
+
+        empty = peak = memory()
+        before, begun = cpu(), time.perf_counter()
+        for _, episode in pool.run(counted()):
+            if episode.error:
+                raise SystemExit(f"{episode.id} failed: {episode.error}")
+            most = max(most, taken - landed)
+            landed, turns = landed + 1, turns + episode.rounds
+            if landed % 100 == 1:
+                peak = max(peak, memory())
+        seconds = time.perf_counter() - begun
+        spent = [1000 * (b - a) / turns for a, b in zip(before, cpu(), strict=True)]
+    assert (most, turns) == (in_flight, waves * in_flight * SLEEPY_TURNS)
+    load = Load(turns / seconds, sum(spent), (peak - empty) / 1024 / in_flight)
+    ideal = in_flight / (THINK_SECONDS + STEP_SECONDS)
+    print(f"{in_flight:,} in flight: {load.rate:,.0f} turns/s, {load.rate / ideal:.1%} of the ideal;", end=" ")
+    print(f"CPU a turn {spent[0]:.3f} ms driver + {spent[1]:.3f} ms actor;", end=" ")
+    print(f"{load.kilobytes:.0f} kB an episode in flight", flush=True)
+    return load
+
+
+def ideal_entries(runs: int, few: int, many: int) -> list[Entry]:
+    """`ideal`, and what a turn and an episode cost with few and many in flight."""
+    pairs = [(orchestrate(few), orchestrate(many)) for _ in range(runs)]
+    ideal = few / (THINK_SECONDS + STEP_SECONDS)
+    return [
+        Entry("ideal", [a.rate for a, _ in pairs], [ideal] * runs, "turns/s", "higher"),
+        Entry("cpu", [a.cpu_ms for a, _ in pairs], [LIMIT_MS] * runs, f"CPU ms/turn at {few:,}; limit", "lower"),
+        Entry("cpu_growth", [b.cpu_ms for _, b in pairs], [a.cpu_ms for a, _ in pairs], "CPU ms/turn", "lower"),
+        Entry("memory", [b.kilobytes for _, b in pairs], [a.kilobytes for a, _ in pairs], "kB/episode", "lower"),
+    ]
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("entry", nargs="?", choices=["offline", "ideal"], help="both where left out")
+    parser.add_argument("--model", help="a tiny model's folder; where left out an untrained one is made")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--few", type=int, default=1000, help="episodes in flight")
+    parser.add_argument("--many", type=int, default=10_000, help="episodes in flight")
+    args = parser.parse_args()
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our engine has it in its actor
+    connect(RayConfig())
+    found: list[Entry] = []
+    if args.entry != "ideal":
+        with tempfile.TemporaryDirectory() as folder:
+            if not args.model:
+                write_model(folder)
+            found += engine_entries(args.model or folder, args.runs)
+    if args.entry != "offline":
+        found += ideal_entries(args.runs, args.few, args.many)
+    write_bench("rollouts", found)
+
+
+if __name__ == "__main__":
+    main()
