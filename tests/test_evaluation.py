@@ -19,11 +19,11 @@ from atlas_ray.config import validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.models.protocol import Policy, Sampling
+from atlas_ray.models.protocol import Policy, Reply, Sampling
 from atlas_ray.models.scripted import ScriptedPolicy, ScriptedSpeaker
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.types import Episode, Message, Task
+from atlas_ray.types import Episode, Message, Task, Usage
 
 
 class Flaky(ScriptedPolicy):
@@ -39,6 +39,27 @@ class Flaky(ScriptedPolicy):
         return super().open(task, opening, sampling)
 
 
+class Metered(ScriptedPolicy):
+    """An expert whose prompts come to three quarters from a cache; its process is killed once half-way."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__("expert")
+        self.note = Path(folder) / "killed"
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
+        if task.item_id == "maze_4" and not self.note.exists():
+            self.note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        speaker = super().open(task, opening, sampling)
+        speak = speaker.speak
+
+        async def metered(seed: int) -> Reply:
+            return replace(await speak(seed), usage=Usage(100, 75, 5, 1))
+
+        speaker.speak = metered  # type: ignore[method-assign]
+        return speaker
+
+
 @dataclass(frozen=True)
 class Scripted:
     """Stands where `EngineSpec` does; the model says who plays, or names the file while which nobody can."""
@@ -49,6 +70,8 @@ class Scripted:
     gpus: int = 0
 
     async def build(self) -> Policy:
+        if self.name == "metered":
+            return Metered(self.model)
         return Flaky(self.model) if "/" in self.model else ScriptedPolicy(self.model)
 
 
@@ -108,6 +131,17 @@ def test_nothing_but_failures_end_the_run(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(stage, "_HOPELESS", 3)
     with pytest.raises(AtlasError, match="in a row"):
         stage.evaluate(config(tmp_path / "run", {"arm": str(tmp_path)}, samples=5, tasks={"maze": 1}))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_share_of_cached_prompts_outlives_a_replica(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.evaluate(config(tmp_path / "run", {"metered": str(tmp_path)}, engine={"episodes_in_flight": 2}))
+    assert (tmp_path / "killed").exists()
+    turns = sum(e.rounds for e in facts(tmp_path / "run", "metered"))
+    figures = RunFolder(str(tmp_path / "run")).child("metered").finished
+    assert figures is not None
+    assert (figures["prefix_cache_hit_rate"], figures["usage"]["calls"]) == (0.75, turns)
+    assert "success 100%, prefix cache 75%" in capsys.readouterr().err
 
 
 def test_a_plan_in_words(tmp_path: Path) -> None:

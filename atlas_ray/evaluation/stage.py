@@ -154,6 +154,7 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
         AtlasError: If nothing but infrastructure failures comes back.
     """
     failures = successes = played = 0
+    usage = Usage()
     with (
         folder.writer(EPISODES) as writer,
         closing(pool.run(left)) as episodes,
@@ -164,7 +165,9 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
             failed = episode.stop_reason.is_infrastructure
             failures = failures + 1 if failed else 0
             played, successes = played + (not failed), successes + episode.success
-            tracker.advance(note=f"success {successes / max(1, played):.0%}")
+            usage += episode.usage
+            note = f"success {successes / max(1, played):.0%}, prefix cache {usage.hit_rate:.0%}"
+            tracker.advance(note=note)
             if failures == _HOPELESS:
                 raise AtlasError(
                     f"{failures} episodes in a row failed, the last in {episode.env}: {episode.error}",
@@ -174,11 +177,12 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
 
 def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
     episodes = folder.read(EPISODES)
-    earlier = (folder.finished or {}).get("seconds", 0.0)
+    earlier, usage = (folder.finished or {}).get("seconds", 0.0), sum((e.usage for e in episodes), Usage())
     folder.finish(
         seconds=round(earlier + seconds, 1),
         episodes=len(episodes),
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
-        usage=asdict(sum((e.usage for e in episodes), Usage())),
+        usage=asdict(usage),
+        prefix_cache_hit_rate=round(usage.hit_rate, 4),
         results=[asdict(result) for result in results(episodes, config)],
     )

@@ -17,7 +17,7 @@ from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import Policy, Sampling
 from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.types import Episode, Task, Usage
+from atlas_ray.types import Episode, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class EpisodeRequest:
 class PolicySpec(Protocol):
     """What a replica makes its policy from; pickled to it.
 
-    A policy may also have `load(spec)` (goes on as another), `close()`, `usage` (of all its replies) and `dead` (it
-    broke for good: the replica is replaced).
+    A policy may also have `load(spec)` (goes on as another), `close()`, and `dead` (it broke for good: the replica is
+    replaced).
     """
 
     @property
@@ -76,7 +76,6 @@ class Replica:
     def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig) -> None:
         self._spec, self._environments = spec, environments
         self._policy: Any = None
-        self._episodes = 0
 
     async def start(self) -> int:
         """Makes the policy.
@@ -121,7 +120,6 @@ class Replica:
         if getattr(self._policy, "dead", False):
             # The driver replaces this replica and plays the episodes again.
             os._exit(1)
-        self._episodes += 1
         return episode
 
     async def load(self, spec: PolicySpec) -> None:
@@ -135,10 +133,6 @@ class Replica:
             return await self._policy.load(spec)
         await self.close()
         await self.start()
-
-    async def statistics(self) -> tuple[int, Usage]:
-        """Episodes played, and the tokens of all replies."""
-        return self._episodes, getattr(self._policy, "usage", Usage())
 
     async def close(self) -> None:
         """Ends the policy's processes and connections."""
