@@ -78,6 +78,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                             replicas=config.engine.replicas,
                             in_flight=config.engine.episodes_in_flight,
                             environments=config.environments,
+                            limits=config.limits,
                             retries=config.retries,
                         )
                     )

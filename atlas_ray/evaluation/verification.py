@@ -70,6 +70,7 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
                 replicas=config.engine.replicas,
                 in_flight=config.engine.episodes_in_flight,
                 environments=config.environments,
+                limits=config.limits,
                 retries=config.retries,
             ) as pool,
             folder.writer(EPISODES) as writer,

@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
@@ -63,6 +63,7 @@ class RolloutPool:
         replicas: How many.
         in_flight: Episodes that a replica plays at once.
         environments: Servers of environments that are not built in.
+        limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
         max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
 
@@ -80,11 +81,12 @@ class RolloutPool:
         replicas: int = 1,
         in_flight: int = 256,
         environments: EnvironmentsConfig | None = None,
+        limits: LimitsConfig | None = None,
         retries: int = 2,
         max_restarts: int | None = None,
     ) -> None:
         self._spec, self._in_flight, self._retries = spec, in_flight, retries
-        self._environments = environments or EnvironmentsConfig()
+        self._environments, self._limits = environments or EnvironmentsConfig(), limits or LimitsConfig()
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
@@ -205,7 +207,7 @@ class RolloutPool:
             num_gpus=self._spec.gpus if ray.cluster_resources().get("GPU") else 0,
             max_concurrency=self._in_flight + _SPARE_CALLS,
             scheduling_strategy="SPREAD",
-        ).remote(self._spec, self._environments)
+        ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
         _post(self._events, actor.start.remote(), seat, None)
         return seat

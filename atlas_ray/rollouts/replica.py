@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError, ModelFailure
@@ -73,8 +73,8 @@ class FixedSpec:
 class Replica:
     """The actor: a policy, and the episodes under way."""
 
-    def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig) -> None:
-        self._spec, self._environments = spec, environments
+    def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig, limits: LimitsConfig) -> None:
+        self._spec, self._environments, self._limits = spec, environments, limits
         self._policy: Any = None
 
     async def start(self) -> int:
@@ -113,6 +113,7 @@ class Replica:
                 sample=request.sample,
                 max_rounds=request.max_rounds,
                 instruction=request.instruction,
+                limits=self._limits,
             )
         finally:
             with suppress(Exception):

@@ -249,6 +249,7 @@ _PLACEMENT = {
     "memory_gb",
     "loggers",
     "timeout_s",
+    "limits",
     "concurrency",
     "requests_per_minute",
     "tokens_per_minute",
