@@ -9,6 +9,7 @@ import pytest
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.table import get
 from atlas_ray.errors import ContextOverflow, EnvironmentFailure, ModelFailure
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import run_episode
@@ -120,6 +121,42 @@ async def test_a_replay_that_differs_ends_the_episode() -> None:
     assert found.error
     assert "step 2" in found.error
     assert policy.speaker.turns == 0
+
+
+@pytest.mark.parametrize("prefix", [[], ["one"]])
+async def test_another_task_under_the_same_id_is_a_mismatch(prefix: list[str]) -> None:
+    policy, session = Policy(), Counter()
+    found = await play(policy, session, prefix=prefix, first_observation="Task counter_4.")
+    assert (found.stop_reason, found.messages, session.heard) == (StopReason.REPLAY_MISMATCH, (), [])
+    assert found.error == "the first observation is another task's than recorded"
+    assert policy.speaker.turns == 0
+    assert (await play(Policy(), Counter(), prefix=prefix, first_observation="\n Task counter_3. ")).success
+
+
+@pytest.mark.parametrize(
+    ("env", "recorded", "shown", "same"),
+    [
+        ("textcraft", "Crafting commands:\na\n\nGoal: craft x.", "Crafting commands:\nb\n\nGoal: craft x.", True),
+        ("textcraft", "Crafting commands:\na\n\nGoal: craft x.", "Crafting commands:\na\n\nGoal: craft y.", False),
+        ("maze", "An example: The goal is at 8, 6.\nNow:\nThe goal is at 1, 2. x", "The goal is at 1, 2. x", True),
+        ("maze", "An example: The goal is at 8, 6.\nNow:\nThe goal is at 1, 2. x", "The goal is at 8, 6. x", False),
+        ("wordle", "the words:\nlight\nnight", "Words: l i g h t, n i g h t.", True),
+        ("wordle", "Words: s i g h t.", "Words: l i g h t, n i g h t.", False),
+        ("sciworld", "Task: boil\nIn it you see:\na cup\na fork", "Task: boil\nIn it you see:\na fork\na cup", True),
+        ("sciworld", "Task: boil\nIn it you see:\na cup", "Task: freeze\nIn it you see:\na cup", False),
+    ],
+)
+def test_what_names_a_task(env: str, recorded: str, shown: str, same: bool) -> None:
+    assert get(env).same_task(recorded, shown) is same
+
+
+@pytest.mark.parametrize("env", ["maze", "textcraft", "wordle", "blocksworld", "pddl"])
+def test_first_observations_tell_tasks_apart(env: str) -> None:
+    spec = get(env)
+    assert spec.world is not None
+    shown = [spec.world().reset(spec.index(task.item_id)).observation for task in spec.tasks("test", 8)]
+    assert all(spec.same_task(one, one) for one in shown)
+    assert not any(spec.same_task(shown[0], other) for other in shown[1:])
 
 
 @pytest.mark.parametrize("recorded", [[], ["now 1\nand line two"]])

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
+from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
@@ -148,7 +149,7 @@ def _given(task: Planned) -> tuple[GivenTurn, ...]:
 def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
     t = task.trajectory
     replies = tuple(step.reply for step in t.steps)
-    answers = tuple(step.observation for step in t.steps[1:])
+    answers, opening = tuple(step.observation for step in t.steps[1:]), Opening.recorded(t)
     every = [(start, ()) for start in sorted(set().union(*task.starts.values()))]
     for start, given in [*every, *([(0, _given(task))] if config.iterative else [])]:
         for sample in range(config.samples):
@@ -159,7 +160,8 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 sample=sample,
                 prefix=replies[:start],
                 recorded=answers[:start],
-                instruction=t.messages[0].content,
+                instruction=opening.instruction if opening else None,
+                first_observation=opening.observation if opening else None,
                 given=given,
                 group=t.id,
             )

@@ -32,6 +32,7 @@ async def run_episode(
     *,
     prefix: Sequence[str] = (),
     recorded: Sequence[str] = (),
+    first_observation: str | None = None,
     sampling: Sampling,
     seed: int,
     sample: int = 0,
@@ -50,6 +51,8 @@ async def run_episode(
         prefix: Expert replies to replay before the policy acts.
         recorded: What the expert was answered after each of them (or after the first few); compared with what comes
             now but for the order of lines. Empty: no comparison.
+        first_observation: What the expert saw first: another task may have the same id on another server. None: no
+            comparison.
         sampling: How replies are drawn.
         seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
         sample: Number of the episode among those with the same task and start.
@@ -68,6 +71,8 @@ async def run_episode(
     try:
         async with clock.blame(StopReason.ENV_ERROR):
             opening = await session.reset(task)
+        if first_observation is not None and not session.spec.same_task(first_observation, opening.observation):
+            raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         if instruction is not None:
             opening = replace(opening, instruction=instruction)
         course.messages += opening.messages()

@@ -35,6 +35,7 @@ class EpisodeRequest:
     sample: int = 0
     prefix: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
+    first_observation: str | None = None
     max_rounds: int | None = None
     instruction: str | None = None
     given: tuple[GivenTurn, ...] = ()
@@ -108,6 +109,7 @@ class Replica:
                 request.task,
                 prefix=request.prefix,
                 recorded=request.recorded,
+                first_observation=request.first_observation,
                 sampling=request.sampling,
                 seed=request.seed,
                 sample=request.sample,
