@@ -64,6 +64,13 @@ class EnvironmentsConfig(Strict):
     timeout_s: float = Field(60.0, gt=0, description="of one request")
 
 
+class LimitsConfig(Strict):
+    """How long an episode may take; one that takes longer is a failure of the infrastructure, and is played again."""
+
+    turn_s: float = Field(600.0, gt=0, description="of one reply or one answer")
+    episode_s: float = Field(7200.0, gt=0, description="of all of them")
+
+
 class EndpointConfig(Strict):
     """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
 

@@ -67,6 +67,11 @@ class Usage:
     calls: int = 0
     cost: float = 0.0
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the prompt tokens that came from a prefix cache; 0 where there were none."""
+        return self.cached_tokens / max(1, self.prompt_tokens)
+
     def __add__(self, other: Usage) -> Usage:
         return Usage(
             self.prompt_tokens + other.prompt_tokens,

@@ -227,8 +227,7 @@ async def test_killed_engines_change_nothing(ray_cluster: None, tiny_models: tup
                     os.kill(cores.pop() if kill_core else pool._seats[0].pid or 0, signal.SIGKILL)
             assert found == calm
             assert _gone(cores)
-        assert pool.statistics().restarts == 2
-        assert pool.statistics().hit_rate > 0.5
+        assert pool.restarts == 2
         pool.load(EngineSpec("other", tiny_models[1], EngineConfig()))
         other = {e.id: e.messages for _, e in pool.run(_requests(24))}
         assert other.keys() == calm.keys()

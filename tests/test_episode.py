@@ -7,7 +7,9 @@ from collections.abc import Callable, Sequence
 
 import pytest
 
+from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.table import get
 from atlas_ray.errors import ContextOverflow, EnvironmentFailure, ModelFailure
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import run_episode
@@ -121,6 +123,42 @@ async def test_a_replay_that_differs_ends_the_episode() -> None:
     assert policy.speaker.turns == 0
 
 
+@pytest.mark.parametrize("prefix", [[], ["one"]])
+async def test_another_task_under_the_same_id_is_a_mismatch(prefix: list[str]) -> None:
+    policy, session = Policy(), Counter()
+    found = await play(policy, session, prefix=prefix, first_observation="Task counter_4.")
+    assert (found.stop_reason, found.messages, session.heard) == (StopReason.REPLAY_MISMATCH, (), [])
+    assert found.error == "the first observation is another task's than recorded"
+    assert policy.speaker.turns == 0
+    assert (await play(Policy(), Counter(), prefix=prefix, first_observation="\n Task counter_3. ")).success
+
+
+@pytest.mark.parametrize(
+    ("env", "recorded", "shown", "same"),
+    [
+        ("textcraft", "Crafting commands:\na\n\nGoal: craft x.", "Crafting commands:\nb\n\nGoal: craft x.", True),
+        ("textcraft", "Crafting commands:\na\n\nGoal: craft x.", "Crafting commands:\na\n\nGoal: craft y.", False),
+        ("maze", "An example: The goal is at 8, 6.\nNow:\nThe goal is at 1, 2. x", "The goal is at 1, 2. x", True),
+        ("maze", "An example: The goal is at 8, 6.\nNow:\nThe goal is at 1, 2. x", "The goal is at 8, 6. x", False),
+        ("wordle", "the words:\nlight\nnight", "Words: l i g h t, n i g h t.", True),
+        ("wordle", "Words: s i g h t.", "Words: l i g h t, n i g h t.", False),
+        ("sciworld", "Task: boil\nIn it you see:\na cup\na fork", "Task: boil\nIn it you see:\na fork\na cup", True),
+        ("sciworld", "Task: boil\nIn it you see:\na cup", "Task: freeze\nIn it you see:\na cup", False),
+    ],
+)
+def test_what_names_a_task(env: str, recorded: str, shown: str, same: bool) -> None:
+    assert get(env).same_task(recorded, shown) is same
+
+
+@pytest.mark.parametrize("env", ["maze", "textcraft", "wordle", "blocksworld", "pddl"])
+def test_first_observations_tell_tasks_apart(env: str) -> None:
+    spec = get(env)
+    assert spec.world is not None
+    shown = [spec.world().reset(spec.index(task.item_id)).observation for task in spec.tasks("test", 8)]
+    assert all(spec.same_task(one, one) for one in shown)
+    assert not any(spec.same_task(shown[0], other) for other in shown[1:])
+
+
 @pytest.mark.parametrize("recorded", [[], ["now 1\nand line two"]])
 async def test_only_what_was_recorded_is_compared(recorded: list[str]) -> None:
     assert (await play(Policy(), Counter(), prefix=["one", "two"], recorded=recorded)).stop_reason is StopReason.DONE
@@ -228,11 +266,23 @@ class Slow(Policy):
 
 
 async def test_limits_of_time() -> None:
-    turn = await play(Slow(5.0), Counter(), turn_timeout_s=0.02)
+    turn = await play(Slow(5.0), Counter(), limits=LimitsConfig(turn_s=0.02))
     assert (turn.stop_reason, turn.error) == (StopReason.MODEL_ERROR, "no answer within 0.02 s")
-    whole = await play(Slow(0.05), Counter(100), max_rounds=100, episode_timeout_s=0.12)
+    whole = await play(Slow(0.05), Counter(100), max_rounds=100, limits=LimitsConfig(episode_s=0.12))
     assert (whole.stop_reason, whole.error) == (StopReason.MODEL_ERROR, "longer than 0.12 s in all")
-    assert whole.rounds == 2
+    assert whole.rounds <= 2
+
+
+async def test_a_hanging_environment_is_to_blame_for_itself() -> None:
+    class Hanging(Counter):
+        async def step(self, reply: str) -> StepResult:
+            if reply == "say 2":
+                await asyncio.Event().wait()
+            return await super().step(reply)
+
+    found = await play(Policy(), Hanging(), limits=LimitsConfig(turn_s=0.02))
+    assert (found.stop_reason, found.error) == (StopReason.ENV_ERROR, "no answer within 0.02 s")
+    assert (found.rounds, found.raw_reward) == (2, 10.0)
 
 
 async def test_cancellation_passes_through() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -19,24 +20,57 @@ from atlas_ray.config import validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.models.protocol import Policy, Sampling
+from atlas_ray.models.protocol import Policy, Reply, Sampling
 from atlas_ray.models.scripted import ScriptedPolicy, ScriptedSpeaker
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.types import Episode, Message, Task
+from atlas_ray.types import Episode, Message, Task, Usage
 
 
 class Flaky(ScriptedPolicy):
-    """An expert that fails on even tasks while a file is there."""
+    """An expert that fails on even tasks while a file is there, or keeps silent in mazes while a folder is."""
 
     def __init__(self, broken: str) -> None:
         super().__init__("expert")
         self.broken = Path(broken)
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
-        if self.broken.exists() and task.item_id[-1] in "02468":
+        if self.broken.is_dir() and task.env == "maze":
+            return _Silent()
+        if self.broken.is_file() and task.item_id[-1] in "02468":
             raise ModelFailure("no answer")
         return super().open(task, opening, sampling)
+
+
+class _Silent(ScriptedSpeaker):
+    """Never answers."""
+
+    def __init__(self) -> None: ...
+
+    async def speak(self, seed: int) -> Reply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
+class Metered(ScriptedPolicy):
+    """An expert whose prompts come to three quarters from a cache; its process is killed once half-way."""
+
+    def __init__(self, folder: str) -> None:
+        super().__init__("expert")
+        self.note = Path(folder) / "killed"
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
+        if task.item_id == "maze_4" and not self.note.exists():
+            self.note.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        speaker = super().open(task, opening, sampling)
+        speak = speaker.speak
+
+        async def metered(seed: int) -> Reply:
+            return replace(await speak(seed), usage=Usage(100, 75, 5, 1))
+
+        speaker.speak = metered  # type: ignore[method-assign]
+        return speaker
 
 
 @dataclass(frozen=True)
@@ -49,6 +83,8 @@ class Scripted:
     gpus: int = 0
 
     async def build(self) -> Policy:
+        if self.name == "metered":
+            return Metered(self.model)
         return Flaky(self.model) if "/" in self.model else ScriptedPolicy(self.model)
 
 
@@ -104,10 +140,35 @@ def test_excluded_episodes_are_played_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripted")
+def test_hanging_episodes_end_in_time_and_are_counted(tmp_path: Path) -> None:
+    silent, run = tmp_path / "silent", tmp_path / "run"
+    silent.mkdir()
+    found = stage.evaluate(config(run, {"arm": str(silent)}, limits={"turn_s": 0.2}))["arm"]
+    assert [(r.n, r.excluded) for r in found] == [(0, {"model_error": 8}), (6, {})]
+    assert {e.error for e in facts(run, "arm") if e.env == "maze"} == {"no answer within 0.2 s"}
+    silent.rmdir()
+    # another limit changes no result that counts: the run goes on under it
+    again = stage.evaluate(config(run, {"arm": str(silent)}, limits={"turn_s": 9.0, "episode_s": 60.0}))["arm"]
+    assert [(r.n, r.excluded, r.success) for r in again] == [(8, {}, 1.0), (6, {}, 1.0)]
+
+
+@pytest.mark.usefixtures("scripted")
 def test_nothing_but_failures_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "_HOPELESS", 3)
+    (tmp_path / "broken").touch()
     with pytest.raises(AtlasError, match="in a row"):
-        stage.evaluate(config(tmp_path / "run", {"arm": str(tmp_path)}, samples=5, tasks={"maze": 1}))
+        stage.evaluate(config(tmp_path / "run", {"arm": str(tmp_path / "broken")}, samples=5, tasks={"maze": 1}))
+
+
+@pytest.mark.usefixtures("scripted")
+def test_the_share_of_cached_prompts_outlives_a_replica(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stage.evaluate(config(tmp_path / "run", {"metered": str(tmp_path)}, engine={"episodes_in_flight": 2}))
+    assert (tmp_path / "killed").exists()
+    turns = sum(e.rounds for e in facts(tmp_path / "run", "metered"))
+    figures = RunFolder(str(tmp_path / "run")).child("metered").finished
+    assert figures is not None
+    assert (figures["prefix_cache_hit_rate"], figures["usage"]["calls"]) == (0.75, turns)
+    assert "success 100%, prefix cache 75%" in capsys.readouterr().err
 
 
 def test_a_plan_in_words(tmp_path: Path) -> None:

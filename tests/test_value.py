@@ -103,6 +103,7 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     third = next(r for r in pool.requests if len(r.prefix) == 2)
     assert (third.prefix, third.recorded) == (("Action: 1", "Action: 2"), ("at 1", "at 2"))
     assert (third.instruction, third.group) == ("Find the way.", "maze/maze_0")
+    assert {r.first_observation for r in pool.requests} == {"at 0"}
     assert (third.sampling.temperature, third.sampling.max_tokens) == (1.0, 512)
     assert len({r.seed for r in pool.requests}) == 12
     assert found.rewards == ((1.0, 0.0, 0.0), (1.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 1.0, 1.0), (1.0,))

@@ -95,3 +95,6 @@ def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, tiny_models: tup
     again = set(killed.glob("selections/*.parquet")) - shards
     assert len(again) + len(shards) == 48  # one shard a trajectory: none was made twice
     assert found(killed) == found(whole)
+    figures = RunFolder(str(whole)).finished
+    assert figures is not None
+    assert figures["prefix_cache_hit_rate"] > 0.5

@@ -16,7 +16,7 @@ from atlas_ray.environments.table import get
 from atlas_ray.evaluation import verification
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Start, put_in, rows
-from atlas_ray.evaluation.verification import ITERATIVE, starts
+from atlas_ray.evaluation.verification import ITERATIVE, Planned, _requests, starts
 from atlas_ray.models.guided import GivenTurn, GivenTurns, Guided
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
@@ -45,6 +45,17 @@ def test_each_critical_step_gets_a_control_beside_it() -> None:
     assert len(found["from other step"]) == 2
     assert found["from other step"] <= {1, 3, 6, 8}
     assert starts(a_trajectory(10), (2, 7), seed=0) == found
+
+
+def test_every_episode_is_compared_with_the_recorded_task() -> None:
+    (expert,) = asyncio.run(experts(1))
+    values = {"model": "m", "data": {"path": "x"}, "selection": "y"}
+    planned = Planned(expert, (2,), starts(expert, (2,), seed=0))
+    asked = list(_requests(planned, validate(VerifyConfig, values)))
+    assert sorted(len(r.prefix) for r in asked)[:3] == [0, 0, 1]
+    assert {(r.instruction, r.first_observation) for r in asked} == {
+        (expert.messages[0].content, expert.messages[2].content)
+    }
 
 
 def test_nothing_starts_after_the_last_step_or_twice() -> None:

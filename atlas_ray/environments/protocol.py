@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category, Message, Task
+from atlas_ray.types import Category, Message, Task, Trajectory
 
 Split = Literal["train", "test"]
 
@@ -34,6 +34,14 @@ class Opening:
             Message("assistant", "OK"),
             Message("user", self.observation),
         ]
+
+    @classmethod
+    def recorded(cls, trajectory: Trajectory) -> Opening | None:
+        """A trajectory's, where it starts as AgentTraj-L's do: instruction, "OK", first observation."""
+        turns = trajectory.messages[:3]
+        roles = [(m.role, m.trainable) for m in turns]
+        alike = roles == [("user", False), ("assistant", False), ("user", False)]
+        return cls(turns[0].content, turns[2].content) if alike else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,8 @@ class EnvironmentSpec:
         n_train, n_test: Sizes of the built-in splits; test tasks are the first indices, train tasks the next.
         left_out: Indices in neither split, for their first observation is another task's.
         extra: The extra of this package that the built-in world needs, or None.
+        names_task: What of the first observation names the task, where the rest differs between servers or tellings:
+            a pattern, whose last match counts. None: all of it.
         replay: Whether the same actions give the same texts ("exact"), or only nearly: then texts are compared line by
             line in any order, and a difference is counted as such.
     """
@@ -122,6 +132,7 @@ class EnvironmentSpec:
     n_test: int = 0
     left_out: frozenset[int] = frozenset()
     extra: str | None = None
+    names_task: str | None = None
     replay: Literal["exact", "tolerant"] = "exact"
 
     def index(self, item_id: str) -> int:
@@ -154,6 +165,13 @@ class EnvironmentSpec:
     def scale(self, raw_reward: float) -> float:
         """Raw reward to [0, 1]."""
         return min(1.0, max(0.0, raw_reward * self.reward_scale))
+
+    def same_task(self, one: str, other: str) -> bool:
+        """Whether two first observations may be of one task: they agree in what names it, as far as both do."""
+        if self.names_task is None:
+            return same_answer(one, other)
+        found = [re.findall(self.names_task, text) for text in (one, other)]
+        return not all(found) or same_answer(found[0][-1], found[1][-1])
 
     def take_action(self, reply: str) -> str | None:
         """The action in a model's reply, or None where the reply is malformed (an error turn, no call).

@@ -29,6 +29,8 @@ _ROWS = (
         world=wordle.Wordle,
         n_train=500,
         n_test=_N_TEST,
+        # the hidden word stays hidden; AgentGym shows every task the same words
+        names_task=r"Words: .*",
     ),
     EnvironmentSpec(
         *("babyai", "in", 20, "reward", "single"),
@@ -47,6 +49,7 @@ _ROWS = (
         world=textcraft.TextCraft,
         n_train=500,
         n_test=_N_TEST,
+        names_task=r"Goal: .*",  # the recipes beside those that lead there are drawn anew by each server
     ),
     EnvironmentSpec("weather", "in", 10, "success", "whole", replay="tolerant"),
     EnvironmentSpec(
@@ -55,6 +58,7 @@ _ROWS = (
         world=maze.Maze,
         n_train=len(maze.tasks()) - 70,
         n_test=70,
+        names_task=r"(?:The goal is|Goal) at .*",  # AgentGym's data tells the rules before it
     ),
     EnvironmentSpec("movie", "in", 12, "success", "whole", replay="tolerant"),
     EnvironmentSpec("todo", "in", 15, "success", "whole", replay="tolerant"),

@@ -8,7 +8,15 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import DataConfig, EndpointConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
+from atlas_ray.config import (
+    DataConfig,
+    EndpointConfig,
+    EngineConfig,
+    EnvironmentsConfig,
+    LimitsConfig,
+    RayConfig,
+    Strict,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -57,6 +65,7 @@ class EvaluateConfig(Strict):
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
     retries: int = Field(2, ge=0)
+    limits: LimitsConfig = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
@@ -90,6 +99,7 @@ class VerifyConfig(Strict):
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
     retries: int = Field(2, ge=0)
+    limits: LimitsConfig = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()

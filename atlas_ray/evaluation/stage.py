@@ -81,6 +81,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                             replicas=config.engine.replicas,
                             in_flight=config.engine.episodes_in_flight,
                             environments=config.environments,
+                            limits=config.limits,
                             retries=config.retries,
                         )
                     )
@@ -175,6 +176,7 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
         AtlasError: If nothing but infrastructure failures comes back.
     """
     failures = successes = played = 0
+    usage = Usage()
     with (
         folder.writer(EPISODES) as writer,
         closing(pool.run(left)) as episodes,
@@ -185,7 +187,9 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
             failed = episode.stop_reason.is_infrastructure
             failures = failures + 1 if failed else 0
             played, successes = played + (not failed), successes + episode.success
-            tracker.advance(note=f"success {successes / max(1, played):.0%}")
+            usage += episode.usage
+            note = f"success {successes / max(1, played):.0%}, prefix cache {usage.hit_rate:.0%}"
+            tracker.advance(note=note)
             if failures == _HOPELESS:
                 raise AtlasError(
                     f"{failures} episodes in a row failed, the last in {episode.env}: {episode.error}",
@@ -208,5 +212,6 @@ def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),
         **paid,
+        prefix_cache_hit_rate=round(usage.hit_rate, 4),
         results=[asdict(result) for result in results(episodes, config)],
     )

@@ -13,8 +13,10 @@ import random
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
+from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
@@ -25,11 +27,11 @@ from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
-from atlas_ray.runs.progress import track
+from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.trajectories.readers import read_trajectories
-from atlas_ray.types import Trajectory
+from atlas_ray.types import Trajectory, Usage
 
 # Its episodes bear the names of those from scratch, so they have a table of their own.
 ITERATIVE = replace(EPISODES, name="iterative")
@@ -69,17 +71,24 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
                 replicas=config.engine.replicas,
                 in_flight=config.engine.episodes_in_flight,
                 environments=config.environments,
+                limits=config.limits,
                 retries=config.retries,
             ) as pool,
             folder.writer(EPISODES) as writer,
             folder.writer(ITERATIVE) as beside,
+            closing(pool.run(left)) as playing,
+            Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
-            played = track(pool.run(left), len(requests), "verify", len(requests) - len(left))
-            for request, episode in played:
+            usage = Usage()
+            for request, episode in playing:
                 (beside if request.given else writer).add(episode)
+                usage += episode.usage
+                tracker.advance(note=f"prefix cache {usage.hit_rate:.0%}")
         folder.compact(EPISODES)
         folder.compact(ITERATIVE)
     episodes, iterative = folder.read(EPISODES), folder.read(ITERATIVE)
+    every = [*episodes, *iterative]
+    usage = sum((e.usage for e in every), Usage())
     found = rows(
         {t.trajectory.task.id: t.starts for t in plan},
         {t.trajectory.task.id: _given(t) for t in plan},
@@ -91,8 +100,10 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
     folder.finish(
         seconds=round((folder.finished or {}).get("seconds", 0.0) + time.monotonic() - begun, 1),
-        episodes=len(episodes) + len(iterative),
-        excluded=dict(Counter(str(e.stop_reason) for e in [*episodes, *iterative] if e.stop_reason.is_infrastructure)),
+        episodes=len(every),
+        excluded=dict(Counter(str(e.stop_reason) for e in every if e.stop_reason.is_infrastructure)),
+        usage=asdict(usage),
+        prefix_cache_hit_rate=round(usage.hit_rate, 4),
     )
     return found
 
@@ -138,7 +149,7 @@ def _given(task: Planned) -> tuple[GivenTurn, ...]:
 def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
     t = task.trajectory
     replies = tuple(step.reply for step in t.steps)
-    answers = tuple(step.observation for step in t.steps[1:])
+    answers, opening = tuple(step.observation for step in t.steps[1:]), Opening.recorded(t)
     every = [(start, ()) for start in sorted(set().union(*task.starts.values()))]
     for start, given in [*every, *([(0, _given(task))] if config.iterative else [])]:
         for sample in range(config.samples):
@@ -149,7 +160,8 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 sample=sample,
                 prefix=replies[:start],
                 recorded=answers[:start],
-                instruction=t.messages[0].content,
+                instruction=opening.instruction if opening else None,
+                first_observation=opening.observation if opening else None,
                 given=given,
                 group=t.id,
             )

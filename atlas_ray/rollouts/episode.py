@@ -12,15 +12,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
+from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.models.stops import cut_reply
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Task, Usage
-
-TURN_SECONDS = 600.0
-EPISODE_SECONDS = 7200.0
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -38,13 +36,13 @@ async def run_episode(
     *,
     prefix: Sequence[str] = (),
     recorded: Sequence[str] = (),
+    first_observation: str | None = None,
     sampling: Sampling,
     seed: int,
     sample: int = 0,
     max_rounds: int | None = None,
     instruction: str | None = None,
-    turn_timeout_s: float = TURN_SECONDS,
-    episode_timeout_s: float = EPISODE_SECONDS,
+    limits: LimitsConfig | None = None,
 ) -> Episode:
     """Plays one episode. A bad rollout is data: only cancellation is raised.
 
@@ -57,24 +55,27 @@ async def run_episode(
         prefix: Expert replies to replay before the policy acts.
         recorded: What the expert was answered after each of them (or after the first few); compared with what comes
             now but for the order of lines. Empty: no comparison.
+        first_observation: What the expert saw first: another task may have the same id on another server. None: no
+            comparison.
         sampling: How replies are drawn.
         seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
         sample: Number of the episode among those with the same task and start.
         max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
         instruction: Opens the conversation in place of the environment's own.
-        turn_timeout_s: Seconds for one reply or one answer.
-        episode_timeout_s: Seconds in all.
+        limits: Seconds for a turn and in all; None: the usual ones.
 
     Returns:
         The episode. Failures and timeouts of the environment end it as `env_error` (`replay_mismatch` where it lost the
         episode and does not repeat it), those of the policy as `model_error`, with their cause in `error`.
     """
-    clock = _Clock(turn_timeout_s, episode_timeout_s)
+    clock = _Clock(limits or LimitsConfig())
     course = _Course()
     cap = session.spec.max_rounds if max_rounds is None else max_rounds
     error = None
     try:
         opening = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
+        if first_observation is not None and not session.spec.same_task(first_observation, opening.observation):
+            raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         if instruction is not None:
             opening = replace(opening, instruction=instruction)
         course.messages += opening.messages()
@@ -167,8 +168,8 @@ class _StopError(Exception):
 class _Clock:
     """Time limits, and whose fault it is when something fails."""
 
-    def __init__(self, turn_s: float, episode_s: float) -> None:
-        self.begun, self._turn_s, self._episode_s = time.monotonic(), turn_s, episode_s
+    def __init__(self, limits: LimitsConfig) -> None:
+        self.begun, self._turn_s, self._episode_s = time.monotonic(), limits.turn_s, limits.episode_s
 
     async def wait(self, reason: StopReason, ask: Callable[[A], Awaitable[T]], about: A) -> T:
         """An answer within the limits; its failure ends the episode for `reason`."""

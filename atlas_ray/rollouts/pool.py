@@ -9,19 +9,18 @@ import logging
 import queue
 import time
 from collections.abc import Generator, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
-from atlas_ray.types import Episode, StopReason, Usage
+from atlas_ray.types import Episode, StopReason
 
-__all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "PoolStatistics", "RolloutPool"]
+__all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
 
 _log = logging.getLogger(__name__)
 
@@ -29,25 +28,6 @@ MAX_DEATHS = 4  # replicas that may die under one episode
 _REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _SPARE_CALLS = 8  # of an actor, beside its episodes
-
-
-@dataclass(frozen=True, slots=True)
-class PoolStatistics:
-    """What the replicas alive have done so far.
-
-    Attributes:
-        usage: Tokens of all their replies; `cached_tokens` of the prompts came from prefix caches.
-        restarts: Replicas replaced.
-    """
-
-    episodes: int
-    usage: Usage
-    restarts: int
-
-    @property
-    def hit_rate(self) -> float:
-        """Share of prompt tokens that came from a prefix cache."""
-        return self.usage.cached_tokens / max(1, self.usage.prompt_tokens)
 
 
 @dataclass(eq=False, slots=True)
@@ -83,8 +63,12 @@ class RolloutPool:
         replicas: How many.
         in_flight: Episodes that a replica plays at once.
         environments: Servers of environments that are not built in.
+        limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
         max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
+
+    Attributes:
+        restarts: Replicas replaced so far.
 
     Raises:
         AtlasError: If the replicas do not start.
@@ -97,13 +81,14 @@ class RolloutPool:
         replicas: int = 1,
         in_flight: int = 256,
         environments: EnvironmentsConfig | None = None,
+        limits: LimitsConfig | None = None,
         retries: int = 2,
         max_restarts: int | None = None,
     ) -> None:
         self._spec, self._in_flight, self._retries = spec, in_flight, retries
-        self._environments = environments or EnvironmentsConfig()
+        self._environments, self._limits = environments or EnvironmentsConfig(), limits or LimitsConfig()
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
-        self._restarts = self._deaths_in_a_row = 0
+        self.restarts = self._deaths_in_a_row = 0
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._seats: list[_Seat] = []
         try:
@@ -193,17 +178,6 @@ class RolloutPool:
                 self._replace(seat, error)
         self._await_starts()
 
-    def statistics(self) -> PoolStatistics:
-        """What the replicas alive have done so far."""
-        import ray
-
-        episodes, usage = 0, Usage()
-        for ref in [seat.actor.statistics.remote() for seat in self._seats if seat.ready]:
-            with suppress(ray.exceptions.RayError):
-                played, used = ray.get(ref)
-                episodes, usage = episodes + played, usage + used
-        return PoolStatistics(episodes, usage, self._restarts)
-
     def close(self) -> None:
         """Ends all replicas and their processes."""
         import ray
@@ -233,7 +207,7 @@ class RolloutPool:
             num_gpus=self._spec.gpus if ray.cluster_resources().get("GPU") else 0,
             max_concurrency=self._in_flight + _SPARE_CALLS,
             scheduling_strategy="SPREAD",
-        ).remote(self._spec, self._environments)
+        ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
         _post(self._events, actor.start.remote(), seat, None)
         return seat
@@ -248,7 +222,7 @@ class RolloutPool:
 
         if self._seats[seat.index] is not seat:
             return
-        self._restarts += 1
+        self.restarts += 1
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > self._max_restarts:
             reason = " ".join(str(error).split())[:500]
@@ -283,7 +257,7 @@ class RolloutPool:
             return None
         if error is None:
             event.seat.pid = event.future.result()
-        elif is_death(error) or self._restarts:
+        elif is_death(error) or self.restarts:
             # What a dead replica held, such as memory of a GPU, may not be free at once.
             self._replace(event.seat, error)
         else:

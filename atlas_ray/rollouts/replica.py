@@ -10,14 +10,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import Policy, Sampling
 from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.types import Episode, Task, Usage
+from atlas_ray.types import Episode, Task
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class EpisodeRequest:
     sample: int = 0
     prefix: tuple[str, ...] = ()
     recorded: tuple[str, ...] = ()
+    first_observation: str | None = None
     max_rounds: int | None = None
     instruction: str | None = None
     given: tuple[GivenTurn, ...] = ()
@@ -44,8 +45,8 @@ class EpisodeRequest:
 class PolicySpec(Protocol):
     """What a replica makes its policy from; pickled to it.
 
-    A policy may also have `load(spec)` (goes on as another), `close()`, `usage` (of all its replies) and `dead` (it
-    broke for good: the replica is replaced).
+    A policy may also have `load(spec)` (goes on as another), `close()`, and `dead` (it broke for good: the replica is
+    replaced).
     """
 
     @property
@@ -73,10 +74,9 @@ class FixedSpec:
 class Replica:
     """The actor: a policy, and the episodes under way."""
 
-    def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig) -> None:
-        self._spec, self._environments = spec, environments
+    def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig, limits: LimitsConfig) -> None:
+        self._spec, self._environments, self._limits = spec, environments, limits
         self._policy: Any = None
-        self._episodes = 0
 
     async def start(self) -> int:
         """Makes the policy.
@@ -109,11 +109,13 @@ class Replica:
                 request.task,
                 prefix=request.prefix,
                 recorded=request.recorded,
+                first_observation=request.first_observation,
                 sampling=request.sampling,
                 seed=request.seed,
                 sample=request.sample,
                 max_rounds=request.max_rounds,
                 instruction=request.instruction,
+                limits=self._limits,
             )
         finally:
             with suppress(Exception):
@@ -121,7 +123,6 @@ class Replica:
         if getattr(self._policy, "dead", False):
             # The driver replaces this replica and plays the episodes again.
             os._exit(1)
-        self._episodes += 1
         return episode
 
     async def load(self, spec: PolicySpec) -> None:
@@ -135,10 +136,6 @@ class Replica:
             return await self._policy.load(spec)
         await self.close()
         await self.start()
-
-    async def statistics(self) -> tuple[int, Usage]:
-        """Episodes played, and the tokens of all replies."""
-        return self._episodes, getattr(self._policy, "usage", Usage())
 
     async def close(self) -> None:
         """Ends the policy's processes and connections."""

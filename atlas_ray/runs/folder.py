@@ -255,6 +255,7 @@ _PLACEMENT = {
     "loggers",
     "rendered",
     "timeout_s",
+    "limits",
     "concurrency",
     "requests_per_minute",
     "tokens_per_minute",

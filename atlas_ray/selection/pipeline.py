@@ -108,9 +108,10 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
             if isinstance(config.selector, ValueSelector):
                 writer.flush()  # hundreds of episodes each
             usage += selection.usage
-            tracker.advance(
-                note=f"${usage.cost:.2f} of about ${usage.cost / count * total:.2f}" if usage.cost else None
-            )
+            note = f"${usage.cost:.2f} of about ${usage.cost / count * total:.2f}" if usage.cost else None
+            if isinstance(config.selector, ValueSelector):
+                note = f"prefix cache {usage.hit_rate:.0%}"
+            tracker.advance(note=note)
     folder.compact(SELECTIONS)
     folder.compact(REPLIES)
     figures = _figures(folder.read(SELECTIONS), config)
@@ -275,6 +276,7 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
     """What the run found, counted over all attempts."""
     good = [s for s in selections if s.error is None]
     steps, chosen = sum(s.n_steps for s in good), sum(len(s.chosen) for s in good)
+    usage = sum((s.usage for s in selections), Usage())
     figures = {
         "trajectories": len(selections),
         "steps": steps,
@@ -283,12 +285,13 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
         "actual": chosen / steps if steps else None,
         "empty": sum(not s.chosen for s in good),  # training leaves these out
         "errors": dict(Counter(s.error.split(":")[0] for s in selections if s.error)),
-        "usage": asdict(sum((s.usage for s in selections), Usage())),
+        "usage": asdict(usage),
     }
     if isinstance(config.selector, PerplexitySelector):
         figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
     if isinstance(config.selector, ValueSelector):
         figures |= value_figures(selections, config.selector)
+        figures["prefix_cache_hit_rate"] = round(usage.hit_rate, 4)
     if isinstance(config.selector, LlmSelector):
         figures["price_known"] = price_of(config.selector) is not None
         figures["incomplete"] = sum(not s.plan or s.categories.keys() != set(s.chosen) for s in good)

@@ -7,7 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from atlas_ray.config import DataConfig, EndpointConfig, EngineConfig, EnvironmentsConfig, RayConfig, Strict
+from atlas_ray.config import (
+    DataConfig,
+    EndpointConfig,
+    EngineConfig,
+    EnvironmentsConfig,
+    LimitsConfig,
+    RayConfig,
+    Strict,
+)
 
 
 class AllSelector(Strict):
@@ -138,6 +146,7 @@ class ValueSelector(Strict):
     economy: Economy = Field(Economy(), description="read by the economical mode only")
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
     engine: EngineConfig = EngineConfig()
+    limits: LimitsConfig = LimitsConfig()
 
     @model_validator(mode="after")
     def _has_an_estimator(self) -> ValueSelector:

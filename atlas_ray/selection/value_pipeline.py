@@ -43,6 +43,7 @@ def select_value(
         replicas=selector.engine.replicas,
         in_flight=selector.engine.episodes_in_flight,
         environments=config.environments,
+        limits=selector.limits,
     ) as pool:
         yield from estimate_values(pool, selector, todo, config.seed)
 

@@ -11,7 +11,7 @@ from collections import Counter
 from typing import Any
 
 from atlas_ray.environments import table
-from atlas_ray.environments.protocol import same_answer
+from atlas_ray.environments.protocol import Opening, same_answer
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.replica import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
@@ -43,6 +43,7 @@ class Rollouts(ABC):
         self.trajectory, self.selector = trajectory, selector
         self.missing = 0
         self._seed, self._steps, self._reward = seed, trajectory.steps, trajectory.reward
+        self._opening = Opening.recorded(trajectory)
         self._excluded: Counter[StopReason] = Counter()
         self._errors: list[str] = []
         self._usage = Usage()
@@ -118,7 +119,8 @@ class Rollouts(ABC):
             recorded=tuple(answers),
             sampling=Sampling(self.selector.temperature, self.selector.max_tokens),
             max_rounds=max_rounds,
-            instruction=_instruction(self.trajectory),
+            instruction=self._opening.instruction if self._opening else None,
+            first_observation=self._opening.observation if self._opening else None,
             group=self.trajectory.id,
         )
 
@@ -228,9 +230,3 @@ class Economical(Rollouts):
         if self._ladder is None:
             return len(self._steps)
         return next((t for t, step in enumerate(self._ladder.steps) if step.asked and not step.probed), None)
-
-
-def _instruction(trajectory: Trajectory) -> str | None:
-    """The opening instruction, where the conversation starts as AgentTraj-L's do: instruction, "OK", observation."""
-    roles = [(m.role, m.trainable) for m in trajectory.messages[:2]]
-    return trajectory.messages[0].content if roles == [("user", False), ("assistant", False)] else None
