@@ -15,21 +15,22 @@ N_FILMS, N_PEOPLE = 160, 120
 _FIRST_NAMES = (
     "Ada Ben Clara Dario Elena Felix Greta Hugo Iris Jonas Katja Leo Mara Nils Olga Paul Quinn Rosa Sven Tara "
     "Ugo Vera Wim Xenia Yusuf Zoe Amir Bianca Cyril Dina"
-).split()
+)
 _LAST_NAMES = (
     "Abbott Brandt Castell Delgado Ekholm Farrow Garrick Hartwell Ivarsson Jensen Kessler Lindqvist Moreau Novak "
     "Okafor Petrov Quayle Rossi Santoro Tanaka Ullman Vargas Whitlock Yilmaz Zeller"
-).split()
+)
 _ADJECTIVES = (
     "Silent Crimson Last Hidden Broken Golden Distant Frozen Burning Lonely Secret Wild Paper Glass Midnight Hollow"
-).split()
+)
 _NOUNS = (
-    "Harbor Garden Promise Winter River Signal Orchard Lantern Empire Horizon Station Letter Mountain Mirror Summer Road"
-).split()
+    "Harbor Garden Promise Winter River Signal Orchard Lantern Empire Horizon Station Letter Mountain Mirror "
+    "Summer Road"
+)
 _KEYWORDS = (
-    "heist|friendship|time machine|small town|revenge|road trip|space station|lost letter|detective|family secret|war|"
-    "orchestra|chess|smuggling|lighthouse|amnesia|wedding|robot|island|courtroom|jazz|mountaineering"
-).split("|")
+    "heist|friendship|time machine|small town|revenge|road trip|space station|lost letter|detective|family secret|"
+    "war|orchestra|chess|smuggling|lighthouse|amnesia|wedding|robot|island|courtroom|jazz|mountaineering"
+)
 GENRES = (
     "Action",
     "Comedy",
@@ -99,7 +100,7 @@ class Film:
 def people() -> tuple[Person, ...]:
     """All people."""
     rng = random.Random("movie/people")
-    names = rng.sample([f"{first} {last}" for first in _FIRST_NAMES for last in _LAST_NAMES], N_PEOPLE)
+    names = rng.sample([f"{first} {last}" for first in _FIRST_NAMES.split() for last in _LAST_NAMES.split()], N_PEOPLE)
     ids = rng.sample(range(1_000, 90_000), N_PEOPLE)
     born = [date(1940, 1, 1) + timedelta(rng.randrange(365 * 60)) for _ in names]
     return tuple(
@@ -111,7 +112,9 @@ def people() -> tuple[Person, ...]:
 def films() -> tuple[Film, ...]:
     """All films."""
     rng = random.Random("movie/films")
-    titles = rng.sample([f"The {adjective} {noun}" for adjective in _ADJECTIVES for noun in _NOUNS], N_FILMS)
+    titles = rng.sample(
+        [f"The {adjective} {noun}" for adjective in _ADJECTIVES.split() for noun in _NOUNS.split()], N_FILMS
+    )
     ids = rng.sample(range(100_000, 990_000), N_FILMS)
     return tuple(_film(rng, number, title) for number, title in zip(ids, titles, strict=True))
 
@@ -122,13 +125,15 @@ def _film(rng: random.Random, number: int, title: str) -> Film:
     circle = [people()[(start + n) % N_PEOPLE] for n in range(16)]
     cast = rng.sample(circle, rng.randint(4, 6))
     director, producer, writer = rng.sample(circle, 3)
-    keywords, genres = tuple(rng.sample(_KEYWORDS, 3)), tuple(rng.sample(GENRES, rng.randint(1, 3)))
+    keywords, genres = tuple(rng.sample(_KEYWORDS.split("|"), 3)), tuple(rng.sample(GENRES, rng.randint(1, 3)))
     budget = rng.randrange(2, 150) * 1_000_000
-    other = tuple((code, rng.choice(names) + f" {title.split()[-1]}") for code, names in sorted(_TITLES.items()))
+    other = tuple(
+        (code, rng.choice(names) + f" {title.rsplit(maxsplit=1)[-1]}") for code, names in sorted(_TITLES.items())
+    )
     return Film(
         number,
         title,
-        f"A {genres[0].lower()} film about a {keywords[0]} and a {keywords[1]}.",
+        f"{genres[0]}: {keywords[0]} meets {keywords[1]}.",
         str(date(1975, 1, 1) + timedelta(rng.randrange(365 * 48))),
         budget,
         round(budget * rng.uniform(0.3, 4.0) / 100_000) * 100_000,

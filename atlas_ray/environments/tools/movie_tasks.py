@@ -276,4 +276,4 @@ class Movie(ToolWorld):
     """The built-in Movie."""
 
     def __init__(self) -> None:
-        super().__init__(movie.TOOLBOX, tasks, 0.35)
+        super().__init__(movie.TOOLBOX, tasks, 0.5)

@@ -244,7 +244,7 @@ def _zipcode(rng: random.Random, desk: Desk) -> Made:
 
 def _extreme_day(rng: random.Random, desk: Desk) -> Made | None:
     days = rng.randint(3, 7)
-    start, end = desk.today - timedelta(days), desk.today - timedelta(1)
+    start = desk.today - timedelta(days)
     highs = [weather.temperature(*_at(desk.city), start + timedelta(n))[0] for n in range(days)]
 
     def solve() -> Solution:

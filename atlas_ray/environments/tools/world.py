@@ -71,7 +71,8 @@ class ToolTask:
     @property
     def text(self) -> str:
         """The first observation."""
-        return f"Now new trial starts.\nYou should perform actions to accomplish the goal: {self.goal}\nGive me one action."
+        asked = f"You should perform actions to accomplish the goal: {self.goal}"
+        return f"Now new trial starts.\n{asked}\nGive me one action."
 
 
 def judge_answer(expected: Any) -> Callable[[Any, Any], float]:
