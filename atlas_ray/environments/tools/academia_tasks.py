@@ -61,10 +61,11 @@ def _fact(rng: random.Random) -> Made:
 
 
 def _mutual(rng: random.Random) -> Made | None:
-    one, other = rng.sample(list(authors()), 2)
+    one = rng.choice(list(authors()))
+    other = rng.choice(collaborators(rng.choice(collaborators(one) or (one,))) or (one,))
     shared = sorted({*collaborators(one)} & {*collaborators(other)} - {one, other})
     named = rng.random() < 0.5
-    if not shared:
+    if not shared or one == other:
         return None
 
     def solve() -> Solution:
@@ -178,7 +179,7 @@ def _colleagues(rng: random.Random) -> Made | None:
     name, same = rng.choice(list(authors())), rng.random() < 0.6
     around = collaborators(name)
     truth = [other for other in around if (authors()[other] == authors()[name]) == same]
-    if not truth or len(around) > 8:
+    if not truth or len(around) > 7:
         return None
 
     def solve() -> Solution:

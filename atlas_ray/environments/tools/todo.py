@@ -107,7 +107,7 @@ class Desk:
     today: date
     city: str
     projects: list[Project]
-    completed: list[str] = field(default_factory=list)
+    completed: set[str] = field(default_factory=set)
 
     def copy(self) -> Desk:
         """An account of its own."""
@@ -183,7 +183,7 @@ def _duration(desk: Desk, task_id: str) -> Any:
 def _complete(desk: Desk, task_id: str) -> Any:
     project, item = _item(desk, task_id)
     project.items.remove(item)
-    desk.completed.append(item.content)
+    desk.completed.add(item.id)
     return item.shown | {"is_completed": True}
 
 
