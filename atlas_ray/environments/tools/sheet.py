@@ -1,169 +1,25 @@
-"""Sheet: the actions of AgentGym's environment over one episode's own spreadsheet.
-
-Cells hold text; what looks like a number is a number to formulas and sorting. Nothing in a cell is ever evaluated.
-"""
+"""Sheet: the actions of AgentGym's environment over one episode's own spreadsheet."""
 
 from __future__ import annotations
 
-import copy
 import math
-import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from typing import Any
 
+from atlas_ray.environments.tools import grid
 from atlas_ray.environments.tools.core import CHECK, Tool, Toolbox, ToolError, as_number
-
-MAX_ROWS, MAX_COLUMNS, MAX_CELL = 200, 30, 200
-
-
-@dataclass
-class Cell:
-    """A value and a note."""
-
-    value: str = ""
-    note: str = ""
-
-
-@dataclass
-class Sheet:
-    """A grid whose rows are equally long, and its format."""
-
-    cells: list[list[Cell]]
-    frozen: dict[str, int] = field(default_factory=dict)
-    merged: set[str] = field(default_factory=set)
-
-    @classmethod
-    def of(cls, rows: Sequence[Sequence[object]]) -> Sheet:
-        """A sheet of values."""
-        return cls([[Cell(as_text(value)) for value in row] for row in rows])
-
-    @property
-    def values(self) -> list[list[str]]:
-        """The values, row by row."""
-        return [[cell.value for cell in row] for row in self.cells]
-
-    def grow(self, rows: int, columns: int) -> None:
-        """Adds empty rows and columns up to a size.
-
-        Raises:
-            ToolError: If that is more than a sheet holds.
-        """
-        if rows > MAX_ROWS or columns > MAX_COLUMNS:
-            raise ToolError(f"A sheet holds at most {MAX_ROWS} rows and {MAX_COLUMNS} columns.")
-        columns = max([columns, *(len(row) for row in self.cells)])
-        self.cells += [[] for _ in range(rows - len(self.cells))]
-        for row in self.cells:
-            row += [Cell() for _ in range(columns - len(row))]
-
-
-@dataclass
-class Desk:
-    """A spreadsheet: its sheets by name, and the name of the open one."""
-
-    sheets: dict[str, Sheet]
-    current: str | None = None
-
-    def copy(self) -> Desk:
-        """A spreadsheet of its own."""
-        return copy.deepcopy(self)
-
-    @property
-    def open(self) -> Sheet:
-        """The open sheet.
-
-        Raises:
-            ToolError: If none is open.
-        """
-        if self.current is None:
-            raise ToolError("Please open a sheet before operating it.")
-        return self.sheets[self.current]
-
-    @property
-    def content(self) -> set[tuple[object, ...]]:
-        """Everything in it, item by item: values, notes, frozen parts, merged ranges."""
-        found: set[tuple[object, ...]] = set()
-        for name, sheet in self.sheets.items():
-            found |= {(name, "frozen", *part) for part in sheet.frozen.items()}
-            found |= {(name, "merged", part) for part in sheet.merged}
-            for r, row in enumerate(sheet.cells):
-                found |= {(name, r, c, cell.value) for c, cell in enumerate(row) if cell.value}
-                found |= {(name, r, c, "note", cell.note) for c, cell in enumerate(row) if cell.note}
-        return found
-
-
-def likeness(one: set[tuple[object, ...]], other: set[tuple[object, ...]]) -> float:
-    """The share of items that both contents have of those that either has."""
-    return len(one & other) / max(1, len(one | other))
-
-
-def as_text(value: object) -> str:
-    """A value as a cell holds it: numbers without trailing zeros, to two decimals.
-
-    Raises:
-        ToolError: If it is no text or number, or too long.
-    """
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ToolError("Values must be text or numbers.")
-    number = as_number(value)
-    if number is not None:
-        number = round(number, 2)
-        return str(int(number)) if number == int(number) else str(number)
-    if len(str(value)) > MAX_CELL:
-        raise ToolError(f"A cell holds at most {MAX_CELL} characters.")
-    return str(value)
-
-
-# --- positions ---
-
-_POSITION = re.compile(r"([A-Z]{1,2})([1-9][0-9]{0,2})", re.ASCII)
-
-
-def position(text: Any) -> tuple[int, int]:
-    """Row and column from 0 of a cell such as B3.
-
-    Raises:
-        ToolError: If it is no such position.
-    """
-    found = _POSITION.fullmatch(text.strip().upper()) if isinstance(text, str) else None
-    if found is None:
-        raise ToolError("A position must be in A1 notation, e.g. B3.")
-    column = 0
-    for letter in found[1]:
-        column = column * 26 + ord(letter) - 64
-    return int(found[2]) - 1, column - 1
-
-
-def label(row: int, column: int) -> str:
-    """The A1 notation of a cell, from row and column from 0."""
-    letters = ""
-    column += 1
-    while column:
-        column, rest = divmod(column - 1, 26)
-        letters = chr(65 + rest) + letters
-    return f"{letters}{row + 1}"
-
-
-def _range(start: str, end: str) -> list[list[tuple[int, int]]]:
-    (r1, c1), (r2, c2) = position(start), position(end)
-    if r1 > r2 or c1 > c2 or r2 >= MAX_ROWS or c2 >= MAX_COLUMNS:
-        raise ToolError("The start must be above and left of the end, and both within the sheet.")
-    return [[(r, c) for c in range(c1, c2 + 1)] for r in range(r1, r2 + 1)]
-
-
-def _at(sheet: Sheet, row: int, column: int) -> Cell:
-    if row < len(sheet.cells) and column < len(sheet.cells[row]):
-        return sheet.cells[row][column]
-    return Cell()
-
-
-def _table(values: list[Any]) -> list[list[str]]:
-    if not values or not all(isinstance(row, list) and row for row in values):
-        raise ToolError("values_list must be a list of lists.")
-    return [[as_text(value) for value in row] for row in values]
-
-
-# --- the actions ---
+from atlas_ray.environments.tools.grid import (
+    MAX_CELL,
+    MAX_COLUMNS,
+    MAX_ROWS,
+    Cell,
+    Desk,
+    as_text,
+    cell_at,
+    label,
+    span,
+    table,
+)
 
 
 def _open(desk: Desk, name: str) -> Any:
@@ -195,7 +51,7 @@ def _annotation(_: Desk, row: int, col: int) -> Any:
 
 
 def _insert_rows(desk: Desk, values_list: list[Any], row_idx: int) -> Any:
-    sheet, rows = desk.open, _table(values_list)
+    sheet, rows = desk.open, table(values_list)
     if not 1 <= row_idx <= len(sheet.cells) + 1:
         raise ToolError("There is no such row to insert at.")
     sheet.grow(len(sheet.cells), max(len(row) for row in rows))
@@ -207,7 +63,7 @@ def _insert_rows(desk: Desk, values_list: list[Any], row_idx: int) -> Any:
 
 
 def _insert_columns(desk: Desk, values_list: list[Any], col_idx: int) -> Any:
-    sheet, columns = desk.open, _table(values_list)
+    sheet, columns = desk.open, table(values_list)
     width = max((len(row) for row in sheet.cells), default=0)
     if not 1 <= col_idx <= width + 1 or width + len(columns) > MAX_COLUMNS:
         raise ToolError("There is no such column to insert at.")
@@ -230,7 +86,7 @@ def _delete(desk: Desk, dimension: str, index_list: list[Any]) -> Any:
 
 
 def _set(desk: Desk, at: str, value: Any) -> None:
-    row, column = position(at)
+    row, column = grid.position(at)
     sheet = desk.open
     text = as_text(value)
     sheet.grow(row + 1, column + 1)
@@ -264,12 +120,12 @@ def _formula(
     if operator not in _OPERATORS:
         raise ToolError(f"The operator must be one of {list(_OPERATORS)}.")
     if position_list is not None:
-        cells = [position(one) for one in position_list]
+        cells = [grid.position(one) for one in position_list]
     elif start_position is not None and end_position is not None:
-        cells = [cell for row in _range(start_position, end_position) for cell in row]
+        cells = [cell for row in span(start_position, end_position) for cell in row]
     else:
         raise ToolError("Give either position_list, or start_position and end_position.")
-    numbers = [number for at in cells if (number := as_number(_at(sheet, *at).value)) is not None]
+    numbers = [number for at in cells if (number := as_number(cell_at(sheet, *at).value)) is not None]
     if not numbers:
         raise ToolError("There is no number in these cells.")
     result = _OPERATORS[operator](numbers)
@@ -284,7 +140,7 @@ def _update_by_formula(desk: Desk, operator: str, result_position: str, **cells:
 
 
 def _update_range(desk: Desk, start_position: str, end_position: str, values_list: list[Any]) -> Any:
-    sheet, rows, cells = desk.open, _table(values_list), _range(start_position, end_position)
+    sheet, rows, cells = desk.open, table(values_list), span(start_position, end_position)
     if len(rows) != len(cells) or any(len(row) != len(cells[0]) for row in rows):
         raise ToolError("values_list does not have the size of the range.")
     sheet.grow(cells[-1][-1][0] + 1, cells[-1][-1][1] + 1)
@@ -309,7 +165,7 @@ def _sort(desk: Desk, col_num: int, order: str) -> Any:
 
 
 def _merge(desk: Desk, start_position: str, end_position: str) -> Any:
-    sheet, cells = desk.open, [cell for row in _range(start_position, end_position) for cell in row]
+    sheet, cells = desk.open, [cell for row in span(start_position, end_position) for cell in row]
     sheet.grow(cells[-1][0] + 1, cells[-1][1] + 1)
     for row, column in cells[1:]:
         sheet.cells[row][column].value = ""
@@ -318,15 +174,12 @@ def _merge(desk: Desk, start_position: str, end_position: str) -> Any:
 
 
 def _update_note(desk: Desk, position: str, content: str) -> Any:
-    sheet, (row, column) = desk.open, _place(position)
+    sheet, (row, column) = desk.open, grid.position(position)
     if len(content) > MAX_CELL:
         raise ToolError(f"A note holds at most {MAX_CELL} characters.")
     sheet.grow(row + 1, column + 1)
     sheet.cells[row][column].note = content
     return f"Updated the note of {label(row, column)}."
-
-
-_place = position  # the parameter of some actions has the same name
 
 
 def _find(desk: Desk, query: str, in_row: int | None = None, in_column: int | None = None) -> Any:
@@ -339,15 +192,15 @@ def _find(desk: Desk, query: str, in_row: int | None = None, in_column: int | No
 
 
 def _note(desk: Desk, position: str) -> Any:
-    return _at(desk.open, *_place(position)).note or "There is no note."
+    return cell_at(desk.open, *grid.position(position)).note or "There is no note."
 
 
 def _value(desk: Desk, position: str) -> Any:
-    return _at(desk.open, *_place(position)).value
+    return cell_at(desk.open, *grid.position(position)).value
 
 
 def _values(desk: Desk, start_position: str, end_position: str) -> Any:
-    return [[_at(desk.open, *at).value for at in row] for row in _range(start_position, end_position)]
+    return [[cell_at(desk.open, *at).value for at in row] for row in span(start_position, end_position)]
 
 
 _SPAN: dict[str, Any] = {"start_position": "string", "end_position": "string"}

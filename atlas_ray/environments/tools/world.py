@@ -43,9 +43,9 @@ class Call:
 
 
 def finish(answer: Any, why: str, *wrong: Any) -> Call:
-    """The last call of a solution; `wrong` are answers that a novice gives."""
+    """The last call of a solution, a decision unless it only says "done"; `wrong` are answers that a novice gives."""
     others = tuple({"answer": other} for other in wrong if not same_answer(other, answer))
-    return Call(FINISH, {"answer": answer}, why, ACT, others)
+    return Call(FINISH, {"answer": answer}, why, ACT if answer != "done" else None, others)
 
 
 Solution = Generator[Call, Any, None]
