@@ -12,6 +12,18 @@ from atlas_ray.environments import blocksworld, maze, textcraft, wordle
 from atlas_ray.environments.babyai import world as babyai
 from atlas_ray.environments.pddl import world as pddl
 from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession
+from atlas_ray.environments.tools import (
+    academia,
+    academia_tasks,
+    movie,
+    movie_tasks,
+    sheet,
+    sheet_tasks,
+    todo,
+    todo_tasks,
+    weather,
+    weather_tasks,
+)
 from atlas_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -51,7 +63,13 @@ _ROWS = (
         n_test=_N_TEST,
         names_task=r"Goal: .*",  # the recipes beside those that lead there are drawn anew by each server
     ),
-    EnvironmentSpec("weather", "in", 10, "success", "whole", replay="tolerant"),
+    EnvironmentSpec(
+        *("weather", "in", 10, "success", "whole"),
+        instruction=weather.TOOLBOX.instruction,
+        world=weather_tasks.Weather,
+        n_train=weather_tasks.N_TRAIN,
+        n_test=weather_tasks.N_TEST,
+    ),
     EnvironmentSpec(
         *("maze", "in", 15, "success", "first"),
         instruction=maze.INSTRUCTION,
@@ -60,10 +78,34 @@ _ROWS = (
         n_test=70,
         names_task=r"(?:The goal is|Goal) at .*",  # AgentGym's data tells the rules before it
     ),
-    EnvironmentSpec("movie", "in", 12, "success", "whole", replay="tolerant"),
-    EnvironmentSpec("todo", "in", 15, "success", "whole", replay="tolerant"),
-    EnvironmentSpec("academia", "out", 12, "success", "whole", replay="tolerant"),
-    EnvironmentSpec("sheet", "out", 15, "reward", "whole", replay="tolerant"),
+    EnvironmentSpec(
+        *("movie", "in", 12, "success", "whole"),
+        instruction=movie.TOOLBOX.instruction,
+        world=movie_tasks.Movie,
+        n_train=movie_tasks.N_TRAIN,
+        n_test=movie_tasks.N_TEST,
+    ),
+    EnvironmentSpec(
+        *("todo", "in", 15, "success", "whole"),
+        instruction=todo.TOOLBOX.instruction,
+        world=todo_tasks.Todo,
+        n_train=todo_tasks.N_TRAIN,
+        n_test=todo_tasks.N_TEST,
+    ),
+    EnvironmentSpec(
+        *("academia", "out", 12, "success", "whole"),
+        instruction=academia.TOOLBOX.instruction,
+        world=academia_tasks.Academia,
+        n_train=academia_tasks.N_TRAIN,
+        n_test=academia_tasks.N_TEST,
+    ),
+    EnvironmentSpec(
+        *("sheet", "out", 15, "reward", "whole"),
+        instruction=sheet.TOOLBOX.instruction,
+        world=sheet_tasks.SheetWorld,
+        n_train=sheet_tasks.N_TRAIN,
+        n_test=sheet_tasks.N_TEST,
+    ),
     EnvironmentSpec("jericho", "out", 15, "progress", "last"),
     EnvironmentSpec(
         *("pddl", "out", 30, "progress", "last"),

@@ -1,0 +1,240 @@
+"""What the tool environments share: actions as `NAME with Action Input: {json}`, their schemas, the answer check.
+
+Flows in: a model's whole reply; flows out: the tool's result in AgentGym's words. Replies are parsed as JSON within
+bounds, never evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_INPUT = 10_000  # characters of an action's input
+MAX_DEPTH = 6
+MAX_SHOWN = 8_000  # characters of an observation
+
+FORMAT_ERROR = (
+    'Format error, please response in the format of  "Action: [your action] with Action Input: [your action input]'
+)
+INVALID_INPUT = "Parameters in action input are not valid, please change your action input."
+CHECK, FINISH = "check_valid_actions", "finish"
+
+_ACTION = re.compile(
+    r"(?:.{0,2000}Action:)?[ \t]{0,9}([^\n]{1,80}?)[ \t]{1,9}with[ \t]{1,9}Action Input:[ \t]{0,9}(.*)"
+)
+_NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?", re.ASCII)
+
+Kind = Literal["string", "number", "integer", "array", "value"]
+_JSON_TYPES: Mapping[Kind, Any] = {
+    "string": "string",
+    "number": "number",
+    "integer": "integer",
+    "array": "array",
+    "value": ["string", "number", "array"],
+}
+
+
+class ToolError(Exception):
+    """What a tool refuses, in words for the agent."""
+
+
+@dataclass(frozen=True)
+class Tool:
+    """One action of a toolbox.
+
+    Attributes:
+        run: The function behind it: `run(desk, **parameters)` gives the result, or raises `ToolError`.
+        parameters: Kind of each parameter.
+        optional: Those that may be left out.
+        changes: Whether it changes the desk.
+    """
+
+    name: str
+    about: str
+    run: Callable[..., Any]
+    parameters: Mapping[str, Kind] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
+    changes: bool = False
+
+    @property
+    def schema(self) -> dict[str, Any]:
+        """Its parameters as a JSON schema."""
+        return {
+            "type": "object",
+            "properties": {name: {"type": _JSON_TYPES[kind]} for name, kind in self.parameters.items()},
+            "required": [name for name in self.parameters if name not in self.optional],
+        }
+
+    @property
+    def line(self) -> str:
+        """Its line in the instruction."""
+        shown = ", ".join(f"[{name}]" if name in self.optional else name for name in self.parameters)
+        return f"{self.name}({shown}): {self.about}"
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """The parameters out of an action's input; numbers may come as text, and text as a number.
+
+        Raises:
+            ToolError: If one is missing, or of another kind.
+        """
+        taken = {}
+        for name, kind in self.parameters.items():
+            value = given.get(name)
+            if value is None:
+                if name not in self.optional:
+                    raise ToolError(f"Missing parameter: {name}.")
+                continue
+            taken[name] = _fit(name, kind, value)
+        return taken
+
+
+def _fit(name: str, kind: Kind, value: Any) -> Any:
+    wrong = ToolError(f"The parameter {name} must be of type {kind}.")
+    if kind == "value":
+        return value
+    if kind == "array":
+        if not isinstance(value, list):
+            raise wrong
+        return value
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise wrong
+    if kind == "string":
+        return str(value)
+    number = as_number(value)
+    if number is None or (kind == "integer" and number != int(number)):
+        raise wrong
+    return int(number) if kind == "integer" else number
+
+
+def as_number(value: Any) -> float | None:
+    """A number, or a text that is one, as a float; None for anything else."""
+    if isinstance(value, str):
+        return float(value) if _NUMBER.fullmatch(value.strip()) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if abs(value) < 1e15 else None
+
+
+def read_action(reply: str) -> tuple[str, dict[str, Any] | None] | None:
+    """The action in a reply: what its last line that is not blank names.
+
+    Returns:
+        The name and the input, None for an input that is no JSON object within bounds; None where no action is named.
+    """
+    text = reply[-MAX_INPUT - 4_000 :].rstrip()
+    found = _ACTION.fullmatch(text[text.rfind("\n") + 1 :])
+    if found is None:
+        return None
+    return found[1].strip(), _read_input(found[2])
+
+
+def _read_input(text: str) -> dict[str, Any] | None:
+    if len(text) > MAX_INPUT:
+        return None
+    try:
+        value = json.loads(text, parse_constant=_no_constant)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) and _is_shallow(value, MAX_DEPTH) else None
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(name)
+
+
+def _is_shallow(value: Any, depth: int) -> bool:
+    """Whether a value nests no deeper than `depth` and all its numbers are finite."""
+    if isinstance(value, dict | list):
+        parts = value.values() if isinstance(value, dict) else value
+        return depth > 0 and all(_is_shallow(part, depth - 1) for part in parts)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+@dataclass(frozen=True)
+class Toolbox:
+    """An environment's actions.
+
+    Attributes:
+        actions: How many the paper counts; it counts `finish` and `check_valid_actions` in some environments only.
+    """
+
+    name: str
+    about: str
+    tools: Mapping[str, Tool]
+    actions: int
+
+    @classmethod
+    def of(cls, name: str, about: str, actions: int, tools: Sequence[Tool]) -> Toolbox:
+        """A toolbox of an environment's own tools and the common ones."""
+        return cls(name, about, {tool.name: tool for tool in (*tools, *_COMMON)}, actions)
+
+    @property
+    def instruction(self) -> str:
+        """What opens a conversation."""
+        lines = "\n".join(tool.line for tool in self.tools.values())
+        return f"{self.about} The actions, with the parameters of their input, are:\n{lines}\n{_FORM}"
+
+    def call(self, desk: Any, name: str, given: Mapping[str, Any] | None) -> Any:
+        """Runs an action on a desk (an episode's state).
+
+        Raises:
+            ToolError: If there is no such action, its input is wrong, or it refuses.
+        """
+        if given is None:
+            raise ToolError(INVALID_INPUT)
+        tool = self.tools.get(name)
+        if tool is None:
+            raise ToolError(f"Invalid action: {name}.")
+        if name == CHECK:
+            return f"You can use following valid actions: {list(self.tools)}"
+        return tool.run(desk, **tool.arguments(given))
+
+
+def _echo(_: Any, answer: Any = "done") -> Any:
+    return answer
+
+
+_COMMON = (
+    Tool(CHECK, "list the actions", _echo),
+    Tool(FINISH, 'give the answer (or "done") and end the task', _echo, {"answer": "value"}),
+)
+
+_FORM = """\
+Every round you get an observation and answer with a thought and one action in this form:
+Thought: your thought
+
+Action: the action's name with Action Input: its input as JSON, {} where it has no parameters
+For example:
+Thought: I have found the answer.
+
+Action: finish with Action Input: {"answer": "done"}"""
+
+
+def shown(result: Any) -> str:
+    """A result as an observation."""
+    text = str(result).encode("utf-8", "replace").decode()
+    if len(text) > MAX_SHOWN:
+        text = text[:MAX_SHOWN] + " ..."
+    return f"Observation: {text}\nGive me one action."
+
+
+def same_answer(given: Any, expected: Any) -> bool:
+    """Whether an answer is the expected one: numbers to a tenth's half, text but for case, lists in any order."""
+    if isinstance(given, list) and not isinstance(expected, list) and len(given) == 1:
+        given = given[0]
+    if isinstance(expected, list):
+        if not isinstance(given, list):
+            given = [given]
+        return sorted(_words(part) for part in given) == sorted(_words(part) for part in expected)
+    if isinstance(expected, int | float):
+        number = as_number(given)
+        return number is not None and abs(number - expected) <= 0.0501
+    return _words(given) == _words(expected)
+
+
+def _words(value: Any) -> str:
+    return " ".join(str(value).casefold().split()).rstrip(".")
