@@ -30,7 +30,9 @@ def items(folder: Path, *ids: str) -> dict[str, Any]:
 
 def test_a_data_set_names_the_tasks_and_built_in_ones_fill_up(tmp_path: Path) -> None:
     named = items(tmp_path, "webshop_7", "webshop_3", "webshop_7", "weather_5")
-    found = tasks_of(config(tmp_path, items=named, tasks={"weather": None, "webshop": 2, "maze": 1}))
+    servers = {"weather": ["http://127.0.0.1:1"], "webshop": ["http://127.0.0.1:2"]}
+    tasks = {"weather": None, "webshop": 2, "maze": 1}
+    found = tasks_of(config(tmp_path, items=named, tasks=tasks, environments={"servers": servers}))
     assert {env: [task.item_id for task in tasks] for env, tasks in found.items()} == {
         "weather": ["weather_5"],
         "webshop": ["webshop_7", "webshop_3"],
@@ -41,8 +43,9 @@ def test_a_data_set_names_the_tasks_and_built_in_ones_fill_up(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("tasks", "ids", "complaint"),
     [
-        ({"movie": None}, ["webshop_7"], "which test tasks movie has is not known here"),
+        ({"alfworld": None}, ["webshop_7"], "which test tasks alfworld has is not known here"),
         ({"webshop": 2}, ["webshop_7"], "webshop has 1 test tasks, 2 were asked for"),
+        ({"maze": 1}, ["maze_7"], "names tasks of maze, which its server holds, and none is named"),
         ({"webshop": 1}, ["strange_7"], "items.json, row 1: .*names no known environment"),
     ],
 )
@@ -50,7 +53,8 @@ def test_tasks_that_are_not_there_are_asked_for(
     tmp_path: Path, tasks: dict[str, Any], ids: list[str], complaint: str
 ) -> None:
     with pytest.raises(UserError, match=complaint):
-        tasks_of(config(tmp_path, items=items(tmp_path, *ids), tasks=tasks))
+        servers = {"webshop": ["http://127.0.0.1:1"]}
+        tasks_of(config(tmp_path, items=items(tmp_path, *ids), tasks=tasks, environments={"servers": servers}))
 
 
 @pytest.mark.usefixtures("ray_cluster")

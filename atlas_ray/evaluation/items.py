@@ -17,7 +17,7 @@ def test_tasks(config: EvaluateConfig) -> dict[str, list[Task]]:
 
     Raises:
         UserError: If an environment is unknown, has too few test tasks, or has none because it is neither built in nor
-            named by `config.items`.
+            named by `config.items`; or if an item's environment has no server, for a built-in world's tasks are others.
     """
     named = _items(config.items.model_dump_json()) if config.items else {}
     found = {}
@@ -31,6 +31,11 @@ def test_tasks(config: EvaluateConfig) -> dict[str, list[Task]]:
                 )
             found[env] = spec.tasks("test", limit)
             continue
+        if env not in config.environments.servers:
+            raise UserError(
+                f"evaluate.items names tasks of {env}, which its server holds, and none is named",
+                f"name it in environments.servers.{env}, or leave the items out to play built-in tasks",
+            )
         ids = named[env]
         if limit is not None and limit > len(ids):
             raise UserError(f"{env} has {len(ids)} test tasks, {limit} were asked for", "ask for fewer")

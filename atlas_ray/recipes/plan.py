@@ -22,6 +22,7 @@ from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Sha
 from atlas_ray.types import Usage
 
 _PROMPT_TOKENS, _ANSWER_TOKENS = 900, 400  # of the selector's instructions, of its reply
+_BUILT_IN_ONLY = ("pddl", "jericho")  # AgentGym has no server and AgentEval no items of them
 
 
 @dataclass
@@ -201,7 +202,7 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if config.items is None and table.get(env).world is not None:
+    if table.get(env).world is not None and (config.items is None or env in _BUILT_IN_ONLY):
         return len(table.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)
@@ -245,8 +246,9 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
 
 def _needs(recipe: Recipe) -> list[str]:
     """What must be there before it starts: GPUs, environment servers, keys."""
-    envs = dict.fromkeys(env for config in recipe.evaluations.values() for env in config.tasks)
-    missing = [e for e in envs if table.get(e).world is None and e not in recipe.config.environments.servers]
+    played = [(env, config) for config in recipe.evaluations.values() for env in config.tasks]
+    remote = dict.fromkeys(e for e, c in played if table.get(e).world is None or (c.items and e not in _BUILT_IN_ONLY))
+    missing = [env for env in remote if env not in recipe.config.environments.servers]
     asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
     keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}
     models = [m for config in recipe.evaluations.values() for m in config.models.values()]
