@@ -52,9 +52,10 @@ def test_a_data_set_names_the_tasks_and_built_in_ones_fill_up(tmp_path: Path) ->
 def test_tasks_that_are_not_there_are_asked_for(
     tmp_path: Path, tasks: dict[str, Any], ids: list[str], complaint: str
 ) -> None:
+    servers = {"webshop": ["http://127.0.0.1:1"]}
+    given = config(tmp_path, items=items(tmp_path, *ids), tasks=tasks, environments={"servers": servers})
     with pytest.raises(UserError, match=complaint):
-        servers = {"webshop": ["http://127.0.0.1:1"]}
-        tasks_of(config(tmp_path, items=items(tmp_path, *ids), tasks=tasks, environments={"servers": servers}))
+        tasks_of(given)
 
 
 @pytest.mark.usefixtures("ray_cluster")
