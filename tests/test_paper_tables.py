@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.evaluation.metrics import wilson
+from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost, figure, gain, mean_figure
 from atlas_ray.report.paper.printed import TABLES, printed
 from atlas_ray.report.paper.render import as_csv, as_json, as_table, latex, markdown, write_paper_tables
@@ -139,9 +140,10 @@ def test_an_average_of_some_environments_says_so_and_is_held_against_the_same() 
     assert average.fair == pytest.approx(34.0)
     assert average.difference == pytest.approx(-9.0)
     assert any("‡ is of maze, wordle alone" in note for note in made.notes)
-    # Table 3 prints averages alone
-    made = table("table3", PaperRuns({"atlas": ours}, {"table3": {"critical-30": "atlas"}}))
-    assert next(row for row in made.rows if row.key == "critical-30").cells[0].difference is None
+    # Table 3 prints averages alone, of cells that stand in Tables 1 and 7: all 48 and 12, critical at 20 % 48 and 12
+    made = table("table3", PaperRuns({"atlas": ours}, {"table3": {"all-100": "atlas", "critical-20": "atlas"}}))
+    fair = {row.key: row.cells[0].fair for row in made.rows if row.arm}
+    assert fair == {"all-100": pytest.approx(30.0), "critical-20": pytest.approx(30.0)}
 
 
 def test_whole_averages_are_held_against_the_printed_ones() -> None:
@@ -155,12 +157,26 @@ def test_a_row_is_held_against_the_papers_rival_task_by_task() -> None:
     ours, theirs = arm("atlas", {"maze": [1] * 20}), arm("all", {"maze": [0] * 20})
     runs = PaperRuns({"atlas": ours, "all": theirs}, {"table2": {"atlas": "atlas", "all": "all"}})
     (claim,) = next(row for row in table("table2", runs).rows if row.key == "atlas").claims
-    assert claim.scope == "held in"
+    # not of the whole group
+    assert claim.scope == "held in (maze alone)"
     assert claim.difference.value == pytest.approx(100.0)
     assert claim.words.endswith("better")
     found = gain(ours, arm("all", {"maze": [1] * 10 + [0] * 10}), "maze")
     assert found is not None
     assert found.value == pytest.approx(50.0)
+
+
+def test_a_claim_on_a_whole_group_names_the_group() -> None:
+    envs = printed("table1").columns[:10]
+    arms = {name: arm(name, {env: [1, 0] for env in envs}) for name in ("atlas", "all")}
+    made = table("table2", PaperRuns(arms, {"table2": {"atlas": "atlas", "all": "all"}}))
+    assert [claim.scope for row in made.rows for claim in row.claims] == ["held in"]
+
+
+def test_an_environment_where_nothing_counts_is_named() -> None:
+    lost = arm("atlas", {"maze": {0: []}, "wordle": [1, 0]}, excluded={"maze": {0: {"env_error": 7}}})
+    made = table("table1", PaperRuns({"atlas": lost}, {"table1": {"atlas": "atlas"}}))
+    assert "No episode of `atlas` in maze counts: 7 were excluded for reasons of infrastructure." in made.notes
 
 
 def test_tables_4_and_5_take_an_arm_a_task_and_name_stand_ins() -> None:
@@ -173,6 +189,10 @@ def test_tables_4_and_5_take_an_arm_a_task_and_name_stand_ins() -> None:
     atlas = next(row for row in made.rows if row.key == "atlas")
     assert [cell.ours and round(cell.ours.value, 6) for cell in atlas.cells] == [75.0, 50.0]
     assert [cell.paper for cell in atlas.cells] == [78.93, 60.0]
+    # another environment's figure is held against nothing
+    assert [cell.difference for cell in atlas.cells] == [pytest.approx(-3.93), None]
+    assert "50.0 [15–85] n=4 in textcraft" in markdown(made)
+    assert [c["env"] for c in cells(as_csv(made)) if c["ours"]] == ["", "textcraft"]
     assert "Stand-in: textcraft for weather." in made.notes
     assert "Stand-in in `two`: gold for GPT-4o." in made.notes
 
@@ -182,6 +202,28 @@ def test_table_6_is_of_verification() -> None:
     made = table("table6", PaperRuns({}, {}, verification={"maze": {"from_critical_step": Start(shown)}}))
     line = next(c for c in cells(as_csv(made)) if c["row"] == "from critical step" and c["column"] == "maze")
     assert (line["ours"], line["paper"], line["difference"]) == ("40.00", "44.00", "-4.00")
+    assert [row.key for row in made.rows] == ["from_scratch", "from_critical_step"]
+
+
+def test_table_6_holds_the_gain_against_starts_near_by() -> None:
+    shown = Figure(40.0, 30.0, 50.0, 100, 1, None, 0, False)
+    starts = {
+        "from_scratch": Start(shown),
+        "from_critical_step": Start(shown, Interval(22, 11, 33), Interval(3, -4, 10)),
+        "iterative": Start(shown, Interval(5, 1, 9)),
+        "control": Start(shown, Interval(19, 9, 29)),
+    }
+    made = table("table6", PaperRuns({}, {}, verification={"maze": starts}))
+    assert [row.key for row in made.rows] == ["from_scratch", "from_critical_step", "iterative", "control"]
+    said = [claim.words for row in made.rows for claim in row.claims]
+    assert said == [
+        "maze: +22.0 points against from scratch [+11.0, +33.0]: better",
+        "maze: +3.0 points against from other step near by [-4.0, +10.0]: no difference shown",
+        "maze: +5.0 points against from scratch [+1.0, +9.0]: better",
+        "maze: +19.0 points against from scratch [+9.0, +29.0]: better",
+    ]
+    # the paper prints neither of the two
+    assert "| from other step near by | ours |  | 40.0 [30–50] n=100 |" in markdown(made)
 
 
 def test_what_training_took_against_all_steps() -> None:
@@ -194,6 +236,20 @@ def test_what_training_took_against_all_steps() -> None:
     made = table("table1", PaperRuns(arms, {"table1": {"atlas": "atlas", "all": "all"}}))
     assert {c.row: (c.loss_share, c.flops_share) for c in made.costs} == {"atlas": (0.3, 0.75), "all": (1.0, 1.0)}
     assert "| atlas | 30% | 300 | 30% | 1,000 | 6e+09 | 75% | 2 GPU |" in markdown(made)
+    assert r"atlas & 30\% & 300 & 30\% & 1,000 & 6e+09 & 75\% & 2 GPU \\" in latex(made)
+
+
+def test_ratios_and_backbones_are_held_against_their_own_row_of_all_steps() -> None:
+    def trained(name: str, loss: int) -> ArmRuns:
+        return arm(name, {"maze": [1, 0]}, training={0: TrainingCost(loss)})
+
+    arms = {"all": trained("all", 1000), "r": trained("r", 400), "q": trained("q", 30), "qa": trained("qa", 120)}
+    rows = {"table1": {"all": "all"}, "table7": {"random-40": "r", "qwen/atlas": "q", "qwen/all": "qa"}}
+    shares = {c.row: c.loss_share for c in table("table7", PaperRuns(arms, rows)).costs}
+    assert shares == {"random-40": 0.4, "qwen/atlas": 0.25, "qwen/all": 1.0}
+    # one task's model is trained on other data
+    rows["table4"] = {"babyai/atlas": "q"}
+    assert table("table4", PaperRuns(arms, rows)).costs[0].loss_share is None
 
 
 def test_names_are_shown_as_they_are_written() -> None:
@@ -207,11 +263,14 @@ def test_names_are_shown_as_they_are_written() -> None:
     assert "<script>" not in text
     assert r"a\|b\_c&lt;script&gt;&amp;%$#{}\\ \*x\*" in text
     tex = latex(made)
-    assert r"a|b\_c<script>\&\%\$\#\{\}\textbackslash{} *x*" in tex
+    assert r"a$|$b\_c$<$script$>$\&\%\$\#\{\}\textbackslash{} *x*" in tex
     assert re.sub(r"\\[{}]", "", tex).count("{") == re.sub(r"\\[{}]", "", tex).count("}")
-    columns = tex.index(r"\midrule")
-    widths = {line.count("&") - line.count(r"\&") for line in tex[columns:].splitlines() if line.count(" & ") > 3}
-    assert widths == {len(made.columns) + 1}
+    for begin, end in ((r"\begin{table*}", r"\end{table*}"), (r"\begin{tabular}", r"\end{tabular}")):
+        assert tex.count(begin) == tex.count(end) > 0
+    _, first, second = tex.split(r"\begin{tabular}")
+    for part, width in ((first, len(made.columns) + 1), (second, 7)):
+        body = part[part.index(r"\toprule") : part.index(r"\bottomrule")]
+        assert {line.count("&") - line.count(r"\&") for line in body.splitlines() if " & " in line} == {width}
     assert json.loads(as_json(made))["name"] == "table1"
     assert as_table(made).rows[-1][1].text == ""
 

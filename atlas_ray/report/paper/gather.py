@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
 from atlas_ray.evaluation.items import test_tasks
@@ -120,6 +121,9 @@ def _verification(recipe: Recipe) -> dict[str, dict[str, Start]]:
             errors=errors,
             flagged=result["flagged"],
         )
-        gain = row["gain"] and Interval(*(100 * x for x in (row["gain"]["difference"], *row["gain"]["ci95"])))
-        found[row["env"]][_STARTS[row["start"]]] = Start(shown, gain)
+        found[row["env"]][_STARTS[row["start"]]] = Start(shown, _points(row["gain"]), _points(row["over_control"]))
     return found
+
+
+def _points(found: Mapping[str, Any] | None) -> Interval | None:
+    return Interval(*(100 * x for x in (found["difference"], *found["ci95"]))) if found else None

@@ -96,10 +96,12 @@ class Start:
     Attributes:
         figure: In per cent.
         gain: Over scratch, in points, on the tasks that both have; None from scratch.
+        over_control: The critical steps' over the control's, likewise.
     """
 
     figure: Figure
     gain: Interval | None = None
+    over_control: Interval | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,10 +188,10 @@ def gain(ours: ArmRuns, theirs: ArmRuns, env: str) -> Interval | None:
     return Interval(100 * found.value, 100 * found.low, 100 * found.high)
 
 
-def mean_gain(ours: ArmRuns, theirs: ArmRuns, envs: Sequence[str]) -> Interval | None:
-    """The same averaged over the environments that both were played in."""
-    parts = [found for env in envs if (found := gain(ours, theirs, env)) is not None]
-    return average(parts) if parts else None
+def mean_gain(ours: ArmRuns, theirs: ArmRuns, envs: Sequence[str]) -> tuple[Interval, list[str]] | None:
+    """The same averaged over the environments in which both have a common task, and which these are."""
+    parts = {env: found for env in envs if (found := gain(ours, theirs, env)) is not None}
+    return (average(list(parts.values())), list(parts)) if parts else None
 
 
 def by_task(runs: Iterable[Scores]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -69,6 +69,7 @@ class PrintedRow:
         section: The heading above it, or "".
         figures: By column, in per cent; a column that the paper leaves empty is not there.
         quoted: Columns whose figures the paper takes from elsewhere.
+        behind: By environment, what the averages are of where the table prints these alone (Table 3, from 1 and 7).
         against: Key of the row that the paper holds it against, or None.
     """
 
@@ -78,6 +79,7 @@ class PrintedRow:
     figures: Mapping[str, float]
     quoted: frozenset[str] = frozenset()
     against: str | None = None
+    behind: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +155,9 @@ def _ratio_row(row: Mapping[str, Any]) -> PrintedRow:
     label = {"all": "complete", "random": "random", "critical": "critical"}[kind]
     figures = {name: row[name] for name in AVERAGES}
     key = f"{kind}-{ratio}"
-    return PrintedRow(key, f"{label}, {ratio} %", "", figures, against=_against("table3", key))
+    elsewhere = printed("table1" if kind == "all" else "table7").rows
+    behind = next(other.figures for other in elsewhere if other.key == ("all" if kind == "all" else key))
+    return PrintedRow(key, f"{label}, {ratio} %", "", figures, against=_against("table3", key), behind=behind)
 
 
 def _by_method(table: str, given: list[dict[str, Any]]) -> Iterator[PrintedRow]:

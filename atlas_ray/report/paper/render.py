@@ -21,15 +21,17 @@ from atlas_ray.runs.folder import RunFolder
 
 _HEADINGS = {"held_in_avg": "held-in average", "held_out_avg": "held-out average"}
 _CSV = (
-    *("table", "section", "row", "arm", "column"),
+    *("table", "section", "row", "arm", "column", "env"),
     *("ours", "low", "high", "spread", "n", "seeds", "errors", "flagged", "of"),
     *("paper", "quoted", "held_against", "difference"),
 )
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
+_TEX |= {"<": "$<$", ">": "$>$", "|": "$|$"}
 _TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "−": "$-$"}
 FORMS = ("md", "tex", "csv", "json")
+_FITTING = 3  # columns that a page is wide enough for
 
 
 def write_paper_tables(folder: RunFolder, tables: Sequence[PaperTable]) -> list[str]:
@@ -62,9 +64,11 @@ def markdown(table: PaperTable) -> str:
 
 
 def latex(table: PaperTable) -> str:
-    r"""A table in LaTeX, for `\usepackage{booktabs}`."""
+    r"""A table in LaTeX, for `\usepackage{booktabs,graphicx}`: no wider than the page, what training took below."""
     columns = "ll" + "r" * len(table.columns)
-    lines = [r"\begin{table*}", r"\centering", r"\small", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    wide = len(table.columns) > _FITTING
+    lines = [r"\begin{table*}", r"\centering", r"\small", *([r"\resizebox{\textwidth}{!}{%"] if wide else [])]
+    lines += [rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines += [_tex_row(["", "", *map(_heading, table.columns)]), r"\midrule"]
     section = ""
     for row in table.rows:
@@ -72,8 +76,12 @@ def latex(table: PaperTable) -> str:
             section = row.section
             lines.append(rf"\multicolumn{{{len(columns)}}}{{l}}{{\textit{{{_tex(section)}}}}} \\")
         lines += [_tex_row(cells) for cells in _lines(row)]
-    lines += [r"\bottomrule", r"\end{tabular}", rf"\caption{{{_tex(table.title)}}}"]
+    lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide, rf"\caption{{{_tex(table.title)}}}"]
     lines += [rf"\footnotesize {line}" + r" \\" for line in _remarks(table, _tex, "")]
+    if table.costs:
+        lines += [r"\medskip", rf"\begin{{tabular}}{{l{'r' * (len(_COST_HEAD) - 1)}}}", r"\toprule"]
+        lines += [_tex_row(_COST_HEAD), r"\midrule", *(_tex_row(_cost_cells(cost)) for cost in table.costs)]
+        lines += [r"\bottomrule", r"\end{tabular}"]
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
 
 
@@ -155,8 +163,10 @@ def _heading(column: str) -> str:
 
 def _lines(row: PaperTableRow) -> Iterator[list[str]]:
     """The printed figures; ours and the differences below, where there are any."""
-    yield [row.label, "paper", *(_paper(cell) for cell in row.cells)]
-    yield ["", "ours", *(_ours(cell.ours) for cell in row.cells)]
+    printed = any(cell.paper is not None for cell in row.cells)
+    if printed:
+        yield [row.label, "paper", *(_paper(cell) for cell in row.cells)]
+    yield ["" if printed else row.label, "ours", *(_ours(cell) for cell in row.cells)]
     if any(cell.difference is not None for cell in row.cells):
         yield ["", "difference", *(_difference(cell) for cell in row.cells)]
 
@@ -165,13 +175,15 @@ def _paper(cell: PaperCell) -> str:
     return "" if cell.paper is None else f"{cell.paper:.2f}" + (" q" if cell.quoted else "")
 
 
-def _ours(found: Figure | None) -> str:
+def _ours(cell: PaperCell) -> str:
+    found = cell.ours
     if found is None:
         return ""
+    env = f" in {cell.env}" if cell.env else ""
     marks = ("‡" if found.of else "") + ("†" if found.flagged else "")
     spread = "" if found.spread is None else f" ± {found.spread:.1f}"
     errors = f", {found.errors} excluded" if found.errors else ""
-    return f"{found.value:.1f}{marks}{spread} [{found.low:.0f}–{found.high:.0f}] n={found.n}{errors}"
+    return f"{found.value:.1f}{marks}{spread} [{found.low:.0f}–{found.high:.0f}] n={found.n}{env}{errors}"
 
 
 def _difference(cell: PaperCell) -> str:
@@ -183,6 +195,8 @@ def _page_cell(cell: PaperCell) -> Cell:
         return Cell("", "" if cell.paper is None else f"paper {_paper(cell)}")
     found = cell.ours
     note = f"[{found.low:.0f}–{found.high:.0f}]" + ("" if found.spread is None else f" ± {found.spread:.1f}")
+    if cell.env:
+        note += f" in {cell.env}"
     if cell.paper is not None:
         note += f" paper {_paper(cell)}"
     if cell.difference is not None:
@@ -205,6 +219,7 @@ def _flat(table: PaperTable) -> Iterator[dict[str, Any]]:
                 "row": row.label,
                 "arm": row.arm or "",
                 "column": cell.column,
+                "env": cell.env or "",
                 "paper": "" if cell.paper is None else f"{cell.paper:.2f}",
                 "quoted": "yes" if cell.quoted else "",
                 "held_against": "" if cell.fair is None or found is None else f"{cell.fair:.2f}",

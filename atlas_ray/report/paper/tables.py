@@ -15,6 +15,11 @@ from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, Printed
 
 GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
 _BY_TASK = ("table4", "table5")
+# what Table 6 does not print, and what its gain must be held against: nearness to the goal helps by itself
+_UNPRINTED = (
+    PrintedRow("iterative", "from scratch, critical steps put in", "", {}, against="from_scratch"),
+    PrintedRow("control", "from other step near by", "", {}, against="from_scratch"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class PaperCell:
         paper: As printed, in per cent; None where the paper has none.
         fair: What ours is held against: the paper's, or for an average of some environments the paper's mean of those.
         quoted: Whether the paper takes its figure from elsewhere.
+        env: Where ours was played, if in another environment than the column's: nothing is fair then.
     """
 
     column: str
@@ -32,6 +38,7 @@ class PaperCell:
     paper: float | None
     fair: float | None
     quoted: bool = False
+    env: str | None = None
 
     @property
     def difference(self) -> float | None:
@@ -105,14 +112,17 @@ def paper_tables(runs: PaperRuns) -> list[PaperTable]:
 
 
 def _table(given: PrintedTable, runs: PaperRuns) -> PaperTable:
-    rows = tuple(_row(given, row, runs) for row in given.rows)
+    printed_rows = given.rows
+    if given.name == "table6":
+        kinds = {kind for starts in runs.verification.values() for kind in starts}
+        printed_rows += tuple(row for row in _UNPRINTED if row.key in kinds)
+    rows = tuple(_row(given, row, runs) for row in printed_rows)
     arms = {row.key: arm for row in rows if row.arm and (arm := runs.arms.get(row.arm))}
     if given.name in _BY_TASK:
         placed = runs.rows.get(given.name, {})
         arms = {key: arm for key, name in placed.items() if (arm := runs.arms.get(name))}
-    return PaperTable(
-        given.name, given.title, given.columns, rows, (*_notes(given, rows, runs, arms), *given.notes), _costs(arms)
-    )
+    notes = (*_notes(given, rows, runs, arms), *given.notes)
+    return PaperTable(given.name, given.title, given.columns, rows, notes, _costs(arms, runs))
 
 
 def _arm(given: PrintedTable, key: str, env: str | None, runs: PaperRuns) -> ArmRuns | None:
@@ -130,20 +140,22 @@ def _row(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> PaperTableRow
 
 def _cell(given: PrintedTable, row: PrintedRow, column: str, runs: PaperRuns) -> PaperCell:
     paper, quoted = row.figures.get(column), column in row.quoted
+    env = runs.stand_in_envs.get(given.name, {}).get(column, column)
+    elsewhere = env if env != column else None
+    comparable = paper if elsewhere is None else None
     if given.name == "table6":
-        start = runs.verification.get(runs.stand_in_envs.get("table6", {}).get(column, column), {}).get(row.key)
-        return PaperCell(column, start.figure if start else None, paper, paper)
+        start = runs.verification.get(env, {}).get(row.key)
+        return PaperCell(column, start.figure if start else None, paper, comparable, env=elsewhere)
     arm = _arm(given, row.key, column, runs)
     if arm is None:
         return PaperCell(column, None, paper, paper, quoted)
     if column not in AVERAGES:
-        env = runs.stand_in_envs.get(given.name, {}).get(column, column)
-        return PaperCell(column, figure(arm, env), paper, paper, quoted)
+        return PaperCell(column, figure(arm, env), paper, comparable, quoted, elsewhere)
     ours = mean_figure(arm, members(column))
     fair = paper
     if ours is not None and ours.of:
-        known = [row.figures[env] for env in ours.of if env in row.figures]
-        # Table 3 prints averages alone: there is nothing of the same environments to hold it against
+        printed_cells = row.behind or row.figures
+        known = [printed_cells[env] for env in ours.of if env in printed_cells]
         fair = fmean(known) if len(known) == len(ours.of) else None
     return PaperCell(column, ours, paper, fair, quoted)
 
@@ -166,28 +178,36 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
             start = runs.verification.get(env, {}).get(row.key)
             if start is not None and start.gain is not None:
                 yield Claim(env, rival, start.gain)
+            if start is not None and start.over_control is not None:
+                yield Claim(env, _UNPRINTED[1].label, start.over_control)
         return
     for column in given.columns if given.name in _BY_TASK else AVERAGES:
         ours, theirs = (_arm(given, r.key, column, runs) for r in (row, other))
         if ours is None or theirs is None or ours is theirs:
             continue
         if column in AVERAGES:
-            found, scope = mean_gain(ours, theirs, members(column)), GROUPS[column]
+            if pooled := mean_gain(ours, theirs, members(column)):
+                found, envs = pooled
+                some = f" ({', '.join(envs)} alone)" if len(envs) < len(members(column)) else ""
+                yield Claim(f"{GROUPS[column]}{some}", rival, found)
         else:
-            scope = runs.stand_in_envs.get(given.name, {}).get(column, column)
-            found = gain(ours, theirs, scope)
-        if found is not None:
-            yield Claim(scope, rival, found)
+            env = runs.stand_in_envs.get(given.name, {}).get(column, column)
+            if alone := gain(ours, theirs, env):
+                yield Claim(env, rival, alone)
 
 
-def _costs(arms: dict[str, ArmRuns]) -> tuple[Cost, ...]:
-    """Of every arm that was trained, against all steps on the same data."""
+def _costs(arms: dict[str, ArmRuns], runs: PaperRuns) -> tuple[Cost, ...]:
+    """Of every arm that was trained, against all steps on the same data with the same backbone."""
     found = []
+    elsewhere = runs.arms.get(runs.rows.get("table1", {}).get("all", ""))
     for key, arm in arms.items():
         if not arm.training:
             continue
         mean = _mean_cost(list(arm.training.values()))
         rival = next((arms[k] for k in _everything(key) if k in arms and arms[k].training), None)
+        # Table 7's ratios have all steps in Table 1; a key with a slash is another backbone's or one task's
+        if rival is None and "/" not in key and elsewhere is not None and elsewhere.training:
+            rival = elsewhere
         against = _mean_cost(list(rival.training.values())) if rival else TrainingCost()
         found.append(
             Cost(
@@ -203,7 +223,8 @@ def _costs(arms: dict[str, ArmRuns]) -> tuple[Cost, ...]:
 
 def _everything(key: str) -> Sequence[str]:
     """Keys of the row in the same table that trains on all steps."""
-    return (f"{key.partition('/')[0]}/all", "all", "all-100")
+    backbone, slash, _ = key.partition("/")
+    return (f"{backbone}/all",) if slash else ("all", "all-100")
 
 
 def _mean_cost(costs: Sequence[TrainingCost]) -> TrainingCost:
@@ -238,7 +259,10 @@ def _notes(
     yield f"Ours: {' or '.join(map(str, seeds))} seed(s), 95 % intervals over tasks; ± is the deviation between seeds."
     for env, other in runs.stand_in_envs.get(given.name, {}).items():
         yield f"Stand-in: {other} for {env}."
-    yield from dict.fromkeys(f"Stand-in in `{arm.name}`: {arm.stand_in}." for arm in arms.values() if arm.stand_in)
+    placed = list(arms.values())
+    for words in dict.fromkeys(arm.stand_in for arm in placed if arm.stand_in):
+        names = ", ".join(dict.fromkeys(f"`{arm.name}`" for arm in placed if arm.stand_in == words))
+        yield f"Stand-in in {names}: {words}."
     models = dict.fromkeys(arm.model for arm in arms.values() if not arm.training)
     if models:
         yield f"Models as they are: {', '.join(models)}."
@@ -248,6 +272,11 @@ def _notes(
             f"An average marked ‡ is of {', '.join(envs)} alone; the difference is to the paper's mean of the same, "
             "where it prints them."
         )
+    for arm in {arm.name: arm for arm in placed}.values():
+        for env, causes in arm.excluded.items():
+            lost = sum(sum(found.values()) for found in causes.values())
+            if lost and figure(arm, env) is None:
+                yield f"No episode of `{arm.name}` in {env} counts: {lost} were excluded for reasons of infrastructure."
     if any(cell.ours and cell.ours.flagged for cell in cells):
         yield "†: more than 2 % of the episodes were excluded for reasons of infrastructure, or are missing."
     if any(cell.quoted for row in rows for cell in row.cells):
