@@ -173,6 +173,17 @@ def test_a_claim_on_a_whole_group_names_the_group() -> None:
     assert [claim.scope for row in made.rows for claim in row.claims] == ["held in"]
 
 
+def test_tiny_backbones_are_named_wherever_they_stand() -> None:
+    words = "`base`, a tiny model trained on the spot (2 layers of 96)"
+    base = arm("base", {"maze": [1, 0]}, backbone=words)
+    verification = {"maze": {"from_scratch": Start(Figure(40.0, 30.0, 50.0, 100, 1, None, 0, False))}}
+    runs = PaperRuns(
+        {"base": base}, {"table1": {"llama-3.1-8b-instruct": "base"}}, verification=verification, verified="base"
+    )
+    for name in ("table1", "table6"):
+        assert f"Stand-in: {words}, for the paper's backbone." in table(name, runs).notes
+
+
 def test_an_environment_where_nothing_counts_is_named() -> None:
     lost = arm("atlas", {"maze": {0: []}, "wordle": [1, 0]}, excluded={"maze": {0: {"env_error": 7}}})
     made = table("table1", PaperRuns({"atlas": lost}, {"table1": {"atlas": "atlas"}}))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.environments import table
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
@@ -36,6 +37,7 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         rows=recipe.config.tables,
         stand_in_envs=recipe.config.stand_ins,
         verification=_verification(recipe),
+        verified=BASE,
     )
 
 
@@ -67,7 +69,15 @@ def _runs(
         excluded={env: {seed: _excluded(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
         expected=expected,
         training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
+        backbone=_tiny(recipe, recipe.arms[name].start if name in recipe.arms else name),
     )
+
+
+def _tiny(recipe: Recipe, backbone: str) -> str | None:
+    shape = recipe.tiny.get(backbone)
+    if shape is None:
+        return None
+    return f"`{backbone}`, a tiny model trained on the spot ({shape.layers} layers of {shape.hidden_size})"
 
 
 def _scores(episodes: list[Episode], env: str) -> dict[tuple[str, int], float]:

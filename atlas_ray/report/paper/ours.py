@@ -53,6 +53,7 @@ class ArmRuns:
         excluded: By environment and seed: infrastructure failures by cause.
         expected: By environment: episodes that a seed was asked for.
         training: By seed.
+        backbone: The model trained on the spot that stands here for the paper's, in words, or None.
     """
 
     name: str
@@ -62,6 +63,7 @@ class ArmRuns:
     excluded: Mapping[str, Mapping[int, Mapping[str, int]]] = field(default_factory=dict)
     expected: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[int, TrainingCost] = field(default_factory=dict)
+    backbone: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,12 +115,14 @@ class PaperRuns:
         rows: By table: by row key, or `environment/row key` in Tables 4 and 5, the arm that stands there.
         stand_in_envs: By table: environments that stand in for the paper's.
         verification: By environment: by kind of start.
+        verified: Name of the arm or backbone that Table 6 plays, if it stands among `arms`.
     """
 
     arms: Mapping[str, ArmRuns]
     rows: Mapping[str, Mapping[str, str]]
     stand_in_envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     verification: Mapping[str, Mapping[str, Start]] = field(default_factory=dict)
+    verified: str | None = None
 
 
 def figure(arm: ArmRuns, env: str) -> Figure | None:

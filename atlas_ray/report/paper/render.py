@@ -28,7 +28,7 @@ _CSV = (
 _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"} | {
     c: f"\\{c}" for c in "&%$#_{}"
 }
-_TEX |= {"<": "$<$", ">": "$>$", "|": "$|$"}
+_TEX |= {"`": r"\textasciigrave{}", "<": "$<$", ">": "$>$", "|": "$|$"}
 _TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "−": "$-$"}
 FORMS = ("md", "tex", "csv", "json")
 _FITTING = 3  # columns that a page is wide enough for

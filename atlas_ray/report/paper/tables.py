@@ -260,6 +260,10 @@ def _notes(
     for env, other in runs.stand_in_envs.get(given.name, {}).items():
         yield f"Stand-in: {other} for {env}."
     placed = list(arms.values())
+    if given.name == "table6" and (played := runs.arms.get(runs.verified or "")):
+        placed.append(played)
+    for words in dict.fromkeys(arm.backbone for arm in placed if arm.backbone):
+        yield f"Stand-in: {words}, for the paper's backbone."
     for words in dict.fromkeys(arm.stand_in for arm in placed if arm.stand_in):
         names = ", ".join(dict.fromkeys(f"`{arm.name}`" for arm in placed if arm.stand_in == words))
         yield f"Stand-in in {names}: {words}."
