@@ -245,6 +245,21 @@ def test_differences_are_paired_and_leave_infrastructure_out() -> None:
     assert (shown.text, shown.flagged) == ("100.0", True)
 
 
+def test_rivals_start_from_the_same_model_and_have_the_same_budget() -> None:
+    wins = {"maze": 20, "wordle": 20}
+    arms = [
+        arm("gold", wins, selector="gold", ratio=0.3),
+        arm("all", wins, selector="all"),
+        arm("random", wins, selector="random", ratio=0.3),
+        arm("random-10", wins, selector="random", ratio=0.1),
+        arm("mistral-all", wins, selector="all", start="mistral"),
+        arm("mistral", wins, start="mistral"),
+        arm("base", wins),
+    ]
+    statements = build_results(report_input(*arms))["verdict"]["statements"]
+    assert {s["against"] for s in statements} == {"all", "random", "base"}
+
+
 def test_without_a_critical_arm_nothing_is_claimed() -> None:
     verdict = build_results(report_input(arm("base", {"maze": 3})))["verdict"]
     assert verdict["statements"] == []
