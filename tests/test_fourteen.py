@@ -52,9 +52,9 @@ def winning(name: str) -> list[str]:
     return spoken(name, "go 1", "look", "go 2", "go 3") + finish
 
 
-async def episode(session: Any, replies: list[str], index: int = 7) -> Episode:
+async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
     task = Task(session.spec.name, f"{session.spec.name}_{index}")
-    return await run_episode(Recite(replies), session, task, sampling=Sampling(), seed=0)
+    return await run_episode(Recite(replies), session, task, sampling=Sampling(), seed=0, **options)
 
 
 OPENINGS = {

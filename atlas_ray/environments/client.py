@@ -59,6 +59,7 @@ class HttpSession:
         self._instruction = instruction or spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
+        self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
         self._task: Task | None = None
         self._opening = ""
         self._played: list[tuple[str, StepResult]] = []
@@ -109,8 +110,12 @@ class HttpSession:
         """Gives the id back for reuse, and with the last session the connections."""
         wire, self._wire, self._task = self._wire, None, None
         self._let_go()
-        if wire is not None:
-            await wire.leave()
+        cut, self._cut = self._cut, []
+        try:
+            await asyncio.gather(*(lease.drop() for lease in cut))
+        finally:
+            if wire is not None:
+                await wire.leave()
 
     async def _persist(self, work: Callable[[int], Awaitable[T]]) -> T:
         """Does `work(0)`, and after a fault again on a fresh id.
@@ -130,6 +135,8 @@ class HttpSession:
                     ) from None
             except asyncio.CancelledError:
                 # the server may still be at the request, so nobody else may have the id
+                if self._lease is not None:
+                    self._cut.append(self._lease)
                 self._lease = None
                 raise
             await asyncio.sleep(PAUSE_SECONDS * 4**attempt)

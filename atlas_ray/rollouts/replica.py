@@ -5,6 +5,7 @@ Flows in: requests; flows out: episodes. Plain asyncio: a turn costs no Ray call
 
 from __future__ import annotations
 
+import asyncio
 import os
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import Policy, Sampling
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.types import Episode, Task
+
+_UNWIND_SECONDS = 8.0  # for the sessions of episodes that are left early; the driver waits a little longer
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class Replica:
     def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig, limits: LimitsConfig) -> None:
         self._spec, self._environments, self._limits = spec, environments, limits
         self._policy: Any = None
+        self._under_way: set[asyncio.Task[Any]] = set()
 
     async def start(self) -> int:
         """Makes the policy.
@@ -101,7 +105,9 @@ class Replica:
         Raises:
             UserError: If the environment is unknown, or has neither a server nor a built-in world.
         """
-        session = open_session(get(request.task.env), self._environments)
+        session, task = open_session(get(request.task.env), self._environments), asyncio.current_task()
+        assert task is not None
+        self._under_way.add(task)
         try:
             episode = await run_episode(
                 Guided(self._policy, request.given) if request.given else self._policy,
@@ -120,6 +126,7 @@ class Replica:
         finally:
             with suppress(Exception):
                 await session.close()
+            self._under_way.discard(task)
         if getattr(self._policy, "dead", False):
             # The driver replaces this replica and plays the episodes again.
             os._exit(1)
@@ -138,6 +145,11 @@ class Replica:
         await self.start()
 
     async def close(self) -> None:
-        """Ends the policy's processes and connections."""
+        """Ends the episodes under way and their sessions, then the policy's processes and connections."""
+        for task in self._under_way:
+            if not task.cancelling():
+                task.cancel()
+        if self._under_way:
+            await asyncio.wait(self._under_way, timeout=_UNWIND_SECONDS)
         if hasattr(self._policy, "close"):
             await self._policy.close()
