@@ -93,10 +93,10 @@ def _make(folder: Path, count: int) -> None:
         n_expected=dict.fromkeys(ENVS, 1000 // len(ENVS)),
     )
     results = build_results(whole)
-    held, begun = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    begun = time.monotonic()
     site = SiteInput(trajectories, selections, {arm.name: arm.episodes for arm in arms})
     write_report(RunFolder(str(folder)), results, site)
-    more = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - held
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     files = [path for path in folder.rglob("*") if path.is_file()]
     text = sum(len(m.content) for t in trajectories for m in t.messages)
     steps = sorted(len(t.steps) for t in trajectories)
@@ -104,7 +104,7 @@ def _make(folder: Path, count: int) -> None:
     print(
         f"{count} trajectories of {steps[count // 2]} steps (median; most {steps[-1]}), {text / count:.0f} characters: "
         f"{len(files)} files, {size / 2**20:.0f} MiB, written in {time.monotonic() - begun:.0f} s "
-        f"with {more / 1024:.0f} MiB beside the records"
+        f"in {peak / 1024:.0f} MiB of memory, records and figures included"
     )
 
 
@@ -138,9 +138,9 @@ def _one_run(browser: Any, address: str) -> Iterator[tuple[str, float]]:
                 ("filter: environment", "select[aria-label=Environment]", "maze"),
                 ("filter: outcome", "select[aria-label=Outcome]", "failure"),
                 ("filter: selector", 'select[aria-label="Chosen by"]', "llm"),
-                ("search: common word, first", "input", "w12"),
+                ("search: frequent word, first", "input", "w1"),
                 ("search: two words", "input", "w12 w734"),
-                ("search: start of a word", "input", "w1"),
+                ("search: start of a word", "input", "w12"),
                 ("search: id", "input", "maze_503"),
             ):
                 yield change, page.evaluate(_CHANGED, asked)

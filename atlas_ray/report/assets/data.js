@@ -65,6 +65,12 @@ const Data = (() => {
   // Runs of letters and digits in lower case, cut as shards.py cuts them.
   const words = (query) => [...new Set((query.toLowerCase().match(/[\p{L}\p{N}]+/gu) ?? []).map((word) => [...word].slice(0, 32).join("")))];
 
+  // One or two letters start too many words to be of use: they find that word alone.
+  const whole = (word) => [...word].length < 3;
+
+  // Patterns of what a search found, to mark it in a text.
+  const marks = (query) => words(query).map((word) => whole(word) ? `${word}(?![\\p{L}\\p{N}])` : word);
+
   // Rows whose text has, for every word asked for, a word that starts so; null where nothing is asked.
   const search = async (kind, query) => {
     const asked = words(query);
@@ -75,7 +81,7 @@ const Data = (() => {
       const here = new Uint8Array(count);
       const names = [];
       for (let i = firsts.length ? place(firsts, word) : 0; i < firsts.length; i++) {
-        if (firsts[i] > word && !firsts[i].startsWith(word)) break;
+        if (firsts[i] > word && (whole(word) || !firsts[i].startsWith(word))) break;
         names.push(`${kind}-words-${i}`);
       }
       for (const rows of await Promise.all(names.map(load))) mark(rows, word, here);
@@ -87,11 +93,11 @@ const Data = (() => {
 
   const mark = (rows, word, here) => {
     for (const row of rows) {
-      if (!row[0].startsWith(word)) continue;
+      if (whole(word) ? row[0] !== word : !row[0].startsWith(word)) continue;
       let at = 0;
       for (let i = 1; i < row.length; i++) here[at += row[i]] = 1;
     }
   };
 
-  return { start, index, record, search, words };
+  return { start, index, record, search, marks };
 })();

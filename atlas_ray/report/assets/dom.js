@@ -18,9 +18,9 @@ const Dom = (() => {
   const LONG = 900;
 
   // Text with the words of the search marked; what is long is folded.
-  const text = (content, words = []) => {
+  const text = (content, marks = []) => {
     const node = el("pre.text");
-    const fill = (shown) => node.replaceChildren(...marked(shown, words));
+    const fill = (shown) => node.replaceChildren(...marked(shown, marks));
     if (content.length <= LONG * 1.25) {
       fill(content);
       return node;
@@ -34,9 +34,9 @@ const Dom = (() => {
     return node;
   };
 
-  const marked = (content, words) => {
-    if (!words.length) return [content];
-    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(?:${words.join("|")})`, "giu");
+  const marked = (content, marks) => {
+    if (!marks.length) return [content];
+    const pattern = new RegExp(`(?<![\\p{L}\\p{N}])(?:${marks.join("|")})`, "giu");
     const parts = [];
     let from = 0;
     for (const found of content.matchAll(pattern)) {

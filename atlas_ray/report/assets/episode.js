@@ -9,7 +9,7 @@ const EpisodeView = (() => {
 
   // line: as records.py writes it. rivals: lines and rows of the same task by other models.
   const show = async (route, row, line, rivals, change) => {
-    const words = Data.words(route.params.get("q")?.join(",") ?? "");
+    const words = Data.marks(route.params.get("q")?.join(",") ?? "");
     const asked = Route.first(route, "with");
     const other = rivals.find((rival) => meta.models[rival.line[3]] === asked);
     const sides = await Promise.all([{ row, line }, other].filter(Boolean).map(async (side) => {

@@ -19,7 +19,7 @@ const TrajectoryView = (() => {
 
   const show = async (route, row, line, change) => {
     const record = await Data.record("trajectories", row);
-    const words = Data.words(route.params.get("q")?.join(",") ?? "");
+    const words = Data.marks(route.params.get("q")?.join(",") ?? "");
     const pair = compared(route);
     const sides = pair.map((i) => ({ number: i, name: names()[i], selection: record.selections[i], chosen: new Set(record.selections[i]?.chosen ?? []) }));
     const { opening, steps, closing } = Turns.group(record.turns);
