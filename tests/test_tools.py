@@ -1,4 +1,4 @@
-"""The five tool environments: actions as JSON, answers, data, scripted agents, and what no reply may do to them."""
+"""The five tool environments: actions as JSON, answers, data and scripted agents."""
 
 from __future__ import annotations
 
@@ -9,13 +9,10 @@ import os
 import random
 import subprocess
 import sys
-import time
 from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from atlas_ray.environments.protocol import StepResult, gold_ranks
 from atlas_ray.environments.table import get, local_session
@@ -206,7 +203,7 @@ def test_sheet_actions() -> None:
     assert (do("get_note", position="A3"), do("get_note", position="A1")) == ("new", "There is no note.")
     do("merge_cells", start_position="A1", end_position="B1")
     assert do("get_cell_value", position="B1") == ""
-    for tool, given in [
+    for tool, refused in [
         ("update_cell", {"position": "ZZ900", "value": 1}),
         ("update_cell", {"position": "A1", "value": "x" * 201}),
         ("update_cell", {"position": "A1", "value": [1]}),
@@ -218,7 +215,7 @@ def test_sheet_actions() -> None:
         ("open_sheet", {"name": "../../etc/passwd"}),
     ]:
         with pytest.raises(ToolError):
-            do(tool, **given)
+            do(tool, **refused)
 
 
 def test_a_sheet_pays_for_the_share_that_is_done() -> None:
@@ -316,70 +313,3 @@ def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
 def test_two_episodes_of_one_seed_are_the_same() -> None:
     task = get("sheet").tasks("train", 1)[0]
     assert asyncio.run(play(task, "expert")) == asyncio.run(play(task, "expert"))
-
-
-# --- what no reply may do ---
-
-NAMES = sorted({name for box in BOXES.values() for name in box.tools})
-PARAMETERS = sorted({key for box in BOXES.values() for tool in box.tools.values() for key in tool.parameters})
-SCALARS = st.one_of(
-    *(st.none(), st.booleans(), st.integers(-(10**20), 10**20), st.floats(), st.text(max_size=20)),
-    st.sampled_from(
-        ["A1", "B2", "Sheet1", "rows", "row", "des", "2020-01-01", "Oslo", "PaperNet", "SUM", "../x", "True"]
-    ),
-)
-VALUES = st.recursive(
-    SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3)
-)
-CALLS = st.builds(
-    lambda name, given: f"Action: {name} with Action Input: {json.dumps(given)}",
-    st.sampled_from(NAMES) | st.text(max_size=20),
-    st.dictionaries(st.sampled_from(PARAMETERS), VALUES, max_size=5),
-)
-CODE = [
-    "Action: finish with Action Input: __import__('os').system('touch /tmp/evaluated')",
-    "Action: finish with Action Input: {'answer': open('/etc/passwd').read()}",
-    'Action: update_cell with Action Input: {"position": "A1", "value": "=__import__(\'os\')"}',
-    'Action: filter_cells with Action Input: {"query": "re.compile(\'(a+)+$\')"}',
-    'Action: open_sheet with Action Input: {"name": "/etc/passwd"}',
-]
-BOMBS = [
-    *("x" * 2**20, " " * 2**20, "\n" * 2**20, "Action: " * 2**17, "with Action Input:" * 2**16, "\ud800\x00"),
-    "Action: finish with Action Input: " + "[" * 2**19,
-    "Action: finish with Action Input: " + '{"a":' * 2**16,
-    'Action: finish with Action Input: {"answer": ' + "9" * 2**19 + "}",
-    'Action: update_cell with Action Input: {"position": "A1", "value": "' + "\\u0000" * 2**17 + '"}',
-    'Action: finish with Action Input: {"answer": "\\ud800"}',
-    'Action: insert_rows with Action Input: {"row_idx": 1, "values_list": [' + "[1]," * 2000 + "[1]]}",
-]
-
-
-@pytest.mark.parametrize("env", TOOLS)
-@settings(max_examples=60, deadline=None)
-@given(index=st.integers(0, 99), replies=st.lists(st.one_of(st.text(max_size=200), CALLS), min_size=20, max_size=40))
-def test_random_replies_get_an_answer(env: str, index: int, replies: list[str]) -> None:
-    simulator, spec = world(env), get(env)
-    simulator.reset(index)
-    for reply in replies:
-        result = simulator.step(spec.take_action(reply))
-        assert len(result.observation) < 10_000
-        result.observation.encode()
-        assert 0 <= result.reward <= 1
-        for agent in (simulator.expert, simulator.novice):
-            assert "with Action Input: " in agent(random.Random("x")).reply
-        if result.done:
-            simulator.reset(index)
-
-
-@pytest.mark.parametrize("env", TOOLS)
-def test_code_and_bombs_are_words(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("eval", "exec", "compile", "open"):
-        monkeypatch.setattr(f"builtins.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
-    simulator, spec = world(env), get(env)
-    started = time.process_time()
-    for reply in CODE + BOMBS:
-        simulator.reset(0)
-        result = simulator.step(spec.take_action(reply))
-        assert result.reward == 0
-        assert len(result.observation) < 10_000
-    assert time.process_time() - started < 10  # none of them takes long
