@@ -19,7 +19,8 @@ from atlas_ray.environments.client import HttpSession
 from atlas_ray.environments.protocol import Opening, Session, StepResult
 from atlas_ray.types import Task
 
-BUILT_IN = ["maze", "wordle", "textcraft", "blocksworld", "babyai", "pddl"]
+TOOLS = ["weather", "movie", "todo", "academia", "sheet"]
+BUILT_IN = ["maze", "wordle", "textcraft", "blocksworld", "babyai", "pddl", *TOOLS]
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "agentgym"
 
 

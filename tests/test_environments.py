@@ -27,11 +27,14 @@ from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.types import Category, Task, split_react
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
-BUILT_IN = (*LAPTOP, "babyai", "pddl")
-SMOOTH = (*LAPTOP, "pddl")  # without babyai, whose plans take a while
+TOOLS = ("weather", "movie", "todo", "academia", "sheet")
+BUILT_IN = (*LAPTOP, "babyai", "pddl", *TOOLS)
+SMOOTH = (*LAPTOP, "pddl", *TOOLS)  # without babyai, whose plans take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
-PLAYED = {"babyai": 10, "pddl": 60}  # test tasks that the fast set plays; all tasks of the others
+PLAYED = {"babyai": 10, "pddl": 60} | dict.fromkeys(
+    TOOLS, 100
+)  # test tasks that the fast set plays; all tasks of the others
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 
@@ -84,7 +87,7 @@ def world(env: str):
 def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
     spec = get(env)
     assert spec.n_test >= {"maze": 70, "pddl": 60}.get(env, 100)
-    assert spec.n_train >= {"babyai": 810}.get(env, 140)
+    assert spec.n_train >= {"babyai": 810, "weather": 311, "movie": 215}.get(env, 140)
     tasks = spec.tasks("test") + spec.tasks("train")
     simulator = world(env)
     assert len({simulator.reset(spec.index(task.item_id)).observation for task in tasks}) == len(tasks)
@@ -199,6 +202,7 @@ REAL_ACTIONS = (
     *("", "move up", "MOVE left ", "get 1 log", "get 99 moon", "craft 2 plank using 1 log", "inventory", "l i g h t"),
     *("sound", "pickup red", "stack red on blue", "putdown red", "unstack red from blue", "__import__('os')", "١"),
     *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
+    *("Action: get_projects with Action Input: {}", 'Action: finish with Action Input: {"answer": "yes"}'),
     *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
 )
 ACTIONS = st.one_of(st.text(max_size=60), st.sampled_from(REAL_ACTIONS))
@@ -379,7 +383,10 @@ def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], m
         *("in", "built", "in", "babyai", "861", "112", "20", "reward", "exact")
     ]
     assert [cell for cell in lines["sheet"] if cell != "│"] == [
-        *("out", "a", "server", "-", "-", "-", "15", "reward", "tolerant")
+        *("out", "built", "in", "-", "300", "100", "15", "reward", "exact")
+    ]
+    assert [cell for cell in lines["sciworld"] if cell != "│"] == [
+        *("in", "a", "server", "-", "-", "-", "30", "reward", "tolerant")
     ]
 
 

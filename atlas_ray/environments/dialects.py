@@ -27,6 +27,8 @@ class Dialect:
             reset's observation; reset's observation and the available actions; or a GET of `/observation`.
         closes: Whether there is a `/close`.
         counts: Whether its ids grow; one that does not tells of a restart.
+        bare: As the tools: `/create` answers the id and `/reset` the text alone, `/observation` always the first text,
+            and what cannot be met is a plain HTTP 500.
         pays_once: The first reward other than 0 ends the episode, whatever `done` says: babyai leaves that false where
             the goal was reached late, and goes on adding.
     """
@@ -42,11 +44,12 @@ class Dialect:
     opening: Literal["reset", "vocabulary", "description", "actions", "observation"] = "reset"
     closes: bool = True
     counts: bool = True
+    bare: bool = False
     pays_once: bool = False
 
 
 GENERIC = Dialect()
-_TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False)
+_TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)
 
 DIALECTS: dict[str, Dialect] = {
     "maze": Dialect(prefixed=True, index_key="game", reset_fields=("observation",), closes=False),

@@ -18,7 +18,7 @@ from atlas_ray.errors import UserError
 
 MOST_TASKS = 4096  # looked for; some servers take any number
 
-# Where no built-in world tells what moves something: what AgentGym's servers answer with a state, not a refusal.
+# What AgentGym's servers answer with a state, not a refusal, where a built-in world has its own data or there is none.
 _REPLIES = {
     "webshop": ("search[lamp]", "search[red lamp]"),
     "weather": ("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
@@ -125,9 +125,9 @@ def _prefix(spec: EnvironmentSpec) -> list[str]:
         world = spec.world() if spec.world else None
     except UserError:  # its extra is not installed, and the server does without
         world = None
+    replies = [f"Action: {action}" for action in _REPLIES.get(spec.name, ())]
     if world is None:
-        return [f"Action: {action}" for action in _REPLIES.get(spec.name, ("look around", "inventory"))]
-    replies = list[str]()
+        return replies or ["Action: look around", "Action: inventory"]
     world.reset(0)
     for _ in range(3):
         replies.append(world.expert(random.Random(0)).reply)

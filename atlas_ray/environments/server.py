@@ -107,11 +107,12 @@ def _is_loopback(host: str) -> bool:
 
 
 class _Episode:
-    """One id's state; `result` is None before the first reset."""
+    """One id's state; `result` is None before the first reset, `index` and `first` are the task's."""
 
     def __init__(self, world: World, now: float) -> None:
         self.world, self.used = world, now
         self.result: StepResult | None = None
+        self.index, self.first = 0, ""
 
 
 class _Wrong(Exception):
@@ -132,12 +133,21 @@ class _Desk:
         # ids never recur after a restart, or a client could go on in somebody else's episode
         self._ids = itertools.count(random.SystemRandom().randrange(2**31))
         self._episodes: dict[int, _Episode] = {}
-        self._reset_form = create_model("Reset", id=(int, ...), **{self._dialect.index_key: (int, ...)})  # type: ignore[call-overload]
+        number, index = {self._dialect.id_key: (int, ...)}, {self._dialect.index_key: (int, ...)}
+        self._id_form: type[BaseModel] = create_model("Id", **number)  # type: ignore[call-overload]
+        self._step_form: type[BaseModel] = create_model("Step", **number, action=(str, ...))  # type: ignore[call-overload]
+        # to the tools no index means the same task again
+        again = {self._dialect.index_key: (int | None, None)} if self._dialect.bare else index
+        self._reset_form: type[BaseModel] = create_model("Reset", **number, **again)  # type: ignore[call-overload]
+        self._create_form: type[BaseModel] = create_model("Create", **index) if self._dialect.bare else _Anything  # type: ignore[call-overload]
 
     def add_routes(self, router: web.UrlDispatcher, prefix: str) -> None:
         """Adds the endpoints that AgentGym's server of this environment has."""
         posts = {"create": self._create, "reset": self._reset, "step": self._step}
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
+        if self._dialect.bare:
+            gets = {"observation": lambda episode: episode.first}
+            router.add_get(f"{prefix}/list_envs", self._answering(self._list))
         if "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
             gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
         if self._dialect.closes:
@@ -147,61 +157,86 @@ class _Desk:
         if hasattr(self._make, "available_actions"):
             gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
         for name, answer in posts.items():
-            router.add_post(f"{prefix}/{name}", _answering(answer))
+            router.add_post(f"{prefix}/{name}", self._answering(answer))
         for name, look in gets.items():
-            router.add_get(f"{prefix}/{name}", _answering(self._looking(look)))
+            router.add_get(f"{prefix}/{name}", self._answering(self._looking(look)))
 
     async def _create(self, request: web.Request) -> Any:
-        now = self._clock()
+        now, asked = self._clock(), None
         if self._dialect.create_body is not None:
-            await _body(request, _Anything)
+            asked = await _body(request, self._create_form)
         if len(self._episodes) >= self._max:
             self._episodes = {i: e for i, e in self._episodes.items() if now - e.used < self._idle}
         if len(self._episodes) >= self._max:
             raise _Wrong(f"The server is full, it holds {self._max} environments.")
-        number = next(self._ids)
-        episode = self._episodes[number] = _Episode(self._make(), now)
-        if self._dialect.create_body is None:
-            return {"id": number}
-        return self._start(number, episode, 0)
+        number, episode = next(self._ids), _Episode(self._make(), now)
+        answer: Any = {"id": number}
+        if self._dialect.bare:
+            self._start(number, episode, getattr(asked, self._dialect.index_key))
+            answer = number
+        elif asked is not None:
+            answer = self._start(number, episode, 0)
+        self._episodes[number] = episode
+        return answer
 
     async def _reset(self, request: web.Request) -> Any:
         form = await _body(request, self._reset_form)
-        number, index = getattr(form, "id"), getattr(form, self._dialect.index_key)  # noqa: B009
-        return self._start(number, self._episode(number), index)
+        number, index = getattr(form, self._dialect.id_key), getattr(form, self._dialect.index_key)
+        episode = self._episode(number)
+        return self._start(number, episode, episode.index if index is None else index)
 
     async def _step(self, request: web.Request) -> Any:
-        form = await _body(request, _StepForm)
-        episode = self._episode(form.id)
+        form = await _body(request, self._step_form)
+        number = getattr(form, self._dialect.id_key)
+        episode = self._episode(number)
         if episode.result is None:
-            raise _Wrong(str(form.id))
-        if episode.result.done:
-            raise _Wrong(f"The task with environment {form.id} has finished.")
+            raise _Wrong(str(number))
+        if episode.result.done and not self._dialect.bare:
+            raise _Wrong(f"The task with environment {number} has finished.")
         episode.result = episode.world.step(form.action)
         score = ("score",) if self._dialect.reward_key == "score" else ()
         return _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
 
     async def _close(self, request: web.Request) -> bool:
-        return self._episodes.pop((await _body(request, _IdForm)).id, None) is not None
+        form = await _body(request, self._id_form)
+        return self._episodes.pop(getattr(form, self._dialect.id_key), None) is not None
+
+    async def _list(self, request: web.Request) -> list[int]:
+        return list(self._episodes)
 
     def _looking(self, look: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
         async def answer(request: web.Request) -> Any:
-            number = _checked(_IdForm, dict(request.query), "query").id
+            number = getattr(_checked(self._id_form, dict(request.query), "query"), self._dialect.id_key)
             episode = self._episode(number)
-            if episode.result is not None and episode.result.done:
+            if episode.result is not None and episode.result.done and not self._dialect.bare:
                 raise _Wrong(f"The task with environment {number} has finished.")
             return look(episode)
 
         return answer
 
-    def _start(self, number: int, episode: _Episode, index: int) -> dict[str, Any]:
+    def _answering(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+        """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            try:
+                return web.json_response(await answer(request))
+            except _Wrong as wrong:
+                if self._dialect.bare:
+                    return web.Response(text="Internal Server Error", status=500)
+                return web.json_response({"error": str(wrong)})
+            except _Malformed as malformed:
+                return web.json_response({"detail": malformed.details}, status=422)
+
+        return handler
+
+    def _start(self, number: int, episode: _Episode, index: int) -> Any:
         try:
             opening = episode.world.reset(index)
         except UserError:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
-        episode.result = StepResult(text, 0.0, False)
-        return _fields(episode.result, self._dialect.reset_fields, number)
+        episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
+        return text if self._dialect.bare else _fields(episode.result, self._dialect.reset_fields, number)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
@@ -211,14 +246,6 @@ class _Desk:
             raise _Wrong(f"The id {number} is not valid.")
         episode.used = now
         return episode
-
-
-class _IdForm(BaseModel):
-    id: int
-
-
-class _StepForm(_IdForm):
-    action: str
 
 
 class _Anything(BaseModel):
@@ -273,20 +300,6 @@ def _checked(form: type[Any], value: Any, where: str) -> Any:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise _Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None
-
-
-def _answering(answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
-    """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
-
-    async def handler(request: web.Request) -> web.StreamResponse:
-        try:
-            return web.json_response(await answer(request))
-        except _Wrong as wrong:
-            return web.json_response({"error": str(wrong)})
-        except _Malformed as malformed:
-            return web.json_response({"detail": malformed.details}, status=422)
-
-    return handler
 
 
 async def _health(_: web.Request) -> web.StreamResponse:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 MAX_INPUT = 10_000  # characters of an action's input
 MAX_DEPTH = 6
+MAX_NAME = 80
 MAX_SHOWN = 8_000  # characters of an observation
 
 FORMAT_ERROR = (
@@ -126,10 +127,11 @@ def read_action(reply: str) -> tuple[str, dict[str, Any] | None] | None:
         The name and the input, None for an input that is no JSON object within bounds; None where no action is named.
     """
     text = reply[-MAX_INPUT - 4_000 :].rstrip()
-    found = _ACTION.fullmatch(text[text.rfind("\n") + 1 :])
-    if found is None:
+    before, marker, given = text[text.rfind("\n") + 1 :].partition("with Action Input:")
+    name = before.rsplit("Action:", 1)[-1].strip()
+    if not marker or not name or len(name) > MAX_NAME:
         return None
-    return found[1].strip(), _read_input(found[2])
+    return name, _read_input(given.strip())
 
 
 def _read_input(text: str) -> dict[str, Any] | None:

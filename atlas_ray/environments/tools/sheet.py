@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from atlas_ray.environments.tools import grid
-from atlas_ray.environments.tools.core import CHECK, Tool, Toolbox, ToolError, as_number
+from atlas_ray.environments.tools.core import FINISH, Tool, Toolbox, ToolError, as_number
 from atlas_ray.environments.tools.grid import (
     MAX_CELL,
     MAX_COLUMNS,
@@ -275,5 +276,6 @@ _BOX = Toolbox.of(
     20,
     TOOLS,
 )
-# AgentGym's has no action that lists the actions
-TOOLBOX = Toolbox(_BOX.name, _BOX.about, {name: tool for name, tool in _BOX.tools.items() if name != CHECK}, 20)
+# AgentGym's lists no actions, and wants no answer at the end
+_FINISH = replace(_BOX.tools[FINISH], optional=frozenset({"answer"}))
+TOOLBOX = replace(_BOX, tools={tool.name: tool for tool in (*TOOLS, _FINISH)})

@@ -49,6 +49,7 @@ def finish(answer: Any, why: str, *wrong: Any) -> Call:
 
 
 Solution = Generator[Call, Any, None]
+_MOST_RESULTS = 1_000  # kept of an episode
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,8 @@ class ToolWorld:
                 text = shown(f"ERROR | {error}")
             else:
                 text, key = shown(result), _key(name, given or {})
-                self._results.setdefault(key, result)
+                if len(self._results) < _MOST_RESULTS:
+                    self._results.setdefault(key, result)
                 self._failed = key != due.key
                 if name == FINISH:
                     answer = result if result is not None else "done"
@@ -172,7 +174,7 @@ class ToolWorld:
                 call = solution.send(self._results[call.key])
         except StopIteration:
             pass
-        except (LookupError, ValueError):  # what it looks for has been deleted or overwritten
+        except (LookupError, ValueError, RuntimeError):  # what it looks for has been deleted or overwritten
             call = finish("done", "end it, for what the goal is about is gone")
         return call
 
