@@ -18,8 +18,11 @@ JOBS = {
     "report": "build_report",
     "run": "run_recipe",
 }
-# What a node needs of this folder; runs, caches and the environment stay here.
-_EXCLUDES = [".venv", "runs", ".git", "bench", "**/__pycache__", ".*_cache"]
+# What a node does not need of this folder; /runs is not atlas_ray/runs.
+_EXCLUDES = ["/.venv", "/runs", "/.git", "/bench", "**/__pycache__", "/.*_cache"]
+# `ray job stop` sends a SIGTERM, and a SIGKILL so much later: an optimizer step and a checkpoint may take minutes, and
+# Ray's own 3 s would end training without one.
+_STOP_SECONDS = 900
 
 
 def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool) -> str:
@@ -36,7 +39,7 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
 
     Raises:
         UserError: If the stage is unknown or no cluster answers.
-        AtlasError: If the job fails.
+        AtlasError: If the cluster does not take the job, or the job fails.
     """
     import asyncio
 
@@ -54,10 +57,18 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
             f"no cluster answers at {address or 'RAY_API_SERVER_ADDRESS'}: {str(error).splitlines()[0]}",
             "give --address http://HEAD:8265, and with token authentication RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from None
-    job = client.submit_job(
-        entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
-        runtime_env={"working_dir": str(root), "excludes": _EXCLUDES},
-    )
+    try:
+        job = client.submit_job(
+            entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
+            runtime_env={
+                "working_dir": str(root),
+                "excludes": _EXCLUDES,
+                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
+            },
+        )
+    except RuntimeError as error:
+        why = str(error).splitlines()[0]
+        raise AtlasError(f"the cluster at {client.get_address()} does not take the job: {why}", "try again") from None
     if not wait:
         return job
 
