@@ -150,7 +150,8 @@ def at_budget(named: Named, ratio: float | None) -> Iterator[tuple[str, Sequence
         scored = all(s.scores for s in records if s.error is None)
         by_threshold = any(s.selector == "value" for s in records)
         if ratio is not None and scored and (by_threshold or any(s.ratio != ratio for s in records)):
-            above = -inf if by_threshold else 0.0
+            own = any(s.selector == "python" for s in records)  # its scores may be of any size too
+            above = -inf if by_threshold or own else 0.0
             yield f"{name}, top {ratio:.0%}", [recut(s, ratio, above) for s in records]
 
 

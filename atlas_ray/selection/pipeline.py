@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
@@ -27,6 +28,7 @@ from atlas_ray.selection.controls import control
 from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
+from atlas_ray.selection.own import load_call, select_own
 from atlas_ray.selection.perplexity import UNSCORED, engine_of, select_perplexity
 from atlas_ray.selection.perplexity_torch import TorchScorer
 from atlas_ray.selection.perplexity_vllm import start_vllm
@@ -38,6 +40,7 @@ from atlas_ray.selection.settings import (
     FileSelector,
     LlmSelector,
     PerplexitySelector,
+    PythonSelector,
     SelectConfig,
     ValueSelector,
 )
@@ -147,6 +150,8 @@ def _run(
         select = imported(selector, trajectories, rejected)
         write_rejected(folder, rejected)
         yield from map(select, todo)
+    elif isinstance(selector, PythonSelector):
+        yield from _own(config, selector, todo)
     elif isinstance(selector, CombineSelector):
         yield from map(combination(selector, config.run, trajectories), todo)
     else:
@@ -189,6 +194,29 @@ def _perplexity(
     except ray.exceptions.RayError as error:
         why = str(error).strip().splitlines()[-1]
         raise AtlasError(f"scoring failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more") from error
+
+
+def _own(
+    config: SelectConfig, selector: PythonSelector, todo: Sequence[Trajectory]
+) -> Generator[Selection, None, None]:
+    """A user's function on Ray's tasks; it travels with its module, which no worker needs to have."""
+    from atlas_ray.runs.cluster import connect
+
+    call = load_call(selector.call)
+    connect(config.ray)
+    import ray
+    from ray.data import from_arrow_refs
+
+    ray.cloudpickle.register_pickle_by_value(sys.modules[call.__module__])
+    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
+
+    def select(table: pa.Table) -> pa.Table:
+        return SELECTIONS.to_table(select_own(t, selector, call) for t in TRAJECTORIES.from_table(table))
+
+    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
+    found = from_arrow_refs(refs).map_batches(select, batch_size=None, batch_format="pyarrow")
+    for table in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+        yield from SELECTIONS.from_table(table)
 
 
 class _PerplexityWorker:

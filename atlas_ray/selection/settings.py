@@ -68,6 +68,15 @@ class FileSelector(Strict):
     path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
 
 
+class PythonSelector(Strict):
+    """Steps that a function of the user's names, or scores; see `own.py`."""
+
+    name: Literal["python"] = "python"
+    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`my_module:function`, of one trajectory")
+    gives: Literal["steps", "scores"] = Field("steps", description="steps from 1, or one score a step: top k")
+    ratio: float | None = Field(0.3, gt=0, le=1, description="null: no cap on steps; all that score above 0")
+
+
 class CombineSelector(Strict):
     """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
 
@@ -210,6 +219,7 @@ SelectorConfig = Annotated[
     | FirstSelector
     | LastSelector
     | FileSelector
+    | PythonSelector
     | CombineSelector
     | PerplexitySelector
     | ValueSelector

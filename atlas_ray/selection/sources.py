@@ -12,11 +12,13 @@ from pathlib import Path
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.selection.own import source_digest
 from atlas_ray.selection.settings import (
     CombineSelector,
     ComplementSelector,
     FileSelector,
     PerplexitySelector,
+    PythonSelector,
     SelectorConfig,
     ValueSelector,
 )
@@ -80,6 +82,8 @@ def watch_sources(folder: RunFolder, selector: SelectorConfig, run: str) -> None
             digests[selector.path] = hashlib.sha256(Path(selector.path).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"cannot read {selector.path}: {error.strerror}", "check selector.path") from None
+    if isinstance(selector, PythonSelector):
+        digests[selector.call] = source_digest(selector)
     if not digests:
         return
     if not folder.has(_RECORD):
