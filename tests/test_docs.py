@@ -24,7 +24,7 @@ def play(page: Path, slow: bool = False) -> None:
     for block in blocks(page):
         try:
             run_block(block, space, slow)
-        except (Exception, SystemExit) as error:
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever an example raises is its failure)
             fail_at(block, error)
 
 
