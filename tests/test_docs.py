@@ -1,0 +1,102 @@
+"""The documentation is true: every example runs, every configuration is valid, every name in it exists."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.docs_blocks import DOCS, ROOT, blocks, complaint, fail_at, run_block
+
+PAGES = sorted(DOCS.glob("*.md"))
+INDEX = DOCS / "index.md"
+
+
+def play(page: Path, slow: bool = False) -> None:
+    space: dict[str, Any] = {"__name__": "docs"}
+    for block in blocks(page):
+        try:
+            run_block(block, space, slow)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever an example raises is its failure)
+            fail_at(block, error)
+
+
+@pytest.fixture(scope="module")
+def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that index.md's own examples leave: the data and the model that the other pages use."""
+    folder = tmp_path_factory.mktemp("docs")
+    with contextlib.chdir(folder):
+        play(INDEX)
+    return folder
+
+
+@pytest.fixture
+def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A reader who has followed index.md, in a folder of their own with the recipes."""
+    shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
+    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
+    monkeypatch.chdir(tmp_path)
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("my_"):
+            del sys.modules[name]
+
+
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("page", [p for p in PAGES if p != INDEX], ids=lambda p: p.name)
+def test_the_examples_of_a_page_run(page: Path) -> None:
+    play(page)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("reader")
+@pytest.mark.parametrize("page", [p for p in PAGES if "slow\n" in p.read_text()], ids=lambda p: p.name)
+def test_the_long_examples_of_a_page_run(page: Path) -> None:
+    play(page, slow=True)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_block_is_run_checked_or_output(page: Path) -> None:
+    assert [c for block in blocks(page) if (c := complaint(block))] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_index_names_every_page() -> None:
+    assert {p.name for p in PAGES} - set(re.findall(r"\(([\w-]+\.md)\)", INDEX.read_text())) == {"index.md"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_modules_and_functions_that_are_named_exist(page: Path) -> None:
+    for module, name in re.findall(r"`(atlas_ray(?:\.\w+)+)(?::(\w+(?:\.\w+)*))?`", page.read_text()):
+        found: Any = import_module(module)
+        for part in name.split(".") if name else []:
+            assert part in getattr(found, "model_fields", {}) or hasattr(found, part), f"{module} has no {name}"
+            found = getattr(found, part, None)
+
+
+def test_files_that_are_named_exist() -> None:
+    for page in PAGES:
+        named = re.findall(r"`((?:atlas_ray|jobs|bench)/[\w/.-]+)`", page.read_text())
+        assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+
+
+@pytest.mark.parametrize(
+    "item", [f"Eq. {n}" for n in range(1, 10)] + [f"Table {n}" for n in range(1, 8)] + ["Figure 2"]
+)
+def test_every_equation_and_table_of_the_paper_has_a_row_with_its_code(item: str) -> None:
+    rows = [line for line in (DOCS / "paper-map.md").read_text().splitlines() if line.startswith(f"| {item} |")]
+    assert len(rows) == 1
+    assert "`atlas_ray." in rows[0]
