@@ -39,21 +39,27 @@ async def experts(n: int, env: str = "maze") -> list[Trajectory]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.usefixtures("ray_cluster")
-def test_one_actor_and_three_give_the_same_values(mode: str) -> None:
+def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> None:
     data = asyncio.run(experts(4)) + asyncio.run(experts(4, "textcraft"))
     selector = validate(ValueSelector, {"rollouts": 3, "mode": mode, "model": "m"})
     runs = []
-    for replicas, in_flight in ((1, 8), (3, 3)):
+    for replicas, in_flight, kill in ((1, 8, False), (3, 3, False), (2, 3, True)):
         with RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight) as pool:
-            runs.append(sorted(estimate_values(pool, selector, data, seed=5), key=lambda s: s.id))
-    assert runs[0] == runs[1]
-    for trajectory, found in zip(sorted(data, key=lambda t: t.id), runs[0], strict=True):
-        assert (found.error, found.excluded) == (None, {})
-        assert rescore(found, selector) == found
+            found = []
+            for selection in estimate_values(pool, selector, data, seed=5):
+                found.append(selection)
+                if kill and len(found) == 2:
+                    os.kill(pool._seats[0].pid or 0, signal.SIGKILL)
+            assert pool.restarts == kill
+            runs.append(sorted(found, key=lambda s: s.id))
+    assert runs[0] == runs[1] == runs[2]
+    for trajectory, one in zip(sorted(data, key=lambda t: t.id), runs[0], strict=True):
+        assert (one.error, one.excluded) == (None, {})
+        assert rescore(one, selector) == one
         if mode == "exhaustive":
-            assert [len(r) for r in found.rewards] == [3] * len(trajectory.steps) + [1]
+            assert [len(r) for r in one.rewards] == [3] * len(trajectory.steps) + [1]
         else:
-            assert sum(found.rejoined) > 0
+            assert sum(one.rejoined) > 0
 
 
 _DRIVER = """

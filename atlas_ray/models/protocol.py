@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeVar
 
+from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.types import Category, Message, Task, Usage
 
 
@@ -64,3 +65,33 @@ class Policy(Protocol):
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
         """Starts a conversation with its opening turns (instruction, "OK", first observation)."""
         ...
+
+
+Made_co = TypeVar("Made_co", covariant=True)
+
+
+class ModelSpec(Protocol[Made_co]):
+    """What a replica makes its model from; pickled to it."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that one replica takes, where there are any."""
+        ...
+
+    async def build(self) -> Made_co:
+        """Makes the model in the replica's process and event loop."""
+        ...
+
+
+async def build_model(spec: ModelSpec[Made_co]) -> Made_co:
+    """Makes a replica's model.
+
+    Raises:
+        AtlasError: If it cannot be made; of this project's own kinds alone, which need no engine where they are read.
+    """
+    try:
+        return await spec.build()
+    except AtlasError:
+        raise
+    except Exception as error:
+        raise ModelFailure(f"the model does not start: {type(error).__name__}: {error}") from error

@@ -9,14 +9,13 @@ import asyncio
 import os
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.table import get
-from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.guided import GivenTurn, Guided
-from atlas_ray.models.protocol import Policy, Sampling
+from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.types import Episode, Task
 
@@ -45,21 +44,9 @@ class EpisodeRequest:
     group: str | None = None
 
 
-class PolicySpec(Protocol):
-    """What a replica makes its policy from; pickled to it.
-
-    A policy may also have `load(spec)` (goes on as another), `close()`, and `dead` (it broke for good: the replica is
-    replaced).
-    """
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that one replica takes, where there are any."""
-        ...
-
-    async def build(self) -> Policy:
-        """Makes the policy in the replica's process and event loop."""
-        ...
+# A policy may also have `load(spec)` (goes on as another), `close()`, and `dead` (it broke for good: the replica is
+# replaced).
+PolicySpec = ModelSpec[Policy]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +78,7 @@ class Replica:
         Raises:
             AtlasError: If it cannot be made.
         """
-        try:
-            self._policy = await self._spec.build()
-        except AtlasError:
-            raise
-        except Exception as error:
-            raise ModelFailure(f"the policy does not start: {type(error).__name__}: {error}") from error
+        self._policy = await build_model(self._spec)
         return os.getpid()
 
     async def play(self, request: EpisodeRequest) -> Episode:

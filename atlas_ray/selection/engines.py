@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.engine import EngineSpec
-from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, connect, is_death, waiting_for
 from atlas_ray.runs.folder import reachable
 from atlas_ray.selection.asker import Completion, Question
@@ -52,17 +52,7 @@ class Answerer(Protocol):
         ...
 
 
-class AnswererSpec(Protocol):
-    """What a replica makes its model from; pickled to it."""
-
-    @property
-    def gpus(self) -> int:
-        """GPUs that one replica takes, where there are any."""
-        ...
-
-    async def build(self) -> Answerer:
-        """Makes the model in the replica's process and event loop."""
-        ...
+AnswererSpec = ModelSpec[Answerer]
 
 
 class AnswerReplica:
@@ -81,12 +71,7 @@ class AnswerReplica:
         Raises:
             AtlasError: If it cannot be made.
         """
-        try:
-            self._model = await self._spec.build()
-        except AtlasError:
-            raise
-        except Exception as error:
-            raise AtlasError(f"the engine does not start: {type(error).__name__}: {error}") from error
+        self._model = await build_model(self._spec)
         return os.getpid()
 
     async def answer(self, question: Question) -> Completion:
