@@ -31,6 +31,7 @@ _REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
+_SEND_SECONDS = 0.05  # that a request waits for company where the source is slow
 
 
 @dataclass(eq=False, slots=True)
@@ -111,7 +112,7 @@ class RolloutPool:
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
-        self._numbers = count()
+        self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
@@ -161,11 +162,12 @@ class RolloutPool:
         number = next(self._numbers)
         seat.flights[number] = attempt
         seat.unsent.append(number)
-        if len(seat.unsent) == _BATCH:
+        if len(seat.unsent) == _BATCH or time.monotonic() > self._sent + _SEND_SECONDS:
             self._send()
 
     def _send(self) -> None:
         """Tells the replicas of new requests, and asks those that play for what has ended."""
+        self._sent = time.monotonic()
         for seat in self._seats:
             if numbers := seat.unsent:
                 seat.unsent = []
