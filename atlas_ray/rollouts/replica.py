@@ -7,6 +7,7 @@ asyncio: a turn costs no Ray call, and an episode a share of two.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -26,6 +27,7 @@ from atlas_ray.types import Episode, Task
 
 _UNWIND_SECONDS = 8.0  # for the sessions of episodes that are left early; the driver waits a little longer
 _MOST = 256  # episodes in one answer
+_YOUNG = 50_000  # objects between two looks for garbage
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +106,10 @@ class Replica:
             raise
         except Exception as error:
             raise ModelFailure(f"the policy does not start: {type(error).__name__}: {error}") from error
+        # Else a turn costs the more the more conversations there are: each look walks through them and all libraries.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG)
         return os.getpid()
 
     async def play(self, requests: Sequence[tuple[int, EpisodeRequest]]) -> None:
