@@ -3,8 +3,10 @@
     python -m bench.rollouts [offline | ideal] [--model FOLDER]
 
 `offline`: multi-turn maze episodes on one engine in one pool actor, against `LLM.generate` in this process with the
-same prompts and lengths, all known beforehand and no environment; `sequential`: the same episodes one after another.
-A run alternates between the three, prefix caches emptied before each, while the engine of the other side is idle. On
+same prompts and lengths, all known beforehand and no environment, both decoding as many sequences at once as there are
+episodes; `offline_wide`: the rival takes 256 at once, which turns that wait for each other cannot fill; `sequential`:
+the same episodes one after another.
+A run alternates between them, prefix caches emptied before each, while the engine of the other side is idle. On
 CPU a reply follows from conversation and seed alone, so that all runs generate the same tokens.
 `ideal`: a policy that sleeps 0.5 s and an environment that sleeps 20 ms, so what is left is orchestration; from the
 first episode's submission to the last one's return. Starting Ray and actors is left out.
@@ -37,6 +39,7 @@ from atlas_ray.types import Message, Task, Trajectory
 from bench.report import Entry, write_bench
 
 EPISODES, TURNS, MAX_TOKENS = 64, 10, 48
+WIDE = 256  # sequences that the wide rival decodes at once
 ALONE = 8  # episodes of the one-at-a-time schedule
 THINK_SECONDS, STEP_SECONDS = 0.5, 0.02
 SLEEPY_TURNS, WAVES = 20, 3  # turns of an episode; episodes that one place in flight plays in a row
@@ -142,17 +145,21 @@ class Offline:
 
 
 def engine_entries(model: str, runs: int) -> list[Entry]:
-    """`offline` and `sequential`."""
-    config = EngineConfig()
-    ours, rival, together, alone = [], [], [], []
+    """`offline`, `offline_wide` and `sequential`."""
+    config = EngineConfig(max_num_seqs=EPISODES)
+    ours, together, alone = list[float](), list[float](), list[float]()
+    rival, wide = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         spec = RecordingSpec("tiny", model, config, f"{folder}/log")
         with RolloutPool(spec, in_flight=EPISODES) as pool:
             play(pool, EPISODES, EPISODES)
             pool.load(spec)
             prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())
-            offline = Offline(model, config)
-            offline.generate(prompts)
+            rivals = [
+                (Offline(model, c), found) for c, found in ((config, rival), (EngineConfig(max_num_seqs=WIDE), wide))
+            ]
+            for offline, _ in rivals:
+                offline.generate(prompts)
             lengths = [n for _, n in prompts]
             print(
                 f"{len(prompts)} prompts of {sum(len(ids) for ids, _ in prompts) / len(prompts):.0f} tokens,", end=" "
@@ -161,8 +168,9 @@ def engine_entries(model: str, runs: int) -> list[Entry]:
             for run in range(runs):
                 for side in ("ours", "rival") if run % 2 else ("rival", "ours"):
                     if side == "rival":
-                        seconds, tokens = offline.generate(prompts)
-                        rival.append(tokens / seconds)
+                        for offline, found in rivals:
+                            seconds, tokens = offline.generate(prompts)
+                            found.append(tokens / seconds)
                     else:
                         pool.load(spec)
                         seconds, tokens = play(pool, EPISODES, EPISODES)
@@ -172,10 +180,11 @@ def engine_entries(model: str, runs: int) -> list[Entry]:
                 pool.load(spec)
                 seconds, _ = play(pool, ALONE, 1)
                 alone.append(60 * ALONE / seconds)
-                print(f"run {run + 1}: {ours[-1]:.0f} tokens/s, offline {rival[-1]:.0f}", end="; ")
+                print(f"run {run + 1}: {ours[-1]:.0f} tokens/s, offline {rival[-1]:.0f}, wide {wide[-1]:.0f}", end="; ")
                 print(f"{together[-1]:.1f} episodes/min, one at a time {alone[-1]:.1f}", flush=True)
     return [
         Entry("offline", ours, rival, "generated tokens/s", "higher"),
+        Entry("offline_wide", ours, wide, "generated tokens/s", "higher"),
         Entry("sequential", together, alone, "episodes/min", "higher"),
     ]
 

@@ -24,16 +24,12 @@ class Attempt:
         failures: Attempts that infrastructure spoilt.
         deaths: Replicas that died while they played it.
         avoid: Replicas that failed it, by number.
-        seat: The replica that plays it now.
-        ref: The call under way.
     """
 
     request: EpisodeRequest
     failures: int = 0
     deaths: int = 0
     avoid: set[int] = field(default_factory=set)
-    seat: Any = None
-    ref: Any = None
 
 
 class Backlog:

@@ -1,6 +1,7 @@
 """Many episodes on replica actors. The one module here that speaks Ray.
 
-Flows in: requests, as a list or a generator; flows out: each with its episode, as they finish. One Ray call an episode.
+Flows in: requests, as a list or a generator; flows out: each with its episode, as they finish. A Ray call carries many:
+as many requests as there is room for, as many episodes as have ended meanwhile.
 """
 
 from __future__ import annotations
@@ -8,9 +9,10 @@ from __future__ import annotations
 import logging
 import queue
 import time
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.errors import AtlasError
@@ -27,18 +29,34 @@ _log = logging.getLogger(__name__)
 MAX_DEATHS = 4  # replicas that may die under one episode
 _REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
-_SPARE_CALLS = 8  # of an actor, beside its episodes
+_CALLS = 8  # that an actor serves at once
+_BATCH = 256  # requests in one call
+_SEND_SECONDS = 0.05  # that a request waits for company where the source is slow
 
 
 @dataclass(eq=False, slots=True)
 class _Seat:
-    """A replica as the driver sees it."""
+    """A replica as the driver sees it.
+
+    Attributes:
+        since: When it was started, on the monotonic clock.
+        flights: The attempts that it plays, by number.
+        unsent: Numbers of those among them that it has not been told of.
+        asked: Whether a call for ended episodes is under way.
+    """
 
     index: int
     actor: Any
     since: float
     pid: int | None = None
-    flying: int = 0
+    flights: dict[int, Attempt] = field(default_factory=dict)
+    unsent: list[int] = field(default_factory=list)
+    asked: bool = False
+
+    @property
+    def flying(self) -> int:
+        """Episodes that it plays."""
+        return len(self.flights)
 
     @property
     def ready(self) -> bool:
@@ -48,11 +66,15 @@ class _Seat:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    """A call that ended: an attempt, or (None) a replica's start."""
+    """A call that ended: a replica's start, requests sent (with their numbers), or ended episodes asked for."""
 
     seat: _Seat
-    attempt: Attempt | None
+    call: Literal["start", "send", "ask"]
     future: Any
+    numbers: Sequence[int] = ()
+
+
+_Landing = tuple[_Seat, Attempt, Episode | BaseException]
 
 
 class RolloutPool:
@@ -90,6 +112,7 @@ class RolloutPool:
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
+        self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
@@ -111,51 +134,60 @@ class RolloutPool:
             AtlasError: If replicas keep dying.
         """
         backlog, homes = Backlog(iter(requests), self._in_flight), dict[str, int]()
-        flying: set[Attempt] = set()
         try:
             while True:
                 while seats := [s for s in self._seats if s.ready and s.flying < self._in_flight]:
                     attempt = backlog.take()
                     if attempt is None:
                         break
-                    flying.add(attempt)
-                    self._submit(attempt, _choose(attempt, seats, homes, self._in_flight))
+                    self._board(attempt, _choose(attempt, seats, homes, self._in_flight))
+                self._send()
+                flying = any(seat.flights for seat in self._seats)
                 if not flying and backlog.ended:
                     return
                 if not flying and seats and backlog.next_due is None:
                     raise ValueError("the source of requests waits, but no episode is under way")
-                event = self._next_event(backlog.next_due)
-                if event is None or event.attempt not in flying:
-                    continue
-                flying.remove(event.attempt)
-                event.seat.flying -= 1
-                episode = self._settle(event.attempt, event)
-                backlog.land(event.attempt, again=episode is None)
-                if episode is not None:
-                    yield event.attempt.request, episode
+                for seat, attempt, end in self._next_event(backlog.next_due):
+                    episode = self._settle(attempt, seat, end)
+                    backlog.land(attempt, again=episode is None)
+                    if episode is not None:
+                        yield attempt.request, episode
         finally:
-            for attempt in flying:
-                _cancel(attempt)
+            for seat in self._seats:
+                if seat.flights:
+                    seat.actor.drop.remote(list(seat.flights))
+                seat.flights, seat.unsent = {}, []
 
-    def _submit(self, attempt: Attempt, seat: _Seat) -> None:
-        attempt.seat, attempt.ref = seat, seat.actor.play.remote(attempt.request)
-        seat.flying += 1
-        _post(self._events, attempt.ref, seat, attempt)
+    def _board(self, attempt: Attempt, seat: _Seat) -> None:
+        number = next(self._numbers)
+        seat.flights[number] = attempt
+        seat.unsent.append(number)
+        if len(seat.unsent) == _BATCH or time.monotonic() > self._sent + _SEND_SECONDS:
+            self._send()
 
-    def _settle(self, attempt: Attempt, event: _Event) -> Episode | None:
+    def _send(self) -> None:
+        """Tells the replicas of new requests, and asks those that play for what has ended."""
+        self._sent = time.monotonic()
+        for seat in self._seats:
+            if numbers := seat.unsent:
+                seat.unsent = []
+                ref = seat.actor.play.remote([(number, seat.flights[number].request) for number in numbers])
+                _post(self._events, ref, seat, "send", numbers)
+            if seat.flights and not seat.asked:
+                seat.asked = True
+                _post(self._events, seat.actor.ended.remote(), seat, "ask")
+
+    def _settle(self, attempt: Attempt, seat: _Seat, end: Episode | BaseException) -> Episode | None:
         """The episode of a finished attempt, or None where it has to be made again."""
-        error = event.future.exception()
-        if error is None:
+        if isinstance(end, Episode):
             self._deaths_in_a_row = 0
-            episode: Episode = event.future.result()
-            if not episode.stop_reason.is_infrastructure or attempt.failures == self._retries:
-                return episode
+            if not end.stop_reason.is_infrastructure or attempt.failures == self._retries:
+                return end
             attempt.failures += 1
-            attempt.avoid.add(event.seat.index)
+            attempt.avoid.add(seat.index)
             return None
-        if not is_death(error):
-            raise cause_of(error) from None
-        self._replace(event.seat, error)
+        if not is_death(end):
+            raise end if isinstance(end, AtlasError) else cause_of(end) from None
         attempt.deaths += 1
         return _given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
 
@@ -205,11 +237,11 @@ class RolloutPool:
         actor = replica.options(
             num_cpus=1,
             num_gpus=self._spec.gpus if ray.cluster_resources().get("GPU") else 0,
-            max_concurrency=self._in_flight + _SPARE_CALLS,
+            max_concurrency=_CALLS,
             scheduling_strategy="SPREAD",
         ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
-        _post(self._events, actor.start.remote(), seat, None)
+        _post(self._events, actor.start.remote(), seat, "start")
         return seat
 
     def _replace(self, seat: _Seat, error: BaseException) -> None:
@@ -238,8 +270,8 @@ class RolloutPool:
         while not all(seat.ready for seat in self._seats):
             self._next_event(None, everyone=True)
 
-    def _next_event(self, until: float | None, everyone: bool = False) -> _Event | None:
-        """The next finished attempt; None where something else happened or the time `until` has come.
+    def _next_event(self, until: float | None, everyone: bool = False) -> list[_Landing]:
+        """What landed next; nothing where something else happened or the time `until` has come.
 
         Raises:
             AtlasError: If a replica cannot start.
@@ -249,20 +281,34 @@ class RolloutPool:
             event = self._events.get(timeout=wait)
         except queue.Empty:
             self._remind(everyone)
-            return None
-        if event.attempt is not None:
-            return event
-        error = event.future.exception()
-        if self._seats[event.seat.index] is not event.seat:
-            return None
+            return []
+        seat, error = event.seat, event.future.exception()
+        if event.call != "start":
+            return self._landed(event, error)
+        if self._seats[seat.index] is not seat:
+            return []
         if error is None:
-            event.seat.pid = event.future.result()
+            seat.pid = event.future.result()
         elif is_death(error) or self.restarts:
             # What a dead replica held, such as memory of a GPU, may not be free at once.
-            self._replace(event.seat, error)
+            self._replace(seat, error)
         else:
             raise cause_of(error) from None
-        return None
+        return []
+
+    def _landed(self, event: _Event, error: BaseException | None) -> list[_Landing]:
+        """The attempts that a call tells of: ended as it says, or all that it was for where it failed."""
+        seat, ends = event.seat, []
+        if event.call == "ask":
+            seat.asked = False
+        if error is not None:
+            death = is_death(error)
+            ends = [(number, error) for number in (seat.flights if death else event.numbers or list(seat.flights))]
+            if death:
+                self._replace(seat, error)
+        elif event.call == "ask":
+            ends = event.future.result()
+        return [(seat, seat.flights.pop(number), end) for number, end in ends if number in seat.flights]
 
     def _remind(self, everyone: bool) -> None:
         """Says what a replica that does not start is waiting for; too long a wait ends the run."""
@@ -277,16 +323,15 @@ class RolloutPool:
             _log.warning(words)
 
 
-def _post(events: queue.SimpleQueue[_Event], ref: Any, seat: _Seat, attempt: Attempt | None) -> None:
+def _post(
+    events: queue.SimpleQueue[_Event],
+    ref: Any,
+    seat: _Seat,
+    call: Literal["start", "send", "ask"],
+    numbers: Sequence[int] = (),
+) -> None:
     """Has a call's end put into the queue."""
-    ref.future().add_done_callback(lambda future: events.put(_Event(seat, attempt, future)))
-
-
-def _cancel(attempt: Attempt) -> None:
-    import ray
-
-    attempt.seat.flying -= 1
-    ray.cancel(attempt.ref)
+    ref.future().add_done_callback(lambda future: events.put(_Event(seat, call, future, numbers)))
 
 
 def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flight: int) -> _Seat:

@@ -1,14 +1,18 @@
 """What a replica actor does: it holds one policy and plays episodes beside it in one event loop.
 
-Flows in: requests; flows out: episodes. Plain asyncio: a turn costs no Ray call.
+Flows in: requests, many a call; flows out: episodes, as many as have ended since they were last asked for. Plain
+asyncio: a turn costs no Ray call, and an episode a share of two.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
@@ -17,9 +21,12 @@ from atlas_ray.environments.table import get
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.runs.cluster import AGAIN
 from atlas_ray.types import Episode, Task
 
 _UNWIND_SECONDS = 8.0  # for the sessions of episodes that are left early; the driver waits a little longer
+_MOST = 256  # episodes in one answer
+_YOUNG = 50_000  # objects between two looks for garbage
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +74,9 @@ class Replica:
     def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig, limits: LimitsConfig) -> None:
         self._spec, self._environments, self._limits = spec, environments, limits
         self._policy: Any = None
-        self._under_way: set[asyncio.Task[Any]] = set()
+        self._playing: dict[int, asyncio.Task[Episode]] = {}
+        self._ended: list[tuple[int, Episode | AtlasError]] = []
+        self._some = asyncio.Event()
 
     async def start(self) -> int:
         """Makes the policy.
@@ -79,17 +88,57 @@ class Replica:
             AtlasError: If it cannot be made.
         """
         self._policy = await build_model(self._spec)
+        # Else a turn costs the more the more conversations there are: each look walks through them and all libraries.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG)
         return os.getpid()
 
-    async def play(self, request: EpisodeRequest) -> Episode:
+    async def play(self, requests: Sequence[tuple[int, EpisodeRequest]]) -> None:
+        """Begins episodes, each with the number under which `ended` will tell of it."""
+        for number, request in requests:
+            task = self._playing[number] = asyncio.create_task(self._episode(request))
+            task.add_done_callback(partial(self._land, number))
+
+    async def ended(self) -> list[tuple[int, Episode | AtlasError]]:
+        """Episodes that have ended and were not told of yet, or why one cannot be played; waits for the first."""
+        await self._some.wait()
+        told, self._ended = self._ended[:_MOST], self._ended[_MOST:]
+        if not self._ended:
+            self._some.clear()
+        return told
+
+    async def drop(self, numbers: Sequence[int]) -> None:
+        """Ends episodes that nobody waits for."""
+        self._cancel([self._playing[number] for number in numbers if number in self._playing])
+
+    @staticmethod
+    def _cancel(tasks: Sequence[asyncio.Task[Episode]]) -> None:
+        for task in tasks:
+            if not task.cancelling():
+                task.cancel()
+
+    def _land(self, number: int, task: asyncio.Task[Episode]) -> None:
+        """Keeps what an episode ended with until somebody asks."""
+        del self._playing[number]
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is None:
+            self._ended.append((number, task.result()))
+        elif isinstance(error, AtlasError):
+            self._ended.append((number, error))
+        else:
+            self._ended.append((number, AtlasError(f"a replica failed: {type(error).__name__}: {error}", AGAIN)))
+        self._some.set()
+
+    async def _episode(self, request: EpisodeRequest) -> Episode:
         """Plays one episode, in a session of its own.
 
         Raises:
             UserError: If the environment is unknown, or has neither a server nor a built-in world.
         """
-        session, task = open_session(get(request.task.env), self._environments), asyncio.current_task()
-        assert task is not None
-        self._under_way.add(task)
+        session = open_session(get(request.task.env), self._environments)
         try:
             episode = await run_episode(
                 Guided(self._policy, request.given) if request.given else self._policy,
@@ -108,7 +157,6 @@ class Replica:
         finally:
             with suppress(Exception):
                 await session.close()
-            self._under_way.discard(task)
         if getattr(self._policy, "dead", False):
             # The driver replaces this replica and plays the episodes again.
             os._exit(1)
@@ -128,10 +176,9 @@ class Replica:
 
     async def close(self) -> None:
         """Ends the episodes under way and their sessions, then the policy's processes and connections."""
-        for task in self._under_way:
-            if not task.cancelling():
-                task.cancel()
-        if self._under_way:
-            await asyncio.wait(self._under_way, timeout=_UNWIND_SECONDS)
+        tasks = list(self._playing.values())
+        self._cancel(tasks)
+        if tasks:
+            await asyncio.wait(tasks, timeout=_UNWIND_SECONDS)
         if hasattr(self._policy, "close"):
             await self._policy.close()

@@ -13,6 +13,7 @@ from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError
 
 START_SECONDS = 900.0  # that an actor may take to start
+AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
 
 
 def connect(config: RayConfig) -> None:
@@ -68,7 +69,7 @@ def cause_of(error: BaseException) -> AtlasError:
     if isinstance(cause, AtlasError):
         return cause
     last = str(error).strip().splitlines()[-1]
-    return AtlasError(f"a replica failed: {last}", "run the same command again; ATLAS_RAY_LOGS=1 shows more")
+    return AtlasError(f"a replica failed: {last}", AGAIN)
 
 
 def waiting_for(starting: int, replicas: int, seconds: float, gpus: int) -> str:
