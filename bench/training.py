@@ -232,7 +232,7 @@ def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
         labels.append(marked)
     data = Dataset.from_dict({"input_ids": [wholes[i] for i in order], "labels": [labels[i] for i in order]})
     model, config = a_model(setup, fitting_layers(setup, device), device), train_config(setup, device)
-    if is_flash_attn_2_available():
+    if device == "cuda" and is_flash_attn_2_available():
         model.set_attn_implementation("flash_attention_2")
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
     rates = torch.optim.lr_scheduler.LambdaLR(

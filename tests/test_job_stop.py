@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(tmp_path: Path) -> Iterator[str]:
     """Address of a new cluster's dashboard, which jobs are sent to; it may not answer yet.
 
     The cluster has a folder of its own: Ray's jobs take any other that runs on this machine for theirs otherwise.
@@ -39,15 +38,18 @@ def cluster() -> Iterator[str]:
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}"}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [binaries / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
-        head = subprocess.Popen([*command, f"--dashboard-port={port}"], env=environment, stdout=subprocess.DEVNULL)
+        with (tmp_path / "head.log").open("w") as log:
+            head = subprocess.Popen(
+                [*command, f"--dashboard-port={port}"], env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
         yield f"http://127.0.0.1:{port}"
         kill_all(head)
 
 
-def wait_until(reached: Callable[[], bool], failed: Callable[[], str | None]) -> None:
+def wait_until(reached: Callable[[], bool], failed: Callable[[], str | None], log: Path | None = None) -> None:
     deadline = time.monotonic() + 200
     while not reached():
-        assert time.monotonic() < deadline
+        assert time.monotonic() < deadline, log and log.read_text()[-3000:]
         if why := failed():
             pytest.fail(why)
         time.sleep(0.2)
@@ -67,11 +69,13 @@ def test_a_stopped_job_has_a_checkpoint_and_the_same_job_goes_on(
     arguments, submitted = ["--config", str(tmp_path / "train.yaml")], list[str]()
 
     def accepted() -> bool:
-        with suppress(AtlasError):  # it has only just started
+        try:  # it has only just started
             submitted.append(submit("train", arguments, cluster, wait=False))
+        except AtlasError as error:
+            (tmp_path / "head.log").open("a").write(f"{error}\n")
         return bool(submitted)
 
-    wait_until(accepted, lambda: None)
+    wait_until(accepted, lambda: None, tmp_path / "head.log")
     [job], client = submitted, JobSubmissionClient(cluster)
 
     def over(job: str) -> bool:

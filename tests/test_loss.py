@@ -78,7 +78,7 @@ def test_the_heads_own_gradients_are_those_of_autograd(monkeypatch: pytest.Monke
     gradients = torch.autograd.grad(expected * 3, (states, weight, bias))
     for rows in (7, 30, 1000):
         monkeypatch.setattr(loss, "LOGIT_ROWS", rows)
-        found = loss._HeadLoss.apply(states, weight, bias, targets, weights, True)
+        found = loss._HeadLoss.apply(states, weight, bias, targets, weights, None, True)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found * 3, (states, weight, bias)), gradients)
 
@@ -106,8 +106,8 @@ def test_without_gradients_the_loss_is_the_same() -> None:
 
 
 def test_a_model_that_changes_its_logits_is_refused() -> None:
-    with pytest.raises(UserError, match="final_logit_softcapping"):
-        loss.StepLoss(tiny_llama(99, final_logit_softcapping=30.0), 50)
+    with pytest.raises(UserError, match="logits_scaling"):
+        loss.StepLoss(tiny_llama(99, logits_scaling=8.0), 50)
 
 
 # --- against plain transformers
@@ -120,6 +120,18 @@ def windowed_mistral() -> Any:
     torch.manual_seed(0)
     shape: Any = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
     return MistralForCausalLM(MistralConfig(vocab_size=VOCABULARY, num_key_value_heads=1, sliding_window=9, **shape))
+
+
+def soft_capped_gemma() -> Any:
+    """Caps the logits of attention and of the head, both low enough to bite; every other layer sees nine tokens."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    shape: Any = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    shape |= {"num_key_value_heads": 1, "head_dim": 32, "query_pre_attn_scalar": 16, "sliding_window": 9}
+    caps = {"attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.5}
+    config = Gemma2Config(vocab_size=VOCABULARY, initializer_range=0.2, **shape, **caps)
+    return Gemma2ForCausalLM._from_config(config, attn_implementation="eager")
 
 
 @dataclass
@@ -143,6 +155,7 @@ CASES = {
     "mean over trajectories": Case({"loss": "trajectory"}),
     "grouped heads": Case({"micro_batch_tokens": 10_000}, model=lambda: tiny_llama(VOCABULARY, num_key_value_heads=1)),
     "own head": Case(model=lambda: tiny_llama(VOCABULARY, tie_word_embeddings=False)),
+    "soft caps": Case({"micro_batch_tokens": 120}, rows=7, model=soft_capped_gemma),
     "attention of its own": Case({"micro_batch_tokens": 10_000}, model=windowed_mistral, packed=False),
 }
 
@@ -245,6 +258,16 @@ def test_a_cut_loses_steps_in_its_case() -> None:
     assert 0 < sum(lost) < sum(len(chosen) for chosen in CHOSEN.values())
 
 
+def test_soft_caps_bite_in_their_case() -> None:
+    capped = reference(CASES["soft caps"])[0]
+    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
+        free = soft_capped_gemma()
+        setattr(free.config, key, None)
+        for layer in free.model.layers:
+            layer.self_attn.attn_logit_softcapping = free.config.attn_logit_softcapping
+        assert abs(reference(Case(model=lambda free=free: free))[0] - capped) > 1e-3  # type: ignore[misc]
+
+
 def test_objectives_differ() -> None:
     losses = [reference(CASES[name])[0] for name in ("packed whole", "mean over steps", "mean over trajectories")]
     assert min(abs(a - b) for a, b in zip(losses, [*losses[1:], losses[0]], strict=True)) > 1e-4
@@ -273,7 +296,7 @@ def test_attention_that_packing_does_not_know_is_refused_not_ignored() -> None:
     q = torch.zeros(1, 2, 3, 4)
     edges = torch.tensor([0, 3], dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="Linear wants attention"):
-        attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), edges=edges, softcap=50.0)
+        attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), edges=edges, s_aux=q)
 
 
 def test_torchs_variable_length_kernel_takes_what_gpus_are_called_with() -> None:

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 
 NAME = "atlas_packed"
 # What a layer may ask of attention beyond plain causal softmax: those models keep their own implementation.
-_SPECIAL = ("softcap", "s_aux", "position_bias")
+_SPECIAL = ("s_aux", "position_bias")
 
 
 def use_packed_attention(model: Any, max_length: int) -> bool:
     """Lets a model attend within packed trajectories at no cost for the pairs between them.
 
-    A model whose attention is special (a soft cap, a window shorter than `max_length`) keeps its own: transformers then
+    A model whose attention is special (a window shorter than `max_length`, chunks) keeps its own: transformers then
     masks the pairs between trajectories by the positions, which is as exact and costs time and memory for all pairs.
+    Only with a soft cap on the attention's logits, which no kernel of torch knows, windows are computed here too.
 
     Returns:
         Whether the model changed over.
@@ -32,7 +33,8 @@ def use_packed_attention(model: Any, max_length: int) -> bool:
 
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None)
-    special = getattr(config, "attn_logit_softcapping", None) or (window and window < max_length)
+    capped = getattr(config, "attn_logit_softcapping", None)
+    special = getattr(config, "attention_chunk_size", None) or (window and window < max_length and not capped)
     if special or not getattr(model, "_supports_attention_backend", False):
         return False
     AttentionInterface.register(NAME, _attend)
@@ -51,6 +53,8 @@ def _attend(
     edges: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Causal attention within each of the row's trajectories.
@@ -59,6 +63,7 @@ def _attend(
         query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
         lengths: Of the trajectories, in order; their sum is `tokens`.
         edges: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
+        sliding_window: Tokens that one sees, itself among them. Without a soft cap no trajectory is longer.
 
     Returns:
         (1, tokens, heads, head size), and no weights.
@@ -66,16 +71,32 @@ def _attend(
     if attention_mask is not None or any(options.get(name) is not None for name in _SPECIAL):
         raise NotImplementedError(f"{type(module).__name__} wants attention that packing does not know")
     grouped = query.shape[1] != key.shape[1]
-    if query.is_cuda and query.dtype in (torch.bfloat16, torch.float16) and not dropout and (varlen := _varlen()):
+    apart = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    if softcap is not None:
+        parts = [_capped(q, k, v, scaling, dropout, softcap, sliding_window) for q, k, v in apart]
+    elif half and not dropout and (varlen := _varlen()):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         longest = max(lengths)
         out = varlen(q, k, v, edges, edges, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
         return out.unsqueeze(0), None
-    parts = [
-        F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=grouped)
-        for q, k, v in zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
-    ]
+    else:
+        options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": grouped}
+        parts = [F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in apart]
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, scaling: float | None, dropout: float, softcap: float, window: int | None
+) -> Tensor:
+    """Causal attention with logits of softcap x tanh(logit / softcap), as in Gemma-2; all pairs stand in memory."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    logits = softcap * torch.tanh(q @ k.mT * ((scaling or q.shape[-1] ** -0.5) / softcap))
+    places = torch.arange(q.shape[2], device=q.device)
+    back = places[:, None] - places
+    hidden = (back < 0) | (back >= (window or q.shape[2]))
+    weights = logits.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
+    return F.dropout(weights, dropout) @ v
 
 
 @cache

@@ -24,7 +24,7 @@ from atlas_ray.training.masking import Example, Tokens, tokens_of
 from atlas_ray.types import Trajectory
 
 CHUNK = 256  # trajectories in a shard, and in a task
-_VERSION = 1  # of the rendering: what an older one wrote is not read
+_VERSION = 1  # raise it with every change of what models/chat.py writes: older files are not read then
 _CUT_OFF = np.zeros(0, np.int32)
 
 TOKENS: TableSpec[Tokens] = TableSpec(

@@ -16,8 +16,8 @@ from atlas_ray.training.attention import use_packed_attention
 from atlas_ray.training.batching import Batch
 
 LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
-# Models that change their logits behind the head; `StepLoss` takes the head's output as it is.
-_LOGIT_CHANGES = ("final_logit_softcapping", "logits_scaling", "logit_scale")
+# Models that change their logits behind the head; `StepLoss` knows a soft cap alone.
+_LOGIT_CHANGES = ("logits_scaling", "logit_scale")
 
 
 class StepLoss(nn.Module):
@@ -30,7 +30,7 @@ class StepLoss(nn.Module):
         max_length: Tokens of the longest trajectory that it will see.
 
     Raises:
-        UserError: If the model changes its logits behind the head, or its head is not a plain matrix.
+        UserError: If the model scales its logits behind the head, or its head is not a plain matrix.
     """
 
     def __init__(self, model: Any, max_length: int) -> None:
@@ -44,6 +44,7 @@ class StepLoss(nn.Module):
         if not isinstance(head, nn.Linear):
             raise UserError(f"the head of {type(model).__name__} is a {type(head).__name__}", "use another model")
         self.model = model
+        self._cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._packed = use_packed_attention(model, max_length)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -59,7 +60,8 @@ class StepLoss(nn.Module):
         if torch.is_autocast_enabled(states.device.type):
             states = states.to(torch.get_autocast_dtype(states.device.type))
         gradients = torch.is_grad_enabled()
-        return _HeadLoss.apply(states, head.weight, head.bias, batch.targets, batch.weights, gradients)  # type: ignore[no-any-return, no-untyped-call]
+        given = states, head.weight, head.bias, batch.targets, batch.weights, self._cap, gradients
+        return _HeadLoss.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -74,12 +76,14 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         token_weights: Tensor,
+        cap: float | None,
         gradients: bool,
     ) -> Tensor:
         """Args:
         states: (n, hidden).
         weight: (vocabulary, hidden).
         targets, token_weights: (n,).
+        cap: Logits become cap x tanh(logit / cap), as Gemma-2's.
         gradients: Whether `backward` will be called.
         """
         product = weight.to(states.dtype)
@@ -94,6 +98,9 @@ class _HeadLoss(torch.autograd.Function):
             logits = (rows @ product.T).float()
             if bias is not None:
                 logits += bias
+            if cap is not None:
+                bent = logits.div_(cap).tanh_()
+                logits = bent * cap
             normaliser = logits.logsumexp(1, keepdim=True)
             total += ((normaliser - logits.gather(1, wanted)) * factor).sum()
             if by_state is None:
@@ -101,6 +108,8 @@ class _HeadLoss(torch.autograd.Function):
             # d loss / d logits = weight x (softmax - one at the target)
             slope = logits.sub_(normaliser).exp_().mul_(factor)
             slope.scatter_add_(1, wanted, -factor)
+            if cap is not None:
+                slope.mul_(bent.square_().neg_().add_(1))
             if by_bias is not None:
                 by_bias += slope.sum(0)
             slope = slope.to(states.dtype)
@@ -118,4 +127,4 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         by_state, by_weight, by_bias = (g if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None
-        return by_state, by_weight, by_bias, None, None, None
+        return by_state, by_weight, by_bias, None, None, None, None

@@ -30,6 +30,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.corpus import render
+from atlas_ray.training.examples import show
 from atlas_ray.training.export import write_tokenizer
 from atlas_ray.training.job import figures_of, make_job, read_selection, run_name, tokens_for
 from atlas_ray.training.loop import local_device
@@ -92,6 +93,8 @@ def train_here(config: TrainConfig) -> None:
     if first:
         dist.barrier()
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
+    if first:
+        show(prepared, chat)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     checkpoints = FolderCheckpoints(Path(config.run) / run_name(config, job.examples))
