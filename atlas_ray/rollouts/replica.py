@@ -18,6 +18,7 @@ from typing import Any
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.table import get
+from atlas_ray.errors import AtlasError
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import run_episode
