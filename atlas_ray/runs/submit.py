@@ -52,7 +52,7 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
         raise UserError("the jobs folder lies beside the package only in a source tree", "submit from a clone")
     try:
         client = JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no cluster answers at {address or 'RAY_API_SERVER_ADDRESS'}: {str(error).splitlines()[0]}",
             "give --address http://HEAD:8265, and with token authentication RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
@@ -66,7 +66,7 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
             },
         )
-    except RuntimeError as error:
+    except (OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise AtlasError(f"the cluster at {client.get_address()} does not take the job: {why}", "try again") from None
     if not wait:
