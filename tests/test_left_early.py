@@ -63,7 +63,7 @@ def test_a_run_that_is_closed_closes_its_sessions() -> None:
         with RolloutPool(FixedSpec(POLICY), replicas=2, in_flight=4, environments=servers) as pool:
             episodes = pool.run(requests(100))
             next(episodes)
-            assert eventually(lambda: stalling.left == -2)  # and some wait for an answer that never comes
+            assert eventually(lambda: stalling.left <= 0)  # and some wait for an answer that never comes
             assert stalling.gym.games
             episodes.close()
             assert eventually(lambda: not stalling.gym.games)
