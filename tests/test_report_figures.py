@@ -27,7 +27,7 @@ def selection(name: str, number: int, chosen: tuple[int, ...], scores: tuple[flo
 
 
 def drawn(selections: dict[str, list[Selection]]) -> dict[str, Any]:
-    rows = compare_selections(list(selections.items()), [expert(4, i, GOLD) for i in range(3)])
+    rows = compare_selections(list(selections.items()), [expert(4, i, GOLD) for i in range(60)])
     return {
         found.slug: found
         for found in selection_figures({"selectors": rows, "verdict": {"critical": "gold"}}, selections)
@@ -48,6 +48,13 @@ def test_selections_are_drawn_with_their_n() -> None:
         # colours are the page's, so that it can be light or dark
         assert not re.search(r"#0a000\d", figure.svg)
         assert "var(--accent)" in figure.svg
+
+
+def test_few_scores_of_zero_or_less_are_no_powers_of_ten() -> None:
+    spread = [selection("value", i, (2,), (0.001 + i / 1000, 0.5, 0.2, 0.9)) for i in range(60)]
+    assert "power of ten" in drawn({"value": spread})["scores-0"].svg
+    spread[0] = selection("value", 0, (2,), (-0.1, 0.5, 0.2, 0.9))
+    assert "power of ten" not in drawn({"value": spread})["scores-0"].svg
 
 
 def test_nothing_is_drawn_of_nothing() -> None:

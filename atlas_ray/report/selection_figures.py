@@ -106,7 +106,7 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         if low == high:
             continue
         # perplexities span powers of ten
-        wide = low > 0 and high > 20 * low
+        wide = scores[0] > 0 and high > 20 * low
         if wide:
             low, high = log10(low), log10(high)
             chosen, others = [log10(x) for x in chosen], [log10(x) for x in others]
