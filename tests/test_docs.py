@@ -43,6 +43,7 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
