@@ -35,7 +35,11 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     binaries = Path(sys.executable).parent
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}"}
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_raylet_start_wait_time_s": "180",
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+    }
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [binaries / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
         with (tmp_path / "head.log").open("w") as log:
