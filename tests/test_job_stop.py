@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,19 +35,24 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         port = free.getsockname()[1]
     binaries = Path(sys.executable).parent
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    environment |= {
-        "RAY_AUTH_MODE": "disabled",
-        "RAY_raylet_start_wait_time_s": "180",
-        "PATH": f"{binaries}:{os.environ['PATH']}",
-    }
+    environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}"}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         command = [binaries / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
-        with (tmp_path / "head.log").open("w") as log:
-            head = subprocess.Popen(
-                [*command, f"--dashboard-port={port}"], env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+        head = start_head([*command, f"--dashboard-port={port}"], environment, tmp_path / "head.log")
         yield f"http://127.0.0.1:{port}"
         kill_all(head)
+
+
+def start_head(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Ray gives a node 30 s to start, too little on a busy machine: three attempts."""
+    for _ in range(3):
+        with log.open("w") as out:
+            head = subprocess.Popen(command, env=environment, stdout=out, stderr=subprocess.STDOUT)
+        while head.poll() is None:
+            if "Ray runtime started" in log.read_text():
+                return head
+            time.sleep(0.2)
+    return pytest.fail(log.read_text()[-3000:])
 
 
 def wait_until(reached: Callable[[], bool], failed: Callable[[], str | None], log: Path | None = None) -> None:
