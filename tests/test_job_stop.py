@@ -38,7 +38,15 @@ def cluster(tmp_path: Path) -> Iterator[str]:
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}"}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [binaries / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
+        command = [
+            str(binaries / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--port=0",
+            "--num-cpus=2",
+            f"--temp-dir={folder}",
+        ]
         # The agent that takes jobs has a fixed port otherwise, and does without where another cluster holds it.
         command += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
         head = start_head(command, environment, tmp_path / "head.log")
@@ -46,7 +54,7 @@ def cluster(tmp_path: Path) -> Iterator[str]:
         kill_all(head)
 
 
-def start_head(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start_head(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Ray gives a node 30 s to start, too little on a busy machine: three attempts."""
     for _ in range(3):
         with log.open("w") as out:
