@@ -30,20 +30,31 @@ def cluster(tmp_path: Path) -> Iterator[str]:
 
     The cluster has a folder of its own: Ray's jobs take any other that runs on this machine for theirs otherwise.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with socket.socket() as one, socket.socket() as other:
+        one.bind(("127.0.0.1", 0))
+        other.bind(("127.0.0.1", 0))
+        port, agent = one.getsockname()[1], other.getsockname()[1]
     binaries = Path(sys.executable).parent
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     environment |= {"RAY_AUTH_MODE": "disabled", "PATH": f"{binaries}:{os.environ['PATH']}"}
     with TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        command = [binaries / "ray", "start", "--head", "--block", "--port=0", "--num-cpus=2", f"--temp-dir={folder}"]
-        head = start_head([*command, f"--dashboard-port={port}"], environment, tmp_path / "head.log")
+        command = [
+            str(binaries / "ray"),
+            "start",
+            "--head",
+            "--block",
+            "--port=0",
+            "--num-cpus=2",
+            f"--temp-dir={folder}",
+        ]
+        # The agent that takes jobs has a fixed port otherwise, and does without where another cluster holds it.
+        command += [f"--dashboard-port={port}", f"--dashboard-agent-listen-port={agent}"]
+        head = start_head(command, environment, tmp_path / "head.log")
         yield f"http://127.0.0.1:{port}"
         kill_all(head)
 
 
-def start_head(command: Sequence[str | Path], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+def start_head(command: Sequence[str], environment: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
     """Ray gives a node 30 s to start, too little on a busy machine: three attempts."""
     for _ in range(3):
         with log.open("w") as out:
