@@ -62,12 +62,12 @@ DEPARTMENTS = (
     Department(
         ("Beauty & Personal Care",),
         (
-            *("body lotion", "hair shampoo", "hair conditioner", "lip balm", "face serum", "hair mask", "toothpaste"),
+            *("body lotion", "hair shampoo", "hair conditioner", "lip balm", "face serum", "hair mask", "hand cream"),
             "eye cream",
         ),
         (
             *("cruelty free", "sulfate free", "paraben free", "long lasting", "coconut oil", "tea tree"),
-            *("hyaluronic acid", "sensitive skin", "damaged hair", "fragrance free", "alcohol free", "easy to apply"),
+            *("hyaluronic acid", "sensitive skin", "dermatologist tested", "fragrance free", "alcohol free", "easy to apply"),
         ),
         {
             "scent": ("lavender", "vanilla", "rose", "citrus", "mint", "unscented", "almond", "jasmine"),
@@ -165,8 +165,12 @@ def product(number: int) -> Product:
     rng = random.Random(f"webshop/{number}")
     department = DEPARTMENTS[rng.randrange(len(DEPARTMENTS))]
     kind = rng.choice(department.kinds)
-    brand = rng.choice(_HEADS) + rng.choice(_TAILS)
     attributes = tuple(rng.sample(department.attributes, rng.randint(3, 6)))
+    if number % 2 and rng.random() < 0.7:  # its neighbor's rival: alike but for the price and the choices
+        rival = product(number - 1)
+        department = next(one for one in DEPARTMENTS if rival.query in one.kinds)
+        kind, attributes = rival.query, rival.attributes
+    brand = rng.choice(_HEADS) + rng.choice(_TAILS)
     options = {}
     for name, values in department.options.items():
         kept = rng.sample(range(len(values)), rng.randint(3, min(6, len(values))))

@@ -69,7 +69,7 @@ def _text(
     end = f", and price lower than {limit:.2f} dollars"
     asked = (
         f"Find me {has} {kind} with {', and '.join(chosen)}",
-        f"i am looking for {kind} that are {' and '.join(attributes)}, in {' and '.join(chosen)}",
+        f"i am looking for {kind} marked {' and '.join(attributes)}, in {' and '.join(chosen)}",
         f"i would like {kind}, {has}. please choose {', '.join(chosen)}",
     )
     return rng.choice(asked) + end
