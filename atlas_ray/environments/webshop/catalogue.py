@@ -9,7 +9,20 @@ import functools
 import random
 from dataclasses import dataclass
 
-_COLORS = ("black", "white", "navy blue", "red", "green", "grey", "purple", "pink", "yellow", "orange", "brown", "beige")
+_COLORS = (
+    "black",
+    "white",
+    "navy blue",
+    "red",
+    "green",
+    "grey",
+    "purple",
+    "pink",
+    "yellow",
+    "orange",
+    "brown",
+    "beige",
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +80,14 @@ DEPARTMENTS = (
         ),
         (
             *("cruelty free", "sulfate free", "paraben free", "long lasting", "coconut oil", "tea tree"),
-            *("hyaluronic acid", "sensitive skin", "dermatologist tested", "fragrance free", "alcohol free", "easy to apply"),
+            *(
+                "hyaluronic acid",
+                "sensitive skin",
+                "dermatologist tested",
+                "fragrance free",
+                "alcohol free",
+                "easy to apply",
+            ),
         ),
         {
             "scent": ("lavender", "vanilla", "rose", "citrus", "mint", "unscented", "almond", "jasmine"),
@@ -115,7 +135,16 @@ DEPARTMENTS = (
             *("high protein", "nut free", "usda organic", "kosher certified", "low sodium"),
         ),
         {
-            "flavor name": ("original", "chocolate", "peanut butter", "sea salt", "honey", "cinnamon", "coconut", "chili"),
+            "flavor name": (
+                "original",
+                "chocolate",
+                "peanut butter",
+                "sea salt",
+                "honey",
+                "cinnamon",
+                "coconut",
+                "chili",
+            ),
             "size": ("3 ounce (pack of 1)", "12 ounce (pack of 1)", "12 ounce (pack of 6)", "2 pound", "24 count"),
         },
         (4, 60),

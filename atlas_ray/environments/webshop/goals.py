@@ -18,7 +18,21 @@ N_TEST, N_TRAIN = 200, 3_930
 N_PRODUCTS = 1_000  # whose owners' wishes are the tasks: the smallest shop
 
 _ALIKE = 85  # above it two texts are taken for one (percent)
-_COLORS = ("black", "beige", "blue", "brown", "green", "grey", "gold", "orange", "pink", "purple", "red", "white", "yellow")
+_COLORS = (
+    "black",
+    "beige",
+    "blue",
+    "brown",
+    "green",
+    "grey",
+    "gold",
+    "orange",
+    "pink",
+    "purple",
+    "red",
+    "white",
+    "yellow",
+)
 _WORDS = re.compile(r"[a-z0-9]+")
 
 
@@ -62,9 +76,7 @@ def goals() -> tuple[Goal, ...]:
     return tuple(found.values())
 
 
-def _text(
-    rng: random.Random, kind: str, attributes: tuple[str, ...], options: Mapping[str, str], limit: float
-) -> str:
+def _text(rng: random.Random, kind: str, attributes: tuple[str, ...], options: Mapping[str, str], limit: float) -> str:
     has, chosen = ", ".join(attributes), [f"{name}: {value}" for name, value in options.items()]
     end = f", and price lower than {limit:.2f} dollars"
     asked = (

@@ -158,5 +158,14 @@ def _receipt(goal: Goal, item: Product, chosen: Mapping[str, str], earned: float
         *("Purchased", "asin", item.asin, "options", json.dumps(chosen), "attrs", "None", "category", "None"),
         *("query", "None", "product category", "None"),
         *("Target", "asin", "options", "attrs", "price upper", "instuction text", "category", "product category"),
-        *("query", "Goal", "None", "Reward", "Your score (min 0.0, max 1.0)", f"{earned:.4g}", "Reward Details", "None"),
+        *(
+            "query",
+            "Goal",
+            "None",
+            "Reward",
+            "Your score (min 0.0, max 1.0)",
+            f"{earned:.4g}",
+            "Reward Details",
+            "None",
+        ),
     ]

@@ -49,7 +49,10 @@ _SAY: dict[Stage, tuple[str, ...]] = {
         "{asin} is one of the {kind} and costs {price}. The limit is {limit}, so I open it.",
         "The limit of {limit} rules some out. {asin} at {price} dollars may be {has}.",
     ),
-    "turn": ("Nothing here fits {has} {kind} below {limit} dollars. I look further.", "None of these will do. I go on."),
+    "turn": (
+        "Nothing here fits {has} {kind} below {limit} dollars. I look further.",
+        "None of these will do. I go on.",
+    ),
     "leave": ("This will not do: {reason}. I go back.", "I should not buy it, for {reason}. Back to the results."),
     "study": (
         "The title does not tell whether it is {has}. I look into the details.",
