@@ -203,7 +203,8 @@ REAL_ACTIONS = (
     *("sound", "pickup red", "stack red on blue", "putdown red", "unstack red from blue", "__import__('os')", "١"),
     *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
     *("Action: get_projects with Action Input: {}", 'Action: finish with Action Input: {"answer": "yes"}'),
-    *("search[red shirts]", "click[buy now]", "pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
+    *("search[red shirts]", "click[buy now]", "click[next >]", "search[", "search[text:*]"),
+    *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
 )
 ACTIONS = st.one_of(st.text(max_size=60), st.sampled_from(REAL_ACTIONS))
 HUGE_ACTIONS = ["x" * 2**20, "get " * 2**18, "\ud800\x00", " " * 2**20, "craft 1 a using " + "1 a, " * 2**18]

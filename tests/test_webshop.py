@@ -98,7 +98,7 @@ def test_what_is_not_possible_changes_nothing(action: str) -> None:
 
 
 def test_another_product_forgets_what_was_chosen_and_a_new_value_replaces_the_old() -> None:
-    index, goal = model_goal()
+    _, goal = model_goal()
     visit = Visit(goal, search_of(1_000))
     visit.look_for(goal.text)
     one, other = visit.shown[:2]
@@ -171,10 +171,9 @@ def test_products_differ_and_do_not_hang_on_the_size() -> None:
     assert {one.query for one in some} == {kind for department in DEPARTMENTS for kind in department.kinds}
     assert {len(one.asin) for one in some} == {10}
     for one in some:
-        assert 1 <= sum(words in one.title.lower() for words in one.attributes)
+        assert any(words in one.title.lower() for words in one.attributes)
         assert all(any(words in line for line in one.features) for words in one.attributes)
-    visit = [Search(size).find("leather sofa for cats") for size in (1_000, 1_000)]
-    assert visit[0] == visit[1]
+    assert Search(1_000).find("leather sofa for cats") == Search(1_000).find("leather sofa for cats") != []
 
 
 def test_the_search_ranks_what_holds_more_of_the_words_higher() -> None:

@@ -59,7 +59,11 @@ class Search:
             return []
         query = self._tantivy.Query.boolean_query(terms)
         hits = self._searcher.search(query, MOST_RESULTS, count=False).hits
-        return list(self._searcher.fast_field_values("number", [address for _, address in hits]))
+        return [
+            int(n)
+            for n in self._searcher.fast_field_values("number", [address for _, address in hits])
+            if n is not None
+        ]
 
     def _term(self, word: str) -> Any:
         return self._tantivy.Occur.Should, self._tantivy.Query.term_query(self._schema, "text", word)
