@@ -28,11 +28,11 @@ from atlas_ray.types import Category, Task, split_react
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
-BUILT_IN = (*LAPTOP, "babyai", "pddl", *TOOLS)
-SMOOTH = (*LAPTOP, "pddl", *TOOLS)  # without babyai, whose plans take a while
+BUILT_IN = (*LAPTOP, "babyai", "pddl", "webshop", *TOOLS)
+SMOOTH = (*LAPTOP, "pddl", "webshop", *TOOLS)  # without babyai, whose plans take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
-PLAYED = {"babyai": 10, "pddl": 60} | dict.fromkeys(
+PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100} | dict.fromkeys(
     TOOLS, 100
 )  # test tasks that the fast set plays; all tasks of the others
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
@@ -86,8 +86,8 @@ def world(env: str):
 @pytest.mark.parametrize("env", [*SMOOTH, pytest.param("babyai", marks=pytest.mark.slow)])
 def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
     spec = get(env)
-    assert spec.n_test >= {"maze": 70, "pddl": 60}.get(env, 100)
-    assert spec.n_train >= {"babyai": 810, "weather": 311, "movie": 215}.get(env, 140)
+    assert spec.n_test >= {"maze": 70, "pddl": 60, "webshop": 200}.get(env, 100)
+    assert spec.n_train >= {"babyai": 810, "webshop": 3930, "weather": 311, "movie": 215}.get(env, 140)
     tasks = spec.tasks("test") + spec.tasks("train")
     simulator = world(env)
     assert len({simulator.reset(spec.index(task.item_id)).observation for task in tasks}) == len(tasks)
@@ -203,6 +203,7 @@ REAL_ACTIONS = (
     *("sound", "pickup red", "stack red on blue", "putdown red", "unstack red from blue", "__import__('os')", "١"),
     *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
     *("Action: get_projects with Action Input: {}", 'Action: finish with Action Input: {"answer": "yes"}'),
+    *("search[red shirts]", "click[buy now]", "click[next >]", "search[", "search[text:*]"),
     *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
 )
 ACTIONS = st.one_of(st.text(max_size=60), st.sampled_from(REAL_ACTIONS))
@@ -395,6 +396,6 @@ def test_an_unknown_environment_names_the_closest() -> None:
         get("textcrat")
     assert "textcraft" in caught.value.remedy
     with pytest.raises(UserError):
-        local_session("webshop")
+        local_session("alfworld")
     with pytest.raises(UserError):
-        ScriptedPolicy("expert").open(Task("webshop", "webshop_1"), [], Sampling())
+        ScriptedPolicy("expert").open(Task("alfworld", "alfworld_1"), [], Sampling())

@@ -180,7 +180,7 @@ def test_a_plan_in_words(tmp_path: Path) -> None:
 
 def test_an_environment_without_a_server_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not built in"):
-        stage.evaluate(config(tmp_path, {"a": "x"}, tasks={"webshop": 2}))
+        stage.evaluate(config(tmp_path, {"a": "x"}, tasks={"alfworld": 2}))
 
 
 def test_instructions_from_a_data_set(tmp_path: Path) -> None:

@@ -55,9 +55,9 @@ def suite_of(tmp_path: Path, **given: object) -> dict[str, int | None]:
 def test_a_suite_stands_for_what_can_be_played(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     found = suite_of(tmp_path, tasks={"held_in": 5, "maze": 7, "blocksworld": 2})
     assert {"wordle": 5, "textcraft": 5, "maze": 7, "blocksworld": 2}.items() <= found.items()
-    assert "webshop" not in found
-    assert "held_in without webshop" in caplog.text
-    served = {"servers": {"webshop": ["http://127.0.0.1:1"]}}
-    assert suite_of(tmp_path, tasks={"held_in": 5}, environments=served)["webshop"] == 5
+    assert "alfworld" not in found
+    assert "held_in without alfworld" in caplog.text
+    served = {"servers": {"alfworld": ["http://127.0.0.1:1"]}}
+    assert suite_of(tmp_path, tasks={"held_in": 5}, environments=served)["alfworld"] == 5
     with pytest.raises(UserError, match="integer"):
         suite_of(tmp_path, tasks={"maze": "many"})

@@ -217,7 +217,7 @@ def test_a_run_can_be_left_early(alone: dict[str, Episode]) -> None:
 
 def test_what_no_replica_can_do_is_said_at_once() -> None:
     with RolloutPool(FixedSpec(Sleeper())) as pool, pytest.raises(UserError, match="not built in"):
-        play(pool, [EpisodeRequest(Task("webshop", "webshop_1"), Sampling(), seed=0)])
+        play(pool, [EpisodeRequest(Task("alfworld", "alfworld_1"), Sampling(), seed=0)])
 
     class Broken:
         gpus = 0

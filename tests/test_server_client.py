@@ -315,8 +315,8 @@ async def test_open_session():
     assert isinstance(open_session(spec, EnvironmentsConfig()), LocalSession)
     remote_session = open_session(spec, EnvironmentsConfig(servers={"maze": ["http://127.0.0.1:1"]}))
     assert isinstance(remote_session, HttpSession)
-    with pytest.raises(UserError, match=r"environments\.servers\.webshop"):
-        open_session(table.get("webshop"), EnvironmentsConfig())
+    with pytest.raises(UserError, match=r"environments\.servers\.alfworld"):
+        open_session(table.get("alfworld"), EnvironmentsConfig())
     with pytest.raises(UserError, match="did you mean maze"):
         open_session(spec, EnvironmentsConfig(servers={"mase": ["http://127.0.0.1:1"]}))
     with pytest.raises(UserError, match="no address"):

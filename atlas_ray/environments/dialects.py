@@ -28,7 +28,8 @@ class Dialect:
         closes: Whether there is a `/close`.
         counts: Whether its ids grow; one that does not tells of a restart.
         bare: As the tools: `/create` answers the id and `/reset` the text alone, `/observation` always the first text,
-            and what cannot be met is a plain HTTP 500.
+            it carries on after the end, and what cannot be met is a plain HTTP 500.
+        paged: As webshop: `/reset` answers a pair, `/observation` the page at hand, and further GETs tell its state.
         pays_once: The first reward other than 0 ends the episode, whatever `done` says: babyai leaves that false where
             the goal was reached late, and goes on adding.
     """
@@ -45,6 +46,7 @@ class Dialect:
     closes: bool = True
     counts: bool = True
     bare: bool = False
+    paged: bool = False
     pays_once: bool = False
 
 
@@ -77,5 +79,7 @@ DIALECTS: dict[str, Dialect] = {
         opening="observation",
         closes=False,
         counts=False,
+        bare=True,
+        paged=True,
     ),
 }

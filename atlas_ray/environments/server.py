@@ -146,7 +146,7 @@ class _Desk:
         posts = {"create": self._create, "reset": self._reset, "step": self._step}
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
         if self._dialect.bare:
-            gets = {"observation": lambda episode: episode.first}
+            gets = _PAGES if self._dialect.paged else {"observation": lambda episode: episode.first}
             router.add_get(f"{prefix}/list_envs", self._answering(self._list))
         if "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
             gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
@@ -154,7 +154,7 @@ class _Desk:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":
             gets["filtered_vocab"] = lambda episode: getattr(episode.world, "vocabulary", [])
-        if hasattr(self._make, "available_actions"):
+        if hasattr(self._make, "available_actions") and not self._dialect.paged:
             gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
         for name, answer in posts.items():
             router.add_post(f"{prefix}/{name}", self._answering(answer))
@@ -172,7 +172,7 @@ class _Desk:
         number, episode = next(self._ids), _Episode(self._make(), now)
         answer: Any = {"id": number}
         if self._dialect.bare:
-            self._start(number, episode, getattr(asked, self._dialect.index_key))
+            self._start(number, episode, getattr(asked, self._dialect.index_key) if asked else 0)
             answer = number
         elif asked is not None:
             answer = self._start(number, episode, 0)
@@ -194,6 +194,9 @@ class _Desk:
         if episode.result.done and not self._dialect.bare:
             raise _Wrong(f"The task with environment {number} has finished.")
         episode.result = episode.world.step(form.action)
+        if self._dialect.paged:
+            done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
+            return {self._dialect.observation_key: episode.result.observation, **done}
         score = ("score",) if self._dialect.reward_key == "score" else ()
         return _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
 
@@ -236,7 +239,9 @@ class _Desk:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
-        return text if self._dialect.bare else _fields(episode.result, self._dialect.reset_fields, number)
+        if self._dialect.bare:
+            return [text, None] if self._dialect.paged else text
+        return _fields(episode.result, self._dialect.reset_fields, number)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
@@ -261,6 +266,19 @@ def _fields(result: StepResult, names: tuple[str, ...], number: int | None = Non
 
 def _observation(episode: _Episode) -> str:
     return episode.result.observation if episode.result else ""
+
+
+def _state(episode: _Episode) -> Any:
+    return getattr(episode.world, "state", {})
+
+
+# what AgentGym's webshop answers to GETs
+_PAGES: dict[str, Callable[[_Episode], Any]] = {
+    "observation": _observation,
+    "state": _state,
+    "instruction_text": lambda episode: _state(episode).get("instruction_text", ""),
+    "available_actions": lambda episode: getattr(episode.world, "available_actions", {}),
+}
 
 
 def _detail(episode: _Episode) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from atlas_ray.environments.tools import (
     weather,
     weather_tasks,
 )
+from atlas_ray.environments.webshop import world as webshop
+from atlas_ray.environments.webshop.goals import N_TEST, N_TRAIN
 from atlas_ray.errors import UserError
 
 if TYPE_CHECKING:
@@ -32,7 +34,14 @@ if TYPE_CHECKING:
 _N_TEST = 100
 
 _ROWS = (
-    EnvironmentSpec("webshop", "in", 10, "success", "last", replay="tolerant"),
+    EnvironmentSpec(
+        *("webshop", "in", webshop.MAX_ROUNDS, "success", "last"),
+        instruction=webshop.INSTRUCTION,
+        world=webshop.WebShop,
+        n_train=N_TRAIN,
+        n_test=N_TEST,
+        extra="webshop",
+    ),
     EnvironmentSpec("alfworld", "in", 30, "success", "last"),
     EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01, replay="tolerant"),
     EnvironmentSpec(
