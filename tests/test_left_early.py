@@ -69,6 +69,7 @@ def test_a_run_that_is_closed_closes_its_sessions() -> None:
             assert eventually(lambda: not stalling.gym.games)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
