@@ -69,7 +69,6 @@ def test_a_run_that_is_closed_closes_its_sessions() -> None:
             assert eventually(lambda: not stalling.gym.games)
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -103,3 +102,28 @@ async def test_a_step_that_was_given_up_ends_with_its_session() -> None:
             found = await episode(session, winning("textcraft"), limits=LimitsConfig(turn_s=0.3))
             assert (found.stop_reason, found.error) == (StopReason.ENV_ERROR, "no answer within 0.3 s")
         assert not stalling.gym.games
+
+
+async def test_an_id_that_was_being_made_when_the_session_was_given_up_is_closed_too() -> None:
+    gym, asked, answer = AgentGym("textcraft"), asyncio.Event(), asyncio.Event()
+    app = gym.app()
+
+    @web.middleware
+    async def late(request: web.Request, handler: server.Handler) -> web.StreamResponse:
+        found = await handler(request)
+        if request.path == "/create":
+            asked.set()
+            await answer.wait()
+        return found
+
+    app.middlewares.append(late)
+    async with running(app) as url, remote("textcraft", url) as session:
+        starting = asyncio.create_task(session.reset(table.get("textcraft").tasks("test", 1)[0]))
+        await asked.wait()
+        assert len(gym.games) == 1
+        starting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await starting
+        answer.set()
+        await session.close()
+        assert not gym.games

@@ -21,6 +21,7 @@ from atlas_ray.types import Task
 RECOVERIES = 2
 _GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
 PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the second
+_MADE_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class HttpSession:
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
+        self._making: asyncio.Task[Lease] | None = None  # an id
         self._task: Task | None = None
         self._opening = ""
         self._played: list[tuple[str, StepResult]] = []
@@ -112,6 +114,7 @@ class HttpSession:
         self._let_go()
         cut, self._cut = self._cut, []
         try:
+            await self._await_made()
             await asyncio.gather(*(lease.drop() for lease in cut))
         finally:
             if wire is not None:
@@ -151,8 +154,22 @@ class HttpSession:
         if self._lease is None or self._lease.lost or self._lease.connection.server != server:
             self._let_go()
             connection = self._wire.connection(server, self.spec.name, self._timeout)
-            self._lease = await connection.acquire(fresh=attempt > 0)
+            self._making = asyncio.create_task(connection.acquire(fresh=attempt > 0))
+            # cancelled half-way, it would leave an id at the server that nobody knows
+            self._lease = await asyncio.shield(self._making)
+            self._making = None
         return self._lease
+
+    async def _await_made(self) -> None:
+        """Gives back an id that was being made when this session was cancelled."""
+        making, self._making = self._making, None
+        if making is None:
+            return
+        await asyncio.wait([making], timeout=_MADE_SECONDS)
+        if not making.done():
+            making.cancel()
+        elif not making.cancelled() and making.exception() is None:
+            making.result().give_back()
 
     async def _replay(self, lease: Lease) -> None:
         """Brings a fresh id to where the episode was.
