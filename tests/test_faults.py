@@ -97,7 +97,7 @@ async def test_recoverable_faults_change_no_episode(name: str) -> None:
     async with running(AgentGym(name).app()) as url:
         sound = {one.id: one for one in await play_many(name, url)}
     hangs = name == "jericho"
-    faulty = Faulty(AgentGym(name), 0.03, (*RECOVERABLE, "hang") if hangs else RECOVERABLE)
+    faulty = Faulty(AgentGym(name), 0.05, (*RECOVERABLE, "hang") if hangs else RECOVERABLE)
     async with running(faulty.app()) as url:
         played = await play_many(name, url, timeout_s=0.6 if hangs else 30.0)
     assert sum(faulty.met.values()) >= 5
