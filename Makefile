@@ -27,7 +27,7 @@ paper: setup
 table1 table2 table3 table4 table5 table6 table7 figure2: setup
 	$(RUN) $(OPTIONS) --only $@
 
-# The expert trajectories and the evaluation's items, into the hub's cache; counts what is there.
+# The expert trajectories, into the hub's cache; counts what is there.
 data: setup
 	$(BIN)/atlas trajectories stats AgentGym/AgentTraj-L
 
@@ -58,6 +58,7 @@ bench-perplexity: setup
 # The viewer with 10,000 trajectories, in headless Chromium (apt-get install chromium).
 bench-report: setup
 	$(BIN)/python -m bench.report_site $(BENCH)
+
 bench-rollouts: setup
 	$(BIN)/python -m bench.rollouts $(BENCH)
 

@@ -125,6 +125,11 @@ def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None =
 
 
 def assign(values: dict[str, Any], override: str) -> None:
+    """Puts the value of an `a.b=c` string into nested values.
+
+    Raises:
+        UserError: If it has not this form, its value is not YAML, or a part of its key is no section.
+    """
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")

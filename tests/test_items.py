@@ -13,6 +13,8 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.rollouts.pool import FixedSpec
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from tests.fake_endpoint import FakeEndpoint
@@ -60,12 +62,15 @@ def test_tasks_that_are_not_there_are_asked_for(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_model_behind_an_endpoint_plays_and_is_paid(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    endpoint.seconds = 0.01
     endpoint.answer = lambda body, call: "Thought: on\nAction: move up"
-    asked = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
-    settings = config(tmp_path / "run", models={"closed": {"path": "gpt-4o-2024-08-06", "endpoint": asked}})
+    asked = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY", "concurrency": 2}
+    models = {"closed": {"path": "gpt-4o-2024-08-06", "endpoint": asked}}
+    settings = config(tmp_path / "run", models=models, tasks={"maze": 6})
     assert "gpt-4o-2024-08-06 by endpoints, which are paid" in stage.plan_lines(settings)[2]
     found = stage.evaluate(settings)["closed"]
-    assert [(r.env, r.n) for r in found] == [("maze", 2)]
+    assert [(r.env, r.n) for r in found] == [("maze", 6)]
+    assert endpoint.peak == 2
     folder = RunFolder(str(tmp_path / "run" / "closed"))
     calls = sum(e.usage.calls for e in folder.read(EPISODES))
     assert calls == len(endpoint.calls)
@@ -74,3 +79,17 @@ def test_a_model_behind_an_endpoint_plays_and_is_paid(tmp_path: Path, endpoint: 
     assert folder.finished["dollars"] == pytest.approx(calls * (1000 * 2.5 + 100 * 10) / 1e6)
     stage.evaluate(settings)
     assert len(endpoint.calls) == calls
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_endpoint_and_an_engine_take_turns_in_pools_of_their_own(
+    tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("expert")))
+    endpoint.answer = lambda body, call: "Thought: on\nAction: move up"
+    asked = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
+    models = {"closed": {"path": "gpt-4o", "endpoint": asked}, "open": "m", "again": {"path": "o", "endpoint": asked}}
+    found = stage.evaluate(config(tmp_path / "run", models=models))
+    assert [results[0].success for results in found.values()] == [0.0, 1.0, 0.0]
+    played = RunFolder(str(tmp_path / "run" / "open")).read(EPISODES)
+    assert {episode.usage.calls for episode in played} == {0}

@@ -62,6 +62,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
     with ExitStack() as stack:
         pool: RolloutPool | None = None
+        spec: EngineSpec | EndpointSpec | None = None
         for arm, folder in folders.items():
             # Another arm more or less changes nothing for this one.
             own = config.model_copy(update={"models": {arm: config.models[arm]}})
@@ -72,21 +73,14 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun = time.monotonic()
             if left:
-                spec = _spec(arm, config)
-                if pool is None:
-                    connect(config.ray)
-                    pool = stack.enter_context(
-                        RolloutPool(
-                            spec,
-                            replicas=config.engine.replicas,
-                            in_flight=config.engine.episodes_in_flight,
-                            environments=config.environments,
-                            limits=config.limits,
-                            retries=config.retries,
-                        )
-                    )
-                else:
+                before, spec = spec, _spec(arm, config)
+                if pool is not None and type(before) is type(spec):
                     pool.load(spec)
+                else:
+                    # an engine's actor holds GPUs, an endpoint's none
+                    stack.close()
+                    connect(config.ray)
+                    pool = stack.enter_context(_pool(spec, config))
                 _play(pool, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
             _finish(folder, own, time.monotonic() - begun)
@@ -94,6 +88,21 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
         pairs = [asdict(found) for found in comparisons(config)]
         RunFolder(config.run).write_json("comparisons.json", pairs)
     return {arm: results(folder.read(EPISODES), config) for arm, folder in folders.items()}
+
+
+def _pool(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> RolloutPool:
+    """Replicas of an engine, or one that asks an endpoint, as many calls at once as its settings allow."""
+    replicas, in_flight = config.engine.replicas, config.engine.episodes_in_flight
+    if isinstance(spec, EndpointSpec):
+        replicas, in_flight = 1, spec.config.concurrency
+    return RolloutPool(
+        spec,
+        replicas=replicas,
+        in_flight=in_flight,
+        environments=config.environments,
+        limits=config.limits,
+        retries=config.retries,
+    )
 
 
 def comparisons(config: EvaluateConfig) -> list[Comparison]:

@@ -169,8 +169,8 @@ class Replica:
         Raises:
             AtlasError: If it cannot be made.
         """
-        kind, self._spec = type(self._spec), spec
-        if type(spec) is kind and hasattr(self._policy, "load"):
+        self._spec = spec
+        if hasattr(self._policy, "load"):
             return await self._policy.load(spec)
         await self.close()
         await self.start()

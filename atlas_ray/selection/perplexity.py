@@ -68,7 +68,7 @@ def readable(max_length: int, context: int | None) -> int:
 def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
     """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
 
-    On CPU in float32 that is vLLM: 1.06 to 1.17 times as fast once it runs, and the same to 1e-5. In bfloat16 they
+    On CPU in float32 that is vLLM: 1.06 to 1.18 times as fast once it runs, and the same to 1e-5. In bfloat16 they
     differ by a percent, and on a GPU vLLM holds the logits of whole prompts in memory: there it is torch.
     """
     if config.engine != "auto":
