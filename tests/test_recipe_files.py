@@ -11,7 +11,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import plan_lines
 from atlas_ray.recipes.settings import load_recipe
-from atlas_ray.recipes.stages import opened
+from atlas_ray.recipes.stages import clean, opened
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -129,6 +129,20 @@ tables: {table2: {x: like}, table3: {y: other}}
     assert set(found.arms) == {"gold", "mix", "random", "like"}
     with pytest.raises(UserError, match="no table 'table9'"):
         recipe(tmp_path, text, tables=["table9"])
+
+
+def test_cleaning_a_table_leaves_what_it_does_not_need_and_what_was_paid_for(tmp_path: Path) -> None:
+    text = """
+arms: {gold: {name: gold}, paid: {name: llm}, other: {name: all}}
+tables: {table2: {x: gold, y: paid}, table3: {z: other}}
+"""
+    made = [f"{stage}/{arm}" for stage in ("select", "train", "evaluate") for arm in ("gold", "paid", "other")]
+    for name in [*made, "collect/expert"]:
+        (tmp_path / "small" / name).mkdir(parents=True)
+        (tmp_path / "small" / name / "manifest.json").touch()
+    clean(recipe(tmp_path, text, tables=["table2"]))
+    left = {str(f.parent.relative_to(tmp_path / "small")) for f in (tmp_path / "small").rglob("manifest.json")}
+    assert left == {"select/paid", "select/other", "train/other", "evaluate/other"}
 
 
 def test_a_model_behind_an_endpoint_is_asked_only_when_named(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class Recipe:
         self.models = {name: model for name, model in config.models.items() if name not in set(paid) - set(extra)}
         self.backbones: dict[str, str | TinyConfig] = {BASE: config.base} | config.backbones
         self.verifies = config.verify is not None
+        self.tables = list(tables or config.tables)
         if tables:
             self._narrow(set(tables))
         self.expert = (

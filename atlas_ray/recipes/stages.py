@@ -97,7 +97,8 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
     if recipe.verify is not None:
         words = f"the base model from `{recipe.config.verify_arm}`'s steps"
         found.append(Stage("verify", words, partial(verify, recipe.verify), 120))
-    found.append(Stage("report", f"{recipe.root}/report/index.html", partial(report_recipe, whole or recipe)))
+    report = partial(report_recipe, whole or recipe, recipe.tables)
+    found.append(Stage("report", f"{recipe.root}/report/index.html", report))
     return found
 
 
@@ -132,12 +133,14 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -
 
 
 def clean(recipe: Recipe) -> None:
-    """Deletes what the recipe made, but for judgements that were paid for."""
-    for stage in ("collect", "rendered", "train", "evaluate", "verify", "report"):
-        RunFolder(f"{recipe.root}/{stage}").delete()
-    for name, config in recipe.select.items():
-        if config.selector.name != "llm":
-            RunFolder(f"{recipe.root}/select/{name}").delete()
+    """Deletes what the recipe's stages made, but for judgements that were paid for; of a table, what it needs."""
+    made = [RunFolder(c.run) for c in recipe.collections().values()]
+    made += [RunFolder(c.run) for c in recipe.train.values()]
+    made += [RunFolder(c.run) for c in recipe.select.values() if c.selector.name != "llm"]
+    made += [RunFolder(c.run).child(name) for c in recipe.evaluations.values() for name in c.models]
+    made += [RunFolder(recipe.verify.run)] if recipe.verify else []
+    for folder in (*made, RunFolder(f"{recipe.root}/rendered"), RunFolder(f"{recipe.root}/report")):
+        folder.delete()
 
 
 def selector_words(selector: SelectorConfig) -> str:

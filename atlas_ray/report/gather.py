@@ -5,7 +5,7 @@ What is finished is reported; what is not is named as missing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,8 +34,11 @@ if TYPE_CHECKING:
     from atlas_ray.recipes.graph import Recipe
 
 
-def report_recipe(recipe: Recipe) -> str:
+def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
     """Builds the report of a recipe's runs, prints its tables and says where the page lies.
+
+    Args:
+        shown: Names of the paper's tables that are printed; the recipe's where None. The page has all of them.
 
     Raises:
         UserError: If nothing was evaluated.
@@ -54,10 +57,12 @@ def report_recipe(recipe: Recipe) -> str:
     )
     page = write_report(folder, results, site)
     print_tables(results)
-    ran = [made for made in tables if any(cell.ours for row in made.rows for cell in row.cells)]
+    asked = [made for made in tables if made.name in (recipe.tables if shown is None else shown)]
+    ran = [made for made in asked if any(cell.ours for row in made.rows for cell in row.cells)]
     print_table(*(as_table(made, averages=True) for made in ran))
     if written:
         console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
+    console.print(f"report: {page}")
     return page
 
 
