@@ -32,9 +32,8 @@ BUILT_IN = (*LAPTOP, "babyai", "pddl", "webshop", *TOOLS)
 SMOOTH = (*LAPTOP, "pddl", "webshop", *TOOLS)  # without babyai, whose plans take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
-PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100} | dict.fromkeys(
-    TOOLS, 100
-)  # test tasks that the fast set plays; all tasks of the others
+# test tasks that the fast set plays; all tasks of the others
+PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100} | dict.fromkeys(TOOLS, 100)
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 

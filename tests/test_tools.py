@@ -5,17 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import os
 import random
-import subprocess
-import sys
 from datetime import date
-from pathlib import Path
 
 import pytest
 
 from atlas_ray.environments.protocol import StepResult, gold_ranks
-from atlas_ray.environments.table import get, local_session
+from atlas_ray.environments.table import get
 from atlas_ray.environments.tools import academia, movie, sheet, todo, weather
 from atlas_ray.environments.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, read_action, same_answer
 from atlas_ray.environments.tools.grid import Desk, Sheet, label, position
@@ -263,51 +259,6 @@ def top(one: Played) -> set[Category | None]:
     """The categories that the budget of 30 % takes."""
     ranks = gold_ranks([(step, weight) for step, (category, weight) in enumerate(one.marks, 1) if category])
     return {one.marks[step - 1][0] for step, rank in ranks.items() if rank <= max(1, len(one.marks) * 3 // 10)}
-
-
-@pytest.mark.parametrize("env", TOOLS)
-def test_sessions_at_once_do_not_mix(env: str) -> None:
-    alone = [all_played(env, "novice")[n].observations for n in range(64)]
-
-    async def at_once() -> list[list[str]]:
-        return [one.observations for one in await asyncio.gather(*(turns(n) for n in range(64)))]
-
-    async def turns(n: int) -> Played:
-        one, session = all_played(env, "novice")[n], local_session(env)
-        seen = [(await session.reset(get(env).tasks("test")[n])).observation]
-        for reply in one.replies:
-            await asyncio.sleep(0)  # so that the sessions take turns
-            seen.append((await session.step(reply)).observation)
-        return Played(one.task, one.replies, seen, [], False)
-
-    assert asyncio.run(at_once()) == alone
-
-
-def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
-    picked = {env: all_played(env, "novice")[random.Random(env).randrange(100)] for env in TOOLS}
-    prefixes = {}
-    for env, one in picked.items():
-        length = random.Random(one.task).randint(1, len(one.replies))
-        prefixes[env] = (one.task, one.replies[:length], one.observations[: length + 1])
-    code = (
-        "import json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
-        "from atlas_ray.environments.table import get\n"
-        "seen = {}\n"
-        "for env, (task, replies, _) in json.load(sys.stdin).items():\n"
-        "    world = get(env).world()\n"
-        "    seen[env] = [world.reset(get(env).index(task)).observation]\n"
-        "    seen[env] += [world.step(reply).observation for reply in replies]\n"
-        "print(json.dumps(seen))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([str(Path(__file__).parents[1]), *sys.path])],
-        input=json.dumps(prefixes),
-        env={**os.environ, "PYTHONHASHSEED": "77"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == {env: observations for env, (_, _, observations) in prefixes.items()}
 
 
 def test_two_episodes_of_one_seed_are_the_same() -> None:

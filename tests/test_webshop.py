@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
-import json
-import os
 import random
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 
 from atlas_ray.environments.server import create_app
-from atlas_ray.environments.table import get, local_session
+from atlas_ray.environments.table import get
 from atlas_ray.environments.webshop.catalogue import DEPARTMENTS, product
 from atlas_ray.environments.webshop.goals import N_TEST, Goal, goals, has_attribute, likeness, reward, same_option
 from atlas_ray.environments.webshop.pages import Visit
@@ -26,7 +20,7 @@ from atlas_ray.environments.webshop.world import WebShop
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
 from tests.serving import running
-from tests.test_environments import HUGE_ACTIONS, Played, all_played
+from tests.test_environments import HUGE_ACTIONS, all_played
 from tests.test_tools import top
 
 pytest.importorskip("tantivy", reason="needs the extra webshop: pip install 'atlas-ray[webshop]'")
@@ -243,48 +237,6 @@ def test_train_and_test_are_apart() -> None:
     texts = [goal.text for goal in goals()]
     assert len(set(texts)) == len(texts)
     assert (len(texts[:N_TEST]), len(texts[N_TEST:])) == (200, 3930)
-
-
-def test_sessions_at_once_do_not_mix() -> None:
-    alone = [all_played("webshop", "novice")[n].observations for n in range(64)]
-
-    async def turns(n: int) -> list[str]:
-        one, session = all_played("webshop", "novice")[n], local_session("webshop")
-        seen = [(await session.reset(get("webshop").tasks("test")[n])).observation]
-        for reply in one.replies:
-            await asyncio.sleep(0)  # so that the sessions take turns
-            seen.append((await session.step(reply)).observation)
-        return seen
-
-    async def at_once() -> list[list[str]]:
-        return list(await asyncio.gather(*(turns(n) for n in range(64))))
-
-    assert asyncio.run(at_once()) == alone
-
-
-def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
-    runs: list[Played] = [all_played("webshop", "novice")[n] for n in random.Random("pick").sample(range(100), 20)]
-    lengths = [random.Random(one.task).randint(1, len(one.replies)) for one in runs]
-    prefixes = [(one.task, one.replies[:n], one.observations[: n + 1]) for one, n in zip(runs, lengths, strict=True)]
-    code = (
-        "import json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
-        "from atlas_ray.environments.table import get\n"
-        "spec, seen = get('webshop'), []\n"
-        "world = spec.world()\n"
-        "for task, replies, _ in json.load(sys.stdin):\n"
-        "    seen.append([world.reset(spec.index(task)).observation])\n"
-        "    seen[-1] += [world.step(spec.take_action(reply)).observation for reply in replies]\n"
-        "print(json.dumps(seen))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code, json.dumps([str(Path(__file__).parents[1]), *sys.path])],
-        input=json.dumps(prefixes),
-        env={**os.environ, "PYTHONHASHSEED": "77"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert json.loads(done.stdout) == [observations for _, _, observations in prefixes]
 
 
 # --- replies ---
