@@ -228,13 +228,8 @@ def export_selection(
 def run_recipe(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],
     set_: Set = None,
-    extra: Annotated[
-        list[str] | None,
-        typer.Option("--with", help="Include what costs money: an extra arm, a model behind an endpoint."),
-    ] = None,
-    only: Annotated[
-        list[str] | None, typer.Option("--only", help="Run these parts: train, select/gold, table3, ...")
-    ] = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
 ) -> None:
@@ -255,7 +250,7 @@ def run_recipe(
 def report(
     recipe: Annotated[str, typer.Argument(help="The recipe whose runs are reported.")],
     set_: Set = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include an extra arm.")] = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what cost money, e.g. llm.")] = None,
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
     from atlas_ray.recipes.stages import opened

@@ -4,8 +4,7 @@ Both train the same model on the same trajectories with the same mask, global ba
 must arrive at the same losses. TRL is given whole trajectories with labels of -100, those of a global batch sorted by
 length so that it pads little, in each of its settings below; the one that is fastest in the first turn counts, and runs
 again. Its own packing is none of them, for it moves trajectories from one global batch to another; nor is compiling,
-which made it slower on CPU (a step of 4.7 s took 5.9 s, and the first one 18 s). Every run is a process of its own,
-ours and TRL's in turn; memory is its peak.
+which made it slower on CPU (5.9 s a step instead of 4.7). Every run is a process of its own, in turn; memory is its peak.
 
 `python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
 and says how much of the GPU's peak is used (MFU). `--tiny` shrinks everything, to see that it runs.
@@ -390,8 +389,8 @@ def _use_of_peak(flops: float, device: str, setup: Setup) -> str:
         return f"ours: {flops / 1e9:.1f} GFLOP/s"
     import torch
 
-    name = torch.cuda.get_device_name()
-    used = f"ours: {flops / 1e12:.0f} TFLOP/s with {fitting_layers(setup, device)} layers on {name}"
+    name, layers = torch.cuda.get_device_name(), fitting_layers(setup, device)
+    used = f"ours: {flops / 1e12:.0f} TFLOP/s with {layers} layers on {name}"
     if (peak := peak_flops(name)) is None:
         return f"{used}, whose peak is not known"
     return f"{used}: MFU {flops / peak:.1%} of {peak / 1e12:.0f} TFLOP/s (bfloat16, dense)"

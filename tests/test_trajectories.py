@@ -389,11 +389,10 @@ def test_the_written_form_is_agenttrajs():
 
 def test_statistics():
     marked = AGENTTRAJ | {"gold": [{"step": 1, "rank": 1, "category": "Plan Creation"}]}
-    rows = (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})
-    trajectories = [to_trajectory(row, "agenttraj") for row in rows]
+    trajectories = [to_trajectory(r, "agenttraj") for r in (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})]
     found = statistics(trajectories)
-    maze = found["maze"]
     assert list(found) == ["maze", "todo"]
+    maze = found["maze"]
     assert (maze.trajectories, maze.steps, maze.mean_steps, maze.gold_fraction) == (2, 4, 2.0, 0.5)
     assert (maze.thought_words, maze.action_words, maze.observation_words) == (2, 8, 10)
     assert (maze.duplicates, maze.repeated_tasks, maze.categories[Category.PLAN_CREATION]) == (1, 1, 1)

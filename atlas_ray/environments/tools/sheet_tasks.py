@@ -379,8 +379,7 @@ def _draw(rng: random.Random) -> ToolTask | None:
 
 def _judge(start: Desk, wanted: Desk) -> Callable[[Any, Any], float]:
     """How much of the way from the start to the wanted spreadsheet has been made, in content."""
-    goal = wanted.content
-    before = likeness(start.content, goal)
+    goal, before = wanted.content, likeness(start.content, wanted.content)
 
     def judge(desk: Desk, _: Any) -> float:
         return max(0.0, (likeness(desk.content, goal) - before) / (1 - before)) if before < 1 else 0.0
