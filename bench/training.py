@@ -4,7 +4,7 @@ Both train the same model on the same trajectories with the same mask, global ba
 must arrive at the same losses. TRL is given whole trajectories with labels of -100, those of a global batch sorted by
 length so that it pads little, in each of its settings below; the one that is fastest in the first turn counts, and runs
 again. Its own packing is none of them, for it moves trajectories from one global batch to another; nor is compiling,
-which made it slower on CPU (5.9 s a step instead of 4.7). Every run is a process of its own, in turn; memory is its peak.
+which made it slower on CPU (5.9 s a step, not 4.7). Every run is a process of its own, in turn; memory is its peak.
 
 `python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
 and says how much of the GPU's peak is used (MFU). `--tiny` shrinks everything, to see that it runs.
