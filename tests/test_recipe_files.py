@@ -11,7 +11,10 @@ from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import plan_lines
 from atlas_ray.recipes.settings import load_recipe
-from atlas_ray.recipes.stages import clean, opened
+from atlas_ray.recipes.stages import clean, opened, stages
+from atlas_ray.report.intervals import Interval
+from atlas_ray.report.paper.gather import gather_paper
+from atlas_ray.runs.folder import RunFolder
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -104,6 +107,35 @@ def test_seeds_repeat_what_is_drawn_and_share_what_is_not(tmp_path: Path) -> Non
     # one seed more leaves the folders of the first ones as they are
     single = recipe(tmp_path, "arms: {gold: {name: gold}, random: {name: random}}")
     assert single.train["random"] == found.train["random"]
+
+
+def test_every_seed_draws_its_own_starts_near_by_for_table_6(tmp_path: Path) -> None:
+    text = "arms: {gold: {name: gold}}\nverify: {}\n"
+    found = recipe(tmp_path, "seeds: 2\n" + text)
+    assert {seed: Path(c.run).name for seed, c in found.verify.items()} == {0: "verify", 1: "verify.seed1"}
+    assert [c.seed for c in found.verify.values()] == [0, 1]
+    assert recipe(tmp_path, text).verify[0] == found.verify[0]
+    names = [stage.name for stage in stages(found)]
+    assert names[-3:] == ["verify", "verify.seed1", "report"]
+
+
+def test_table_6_has_the_seeds_mean_and_what_they_differ_by(tmp_path: Path) -> None:
+    found = recipe(tmp_path, "seeds: 3\narms: {gold: {name: gold}}\nverify: {}\n")
+    for (seed, config), value in zip(found.verify.items(), (0.2, 0.4, 0.9), strict=True):
+        result = {"metric": "success", "success": value, "ci95": [value - 0.1, value + 0.2], "distinct_tasks": 10}
+        result |= {"reward_ci95": None, "progress_ci95": None, "excluded": {"env_error": seed}, "flagged": False}
+        gain = {"difference": value, "ci95": [0.0, 1.0]}
+        row = {"env": "maze", "start": "from critical step", "result": result, "gain": gain, "over_control": None}
+        RunFolder(config.run).write_json("results.json", {"rows": [row]})
+        if value != 0.9:  # the third is not done
+            RunFolder(config.run).finish(seconds=1.0)
+    start = gather_paper(found).verification["maze"]["from_critical_step"]
+    shown = start.figure
+    assert (shown.value, shown.low, shown.high) == pytest.approx((30.0, 20.0, 50.0))
+    assert (shown.n, shown.seeds, shown.errors) == (20, 2, 1)
+    assert shown.spread == pytest.approx(200**0.5)  # of 20 and 40
+    assert start.gain == Interval(pytest.approx(30.0), 0.0, 100.0)
+    assert start.over_control is None
 
 
 def test_tiny_backbones_that_ask_for_the_same_novice_share_it(tmp_path: Path) -> None:

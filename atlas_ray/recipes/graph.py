@@ -83,7 +83,7 @@ class Recipe:
             self.train[name] = self._training(name, f"{self.root}/collect/{untrained(name)}", data, None, settings)
         self.train |= {unit.name: self._train(unit) for unit in self.units}
         self.evaluations = self._evaluations()
-        self.verify = self._verification()
+        self.verify = self._verifications()
 
     @cached_property
     def tiny(self) -> dict[str, TinyConfig]:
@@ -247,24 +247,26 @@ class Recipe:
             where="the recipe's evaluate section",
         )
 
-    def _verification(self) -> VerifyConfig | None:
-        if not self.verifies or self.config.verify is None:
-            return None
+    def _verifications(self) -> dict[int, VerifyConfig]:
+        """By seed: it draws the control's starts, and what a model says that is not greedy."""
+        return {seed: self._verification(seed) for seed in self.config.seeds} if self.verifies else {}
+
+    def _verification(self, seed: int) -> VerifyConfig:
         arm = self.config.verify_arm
         if arm not in self.arms:
             raise UserError(f"verify_arm names `{arm}`, which is no arm", f"arms: {', '.join(self.arms)}")
-        settings = dict(self.config.verify)
+        settings, first = dict(self.config.verify or {}), self.config.seeds[0]
         return validate(
             VerifyConfig,
             {
-                "seed": self.config.seeds[0],
+                "seed": seed,
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
                 "data": {**self.expert.model_dump(), **settings.pop("data", {})},
                 **settings,
-                "run": f"{self.root}/verify",
+                "run": f"{self.root}/{_seeded('verify', seed, first)}",
                 "model": self.path_of(BASE),
-                "selection": f"{self.root}/select/{self._named(arm, self.config.seeds[0])}",
+                "selection": f"{self.root}/select/{self._named(arm, seed)}",
             },
             where="the recipe's verify section",
         )

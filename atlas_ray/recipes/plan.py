@@ -61,8 +61,7 @@ def plan_lines(recipe: Recipe) -> list[str]:
     lines += [_selection(name, config, shapes) for name, config in recipe.select.items()]
     lines += [_training(recipe, name, shapes) for name in recipe.train]
     lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
-    if recipe.verify is not None:
-        lines.append(_verification(recipe.verify, shapes))
+    lines += [_verification(config, shapes) for config in recipe.verify.values()]
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
     return [*said, *_sums(recipe, [line.work for line in lines])]
 

@@ -94,9 +94,9 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
         tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
         words, weight = f"{len(config.models)} model(s) on test tasks: {tasks}", 20.0 + 15 * len(config.models)
         found.append(Stage(f"evaluate/{key}".rstrip("/"), words, partial(evaluate, config), weight))
-    if recipe.verify is not None:
+    for verification in recipe.verify.values():
         words = f"the base model from `{recipe.config.verify_arm}`'s steps"
-        found.append(Stage("verify", words, partial(verify, recipe.verify), 120))
+        found.append(Stage(verification.run.removeprefix(f"{recipe.root}/"), words, partial(verify, verification), 120))
     report = partial(report_recipe, whole or recipe, recipe.tables)
     found.append(Stage("report", f"{recipe.root}/report/index.html", report))
     return found
@@ -115,7 +115,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -
     """
     planned = stages(recipe, whole)
     wanted = set(only)
-    chosen = [s for s in planned if not wanted or s.name in wanted or s.name.split("/")[0] in wanted]
+    chosen = [s for s in planned if not wanted or wanted & _names(s.name)]
     if not chosen:
         tables = [f"; tables: {', '.join(recipe.config.tables)}"] if recipe.config.tables else []
         valid = ", ".join(s.name for s in planned)
@@ -138,9 +138,14 @@ def clean(recipe: Recipe) -> None:
     made += [RunFolder(c.run) for c in recipe.train.values()]
     made += [RunFolder(c.run) for c in recipe.select.values() if c.selector.name != "llm"]
     made += [RunFolder(c.run).child(name) for c in recipe.evaluations.values() for name in c.models]
-    made += [RunFolder(recipe.verify.run)] if recipe.verify else []
+    made += [RunFolder(c.run) for c in recipe.verify.values()]
     for folder in (*made, RunFolder(f"{recipe.root}/rendered"), RunFolder(f"{recipe.root}/report")):
         folder.delete()
+
+
+def _names(stage: str) -> set[str]:
+    """What a stage answers to: its own name, its group's, and for all seeds alike the name without the seed."""
+    return {stage, stage.partition(".seed")[0], stage.partition("/")[0]}
 
 
 def selector_words(selector: SelectorConfig) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
@@ -115,25 +116,42 @@ _STARTS = {"from scratch": "from_scratch", "from critical step": "from_critical_
 
 
 def _verification(recipe: Recipe) -> dict[str, dict[str, Start]]:
-    """By environment and kind of start, what `atlas verify` found."""
-    if recipe.verify is None or RunFolder(recipe.verify.run).finished is None:
-        return {}
-    found: dict[str, dict[str, Start]] = defaultdict(dict)
-    for row in RunFolder(recipe.verify.run).read_json("results.json")["rows"]:
-        result = row["result"]
-        limits = {"success": result["ci95"], "reward": result["reward_ci95"], "progress": result["progress_ci95"]}
-        value, interval = result[result["metric"]], limits[result["metric"]]
-        if value is None or interval is None:
-            continue
-        errors = sum(result["excluded"].values())
-        shown = Figure(
-            *(100 * value, 100 * interval[0], 100 * interval[1], result["distinct_tasks"], 1, None),
-            errors=errors,
-            flagged=result["flagged"],
-        )
-        found[row["env"]][_STARTS[row["start"]]] = Start(shown, _points(row["gain"]), _points(row["over_control"]))
-    return found
+    """By environment and kind of start, what `atlas verify` found under the seeds that are done."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for config in recipe.verify.values():
+        if RunFolder(config.run).finished is not None:
+            for row in RunFolder(config.run).read_json("results.json")["rows"]:
+                found[row["env"], _STARTS[row["start"]]].append(row)
+    starts: dict[str, dict[str, Start]] = defaultdict(dict)
+    for (env, kind), rows in found.items():
+        if shown := _start([row["result"] for row in rows]):
+            gain, over = (_points([row[name] for row in rows]) for name in ("gain", "over_control"))
+            starts[env][kind] = Start(shown, gain, over)
+    return starts
 
 
-def _points(found: Mapping[str, Any] | None) -> Interval | None:
-    return Interval(*(100 * x for x in (found["difference"], *found["ci95"]))) if found else None
+def _start(results: Sequence[Mapping[str, Any]]) -> Figure | None:
+    """One kind of start in one environment: the seeds' mean, and the mean of their limits, which are over tasks."""
+    keys = {"success": "ci95", "reward": "reward_ci95", "progress": "progress_ci95"}
+    known = [(r, r[r["metric"]], r[keys[r["metric"]]]) for r in results]
+    known = [(r, value, limits) for r, value, limits in known if value is not None and limits is not None]
+    if not known:
+        return None
+    values = [100 * value for _, value, _ in known]
+    return Figure(
+        value=fmean(values),
+        low=100 * fmean(low for _, _, (low, _) in known),
+        high=100 * fmean(high for _, _, (_, high) in known),
+        n=sum(r["distinct_tasks"] for r, _, _ in known),
+        seeds=len(known),
+        spread=stdev(values) if len(values) > 1 else None,
+        errors=sum(sum(r["excluded"].values()) for r in results),
+        flagged=any(r["flagged"] for r in results),
+    )
+
+
+def _points(found: Sequence[Mapping[str, Any] | None]) -> Interval | None:
+    """Differences in per cent points, likewise the mean of the seeds'."""
+    known = [(f["difference"], *f["ci95"]) for f in found if f]
+    value, low, high = ([100 * f[i] for f in known] for i in range(3))
+    return Interval(fmean(value), fmean(low), fmean(high)) if known else None
