@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-rollouts lint format clean
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts lint format clean
 
 setup: $(STAMP)
 
@@ -58,6 +58,10 @@ bench-perplexity: setup
 # The viewer with 10,000 trajectories, in headless Chromium (apt-get install chromium).
 bench-report: setup
 	$(BIN)/python -m bench.report_site $(BENCH)
+
+# Every built-in environment in process and over HTTP; names of some: BENCH="maze webshop".
+bench-environments: setup
+	$(BIN)/python -m bench.environments $(BENCH)
 
 bench-rollouts: setup
 	$(BIN)/python -m bench.rollouts $(BENCH)

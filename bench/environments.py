@@ -1,0 +1,153 @@
+"""`make bench-environments`: steps and resets a second of every built-in environment, in process and over HTTP.
+
+The novice plays some test tasks once; its replies are then played again and again, by one session in this process, by
+one session over HTTP, and by 32 at once, each for some seconds in turn. The server is `atlas serve` in a process of its
+own. An entry's rival is play in process, so its ratio is what is left of that over HTTP: one request after another
+pays for the way there and back, many at once share one server process (run several for more).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from rich.console import Console
+from rich.table import Table
+
+from atlas_ray.environments import table
+from atlas_ray.environments.client import HttpSession
+from atlas_ray.environments.protocol import EnvironmentSpec, Session
+from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.types import Task
+from bench.report import Entry, write_bench
+
+TASKS, AT_ONCE = 10, 32
+
+Replies = list[tuple[Task, list[str]]]
+
+
+@dataclass
+class Pace:
+    """How fast one way of playing is, a figure a run."""
+
+    resets: list[float] = field(default_factory=list)
+    steps: list[float] = field(default_factory=list)
+
+
+async def recorded(spec: EnvironmentSpec) -> Replies:
+    """What the novice says in some test tasks."""
+    session, found = table.local_session(spec.name), []
+    for task in spec.tasks("test", TASKS):
+        opening = await session.reset(task)
+        speaker, replies = ScriptedPolicy("novice").open(task, opening.messages(), Sampling()), []
+        for _ in range(spec.max_rounds):
+            replies.append((await speaker.speak(0)).text)
+            if (await session.step(replies[-1])).done:
+                break
+        found.append((task, replies))
+    await session.close()
+    return found
+
+
+async def measure(open_session: Callable[[], Session], at_once: int, episodes: Replies, seconds: float) -> Pace:
+    """Plays the episodes over and over; resets and steps are timed apart, at-once sessions' seconds shared."""
+    sessions = [open_session() for _ in range(at_once)]
+    spent, done = {"reset": 0.0, "step": 0.0}, {"reset": 0, "step": 0}
+
+    async def play(session: Session, first: int) -> None:
+        end, number = time.perf_counter() + seconds, first
+        while time.perf_counter() < end:
+            task, replies = episodes[number % len(episodes)]
+            number += 1
+            begun = time.perf_counter()
+            await session.reset(task)
+            between = time.perf_counter()
+            spent["reset"] += between - begun
+            done["reset"] += 1
+            for reply in replies:
+                await session.step(reply)
+                done["step"] += 1
+            spent["step"] += time.perf_counter() - between
+
+    try:
+        await asyncio.gather(*(play(session, first) for first, session in enumerate(sessions)))
+    finally:
+        await asyncio.gather(*(session.close() for session in sessions))
+    return Pace(*([at_once * done[what] / spent[what]] for what in ("reset", "step")))
+
+
+@contextlib.contextmanager
+def serving(name: str) -> Iterator[str]:
+    """`atlas serve NAME` in a process of its own; gives its address."""
+    code = "import sys; from atlas_ray.cli import main; main(sys.argv[1:])"
+    server = subprocess.Popen([sys.executable, "-c", code, "serve", name], stdout=subprocess.PIPE, text=True)
+    try:
+        assert server.stdout is not None
+        yield server.stdout.readline().split()[-1]
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
+    """One environment, its three ways in turn."""
+    spec = table.get(name)
+    episodes = asyncio.run(recorded(spec))
+    found: dict[str, Pace] = {}
+    with serving(name) as url:
+
+        def remote() -> Session:
+            return HttpSession(spec, [url], 120.0)
+
+        ways: list[tuple[str, Callable[[], Session], int]] = [
+            ("in process", lambda: table.local_session(name), 1),
+            ("http", remote, 1),
+            ("http32", remote, AT_ONCE),
+        ]
+        for _ in range(runs):
+            for way, open_session, at_once in ways:
+                pace = asyncio.run(measure(open_session, at_once, episodes, seconds))
+                found.setdefault(way, Pace()).resets.extend(pace.resets)
+                found[way].steps.extend(pace.steps)
+    return found
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="environments; all that are built in and installed by default")
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each run")
+    given = parser.parse_args(arguments)
+    built_in = [name for name, spec in table.ENVIRONMENTS.items() if spec.world is not None]
+    heads = [f"{what}/s {how}" for what in ("resets", "steps") for how in ("in process", "HTTP", f"HTTP, {AT_ONCE}")]
+    shown, entries = Table("environment", *heads, title="medians"), []
+    for name in given.names or built_in:
+        try:
+            found = bench(name, given.runs, given.seconds)
+        except UserError as error:
+            print(f"{name}: left out: {error} ({error.remedy})", flush=True)
+            continue
+        figures = [[median(getattr(pace, what)) for pace in found.values()] for what in ("resets", "steps")]
+        shown.add_row(
+            name, *(f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for row in figures for figure in row)
+        )
+        inside = found.pop("in process")
+        for way, pace in found.items():
+            entries.append(Entry(f"{name} resets, {way}", pace.resets, inside.resets, "1/s", "higher"))
+            entries.append(Entry(f"{name} steps, {way}", pace.steps, inside.steps, "1/s", "higher"))
+        print(f"{name}: done", flush=True)
+    write_bench("environments", entries)
+    Console().print(shown)
+
+
+if __name__ == "__main__":
+    main()
