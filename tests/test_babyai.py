@@ -9,12 +9,9 @@ import pytest
 
 from atlas_ray.environments.babyai.scene import LEVELS, Scene, load_level
 from atlas_ray.environments.babyai.world import BabyAI
-from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.table import get, local_session
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category
 from tests.serving import recorded
-from tests.test_environments import HUGE_ACTIONS, REAL_ACTIONS, all_played, play
 
 
 def test_the_texts_are_the_real_servers() -> None:
@@ -122,36 +119,3 @@ def test_without_minigrid_it_says_what_to_install(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(UserError, match="needs minigrid") as caught:
         local_session("babyai")
     assert "pip install 'atlas-ray[babyai]'" in caught.value.remedy
-
-
-def test_any_action_gets_an_answer() -> None:
-    world = BabyAI()
-    for index in (0, 25, 37):
-        world.reset(index)
-        for action in [*REAL_ACTIONS, *HUGE_ACTIONS]:
-            assert len(world.step(action).observation) < 10_000
-        for agent in (world.expert, world.novice):
-            assert "Action: " in agent(random.Random("x")).reply
-
-
-def test_the_expert_does_well_and_the_novice_worse() -> None:
-    expert, novice = (sum(one.success for one in all_played("babyai", role)) for role in ("expert", "novice"))
-    assert expert >= 9
-    assert novice <= expert - 3
-
-
-@pytest.mark.slow
-async def test_a_hundred_tasks() -> None:
-    played = {
-        role: [await play(task, role) for task in get("babyai").tasks("test", 100)] for role in ("expert", "novice")
-    }
-    expert, novice = (sum(one.success for one in played[role]) / 100 for role in ("expert", "novice"))
-    assert expert >= 0.95
-    assert 0.1 <= novice <= expert - 0.3
-    marks = [category for one in played["expert"] for category, _ in one.marks]
-    assert 0.3 <= sum(category is not None for category in marks) / len(marks) <= 0.7
-    top = set()
-    for one in played["expert"]:
-        ranks = gold_ranks([(step, weight) for step, (category, weight) in enumerate(one.marks, 1) if category])
-        top |= {one.marks[step - 1][0] for step, rank in ranks.items() if rank <= max(1, len(one.marks) * 3 // 10)}
-    assert top == set(Category)

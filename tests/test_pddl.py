@@ -11,10 +11,7 @@ from atlas_ray.environments.pddl import texts
 from atlas_ray.environments.pddl.problem import Problem
 from atlas_ray.environments.pddl.strips import load_domain, parse_domain
 from atlas_ray.environments.pddl.world import DOMAINS, LONGEST, Pddl, plan_length, tasks
-from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.table import get
-from atlas_ray.types import Category
-from tests.test_environments import all_played
 
 SWITCH = """
 (define (domain switches) ; a comment
@@ -146,23 +143,3 @@ def test_the_expert_finds_its_way_from_astray(domain: str) -> None:
             state = actions[key].after(state)
     assert arrived + spoilt == 30
     assert spoilt <= (6 if domain == "barman" else 0)
-
-
-def test_the_expert_succeeds_and_the_novice_falls_behind() -> None:
-    expert, novice = (
-        sum(one.success for one in all_played("pddl", role)) / len(all_played("pddl", role))
-        for role in ("expert", "novice")
-    )
-    assert expert >= 0.95
-    assert 0.1 <= novice <= expert - 0.3
-
-
-def test_gold_is_a_real_cut_and_every_category_reaches_the_top() -> None:
-    played = all_played("pddl", "expert")
-    marks = [category for one in played for category, _ in one.marks]
-    assert 0.3 <= sum(category is not None for category in marks) / len(marks) <= 0.7
-    top = set()
-    for one in played:
-        ranks = gold_ranks([(step, weight) for step, (category, weight) in enumerate(one.marks, 1) if category])
-        top |= {one.marks[step - 1][0] for step, rank in ranks.items() if rank <= max(1, len(one.marks) * 3 // 10)}
-    assert top == set(Category)

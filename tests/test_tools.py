@@ -10,13 +10,12 @@ from datetime import date
 
 import pytest
 
-from atlas_ray.environments.protocol import StepResult, gold_ranks
+from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.table import get
 from atlas_ray.environments.tools import academia, movie, sheet, todo, weather
 from atlas_ray.environments.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, read_action, same_answer
 from atlas_ray.environments.tools.grid import Desk, Sheet, label, position
-from atlas_ray.types import Category
-from tests.test_environments import TOOLS, Played, all_played, play, world
+from tests.test_environments import play, world
 
 BOXES = {box.name: box for box in (weather.TOOLBOX, movie.TOOLBOX, todo.TOOLBOX, academia.TOOLBOX, sheet.TOOLBOX)}
 
@@ -239,26 +238,6 @@ def test_a_job_is_judged_by_what_is_left() -> None:
 
 
 # --- agents ---
-
-
-@pytest.mark.parametrize("env", TOOLS)
-def test_the_expert_succeeds_the_novice_falls_behind_and_gold_is_a_real_cut(env: str) -> None:
-    runs = {role: all_played(env, role) for role in ("expert", "novice")}
-    assert len(runs["expert"]) == 100
-    expert, novice = (sum(one.success for one in runs[role]) / 100 for role in ("expert", "novice"))
-    assert expert >= 0.95
-    assert 0.1 <= novice <= expert - 0.3
-    marks = [category for one in runs["expert"] for category, _ in one.marks]
-    assert 0.3 <= sum(category is not None for category in marks) / len(marks) <= 0.7
-    assert set().union(*map(top, runs["expert"])) == set(Category)
-    assert all(3 <= len(one.replies) <= get(env).max_rounds for one in runs["expert"])
-    assert len({thought for one in runs["expert"] for thought in one.replies}) > 200
-
-
-def top(one: Played) -> set[Category | None]:
-    """The categories that the budget of 30 % takes."""
-    ranks = gold_ranks([(step, weight) for step, (category, weight) in enumerate(one.marks, 1) if category])
-    return {one.marks[step - 1][0] for step, rank in ranks.items() if rank <= max(1, len(one.marks) * 3 // 10)}
 
 
 def test_two_episodes_of_one_seed_are_the_same() -> None:
