@@ -13,7 +13,7 @@ import pytest
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.table import get
 from atlas_ray.environments.tools import academia, movie, sheet, todo, weather
-from atlas_ray.environments.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, read_action, same_answer
+from atlas_ray.environments.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, agrees, read_action
 from atlas_ray.environments.tools.grid import Desk, Sheet, label, position
 from tests.test_environments import play, world
 
@@ -108,7 +108,7 @@ def test_errors_are_told_in_agentgyms_form() -> None:
     ],
 )
 def test_answers(given: object, expected: object, same: bool) -> None:
-    assert same_answer(given, expected) is same
+    assert agrees(given, expected) is same
 
 
 # --- data ---

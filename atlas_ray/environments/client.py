@@ -13,7 +13,15 @@ from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
-from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, LocalSession, Opening, Session, StepResult
+from atlas_ray.environments.protocol import (
+    MALFORMED,
+    EnvironmentSpec,
+    LocalSession,
+    Opening,
+    Session,
+    StepResult,
+    same_answer,
+)
 from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
@@ -180,12 +188,12 @@ class HttpSession:
         """
         assert self._task is not None
         text = await lease.reset(self.spec.index(self._task.item_id))
-        same = same_text(text, self._opening)
+        same = same_answer(text, self._opening)
         for action, before in self._played:
             if not same:
                 break
             again = await lease.step(action)
-            same = same_text(again.observation, before.observation)
+            same = same_answer(again.observation, before.observation)
             same &= (again.reward, again.done) == (before.reward, before.done)
         if not same:
             await self._drop()
@@ -213,8 +221,3 @@ def check_address(name: str, server: str) -> None:
     """
     if not server.startswith(("http://", "https://")):
         raise UserError(f"the server {server!r} of {name} is no address", "write http://HOST:PORT")
-
-
-def same_text(one: str, other: str) -> bool:
-    """Whether two observations agree but for the order of their lines."""
-    return sorted(one.splitlines()) == sorted(other.splitlines())

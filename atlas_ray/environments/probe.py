@@ -11,8 +11,8 @@ import time
 from dataclasses import dataclass, replace
 
 from atlas_ray.environments import table
-from atlas_ray.environments.client import check_address, same_text
-from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.environments.client import check_address
+from atlas_ray.environments.protocol import EnvironmentSpec, same_answer
 from atlas_ray.environments.wire import Fault, Lease, Wire
 from atlas_ray.errors import UserError
 
@@ -92,7 +92,7 @@ def _compare(once: list[tuple[str, float]], again: list[tuple[str, float]]) -> s
     if once == again:
         return "exact"
     for turn, ((a, reward), (b, other)) in enumerate(zip(once, again, strict=False)):
-        if not same_text(a, b) or reward != other:
+        if not same_answer(a, b) or reward != other:
             return f"differs after {turn} actions"
     return "lines in another order" if len(once) == len(again) else "differs in length"
 

@@ -224,7 +224,7 @@ def shown(result: Any) -> str:
     return f"Observation: {text}\nGive me one action."
 
 
-def same_answer(given: Any, expected: Any) -> bool:
+def agrees(given: Any, expected: Any) -> bool:
     """Whether an answer is the expected one: numbers to a tenth's half, text but for case, lists in any order."""
     if isinstance(given, list) and not isinstance(expected, list) and len(given) == 1:
         given = given[0]

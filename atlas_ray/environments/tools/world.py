@@ -13,7 +13,7 @@ from typing import Any
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
-from atlas_ray.environments.tools.core import FINISH, FORMAT_ERROR, Toolbox, ToolError, read_action, same_answer, shown
+from atlas_ray.environments.tools.core import FINISH, FORMAT_ERROR, Toolbox, ToolError, agrees, read_action, shown
 from atlas_ray.types import Category
 
 PLAN, SEEN = Category.PLAN_CREATION, Category.CRITICAL_OBSERVATION
@@ -44,7 +44,7 @@ class Call:
 
 def finish(answer: Any, why: str, *wrong: Any) -> Call:
     """The last call of a solution, a decision unless it only says "done"; `wrong` are answers that a novice gives."""
-    others = tuple({"answer": other} for other in wrong if not same_answer(other, answer))
+    others = tuple({"answer": other} for other in wrong if not agrees(other, answer))
     return Call(FINISH, {"answer": answer}, why, ACT if answer != "done" else None, others)
 
 
@@ -78,7 +78,7 @@ class ToolTask:
 
 def judge_answer(expected: Any) -> Callable[[Any, Any], float]:
     """The reward for an answer alone."""
-    return lambda _, answer: float(answer is not None and same_answer(answer, expected))
+    return lambda _, answer: float(answer is not None and agrees(answer, expected))
 
 
 def collect(count: int, name: str, draw: Callable[[random.Random], ToolTask | None]) -> tuple[ToolTask, ...]:
