@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts lint format clean
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts lint format clean
 
 setup: $(STAMP)
 
@@ -26,6 +26,10 @@ paper: setup
 
 table1 table2 table3 table4 table5 table6 table7 figure2: setup
 	$(RUN) $(OPTIONS) --only $@
+
+# Every environment of the paper, built in, with a tiny model; held in and held out apart.
+fourteen: setup
+	$(BIN)/atlas run jobs/fourteen.yaml $(OPTIONS)
 
 # The expert trajectories, into the hub's cache; counts what is there.
 data: setup

@@ -26,12 +26,12 @@ from atlas_ray.types import Category, Task, split_react
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
-BUILT_IN = (*LAPTOP, "babyai", "pddl", "webshop", *TOOLS)
-SMOOTH = (*LAPTOP, "pddl", "webshop", *TOOLS)  # without babyai, whose plans take a while
+BUILT_IN = (*LAPTOP, "babyai", "pddl", "webshop", "jericho", *TOOLS)
+SMOOTH = (*LAPTOP, "pddl", "webshop", "jericho", *TOOLS)  # without babyai, whose plans take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
 # test tasks that the fast set plays; all tasks of the others
-PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100} | dict.fromkeys(TOOLS, 100)
+PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(TOOLS, 100)
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 
@@ -83,7 +83,7 @@ def world(env: str):
 @pytest.mark.parametrize("env", [*SMOOTH, pytest.param("babyai", marks=pytest.mark.slow)])
 def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
     spec = get(env)
-    assert spec.n_test >= {"maze": 70, "pddl": 60, "webshop": 200}.get(env, 100)
+    assert spec.n_test >= {"maze": 70, "pddl": 60, "webshop": 200, "jericho": 40}.get(env, 100)
     assert spec.n_train >= {"babyai": 810, "webshop": 3930, "weather": 311, "movie": 215}.get(env, 140)
     tasks = spec.tasks("test") + spec.tasks("train")
     simulator = world(env)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from atlas_ray.environments import blocksworld, maze, textcraft, wordle
 from atlas_ray.environments.babyai import world as babyai
+from atlas_ray.environments.jericho import world as jericho
 from atlas_ray.environments.pddl import world as pddl
 from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession
 from atlas_ray.environments.tools import (
@@ -115,7 +116,14 @@ _ROWS = (
         n_train=sheet_tasks.N_TRAIN,
         n_test=sheet_tasks.N_TEST,
     ),
-    EnvironmentSpec("jericho", "out", 15, "progress", "last"),
+    EnvironmentSpec(
+        *("jericho", "out", jericho.MAX_ROUNDS, "progress", "last"),
+        instruction=jericho.INSTRUCTION,
+        world=jericho.Jericho,
+        n_train=jericho.N_TRAIN,
+        n_test=jericho.N_TEST,
+        extra="jericho",
+    ),
     EnvironmentSpec(
         *("pddl", "out", 30, "progress", "last"),
         instruction=pddl.INSTRUCTION,
