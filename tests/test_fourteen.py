@@ -119,11 +119,11 @@ async def test_the_doctor_knows_every_dialect(name: str) -> None:
 
 
 async def test_the_doctor_tells_order_from_difference(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = iter(["a\nb", "x", "x", "b\na", "x", "x"] + ["z"] * 99)
+    texts = iter(["a\nb", "x", "x", "x", "b\na", "x", "x", "x"] + ["z"] * 99)
     monkeypatch.setattr("tests.agentgym.Game.text", property(lambda self: next(texts)))
     async with running(AgentGym("jericho").app()) as url:
         assert (await probe(url, "jericho")).replay == "lines in another order"
-    texts = iter(["a", "x", "x", "a", "x", "y"] + ["z"] * 99)
+    texts = iter(["a", "x", "x", "x", "a", "x", "y", "x"] + ["z"] * 99)
     async with running(AgentGym("jericho").app()) as url:
         assert (await probe(url, "jericho")).replay == "differs after 2 actions"
 

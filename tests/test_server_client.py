@@ -340,7 +340,7 @@ async def test_probe():
         for name in BUILT_IN:
             found = await probe(url, name)
             tasks = {"maze": "0 to 215", "pddl": "0 to 359", "blocksworld": "0 to 383", "babyai": "0 to 4096 at least"}
-            tasks |= {"weather": "0 to 499", "webshop": "0 to 4096 at least"} | dict.fromkeys(
+            tasks |= {"weather": "0 to 499", "webshop": "0 to 4096 at least", "jericho": "0 to 199"} | dict.fromkeys(
                 ("movie", "todo", "academia", "sheet"), "0 to 399"
             )
             assert (found.ok, found.reachable, found.replay) == (True, "yes", "exact")
