@@ -6,7 +6,7 @@
 engine decodes a token every 10 ms for each of its 64 sequences, an environment takes 20 ms; replies and episodes differ
 in length. `predicted_*`: what the simulator says of a run's turns a second, against the run: sleeping engines with room
 for all, sleeping engines that a queue waits for, and a tiny model on vLLM. Its costs are measured on other shapes:
-CPU on one sleeping engine, decoding on vLLM with 1 and 24 episodes.
+CPU on one sleeping engine, decoding on vLLM with 16 and 96 episodes, the prediction for 48.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from bench.rollouts import write_model
 TOKEN_SECONDS, ENVIRONMENT_SECONDS = 0.01, 0.02
 REPLY, TURNS, SPREAD = 40, 10, 0.5
 IN_FLIGHT, WAVES = 64, 4
-VLLM_TOKENS, VLLM_MANY, VLLM_RUN = 24, 24, 64
+VLLM_TOKENS, VLLM_FEW, VLLM_RUN, VLLM_MANY = 24, 16, 48, 96
 
 
 @dataclass(frozen=True)
@@ -181,20 +181,21 @@ def sleeping_predictions(one: Run) -> list[Entry]:
     return entries
 
 
-def vllm_prediction(folder: str) -> Entry:
-    """A tiny model: decoding as measured with 1 and with 24 episodes in flight, the prediction for 64."""
-    pools = {}
-    config = EngineConfig(max_num_seqs=VLLM_RUN)
-    with RolloutPool(EngineSpec("tiny", folder, config), in_flight=VLLM_RUN) as pool:
-        play(pool, VLLM_RUN, 0.0, VLLM_TOKENS)
-        for number in (1, VLLM_MANY, VLLM_RUN):
-            pool.load(EngineSpec("tiny", folder, config))
-            pools[number] = [play(pool, number, 0.0, VLLM_TOKENS) for _ in range(1 if number > 1 else 3)][-1]
-    few, many, real = pools[1], pools[VLLM_MANY], pools[VLLM_RUN]
-    # Seconds a token of one sequence: step + step_each * sequences; reading is within them.
-    alone, together = few.seconds / few.tokens, many.seconds * VLLM_MANY / many.tokens
-    each = (together - alone) / (VLLM_MANY - 1)
-    costs = Costs(alone - each, each, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, start=0.0)
+def vllm_prediction(folder: str, runs: int) -> Entry:
+    """A tiny model: decoding as measured with few and with many episodes in flight, the prediction for others."""
+    config = EngineConfig(max_num_seqs=VLLM_MANY)
+    shapes = {VLLM_FEW: list[Run](), VLLM_RUN: list[Run](), VLLM_MANY: list[Run]()}
+    with RolloutPool(EngineSpec("tiny", folder, config), in_flight=VLLM_MANY) as pool:
+        play(pool, VLLM_MANY, 0.0, VLLM_TOKENS)
+        for _ in range(runs):
+            for number, found in shapes.items():
+                pool.load(EngineSpec("tiny", folder, config))  # empties the prefix cache
+                found.append(play(pool, number, 0.0, VLLM_TOKENS))
+    few, real, many = (sorted(found, key=lambda run: run.rate)[runs // 2] for found in shapes.values())
+    # Seconds a step: step + step_each * sequences; reading and orchestration are within them.
+    slow, fast = (run.seconds * run.episodes / run.tokens for run in (many, few))
+    each = (slow - fast) / (VLLM_MANY - VLLM_FEW)
+    costs = Costs(fast - VLLM_FEW * each, each, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, start=0.0)
     load = Load(VLLM_RUN, TURNS, real.tokens / real.turns, 0.0, 0.0, 0.0)
     print(f"vLLM: a step takes {1000 * costs.step:.2f} ms and {1000 * each:.3f} ms a sequence")
     return predicted("vllm", costs, load, Cluster(1, 0, VLLM_RUN, VLLM_RUN), real)
@@ -211,7 +212,7 @@ def main() -> None:
     entries += sleeping_predictions(one)
     with tempfile.TemporaryDirectory() as folder:
         write_model(folder)
-        entries.append(vllm_prediction(folder))
+        entries.append(vllm_prediction(folder, args.runs))
     write_bench("scaling", entries)
 
 
