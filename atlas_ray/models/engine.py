@@ -76,12 +76,13 @@ class VllmPolicy:
 
     Attributes:
         usage: Of all replies so far.
+        under_way: Requests that the engine works at or holds.
         chat: How the model's conversations are written; once started.
         context: Tokens that a conversation may have; once started.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
-        self.spec, self.usage = spec, Usage()
+        self.spec, self.usage, self.under_way = spec, Usage(), 0
         self._numbers = count()
         self._engine: AsyncLLM | None = None
 
@@ -209,19 +210,18 @@ class VllmPolicy:
         return [-logprob for logprob in output.prompt_logprobs.logprobs]
 
     async def _ask(self, ids: Sequence[int], params: SamplingParams) -> Any:
-        """The engine's one answer to a request.
-
-        Raises:
-            ModelFailure: If the engine fails.
-        """
+        """The engine's one answer to a request; `ModelFailure` if the engine fails."""
         if self._engine is None:
             raise ModelFailure("the engine is closed")
+        self.under_way += 1
         try:
             # One output alone (FINAL_ONLY); cancelling this task ends the request as well.
             stream = self._engine.generate({"prompt_token_ids": list(ids)}, params, str(next(self._numbers)))
             [output] = [output async for output in stream]
         except Exception as error:
             raise ModelFailure(f"the engine failed: {_short(error)}") from error
+        finally:
+            self.under_way -= 1
         if output.outputs[0].finish_reason not in ("stop", "length"):
             raise ModelFailure(f"the engine gave a request up ({output.outputs[0].finish_reason})")
         return output

@@ -68,6 +68,11 @@ class Backlog:
             heapq.heappush(self._due, (time.monotonic() + pause, next(self._numbers), attempt))
 
     @property
+    def waiting(self) -> int:
+        """Attempts that are to be made again."""
+        return len(self._due) + len(self._suspects)
+
+    @property
     def next_due(self) -> float | None:
         """When the next failed attempt is to be made again, on the monotonic clock."""
         return self._due[0][0] if self._due else None

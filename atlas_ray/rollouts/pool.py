@@ -18,6 +18,7 @@ from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
+from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
 from atlas_ray.types import Episode, StopReason
@@ -114,6 +115,7 @@ class RolloutPool:
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
+        self._meter = Meter()
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
             self._await_starts()
@@ -150,6 +152,7 @@ class RolloutPool:
                 for seat, attempt, end in self._next_event(backlog.next_due):
                     episode = self._settle(attempt, seat, end)
                     backlog.land(attempt, again=episode is None)
+                    self._meter.show("atlas_attempts_waiting", backlog.waiting)
                     if episode is not None:
                         yield attempt.request, episode
         finally:
@@ -215,6 +218,7 @@ class RolloutPool:
         import ray
 
         seats, self._seats = self._seats, []
+        self._count_ready()
         if not ray.is_initialized():
             return
         closing = [seat.actor.close.remote() for seat in seats if seat.ready]
@@ -255,6 +259,7 @@ class RolloutPool:
         if self._seats[seat.index] is not seat:
             return
         self.restarts += 1
+        self._meter.count("atlas_replica_deaths")
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > self._max_restarts:
             reason = " ".join(str(error).split())[:500]
@@ -265,6 +270,10 @@ class RolloutPool:
         _log.warning("replica %d (process %s) died and is started again", seat.index, seat.pid)
         ray.kill(seat.actor)
         self._seats[seat.index] = self._seat(seat.index)
+        self._count_ready()
+
+    def _count_ready(self) -> None:
+        self._meter.show("atlas_replicas_ready", sum(seat.ready for seat in self._seats))
 
     def _await_starts(self) -> None:
         while not all(seat.ready for seat in self._seats):
@@ -289,6 +298,7 @@ class RolloutPool:
             return []
         if error is None:
             seat.pid = event.future.result()
+            self._count_ready()
         elif is_death(error) or self.restarts:
             # What a dead replica held, such as memory of a GPU, may not be free at once.
             self._replace(seat, error)

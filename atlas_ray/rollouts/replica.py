@@ -22,6 +22,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.runs.cluster import AGAIN
 from atlas_ray.types import Episode, Task
 
@@ -52,8 +53,8 @@ class EpisodeRequest:
     group: str | None = None
 
 
-# A policy may also have `load(spec)` (goes on as another), `close()`, and `dead` (it broke for good: the replica is
-# replaced).
+# A policy may also have `load(spec)` (goes on as another), `close()`, `under_way` (requests that it works at), and
+# `dead` (it broke for good: the replica is replaced).
 PolicySpec = ModelSpec[Policy]
 
 
@@ -78,6 +79,7 @@ class Replica:
         self._playing: dict[int, asyncio.Task[Episode]] = {}
         self._ended: list[tuple[int, Episode | AtlasError]] = []
         self._some = asyncio.Event()
+        self._meter = Meter(replica=str(os.getpid()))
 
     async def start(self) -> int:
         """Makes the policy.
@@ -100,6 +102,7 @@ class Replica:
         for number, request in requests:
             task = self._playing[number] = asyncio.create_task(self._episode(request))
             task.add_done_callback(partial(self._land, number))
+        self._show()
 
     async def ended(self) -> list[tuple[int, Episode | AtlasError]]:
         """Episodes that have ended and were not told of yet, or why one cannot be played; waits for the first."""
@@ -122,16 +125,23 @@ class Replica:
     def _land(self, number: int, task: asyncio.Task[Episode]) -> None:
         """Keeps what an episode ended with until somebody asks."""
         del self._playing[number]
+        self._show()
         if task.cancelled():
             return
         error = task.exception()
         if error is None:
+            self._meter.episode(task.result())
             self._ended.append((number, task.result()))
         elif isinstance(error, AtlasError):
             self._ended.append((number, error))
         else:
             self._ended.append((number, AtlasError(f"a replica failed: {type(error).__name__}: {error}", AGAIN)))
         self._some.set()
+
+    def _show(self) -> None:
+        """Tells how much is under way."""
+        self._meter.show("atlas_episodes_in_flight", len(self._playing))
+        self._meter.show("atlas_requests_under_way", getattr(self._policy, "under_way", 0))
 
     async def _episode(self, request: EpisodeRequest) -> Episode:
         """Plays one episode, in a session of its own.
