@@ -66,7 +66,13 @@ DIALECTS: dict[str, Dialect] = {
         reward_key="score", reset_fields=("observation", "reward", "score", "deleted", "done"), pays_once=True
     ),
     "sciworld": Dialect(reward_key="score", opening="description"),
-    "alfworld": Dialect(index_key="game", reset_body={"world_type": "Text"}, opening="actions", closes=False),
+    "alfworld": Dialect(
+        index_key="game",
+        reset_body={"world_type": "Text"},
+        reset_fields=("id", "observation"),
+        opening="actions",
+        closes=False,
+    ),
     "weather": _TOOL,
     "movie": _TOOL,
     "todo": _TOOL,

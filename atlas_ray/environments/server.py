@@ -198,7 +198,15 @@ class _Desk:
             done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
             return {self._dialect.observation_key: episode.result.observation, **done}
         score = ("score",) if self._dialect.reward_key == "score" else ()
-        return _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
+        answer = _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
+        return answer | self._actions(episode.world)
+
+    def _actions(self, world: World, reset: bool = False) -> dict[str, Any]:
+        """What alfworld tells beside the text."""
+        if self._dialect.opening != "actions":
+            return {}
+        told = {"available_actions": list(getattr(world, "available_actions", ()))}
+        return told | ({"task_type": getattr(world, "task_type", "")} if reset else {})
 
     async def _close(self, request: web.Request) -> bool:
         form = await _body(request, self._id_form)
@@ -238,10 +246,12 @@ class _Desk:
         except UserError:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
+        if self._dialect.opening == "actions":  # the client joins them to it
+            text = text.rsplit("\nAVAILABLE ACTIONS: ", 1)[0]
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
         if self._dialect.bare:
             return [text, None] if self._dialect.paged else text
-        return _fields(episode.result, self._dialect.reset_fields, number)
+        return _fields(episode.result, self._dialect.reset_fields, number) | self._actions(episode.world, reset=True)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()

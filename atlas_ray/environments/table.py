@@ -9,6 +9,8 @@ import difflib
 from typing import TYPE_CHECKING
 
 from atlas_ray.environments import blocksworld, maze, textcraft, wordle
+from atlas_ray.environments.alfworld import house
+from atlas_ray.environments.alfworld import world as alfworld
 from atlas_ray.environments.babyai import world as babyai
 from atlas_ray.environments.jericho import world as jericho
 from atlas_ray.environments.pddl import world as pddl
@@ -43,7 +45,14 @@ _ROWS = (
         n_test=N_TEST,
         extra="webshop",
     ),
-    EnvironmentSpec("alfworld", "in", 30, "success", "last"),
+    EnvironmentSpec(
+        *("alfworld", "in", alfworld.MAX_ROUNDS, "success", "last"),
+        instruction=alfworld.INSTRUCTION,
+        world=alfworld.AlfWorld,
+        n_train=house.N_TRAIN,
+        n_test=house.N_TEST,
+        extra="alfworld",
+    ),
     EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01, replay="tolerant"),
     EnvironmentSpec(
         *("wordle", "in", 8, "success", "first"),
