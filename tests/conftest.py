@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,15 @@ import pytest_asyncio
 if TYPE_CHECKING:
     from atlas_ray.models.engine import VllmPolicy
     from tests.fake_endpoint import FakeEndpoint
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of an environment that is not built in: one whose world is taken away."""
+    from atlas_ray.environments.table import ENVIRONMENTS
+
+    monkeypatch.setitem(ENVIRONMENTS, "sciworld", replace(ENVIRONMENTS["sciworld"], world=None))
+    return "sciworld"
 
 
 @pytest.fixture(scope="session")

@@ -60,7 +60,6 @@ def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> Non
         (["trajectories", "stats", "missing.json"], 2, ["missing.json"]),
         (["collect", "--set", "envs=[mazes]", "--dry-run"], 2, ["mazes", "maze"]),
         (["evaluate", "--set", "models.a=b", "--set", "tasks.mase=3", "--dry-run"], 2, ["mase", "maze"]),
-        (["evaluate", "--set", "models.a=b", "--set", "tasks.alfworld=3", "--dry-run"], 2, ["alfworld"]),
         (["run", "nowhere.yaml"], 2, ["nowhere.yaml"]),
         (["status", "nothing-here"], 2, ["nothing-here"]),
         (["serve", "maze", "--host", "0.0.0.0"], 2, ["ATLAS_SERVER_TOKEN"]),

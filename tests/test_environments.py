@@ -26,12 +26,12 @@ from atlas_ray.types import Category, Task, split_react
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
-BUILT_IN = (*LAPTOP, "babyai", "pddl", "webshop", "jericho", *TOOLS)
-SMOOTH = (*LAPTOP, "pddl", "webshop", "jericho", *TOOLS)  # without babyai, whose plans take a while
+BUILT_IN = (*LAPTOP, "babyai", "alfworld", "pddl", "webshop", "jericho", *TOOLS)
+SMOOTH = (*LAPTOP, "pddl", "webshop", "jericho", *TOOLS)  # the others take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
 # test tasks that the fast set plays; all tasks of the others
-PLAYED = {"babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(TOOLS, 100)
+PLAYED = {"alfworld": 6, "babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(TOOLS, 100)
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 
@@ -347,11 +347,11 @@ def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], m
     ]
 
 
-def test_an_unknown_environment_names_the_closest() -> None:
+def test_an_unknown_environment_names_the_closest(elsewhere: str) -> None:
     with pytest.raises(UserError) as caught:
         get("textcrat")
     assert "textcraft" in caught.value.remedy
     with pytest.raises(UserError):
-        local_session("alfworld")
+        local_session(elsewhere)
     with pytest.raises(UserError):
-        ScriptedPolicy("expert").open(Task("alfworld", "alfworld_1"), [], Sampling())
+        ScriptedPolicy("expert").open(Task(elsewhere, f"{elsewhere}_1"), [], Sampling())

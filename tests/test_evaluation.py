@@ -178,9 +178,9 @@ def test_a_plan_in_words(tmp_path: Path) -> None:
     assert f"{2 * 3 * (8 * 15 + 6 * 8):,} replies" in lines[2]
 
 
-def test_an_environment_without_a_server_is_refused(tmp_path: Path) -> None:
+def test_an_environment_without_a_server_is_refused(tmp_path: Path, elsewhere: str) -> None:
     with pytest.raises(UserError, match="not built in"):
-        stage.evaluate(config(tmp_path, {"a": "x"}, tasks={"alfworld": 2}))
+        stage.evaluate(config(tmp_path, {"a": "x"}, tasks={elsewhere: 2}))
 
 
 def test_instructions_from_a_data_set(tmp_path: Path) -> None:

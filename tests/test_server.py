@@ -170,8 +170,9 @@ def test_serving_to_others_needs_a_token(host, token):
 
 
 @pytest.mark.parametrize(
-    ("names", "words"), [([], "no environment"), (["mase"], "'mase'"), (["alfworld"], "not built in")]
+    ("names", "words"), [([], "no environment"), (["mase"], "'mase'"), (["sciworld"], "not built in")]
 )
+@pytest.mark.usefixtures("elsewhere")
 def test_what_cannot_be_served(names, words):
     with pytest.raises(UserError, match=words):
         create_app(names)

@@ -246,7 +246,8 @@ class LocalSession:
         return result
 
     async def close(self) -> None:
-        pass
+        if close := getattr(self._world, "close", None):  # what holds more than memory of its own
+            close()
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:
