@@ -119,7 +119,9 @@ def test_the_worlds_share_a_small_language() -> None:
     assert len(words) <= 300
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
+@pytest.mark.parametrize(
+    "env", [pytest.param(env, marks=pytest.mark.slow if env == "alfworld" else ()) for env in BUILT_IN]
+)
 def test_an_episode_depends_on_its_seeds_alone(env: str) -> None:
     code = (
         "import asyncio, json, sys; sys.path[:0] = json.loads(sys.argv[1]); from tests import test_environments as t\n"

@@ -117,6 +117,7 @@ class Engine:
             write(house, path)
             self._env.load(str(path))
             self._state = self._env.reset()
+        _forget()
         self._commands = self._named()
         return _ordered(self._state.feedback)
 
@@ -130,6 +131,7 @@ class Engine:
         if command not in self._commands:
             return "Nothing happens.", False
         self._state, _, _ = self._env.step(self._commands[command])
+        _forget()
         self._commands = self._named()
         text = _ordered(self._state.feedback)
         return _WORDS[1][0].sub(_WORDS[1][1], text), bool(self._state["won"])
@@ -184,6 +186,14 @@ def _library() -> Any:
 def _give_back(library: Any) -> None:
     library.cleanup()
     _LIBRARIES.append(library)
+
+
+def _forget() -> None:
+    """Lets go of the parsers' last failures, whose tracebacks would keep whoever plays."""
+    from textworld.envs.pddl import logic, textgen
+
+    for parser in (logic._PARSER, textgen._PARSER):
+        parser._initialize_caches()
 
 
 @contextlib.contextmanager
