@@ -21,6 +21,7 @@ from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
+from atlas_ray.runs.placement import PLACE, gpus, require
 from atlas_ray.types import Episode, StopReason
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
@@ -94,6 +95,7 @@ class RolloutPool:
         restarts: Replicas replaced so far.
 
     Raises:
+        UserError: If the cluster has no room for them.
         AtlasError: If the replicas do not start.
     """
 
@@ -116,6 +118,8 @@ class RolloutPool:
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         self._meter = Meter()
+        self._gpus = spec.gpus if gpus() else 0
+        require({"CPU": 1, "GPU": self._gpus}, replicas, "engine replicas", PLACE)
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
             self._await_starts()
@@ -240,7 +244,7 @@ class RolloutPool:
         replica: Any = ray.remote(Replica)
         actor = replica.options(
             num_cpus=1,
-            num_gpus=self._spec.gpus if ray.cluster_resources().get("GPU") else 0,
+            num_gpus=self._gpus,
             max_concurrency=_CALLS,
             scheduling_strategy="SPREAD",
         ).remote(self._spec, self._environments, self._limits)

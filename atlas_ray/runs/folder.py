@@ -32,6 +32,7 @@ from atlas_ray.runs.tables import Record, TableSpec
 FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
+_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives the process of a job
 
 
 class RunFolder:
@@ -52,18 +53,22 @@ class RunFolder:
             remedy = "give a path or an s3:// or gs:// URI"
             raise UserError(f"cannot open the run folder {uri!r}: {error}", remedy) from None
 
+    def _info(self, what: Any) -> Any:
+        with _explained(self.uri, "reach"):
+            return self._fs.get_file_info(what)
+
     def child(self, *names: str) -> RunFolder:
         """A folder below this one."""
         return RunFolder("/".join([self.uri.rstrip("/"), *names]))
 
     def has(self, name: str) -> bool:
         """Whether a file of that name lies here."""
-        return self._fs.get_file_info(self._path(name)).type == pafs.FileType.File
+        return bool(self._info(self._path(name)).type == pafs.FileType.File)
 
     def children(self) -> list[RunFolder]:
         """The folders below this one."""
         selector = pafs.FileSelector(self._root, allow_not_found=True)
-        found = [i for i in self._fs.get_file_info(selector) if i.type == pafs.FileType.Directory]
+        found = [i for i in self._info(selector) if i.type == pafs.FileType.Directory]
         return [self.child(i.base_name) for i in sorted(found, key=lambda i: i.base_name)]
 
     @property
@@ -83,6 +88,11 @@ class RunFolder:
             UserError: If it holds a run of another configuration (the differing keys are named).
         """
         resolved = _identity(config)
+        if _JOB in os.environ and "://" not in self.uri and not Path(self.uri).is_absolute():
+            raise UserError(
+                f"{self.uri!r} is relative: in a job it would lie in a node's copy of the working directory",
+                "give an absolute path that all nodes share, or an s3:// or gs:// URI (--run; a recipe's `runs`)",
+            )
         if clean:
             self.delete()
         if self.exists:
@@ -98,7 +108,9 @@ class RunFolder:
         try:
             self._fs.create_dir(self._root, recursive=True)
         except OSError as error:
-            raise UserError(f"cannot write to {self.uri}: {error}", "choose another run folder") from None
+            raise UserError(
+                f"cannot write to {self.uri}: {_first(error)}", "choose another run folder, or check its credentials"
+            ) from None
         self.write_json("manifest.json", _manifest(resolved, stage))
 
     def finish(self, **figures: Any) -> None:
@@ -129,9 +141,12 @@ class RunFolder:
             self._fs.create_dir(str(PurePosixPath(self._path(name)).parent), recursive=True)
             if isinstance(self._fs, pafs.LocalFileSystem):
                 partial = self._path(f"{name}.{uuid.uuid4().hex}.partial")
-                with self._fs.open_output_stream(partial) as stream:
-                    stream.write(content)
-                os.replace(partial, self._path(name))
+                try:
+                    with self._fs.open_output_stream(partial) as stream:
+                        stream.write(content)
+                    os.replace(partial, self._path(name))
+                finally:
+                    Path(partial).unlink(missing_ok=True)  # what a full disk left of it
             else:
                 with self._fs.open_output_stream(self._path(name)) as stream:
                     stream.write(content)
@@ -236,12 +251,17 @@ class ShardWriter(Generic[Record]):
 
 
 @contextmanager
-def _explained(uri: str) -> Iterator[None]:
+def _explained(uri: str, verb: str = "write to") -> Iterator[None]:
     """Turns a storage error into one sentence with a remedy."""
     try:
         yield
     except OSError as error:
-        raise AtlasError(f"cannot write to {uri}: {error}", "check space and permissions, then run again") from error
+        remedy = "check space, permissions and the address, then run again"
+        raise AtlasError(f"cannot {verb} {uri}: {_first(error)}", remedy) from error
+
+
+def _first(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 # Where a stage runs changes nothing about its results, so these keys may differ on resume.

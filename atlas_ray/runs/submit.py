@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -43,6 +44,7 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
     """
     import asyncio
 
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     if stage not in JOBS:
@@ -52,6 +54,8 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
         raise UserError("the jobs folder lies beside the package only in a source tree", "submit from a clone")
     try:
         client = JobSubmissionClient(address)
+    except AuthenticationError:
+        raise _not_let_in(address) from None
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no cluster answers at {address or 'RAY_API_SERVER_ADDRESS'}: {str(error).splitlines()[0]}",
@@ -66,6 +70,8 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
                 "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
             },
         )
+    except AuthenticationError:
+        raise _not_let_in(address) from None
     except (OSError, RuntimeError) as error:
         why = str(error).splitlines()[0]
         raise AtlasError(f"the cluster at {client.get_address()} does not take the job: {why}", "try again") from None
@@ -79,5 +85,25 @@ def submit(stage: str, arguments: Sequence[str], address: str | None, wait: bool
     asyncio.run(follow())
     info = client.get_job_info(job)
     if info.status != JobStatus.SUCCEEDED:
-        raise AtlasError(f"job {job} ended as {info.status}: {info.message}", f"ray job logs {job} shows all of it")
+        kind = UserError if info.driver_exit_code == UserError.exit_code else AtlasError
+        code = "" if info.driver_exit_code is None else f" with exit code {info.driver_exit_code}"
+        why = last_error(info.message or "")
+        raise kind(f"job {job} ended as {info.status.value}{code}: {why}", f"ray job logs {job} shows all of it")
     return job
+
+
+def last_error(message: str) -> str:
+    """What the command said last of its own, in a job's message; else that message's last line."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    own = [line.partition("atlas: ")[2] for line in lines if "atlas: " in line]
+    return (own or lines or ["no message"])[-1]
+
+
+def _not_let_in(address: str | None) -> UserError:
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    missing = os.environ.get("RAY_AUTH_MODE") != "token" or not given
+    return UserError(
+        f"the cluster at {address or 'RAY_API_SERVER_ADDRESS'} asks for a token: "
+        + ("none was sent" if missing else "the one that was sent is wrong"),
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token",
+    )

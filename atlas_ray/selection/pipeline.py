@@ -18,6 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.runs import placement
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
@@ -172,9 +173,11 @@ def _perplexity(
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
     # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
     refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
-    gpus = ray.cluster_resources().get("GPU", 0)
+    gpus = placement.gpus()
     # A whole number of workers to a GPU, lest the last ones find no room.
     share = 1 / ceil(selector.workers / gpus) if gpus else 0.0
+    remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"
+    placement.require({"CPU": 1, "GPU": share}, selector.workers, "scoring workers", remedy)
     scored = from_arrow_refs(refs).map_batches(
         _PerplexityWorker,
         fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), share),

@@ -31,6 +31,7 @@ import pyarrow.fs as pafs
 
 from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.runs import placement
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import TRAJECTORIES
@@ -204,16 +205,9 @@ def _fit(job: Job, corpus: Corpus) -> int:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
     if len(ray.nodes()) == 1:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for nodes that may be taken away
-    have = ray.cluster_resources()
-    use_gpu = have.get("GPU", 0) > 0 if config.use_gpu is None else config.use_gpu
-    need = {"CPU": config.workers * config.cpus_per_worker} | ({"GPU": config.workers} if use_gpu else {})
-    for resource, amount in need.items():
-        if have.get(resource, 0) < amount:
-            console.print(
-                f"waiting for {amount} {resource}: the cluster has {have.get(resource, 0):g} now; stop with Ctrl-C and "
-                "lower `workers` or `cpus_per_worker` if it will not grow",
-                style="yellow",
-            )
+    use_gpu = placement.gpus() > 0 if config.use_gpu is None else config.use_gpu
+    need = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
+    placement.require(need, config.workers, "training workers", "lower workers or cpus_per_worker, or add nodes")
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config={

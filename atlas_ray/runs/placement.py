@@ -1,0 +1,104 @@
+"""Whether a cluster can hold what a stage needs, said before the stage holds anything.
+
+Flows in: bundles (the CPUs and GPUs that one actor takes, on one node) and the cluster's nodes; flows out: nothing, or
+a sentence with what was asked for, what the cluster has, and what to change. What others hold counts as the cluster's:
+they will give it back.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from atlas_ray.errors import UserError
+
+Resources = Mapping[str, float]
+
+PLACE = "lower engine.replicas or engine.tensor_parallel, or add nodes (ray.num_cpus where Ray runs here alone)"
+
+_log = logging.getLogger(__name__)
+_KINDS = ("CPU", "GPU")
+_JOIN_SECONDS = 30.0  # that nodes of a cluster which is only starting may take to join
+
+
+def fits(bundle: Resources, count: int, nodes: Iterable[Resources]) -> bool:
+    """Whether so many bundles fit, each on one node."""
+    return sum(_room(bundle, node) for node in nodes) >= count
+
+
+def require(bundle: Resources, count: int, what: str, remedy: str) -> None:
+    """Returns once the cluster has room for all bundles, or an autoscaler may make it.
+
+    Args:
+        bundle: What one of them takes, e.g. CPU 1 and GPU 4.
+        count: How many.
+        what: Their name, for people, e.g. "engine replicas".
+        remedy: What to change where they do not fit.
+
+    Raises:
+        UserError: If they cannot be placed, nor after the half minute that further nodes may take to join.
+    """
+    import ray
+
+    require_within(
+        bundle, count, what, remedy, lambda: [n["Resources"] for n in ray.nodes() if n["Alive"]], _node_groups()
+    )
+
+
+def require_within(
+    bundle: Resources,
+    count: int,
+    what: str,
+    remedy: str,
+    nodes: Callable[[], Sequence[Resources]],
+    groups: Sequence[tuple[Resources, int]],
+    seconds: float | None = None,
+) -> None:
+    """The same for nodes and an autoscaler's groups (a node's resources, most nodes) that the caller names."""
+    until = time.monotonic() + (_JOIN_SECONDS if seconds is None else seconds)
+    asked = f"{count} {what} of {_told(bundle)} each"
+    while not fits(bundle, count, here := nodes()):
+        if sum(_room(bundle, node) * most for node, most in groups) >= count:
+            _log.warning("%s: the cluster has %s now, and its autoscaler is asked for more", asked, _have(here))
+            return
+        if time.monotonic() >= until:
+            may = (
+                f"; its autoscaler may add {_have([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
+            )
+            raise UserError(f"cannot place {asked}: the cluster has {_have(here)}{may}", remedy)
+        time.sleep(min(1.0, max(0.0, until - time.monotonic())))
+
+
+def gpus() -> float:
+    """GPUs that the cluster has, or else may add."""
+    import ray
+
+    held = float(ray.cluster_resources().get("GPU", 0.0))
+    return held or sum(node.get("GPU", 0.0) * most for node, most in _node_groups())
+
+
+def _room(bundle: Resources, node: Resources) -> int:
+    """How many bundles one node holds."""
+    return min((int(node.get(kind, 0.0) / need + 1e-9) for kind, need in bundle.items() if need), default=sys.maxsize)
+
+
+def _told(resources: Resources) -> str:
+    return " and ".join(f"{resources[k]:g} {k}" for k in _KINDS if resources.get(k)) or "nothing"
+
+
+def _have(nodes: Iterable[Resources]) -> str:
+    """E.g. "2 nodes of 8 CPU and 4 GPU, 1 node of 2 CPU"."""
+    counts = Counter(_told(node) for node in nodes)
+    return ", ".join(f"{n} node{'s' if n > 1 else ''} of {told}" for told, n in counts.items()) or "no nodes"
+
+
+def _node_groups() -> list[tuple[Resources, int]]:
+    """An autoscaler's kinds of node, with the most that it may start; none where Ray reports none."""
+    from ray._private.state import state  # the one place where Ray tells
+
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config is not None else ()
+    return [(dict(g.resources), g.max_count if g.max_count >= 0 else sys.maxsize) for g in groups]

@@ -1,0 +1,63 @@
+"""What cannot be placed is said before a stage holds anything."""
+
+from __future__ import annotations
+
+import pytest
+
+from atlas_ray.config import EngineConfig
+from atlas_ray.errors import UserError
+from atlas_ray.models.engine import EngineSpec
+from atlas_ray.rollouts.pool import RolloutPool
+from atlas_ray.runs import placement
+from atlas_ray.runs.placement import fits, require_within
+
+ENGINE = {"CPU": 1, "GPU": 4}
+
+
+@pytest.mark.parametrize(
+    ("count", "nodes", "placed"),
+    [
+        (1, [{"CPU": 8, "GPU": 4}], True),
+        (2, [{"CPU": 8, "GPU": 4}], False),
+        (1, [{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}], False),  # a tensor-parallel group stays on one node
+        (3, [{"CPU": 8, "GPU": 8}, {"CPU": 1, "GPU": 4}, {"CPU": 16}], True),  # a mixed cluster
+        (1, [{"GPU": 4}], False),  # GPUs without a CPU beside them
+        (1, [], False),
+    ],
+)
+def test_every_bundle_needs_one_node(count: int, nodes: list[dict[str, float]], placed: bool) -> None:
+    assert fits(ENGINE, count, nodes) is placed
+
+
+def test_fractions_of_a_gpu_add_up() -> None:
+    assert fits({"CPU": 1, "GPU": 1 / 3}, 3, [{"CPU": 3, "GPU": 1}])
+    assert not fits({"CPU": 1, "GPU": 1 / 3}, 4, [{"CPU": 4, "GPU": 1}])
+
+
+def test_the_message_has_what_was_asked_what_there_is_and_what_to_change() -> None:
+    nodes = [{"CPU": 8, "GPU": 2}, {"CPU": 8, "GPU": 2}, {"CPU": 4}]
+    with pytest.raises(UserError) as refused:
+        require_within(ENGINE, 2, "engine replicas", "lower it", lambda: nodes, [({"CPU": 8, "GPU": 2}, 9)], 0)
+    assert str(refused.value) == (
+        "cannot place 2 engine replicas of 1 CPU and 4 GPU each: the cluster has 2 nodes of 8 CPU and 2 GPU,"
+        " 1 node of 4 CPU; its autoscaler may add 9 nodes of 8 CPU and 2 GPU\n  lower it"
+    )
+    assert refused.value.exit_code == 2
+
+
+def test_an_autoscaler_that_may_add_enough_is_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    require_within(ENGINE, 2, "engine replicas", "", lambda: [{"CPU": 2}], [({"CPU": 8, "GPU": 4}, 2)], 0)
+    assert "1 node of 2 CPU now, and its autoscaler is asked for more" in caplog.text
+
+
+def test_nodes_that_are_joining_are_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement.time, "sleep", lambda _: None)
+    seen = iter([[], [{"CPU": 2}], [{"CPU": 8, "GPU": 4}]])
+    require_within(ENGINE, 1, "engine replicas", "", lambda: next(seen), [])
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_pool_that_cannot_be_placed_starts_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(placement, "_JOIN_SECONDS", 0.0)
+    with pytest.raises(UserError, match="cannot place 99 engine replicas of 1 CPU each: the cluster has 1 node of 4"):
+        RolloutPool(EngineSpec("none", "no-such-model", EngineConfig()), replicas=99)
