@@ -110,7 +110,9 @@ def _policies() -> list[dict[str, Any]]:
         "egress": [names, https | {"ports": [{"port": 443, "protocol": "TCP"}]}],
     }
     # Ray's own ports: the cluster's pods, and the operator that submits and watches
-    operator = {"namespaceSelector": {}, "podSelector": {"matchLabels": {"app.kubernetes.io/name": "kuberay"}}}
+    labelled = ["kuberay", "kuberay-operator"]  # as kustomize and as Helm label the operator
+    label = {"key": "app.kubernetes.io/name", "operator": "In", "values": labelled}
+    operator = {"namespaceSelector": {}, "podSelector": {"matchExpressions": [label]}}
     ray = {
         "podSelector": {"matchLabels": {"ray.io/cluster": "atlas"}},
         "policyTypes": ["Ingress"],

@@ -1,0 +1,83 @@
+"""cluster/local/nodes.sh: nodes in network namespaces that can be killed and cut off, and leave nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+NODES = Path(__file__).parents[1] / "cluster" / "local" / "nodes.sh"
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces want root and iproute2"
+)
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def namespaces() -> list[str]:
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return sorted(line.split()[0] for line in listed.splitlines())
+
+
+def processes(namespace: str) -> list[str]:
+    return subprocess.run(["ip", "netns", "pids", namespace], capture_output=True, text=True, check=True).stdout.split()
+
+
+@pytest.fixture
+def nodes(tmp_path: Path) -> Iterator[Run]:
+    """The script, with a `ray` in place of Ray's that starts one process, or fails while a file is there."""
+    ray = tmp_path / "ray"
+    ray.write_text(
+        f"#!/bin/sh\n[ ! -e {tmp_path}/broken ] || exit 1\nsleep 600 >/dev/null 2>&1 &\n"
+        f'echo "$RAY_AUTH_MODE $@" >> {tmp_path}/called\n'
+    )
+    ray.chmod(0o755)
+    with TemporaryDirectory() as short:
+        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_DIR": f"{short}/c"}
+
+        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([NODES, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+        yield run
+        run("down")
+
+
+def reach(namespace: str, address: str) -> str:
+    command = ["timeout", "5", "ip", "netns", "exec", namespace, "bash", "-c", f"exec 3<>/dev/tcp/{address}/9"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stderr
+
+
+def test_a_node_is_killed_another_cut_off_and_nothing_stays(nodes: Run, tmp_path: Path) -> None:
+    before = namespaces()
+    assert nodes("up", "3").returncode == 0
+    new = sorted(set(namespaces()) - set(before))
+    assert [name.rsplit("-", 1)[1] for name in new] == ["0", "1", "2", "net"]
+    calls = (tmp_path / "called").read_text().splitlines()
+    assert all(call.startswith("token start") for call in calls)  # token authentication, on every node
+    assert "--dashboard-host=127.0.0.1" in calls[0]
+    head = calls[1].split("--address=")[1].split(":")[0]
+    assert [len(processes(name)) for name in new[:3]] == [1, 1, 1]
+
+    assert nodes("up", "2").returncode == 2  # one cluster a folder
+    assert nodes("kill", "1").returncode == 0
+    assert [len(processes(name)) for name in new[:3]] == [1, 0, 1]
+
+    assert "refused" in reach(new[2], head)
+    assert nodes("cut", "2").returncode == 0
+    assert "unreachable" in reach(new[2], head)
+    assert len(processes(new[2])) == 1
+
+    assert nodes("down").returncode == 0
+    assert namespaces() == before
+
+
+def test_a_node_that_does_not_start_takes_the_others_away(nodes: Run, tmp_path: Path) -> None:
+    before = namespaces()
+    (tmp_path / "broken").touch()
+    assert nodes("up", "2").returncode != 0
+    assert namespaces() == before
