@@ -45,7 +45,7 @@ from atlas_ray.types import Episode
 TASKS = {"textcraft": 50, "wordle": 50}
 REPLICAS, IN_FLIGHT, SERVERS, THINK_SECONDS = 2, 32, 2, 1.0
 SAMPLE_SECONDS = 10.0
-PACE = 0.6  # of the undisturbed rate of episodes, beside deaths on a small machine
+PACE = 0.9  # of the undisturbed rate of episodes, beside deaths
 
 
 class Thoughtful(ScriptedPolicy):
