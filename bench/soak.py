@@ -3,8 +3,9 @@
     python -m bench.soak [--minutes 30] [--every 60]
 
 A policy that thinks for a second plays text games over HTTP, on two replicas and two servers. Every 60 s one of the
-four is killed (SIGKILL); a dead server starts again at its address. Memory is each process's own share (PSS) of this
-one, Ray's, the replicas and the servers, every 10 s. Ends with what became of the episodes, and how memory grew.
+four is killed (SIGKILL); a dead server starts again at its address. Memory is what each process alone holds (USS: other
+Rays on the machine change what is shared), of this one, Ray's, the replicas and the servers, every 10 s. Ends with what
+became of the episodes, and how memory grew.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ from atlas_ray.types import Episode
 TASKS = {"textcraft": 50, "wordle": 50}
 REPLICAS, IN_FLIGHT, SERVERS, THINK_SECONDS = 2, 32, 2, 1.0
 SAMPLE_SECONDS = 10.0
-PACE = 0.6  # of the undisturbed rate of episodes, beside deaths on a small machine
+PACE = 0.9  # of the undisturbed rate of episodes, beside deaths
 
 
 class Thoughtful(ScriptedPolicy):
@@ -142,10 +143,11 @@ def memory() -> dict[str, float]:
     for process in [me, *me.children(recursive=True)]:
         try:
             words = " ".join(process.cmdline())
-            share = process.memory_full_info().pss / 1e6
+            share = process.memory_full_info().uss / 1e6
         except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
             continue
-        kind = "ray"
+        name = words.split(" ", 1)[0].rsplit("/", 1)[-1]
+        kind = name if name in ("raylet", "gcs_server") else "ray's agents"
         if process == me:
             kind = "driver"
         elif "environments.server" in words:
