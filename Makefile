@@ -17,10 +17,11 @@ quickstart: setup
 	$(BIN)/atlas run jobs/quickstart.yaml $(if $(LLM),--with llm) $(foreach s,$(SET),--set $(s))
 
 # The paper: all of it, one table, or Figure 2. SCALE=laptop plays the same graph on tiny models and built-in
-# environments; SEEDS=3 runs every arm three times; RAY_ADDRESS=http://HEAD:8265 submits it to a cluster.
+# environments; SEEDS=3 runs every arm three times; RAY_ADDRESS=http://HEAD:8265 RUNS=s3://BUCKET/runs submits it to a
+# cluster, whose nodes all have to see the run folders.
 RECIPE := jobs/paper$(if $(SCALE),-$(SCALE)).yaml
 RUN := $(BIN)/atlas $(if $(RAY_ADDRESS),submit run --address $(RAY_ADDRESS),run) $(RECIPE)
-OPTIONS = $(if $(SEEDS),--set seeds=$(SEEDS)) $(foreach s,$(SET),--set $(s))
+OPTIONS = $(if $(RUNS),--set runs=$(RUNS)) $(if $(SEEDS),--set seeds=$(SEEDS)) $(foreach s,$(SET),--set $(s))
 paper: setup
 	$(RUN) $(OPTIONS)
 
