@@ -216,8 +216,8 @@ def test_a_run_can_be_left_early(alone: dict[str, Episode]) -> None:
 
 
 def test_what_no_replica_can_do_is_said_at_once() -> None:
-    with RolloutPool(FixedSpec(Sleeper())) as pool, pytest.raises(UserError, match="has no task"):
-        play(pool, [EpisodeRequest(Task("maze", "maze_999"), Sampling(), seed=0)])
+    with RolloutPool(FixedSpec(Sleeper())) as pool, pytest.raises(UserError, match="no environment is called"):
+        play(pool, [EpisodeRequest(Task("nowhere", "nowhere_0"), Sampling(), seed=0)])
 
     class Broken:
         gpus = 0
