@@ -47,11 +47,18 @@ class Block:
 
     @property
     def file(self) -> str | None:
-        return next((word.removeprefix("file=") for word in self.info if word.startswith("file=")), None)
+        return self._named("file")
+
+    @property
+    def episode(self) -> str | None:
+        return self._named("episode")
 
     @property
     def marks(self) -> set[str]:
-        return {word for word in self.info[1:] if not word.startswith("file=")}
+        return {word for word in self.info[1:] if "=" not in word}
+
+    def _named(self, name: str) -> str | None:
+        return next((word.removeprefix(f"{name}=") for word in self.info if word.startswith(f"{name}=")), None)
 
 
 def blocks(page: Path) -> list[Block]:

@@ -13,7 +13,11 @@ from typing import Any
 
 import pytest
 
-from tests.docs_blocks import DOCS, ROOT, blocks, complaint, fail_at, run_block
+from atlas_ray.environments import table
+from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.scripted import ScriptedPolicy
+from tests.docs_blocks import DOCS, ROOT, Block, blocks, complaint, fail_at, run_block
 
 PAGES = sorted(DOCS.glob("*.md"))
 INDEX = DOCS / "index.md"
@@ -101,3 +105,31 @@ def test_every_equation_and_table_of_the_paper_has_a_row_with_its_code(item: str
     rows = [line for line in (DOCS / "paper-map.md").read_text().splitlines() if line.startswith(f"| {item} |")]
     assert len(rows) == 1
     assert "`atlas_ray." in rows[0]
+
+
+EPISODES = [b for page in PAGES for b in blocks(page) if b.episode]
+
+
+@pytest.mark.parametrize("block", EPISODES, ids=lambda b: b.episode)
+async def test_an_example_episode_is_what_the_expert_plays(block: Block) -> None:
+    """Line by line; one that ends in ` ...` is the beginning of one, or stands for some."""
+    name = str(block.episode)
+    try:
+        session = table.local_session(name)
+    except UserError as error:
+        pytest.skip(f"{error}: {error.remedy}")
+    (task,) = table.get(name).tasks("test", 1)
+    opening = await session.reset(task)
+    said = opening.observation.split("\n")
+    speaker = ScriptedPolicy("expert", 0).open(task, opening.messages(), Sampling())
+    for _ in range(3):
+        reply = (await speaker.speak(0)).text
+        result = await session.step(reply)
+        said += [*reply.split("\n"), *result.observation.split("\n")]
+        if result.done:
+            break
+    await session.close()
+    heard = iter(line.rstrip() for line in said)
+    for line in filter(None, map(str.rstrip, block.text.split("\n"))):
+        whole = line.removesuffix("...").rstrip()
+        assert any(found.startswith(whole) if line.endswith(" ...") else found == line for found in heard), line
