@@ -71,9 +71,12 @@ def test_a_run_that_is_closed_closes_its_sessions() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(POLICY))
+    # what runs in the background may have been started with interrupts ignored
+    before_this = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before_this))
     stalling = Stalling(200, then=signal.SIGINT)
 
     def config(url: str) -> EvaluateConfig:

@@ -153,7 +153,8 @@ class RolloutPool:
                     return
                 if not flying and seats and backlog.next_due is None:
                     raise ValueError("the source of requests waits, but no episode is under way")
-                for seat, attempt, end in self._next_event(backlog.next_due):
+                due = backlog.next_due if seats else None  # without a place, an event has to tell of one first
+                for seat, attempt, end in self._next_event(due):
                     episode = self._settle(attempt, seat, end)
                     backlog.land(attempt, again=episode is None)
                     self._meter.show("atlas_attempts_waiting", backlog.waiting)
