@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from atlas_ray.config import validate
@@ -192,6 +192,7 @@ _MADE = st.tuples(
 
 
 @given(st.lists(_MADE, min_size=1, max_size=4), st.sampled_from([".csv", ".jsonl"]))
+@example([({}, "0\r")], ".csv")
 def test_the_exported_table_comes_back_as_it_was(tmp_path_factory: Any, made: list[Any], kind: str) -> None:
     path = tmp_path_factory.mktemp("table") / f"table{kind}"
     given_ = [

@@ -50,7 +50,7 @@ def write_table(path: str | Path, selections: Iterable[Selection]) -> None:
     kind = _kind(path)
     out = io.StringIO(newline="")
     if kind == ".csv":
-        writer = csv.writer(out, lineterminator="\n")
+        writer = csv.writer(out, lineterminator="\r\n")  # csv quotes no lone \r where lines end in \n
         writer.writerow(_COLUMNS)
         writer.writerows(_cells(s) for s in selections)
     else:
