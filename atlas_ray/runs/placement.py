@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from atlas_ray.errors import UserError
+from atlas_ray.runs.progress import console
 
 Resources = Mapping[str, float]
 
@@ -59,7 +60,7 @@ def require_within(
 ) -> None:
     """The same for nodes and an autoscaler's groups (a node's resources, most nodes) that the caller names."""
     until = time.monotonic() + (_JOIN_SECONDS if seconds is None else seconds)
-    asked = f"{count} {what} of {_told(bundle)} each"
+    asked, said = f"{count} {what} of {_told(bundle)} each", False
     while not fits(bundle, count, here := nodes()):
         if sum(_room(bundle, node) * most for node, most in groups) >= count:
             _log.warning("%s: the cluster has %s now, and its autoscaler is asked for more", asked, _have(here))
@@ -69,6 +70,10 @@ def require_within(
                 f"; its autoscaler may add {_have([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
             )
             raise UserError(f"cannot place {asked}: the cluster has {_have(here)}{may}", remedy)
+        if not said:
+            left = until - time.monotonic()
+            console.print(f"waiting {left:.0f} s at most for {asked}: the cluster has {_have(here)}", style="yellow")
+            said = True
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))
 
 
