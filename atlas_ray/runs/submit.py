@@ -100,7 +100,8 @@ def last_error(message: str) -> str:
 
 
 def _not_let_in(address: str | None) -> UserError:
-    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ
+    file = Path.home() / ".ray" / "auth_token"  # where Ray looks where neither is set
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or file.exists()
     missing = os.environ.get("RAY_AUTH_MODE") != "token" or not given
     return UserError(
         f"the cluster at {address or 'RAY_API_SERVER_ADDRESS'} asks for a token: "
