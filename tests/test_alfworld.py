@@ -21,7 +21,8 @@ from atlas_ray.environments.alfworld import game
 from atlas_ray.environments.alfworld.game import Engine
 from atlas_ray.environments.alfworld.house import N_TEST, N_TRAIN, PLACES, TYPES, House, Type, houses, kind
 from atlas_ray.environments.alfworld.search import Memory, plan
-from atlas_ray.environments.alfworld.world import ACTIONS, AlfWorld
+from atlas_ray.environments.alfworld.world import AlfWorld
+from atlas_ray.environments.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.table import get
 from atlas_ray.errors import UserError
 
@@ -105,7 +106,7 @@ def test_the_texts_are_alfworlds_in_agentgyms_names(monkeypatch: pytest.MonkeyPa
         "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a countertop 1,"
         " a diningtable 1, a fridge 1, a microwave 1, and a sinkbasin 1."
         "\nYour task is to: heat some plate and put it in cabinet."
-        + ACTIONS
+        + AVAILABLE_ACTIONS
         + ",".join(f"go to {one}" for one in KITCHEN)
         + ",help,inventory,look"
     )

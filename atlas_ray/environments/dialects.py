@@ -50,6 +50,9 @@ class Dialect:
     pays_once: bool = False
 
 
+# what AgentGym's client of alfworld puts between the first observation and the actions
+AVAILABLE_ACTIONS = "\nAVAILABLE ACTIONS: "
+
 GENERIC = Dialect()
 _TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)
 

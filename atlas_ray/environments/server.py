@@ -22,7 +22,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError, create_model
 
 from atlas_ray.environments import table
-from atlas_ray.environments.dialects import DIALECTS, GENERIC
+from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import UserError
@@ -247,7 +247,7 @@ class _Desk:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
-            text = text.rsplit("\nAVAILABLE ACTIONS: ", 1)[0]
+            text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
         if self._dialect.bare:
             return [text, None] if self._dialect.paged else text

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from atlas_ray.environments.dialects import DIALECTS, GENERIC
+from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.wordle import vocabulary_text
 
@@ -114,7 +114,7 @@ class Lease:
                 case "description":
                     text = body["task_description"] + "\n" + body["observation"]
                 case "actions":
-                    text = body["observation"] + "\nAVAILABLE ACTIONS: " + ",".join(body["available_actions"])
+                    text = body["observation"] + AVAILABLE_ACTIONS + ",".join(body["available_actions"])
                 case _:
                     text = body["observation"]
         except (KeyError, TypeError):

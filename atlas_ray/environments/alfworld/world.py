@@ -12,6 +12,7 @@ from dataclasses import replace
 from atlas_ray.environments.alfworld.game import Engine, require
 from atlas_ray.environments.alfworld.house import TYPES, houses
 from atlas_ray.environments.alfworld.search import Errand, Memory, Stage, plan
+from atlas_ray.environments.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
@@ -37,7 +38,6 @@ Thought: your thought
 Action: your action"""
 
 MAX_ROUNDS = 30
-ACTIONS = "\nAVAILABLE ACTIONS: "  # AgentGym's client joins them to the first observation
 _SAME = (
     (re.compile(r"(?:put|move) (\w+ \d+) (?:in/on|in|on|into|onto|to) (\w+ \d+)"), r"put \1 in/on \2"),
     (re.compile(r"(?:toggle|use) (\w+ \d+)(?: \w+ \d+)?"), r"use \1"),
@@ -125,7 +125,7 @@ class AlfWorld:
         self._rounds, self._mistakes, self._failed = 0, 0, False
         self._end: StepResult | None = None
         text = "\n".join(intro.split("\n\n")[1:])  # without the greeting, as AgentGym's
-        return Opening(INSTRUCTION, text + ACTIONS + ",".join(self.available_actions))
+        return Opening(INSTRUCTION, text + AVAILABLE_ACTIONS + ",".join(self.available_actions))
 
     def step(self, action: str) -> StepResult:
         """Plays one action; one that is not possible changes nothing."""
