@@ -24,7 +24,6 @@ from typing import Any
 import psutil
 
 from atlas_ray.config import EngineConfig, RayConfig
-from atlas_ray.environments.protocol import LocalSession, StepResult
 from atlas_ray.environments.table import get
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Reply, Sampling
@@ -33,9 +32,9 @@ from atlas_ray.rollouts.pool import EpisodeRequest, PolicySpec, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.types import Task, Usage
 from bench.report import Entry, write_bench
-from bench.rollouts import write_model
+from bench.rollouts import STEP_SECONDS, SleepySession, write_model
 
-TOKEN_SECONDS, ENVIRONMENT_SECONDS = 0.01, 0.02
+TOKEN_SECONDS = 0.01
 REPLY, TURNS, SPREAD = 40, 10, 0.5
 IN_FLIGHT, WAVES = 64, 4
 VLLM_TOKENS, VLLM_FEW, VLLM_RUN, VLLM_MANY = 24, 16, 48, 96
@@ -77,14 +76,6 @@ class SleepingEngine:
 
     def hear(self, observation: str) -> None:
         pass
-
-
-class SleepySession(LocalSession):
-    """A built-in world that takes 20 ms a step."""
-
-    async def step(self, reply: str) -> StepResult:
-        await asyncio.sleep(ENVIRONMENT_SECONDS)
-        return await super().step(reply)
 
 
 @dataclass(frozen=True)
@@ -172,7 +163,7 @@ def predicted(name: str, costs: Costs, load: Load, cluster: Cluster, real: Run) 
 
 def sleeping_predictions(one: Run) -> list[Entry]:
     """Two shapes of sleeping engines, from the CPU costs of one engine."""
-    costs = Costs(TOKEN_SECONDS, 0.0, 0.0, one.actor, one.driver, ENVIRONMENT_SECONDS, 0.0, 0.0, start=0.0)
+    costs = Costs(TOKEN_SECONDS, 0.0, 0.0, one.actor, one.driver, STEP_SECONDS, 0.0, 0.0, start=0.0)
     entries = []
     for name, engines, sequences, in_flight in (("roomy", 2, 128, 128), ("queued", 4, 16, 48)):
         real = sleep(engines, sequences, in_flight)

@@ -1,8 +1,7 @@
 """What a run tells Ray's metrics (Prometheus), and so the dashboard in `cluster/grafana.json`.
 
 Flows in: finished episodes and how many are under way; flows out: counters and gauges, which Ray exports on every node
-as `ray_<name>` (a counter with `_total` behind it). A few calls an
-episode, none a turn or a token.
+as `ray_<name>` (a counter with `_total` behind it). A few calls an episode, none a turn or a token.
 """
 
 from __future__ import annotations
