@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import builtins
 import random
 
 import pytest
 
 from atlas_ray.environments.babyai.scene import LEVELS, Scene, load_level
 from atlas_ray.environments.babyai.world import BabyAI
-from atlas_ray.environments.table import get, local_session
-from atlas_ray.errors import UserError
+from atlas_ray.environments.table import get
 from tests.serving import recorded
 
 
@@ -105,17 +103,3 @@ def test_no_level_prints(capsys: pytest.CaptureFixture[str]) -> None:
     for level in range(1, len(LEVELS) + 1):
         load_level(level, 7)
     assert capsys.readouterr() == ("", "")
-
-
-def test_without_minigrid_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def no_minigrid(name: str, *args: object, **kwargs: object) -> object:
-        if name.startswith("minigrid"):
-            raise ModuleNotFoundError(name)
-        return real(name, *args, **kwargs)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(builtins, "__import__", no_minigrid)
-    with pytest.raises(UserError, match="needs minigrid") as caught:
-        local_session("babyai")
-    assert "pip install 'atlas-ray[babyai]'" in caught.value.remedy

@@ -7,6 +7,7 @@ sessions at once do not mix, another process repeats what one has seen, and what
 from __future__ import annotations
 
 import asyncio
+import builtins
 import gc
 import json
 import os
@@ -16,12 +17,15 @@ import sys
 import weakref
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.table import get, local_session
+from atlas_ray.environments.webshop.search import search_of
+from atlas_ray.errors import UserError
 from atlas_ray.types import Category
 from tests.test_environments import BUILT_IN, LAPTOP, PLAYED, REAL_ACTIONS, Played, all_played, play, world
 
@@ -215,3 +219,19 @@ def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
         check=True,
     )
     assert json.loads(done.stdout) == {env: [seen for *_, seen in runs] for env, runs in prefixes.items()}
+
+
+@pytest.mark.parametrize(("env", "module"), [("babyai", "minigrid"), ("jericho", "jericho"), ("webshop", "tantivy")])
+def test_a_missing_extra_names_its_installation(env: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    search_of.cache_clear()
+    true_import = builtins.__import__
+
+    def without(name: str, *rest: Any, **given: Any) -> Any:
+        if name.partition(".")[0] == module:
+            raise ImportError(name)
+        return true_import(name, *rest, **given)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(UserError, match=f"needs {module}") as caught:
+        local_session(env)
+    assert caught.value.remedy == f"pip install 'atlas-ray[{get(env).extra}]'"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import builtins
 import random
 import subprocess
 from pathlib import Path
@@ -16,7 +15,6 @@ pytest.importorskip("jericho", reason="pip install 'atlas-ray[jericho]'")
 from atlas_ray.environments.jericho.stories import STORIES, VARIANTS, story
 from atlas_ray.environments.jericho.world import Jericho, tasks
 from atlas_ray.environments.table import get
-from atlas_ray.errors import UserError
 
 FOLDER = Path(__file__).parents[1] / "atlas_ray" / "environments" / "jericho" / "stories"
 
@@ -117,20 +115,6 @@ def test_what_is_compiled_is_what_is_written(tmp_path: Path) -> None:
             data[0x12:0x18] = bytes(6)  # the date of compilation
             data[0x1C:0x1E] = bytes(2)  # the checksum, which hangs on it
         assert ours == theirs, f"{name}.inf has changed: compile it"
-
-
-def test_a_missing_extra_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "jericho":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError) as caught:
-        Jericho()
-    assert caught.value.remedy == "pip install 'atlas-ray[jericho]'"
 
 
 def test_agents_speak_of_what_is_due() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import random
 from dataclasses import replace
 from typing import Any
@@ -196,21 +195,6 @@ def test_a_larger_shop_has_the_same_tasks_and_more_to_find() -> None:
     assert small.reset(7).observation == large.reset(7).observation
     small.step("search[green tea]"), large.step("search[green tea]")
     assert small.state["html"] != large.state["html"]
-
-
-def test_a_missing_extra_names_its_installation(monkeypatch: pytest.MonkeyPatch) -> None:
-    search_of.cache_clear()
-    true_import = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "tantivy":
-            raise ImportError(name)
-        return true_import(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError) as caught:
-        WebShop()
-    assert caught.value.remedy == "pip install 'atlas-ray[webshop]'"
 
 
 # --- agents ---
