@@ -125,7 +125,7 @@ class Jericho:
         told = self._tell(f"zzvariant {task.variant}")
         while self._done < task.start:
             self._tell(self._due[0])
-        self._start, self._left = task.start, self._goals[self._done :]
+        self._start = task.start
         if task.start:
             told = f"{told.split(chr(10), maxsplit=1)[0]}\n\n{self._tell('look')}\n\n{self._tell('inventory')}"
         left = ", ".join(m.goal for m in self._story.milestones[task.start :] if m.goal)
@@ -209,11 +209,17 @@ class Jericho:
         return command, milestone, milestone.category if milestone else None
 
     def _decide(
-        self, rng: random.Random, command: str, milestone: Milestone | None, category: Category | None, said: Any
+        self,
+        rng: random.Random,
+        command: str,
+        milestone: Milestone | None,
+        category: Category | None,
+        said: Category | None,
     ) -> Decision:
+        """A decision for a command, marked as of one category and spoken as of one that may be another."""
         ahead = self._story.milestones[min(self._done, len(self._story.milestones) - 1)]
         goals = [m.goal for m in self._story.milestones[self._done :] if m.goal]
-        if milestone is None and said in (None, *(c for c in Category if c not in (PLAN, MEND))):
+        if milestone is None and said not in (PLAN, MEND):
             thought = rng.choice(_WAY).format(room=ahead.room, way=command)
         else:
             thought = rng.choice(_SAY[said]).format(goals=", then ".join(goals[:3]), why=ahead.why)
