@@ -20,7 +20,19 @@ from atlas_ray.environments.protocol import Opening, Session, StepResult
 from atlas_ray.types import Task
 
 TOOLS = ["weather", "movie", "todo", "academia", "sheet"]
-BUILT_IN = ["maze", "wordle", "textcraft", "blocksworld", "babyai", "pddl", "webshop", "alfworld", "jericho", *TOOLS]
+BUILT_IN = [
+    "maze",
+    "wordle",
+    "textcraft",
+    "blocksworld",
+    "babyai",
+    "pddl",
+    "webshop",
+    "alfworld",
+    "sciworld",
+    "jericho",
+    *TOOLS,
+]
 RECORDED = Path(__file__).parents[2] / "shared" / "data" / "agentgym"
 
 

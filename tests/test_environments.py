@@ -26,12 +26,14 @@ from atlas_ray.types import Category, Task, split_react
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
-BUILT_IN = (*LAPTOP, "babyai", "alfworld", "pddl", "webshop", "jericho", *TOOLS)
+BUILT_IN = (*LAPTOP, "babyai", "alfworld", "sciworld", "pddl", "webshop", "jericho", *TOOLS)
 SMOOTH = (*LAPTOP, "pddl", "webshop", "jericho", *TOOLS)  # the others take a while
 ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
 ALL += ("academia", "sheet", "jericho", "pddl")
 # test tasks that the fast set plays; all tasks of the others
-PLAYED = {"alfworld": 6, "babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(TOOLS, 100)
+PLAYED = {"alfworld": 6, "sciworld": 10, "babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(
+    TOOLS, 100
+)
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
 
 
@@ -80,11 +82,15 @@ def world(env: str):
     return made()
 
 
-@pytest.mark.parametrize("env", [*SMOOTH, pytest.param("babyai", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "env", [*SMOOTH, *(pytest.param(env, marks=pytest.mark.slow) for env in ("babyai", "sciworld"))]
+)
 def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
     spec = get(env)
     assert spec.n_test >= {"maze": 70, "pddl": 60, "webshop": 200, "jericho": 40}.get(env, 100)
-    assert spec.n_train >= {"babyai": 810, "webshop": 3930, "weather": 311, "movie": 215}.get(env, 140)
+    assert spec.n_train >= {"babyai": 810, "sciworld": 2120, "webshop": 3930, "weather": 311, "movie": 215}.get(
+        env, 140
+    )
     tasks = spec.tasks("test") + spec.tasks("train")
     simulator = world(env)
     assert len({simulator.reset(spec.index(task.item_id)).observation for task in tasks}) == len(tasks)
@@ -120,7 +126,7 @@ def test_the_worlds_share_a_small_language() -> None:
 
 
 @pytest.mark.parametrize(
-    "env", [pytest.param(env, marks=pytest.mark.slow if env == "alfworld" else ()) for env in BUILT_IN]
+    "env", [pytest.param(env, marks=pytest.mark.slow if env in ("alfworld", "sciworld") else ()) for env in BUILT_IN]
 )
 def test_an_episode_depends_on_its_seeds_alone(env: str) -> None:
     code = (
@@ -177,6 +183,7 @@ REAL_ACTIONS = (
     *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
     *("Action: get_projects with Action Input: {}", 'Action: finish with Action Input: {"answer": "yes"}'),
     *("search[red shirts]", "click[buy now]", "click[next >]", "search[", "search[text:*]"),
+    *("focus on agent", "pick up cup", "0", "open door to kitchen", "go to kitchen", "connect air to air", "wait"),
     *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
 )
 HUGE_ACTIONS = ["x" * 2**20, "get " * 2**18, "\ud800\x00", " " * 2**20, "craft 1 a using " + "1 a, " * 2**18]
@@ -345,7 +352,7 @@ def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], m
         *("out", "built", "in", "-", "300", "100", "15", "reward", "exact")
     ]
     assert [cell for cell in lines["sciworld"] if cell != "│"] == [
-        *("in", "a", "server", "-", "-", "-", "30", "reward", "tolerant")
+        *("in", "built", "in", "sciworld", "2120", "200", "30", "reward", "tolerant")
     ]
 
 

@@ -23,6 +23,7 @@ import psutil
 import pytest
 
 from atlas_ray.environments.protocol import gold_ranks
+from atlas_ray.environments.sciworld import machines
 from atlas_ray.environments.table import get, local_session
 from atlas_ray.environments.webshop.search import search_of
 from atlas_ray.errors import UserError
@@ -157,7 +158,9 @@ def test_any_reply_gets_an_answer_and_none_is_evaluated(env: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_what_is_closed_is_gone(env: str) -> None:
+def test_what_is_closed_is_gone(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
+
     async def use() -> list[weakref.ref]:
         sessions = [local_session(env) for _ in range(3)]
         for session in sessions:
@@ -166,11 +169,12 @@ def test_what_is_closed_is_gone(env: str) -> None:
         await asyncio.gather(*(session.close() for session in sessions))
         return [weakref.ref(session) for session in sessions]
 
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    before = set(psutil.Process().children(recursive=True))
     sessions = asyncio.run(use())
     gc.collect()
     assert [session() for session in sessions] == [None] * 3
-    assert {child.pid for child in psutil.Process().children(recursive=True)} <= before
+    _, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=30)
+    assert left == []
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
@@ -221,7 +225,10 @@ def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
     assert json.loads(done.stdout) == {env: [seen for *_, seen in runs] for env, runs in prefixes.items()}
 
 
-@pytest.mark.parametrize(("env", "module"), [("babyai", "minigrid"), ("jericho", "jericho"), ("webshop", "tantivy")])
+@pytest.mark.parametrize(
+    ("env", "module"),
+    [("babyai", "minigrid"), ("jericho", "jericho"), ("sciworld", "scienceworld"), ("webshop", "tantivy")],
+)
 def test_a_missing_extra_names_its_installation(env: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     search_of.cache_clear()
     true_import = builtins.__import__

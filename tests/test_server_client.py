@@ -341,12 +341,18 @@ async def test_probe():
         for name in BUILT_IN:
             found = await probe(url, name)
             tasks = {"maze": "0 to 215", "pddl": "0 to 359", "blocksworld": "0 to 383", "babyai": "0 to 4096 at least"}
-            tasks |= {"alfworld": "0 to 2619", "webshop": "0 to 4096 at least", "jericho": "0 to 199"}
+            tasks |= {
+                "alfworld": "0 to 2619",
+                "sciworld": "0 to 4096 at least",
+                "webshop": "0 to 4096 at least",
+                "jericho": "0 to 199",
+            }
             tasks |= {"weather": "0 to 499"} | dict.fromkeys(("movie", "todo", "academia", "sheet"), "0 to 399")
             assert (found.ok, found.reachable, found.replay) == (True, "yes", "exact")
             assert found.tasks == tasks.get(name, "0 to 599")
-        found = await probe(url, "sciworld")
-        assert (found.ok, found.tasks) == (False, "no: it serves no sciworld")
+    async with running(create_app(["maze", "wordle"])) as url:
+        found = await probe(url, "textcraft")
+        assert (found.ok, found.tasks) == (False, "no: it serves no textcraft")
     found = await probe(url, "maze")
     assert not found.ok
     assert found.reachable.startswith("no: ClientConnectorError")

@@ -54,6 +54,7 @@ class Dialect:
 AVAILABLE_ACTIONS = "\nAVAILABLE ACTIONS: "
 
 GENERIC = Dialect()
+_SCORED = ("observation", "reward", "score", "deleted", "done")
 _TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)
 
 DIALECTS: dict[str, Dialect] = {
@@ -65,10 +66,12 @@ DIALECTS: dict[str, Dialect] = {
     "blocksworld": GENERIC,
     "pddl": GENERIC,
     "jericho": GENERIC,
-    "babyai": Dialect(
-        reward_key="score", reset_fields=("observation", "reward", "score", "deleted", "done"), pays_once=True
+    "babyai": Dialect(reward_key="score", reset_fields=_SCORED, pays_once=True),
+    "sciworld": Dialect(
+        reward_key="score",
+        opening="description",
+        reset_fields=("task_name", "var_num", "task_description", *_SCORED),
     ),
-    "sciworld": Dialect(reward_key="score", opening="description"),
     "alfworld": Dialect(
         index_key="game",
         reset_body={"world_type": "Text"},

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -110,8 +110,8 @@ class EnvironmentSpec:
         reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
         instruction: What opens a conversation, where nothing else is given and the environment is built in.
         world: Makes the built-in simulator, or None where there is none.
-        n_train, n_test: Sizes of the built-in splits; test tasks are the first indices, train tasks the next.
-        left_out: Indices in neither split, for their first observation is another task's.
+        n_train, n_test: Sizes of the built-in splits; test tasks come first, train tasks next.
+        indices: Task indices in the order of the splits, or None for 0, 1, 2 and so on.
         extra: The extra of this package that the built-in world needs, or None.
         names_task: What of the first observation names the task, where the rest differs between servers or tellings:
             a pattern, whose last match counts. None: all of it.
@@ -130,7 +130,7 @@ class EnvironmentSpec:
     world: Callable[[], World] | None = None
     n_train: int = 0
     n_test: int = 0
-    left_out: frozenset[int] = frozenset()
+    indices: Callable[[], Iterable[int]] | None = None
     extra: str | None = None
     names_task: str | None = None
     replay: Literal["exact", "tolerant"] = "exact"
@@ -158,7 +158,7 @@ class EnvironmentSpec:
         first, size = (0, self.n_test) if split == "test" else (self.n_test, self.n_train)
         if limit is not None and limit > size:
             raise UserError(f"{self.name} has {size} {split} tasks, {limit} were asked for", "ask for fewer")
-        indices = (i for i in itertools.count() if i not in self.left_out)
+        indices = self.indices() if self.indices else itertools.count()
         chosen = itertools.islice(indices, first, first + (size if limit is None else limit))
         return [Task(self.name, f"{self.name}_{i}") for i in chosen]
 
@@ -246,8 +246,13 @@ class LocalSession:
         return result
 
     async def close(self) -> None:
-        if close := getattr(self._world, "close", None):  # what holds more than memory of its own
-            close()
+        close_world(self._world)
+
+
+def close_world(world: World) -> None:
+    """Ends what a world holds beside memory of its own: an interpreter, a Java machine."""
+    if close := getattr(world, "close", None):
+        close()
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:

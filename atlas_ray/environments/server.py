@@ -23,7 +23,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from atlas_ray.environments import table
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
-from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World
+from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import UserError
 
@@ -148,7 +148,10 @@ class _Desk:
         if self._dialect.bare:
             gets = _PAGES if self._dialect.paged else {"observation": lambda episode: episode.first}
             router.add_get(f"{prefix}/list_envs", self._answering(self._list))
-        if "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
+        if self._dialect.opening == "description":
+            gets["task_description"] = lambda episode: _described(episode.world)["task_description"]
+            gets["action_hint"] = lambda episode: getattr(episode.world, "hints", {})
+        elif "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
             gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
         if self._dialect.closes:
             posts["close"] = self._close
@@ -166,7 +169,8 @@ class _Desk:
         if self._dialect.create_body is not None:
             asked = await _body(request, self._create_form)
         if len(self._episodes) >= self._max:
-            self._episodes = {i: e for i, e in self._episodes.items() if now - e.used < self._idle}
+            for idle in [i for i, e in self._episodes.items() if now - e.used >= self._idle]:
+                self._drop(idle)
         if len(self._episodes) >= self._max:
             raise _Wrong(f"The server is full, it holds {self._max} environments.")
         number, episode = next(self._ids), _Episode(self._make(), now)
@@ -199,10 +203,12 @@ class _Desk:
             return {self._dialect.observation_key: episode.result.observation, **done}
         score = ("score",) if self._dialect.reward_key == "score" else ()
         answer = _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
-        return answer | self._actions(episode.world)
+        return answer | self._more(episode.world)
 
-    def _actions(self, world: World, reset: bool = False) -> dict[str, Any]:
-        """What alfworld tells beside the text."""
+    def _more(self, world: World, reset: bool = False) -> dict[str, Any]:
+        """What alfworld and sciworld tell beside the text."""
+        if self._dialect.opening == "description" and reset:
+            return _described(world)
         if self._dialect.opening != "actions":
             return {}
         told = {"available_actions": list(getattr(world, "available_actions", ()))}
@@ -210,7 +216,10 @@ class _Desk:
 
     async def _close(self, request: web.Request) -> bool:
         form = await _body(request, self._id_form)
-        return self._episodes.pop(getattr(form, self._dialect.id_key), None) is not None
+        known = self._drop(getattr(form, self._dialect.id_key))
+        if not known and self._dialect.opening == "description":
+            raise web.HTTPInternalServerError
+        return known
 
     async def _list(self, request: web.Request) -> list[int]:
         return list(self._episodes)
@@ -224,6 +233,13 @@ class _Desk:
             return look(episode)
 
         return answer
+
+    def _drop(self, number: int) -> bool:
+        """Ends an episode; whether there was one."""
+        episode = self._episodes.pop(number, None)
+        if episode:
+            close_world(episode.world)
+        return episode is not None
 
     def _answering(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
         """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
@@ -248,15 +264,18 @@ class _Desk:
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
+        if self._dialect.opening == "description":
+            text = text.removeprefix(f"{_described(episode.world)['task_description']}\n")
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
         if self._dialect.bare:
             return [text, None] if self._dialect.paged else text
-        return _fields(episode.result, self._dialect.reset_fields, number) | self._actions(episode.world, reset=True)
+        return _fields(episode.result, self._dialect.reset_fields, number) | self._more(episode.world, reset=True)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
         if episode is not None and now - episode.used >= self._idle:
-            episode = self._episodes.pop(number, None) and None
+            self._drop(number)
+            episode = None
         if episode is None:
             raise _Wrong(f"The id {number} is not valid.")
         episode.used = now
@@ -271,7 +290,12 @@ def _fields(result: StepResult, names: tuple[str, ...], number: int | None = Non
     known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
     # a built-in world's reward is the one so far, so it is its own score
     known |= {"progress": result.progress, "score": result.reward, "deleted": False}
-    return {name: known[name] for name in names if known[name] is not None}
+    return {name: known[name] for name in names if known.get(name) is not None}
+
+
+def _described(world: World) -> dict[str, Any]:
+    """What sciworld tells of a task."""
+    return getattr(world, "described", {"task_name": "", "var_num": 0, "task_description": ""})
 
 
 def _observation(episode: _Episode) -> str:

@@ -15,6 +15,8 @@ from atlas_ray.environments.babyai import world as babyai
 from atlas_ray.environments.jericho import world as jericho
 from atlas_ray.environments.pddl import world as pddl
 from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession
+from atlas_ray.environments.sciworld import tasks as sciworld_tasks
+from atlas_ray.environments.sciworld import world as sciworld
 from atlas_ray.environments.tools import (
     academia,
     academia_tasks,
@@ -53,7 +55,17 @@ _ROWS = (
         n_test=house.N_TEST,
         extra="alfworld",
     ),
-    EnvironmentSpec("sciworld", "in", 30, "reward", "last", reward_scale=0.01, replay="tolerant"),
+    EnvironmentSpec(
+        *("sciworld", "in", sciworld.MAX_ROUNDS, "reward", "last"),
+        reward_scale=0.01,
+        instruction=sciworld.INSTRUCTION,
+        world=sciworld.SciWorld,
+        n_train=sciworld_tasks.N_TRAIN,
+        n_test=sciworld_tasks.N_TEST,
+        indices=sciworld_tasks.paths,
+        extra="sciworld",
+        replay="tolerant",  # AgentGym's server; the built-in one repeats itself
+    ),
     EnvironmentSpec(
         *("wordle", "in", 8, "success", "first"),
         instruction=wordle.INSTRUCTION,
@@ -71,7 +83,7 @@ _ROWS = (
         world=babyai.BabyAI,
         n_train=861,
         n_test=112,
-        left_out=babyai.REPEATED,
+        indices=babyai.indices,
         extra="babyai",
     ),
     EnvironmentSpec(

@@ -5,7 +5,9 @@ A task is a level (index % 40 + 1) and its seed (index // 40), as on AgentGym's 
 
 from __future__ import annotations
 
+import itertools
 import random
+from collections.abc import Iterator
 from importlib import resources
 from typing import Any
 
@@ -36,8 +38,12 @@ Action: your action"""
 
 SEEDS = 10_000
 
-# Of the first 1,120 tasks, those whose first observation an earlier one has; they are in neither split.
-REPEATED = frozenset(map(int, resources.files(__package__).joinpath("repeated.txt").read_text("ascii").split()))
+
+def indices() -> Iterator[int]:
+    """The tasks of the splits: less those whose first observation an earlier one has."""
+    repeated = set(map(int, resources.files(__package__).joinpath("repeated.txt").read_text("ascii").split()))
+    return (index for index in itertools.count() if index not in repeated)
+
 
 _SAY = {
     Category.PLAN_CREATION: (
