@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import builtins
 import gc
+import itertools
 import json
 import os
 import random
@@ -27,10 +28,10 @@ from atlas_ray.environments.sciworld import machines
 from atlas_ray.environments.table import get, local_session
 from atlas_ray.environments.webshop.search import search_of
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category
+from atlas_ray.types import Category, Task
 from tests.test_environments import BUILT_IN, LAPTOP, PLAYED, REAL_ACTIONS, Played, all_played, play, world
 
-SESSIONS = 64
+SESSIONS, HEAVY = 64, ("alfworld", "sciworld")
 # the agents' shares of successes: at least, and apart by at least
 EXPERT, GAP = {"alfworld": 0.9}, {"blocksworld": 0.25}
 SLOW = [env for env, few in PLAYED.items() if few < min(100, get(env).n_test)]
@@ -177,20 +178,27 @@ def test_what_is_closed_is_gone(env: str, monkeypatch: pytest.MonkeyPatch) -> No
     assert left == []
 
 
-@pytest.mark.parametrize("env", BUILT_IN)
-def test_sessions_at_once_do_not_mix(env: str) -> None:
-    runs = all_played(env, "novice")[:SESSIONS]
+@pytest.mark.parametrize(
+    ("env", "sessions"),
+    [
+        *((env, 10 if env in HEAVY else SESSIONS) for env in BUILT_IN),
+        *(pytest.param(env, SESSIONS, marks=pytest.mark.slow) for env in HEAVY),
+    ],
+)
+def test_sessions_at_once_do_not_mix(env: str, sessions: int) -> None:
+    runs = list(itertools.islice(itertools.cycle(all_played(env, "novice")), sessions))
 
-    async def turns(n: int) -> list[str]:
+    async def turns(one: Played) -> list[str]:
         session = local_session(env)
-        seen = [(await session.reset(get(env).tasks("test")[n])).observation]
-        for reply in runs[n].replies:
+        seen = [(await session.reset(Task(env, one.task.rpartition("/")[2]))).observation]
+        for reply in one.replies:
             await asyncio.sleep(0)  # so that the sessions take turns
             seen.append((await session.step(reply)).observation)
+        await session.close()
         return seen
 
     async def at_once() -> list[list[str]]:
-        return list(await asyncio.gather(*(turns(n) for n in range(len(runs)))))
+        return list(await asyncio.gather(*map(turns, runs)))
 
     assert asyncio.run(at_once()) == [one.observations for one in runs]
 
