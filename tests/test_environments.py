@@ -23,6 +23,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.types import Category, Task, split_react
+from tests.absent import here
 
 LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
 TOOLS = ("weather", "movie", "todo", "academia", "sheet")
@@ -333,7 +334,7 @@ def test_the_table_scales_rewards_and_knows_what_is_built_in() -> None:
     assert get("sciworld").scale(100) == 1
     assert get("sciworld").scale(-100) == 0
     assert {name for name, spec in ENVIRONMENTS.items() if spec.world} == set(BUILT_IN)
-    for env in BUILT_IN:
+    for env in here(BUILT_IN):
         assert get(env).instruction == world(env).reset(0).instruction
 
 

@@ -29,6 +29,7 @@ from atlas_ray.environments.table import get, local_session
 from atlas_ray.environments.webshop.search import search_of
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Task
+from tests.absent import here
 from tests.test_environments import BUILT_IN, LAPTOP, PLAYED, REAL_ACTIONS, Played, all_played, play, world
 
 SESSIONS, HEAVY = 64, ("alfworld", "sciworld")
@@ -205,7 +206,7 @@ def test_sessions_at_once_do_not_mix(env: str, sessions: int) -> None:
 
 def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
     prefixes: dict[str, list[tuple[str, list[str], list[str]]]] = {}
-    for env in BUILT_IN:
+    for env in here(BUILT_IN):
         runs = all_played(env, "novice")
         for one in random.Random(env).sample(runs, min(5, len(runs))):
             length = random.Random(one.task).randint(1, len(one.replies))

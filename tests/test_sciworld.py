@@ -15,7 +15,9 @@ from atlas_ray.environments.sciworld.tasks import N_TEST, N_TRAIN, Game, aim, ga
 from atlas_ray.environments.sciworld.world import SciWorld
 from atlas_ray.environments.table import get
 from atlas_ray.errors import EnvironmentFailure, UserError
+from tests.absent import absent
 
+pytestmark = pytest.mark.skipif(absent("sciworld") is not None, reason=str(absent("sciworld")))
 FIND = games().index(Game("find-animal", 0))
 
 

@@ -21,6 +21,7 @@ from atlas_ray.environments.server import create_app
 from atlas_ray.environments.wordle import vocabulary_text
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task
+from tests.absent import here
 from tests.serving import BUILT_IN, expert_replies, play, recorded, remote, running
 
 
@@ -31,7 +32,7 @@ def _no_pauses(monkeypatch):
 
 @pytest.mark.parametrize("name", BUILT_IN)
 async def test_remote_episodes_equal_local_ones(name):
-    async with running(create_app(BUILT_IN)) as url, remote(name, url) as session:
+    async with running(create_app(here(BUILT_IN))) as url, remote(name, url) as session:
         for index in range(6):
             replies = expert_replies(name, index, noise=0.0 if index % 2 else 0.3)
             assert await play(session, index, replies) == await play(LocalSession(session.spec), index, replies)
@@ -337,8 +338,8 @@ async def test_instructions_are_the_worlds_own_or_given():
 
 
 async def test_probe():
-    async with running(create_app(BUILT_IN)) as url:
-        for name in BUILT_IN:
+    async with running(create_app(here(BUILT_IN))) as url:
+        for name in here(BUILT_IN):
             found = await probe(url, name)
             tasks = {"maze": "0 to 215", "pddl": "0 to 359", "blocksworld": "0 to 383", "babyai": "0 to 4096 at least"}
             tasks |= {
