@@ -281,6 +281,18 @@ def test_tables_mark_the_best_and_name_the_groups() -> None:
     assert "gold is better than base" in text
 
 
+def test_a_table_wider_than_the_screen_is_turned() -> None:
+    results = build_results(realistic())
+    texts = []
+    for width in (100, 40):
+        console = Console(width=width, record=True, file=io.StringIO())
+        print_tables(results, console)
+        texts.append(console.export_text().split("Selectors")[0])
+    assert [text.count("blocksworld") for text in texts] == [1, 1]
+    line = next(line.split() for line in texts[1].splitlines() if line.startswith("blocksworld"))
+    assert line[1:] == [row[4].text for row in success_table(results).rows]
+
+
 class _Page(HTMLParser):
     """Collects every tag with its attributes."""
 

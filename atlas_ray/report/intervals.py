@@ -63,7 +63,7 @@ def _student(freedom: int) -> float:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """A share in per cent, without the sign; a dash where there is none."""
-    return "–" if value is None else f"{100 * value:.{digits}f}"
+    return "–" if value is None else f"{100 * value:z.{digits}f}"  # z: no "-0"
 
 
 def limits(pair: Sequence[float]) -> str:

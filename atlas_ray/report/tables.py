@@ -232,7 +232,26 @@ def print_table(*tables: Table, console: Console | None = None) -> None:
     """Prints tables with their notes under them."""
     console = console or Console()
     for table in tables:
-        console.print(to_rich(table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
+        wide = _width(table) > console.width and len(table.columns) > len(table.rows) + 1
+        console.print(to_rich(turned(table) if wide else table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
+
+
+def turned(table: Table) -> Table:
+    """The same with a column a row, for where there are many columns."""
+    columns = [Column("", align="left"), *(Column(row[0].text) for row in table.rows)]
+    rows = [
+        [Cell(column.title, column.group), *(row[i] for row in table.rows)]
+        for i, column in enumerate(table.columns[1:], 1)
+    ]
+    return Table(table.title, columns, rows, table.notes)
+
+
+def _width(table: Table) -> int:
+    """Characters of a line where none is folded."""
+    found = 0
+    for column, *cells in zip(table.columns, *table.rows, strict=True):
+        found += 2 + max(map(len, (column.group, column.title, *(t for cell in cells for t in (cell.text, cell.note)))))
+    return found
 
 
 def to_rich(table: Table) -> RichTable:
