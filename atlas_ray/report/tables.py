@@ -233,7 +233,12 @@ def print_table(*tables: Table, console: Console | None = None) -> None:
     console = console or Console()
     for table in tables:
         wide = _width(table) > console.width and len(table.columns) > len(table.rows) + 1
-        console.print(to_rich(turned(table) if wide else table), *(Text(note, "dim") for note in table.notes), sep="\n", end="\n\n")
+        console.print(
+            to_rich(turned(table) if wide else table),
+            *(Text(note, "dim") for note in table.notes),
+            sep="\n",
+            end="\n\n",
+        )
 
 
 def turned(table: Table) -> Table:
