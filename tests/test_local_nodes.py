@@ -40,8 +40,9 @@ def nodes(tmp_path: Path) -> Iterator[Run]:
     with TemporaryDirectory() as short:
         environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_DIR": f"{short}/c"}
 
-        def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-            return subprocess.run([NODES, *arguments], env=environment, capture_output=True, text=True, check=False)
+        def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+            own = environment | settings
+            return subprocess.run([NODES, *arguments], env=own, capture_output=True, text=True, check=False)
 
         yield run
         run("down")
@@ -72,8 +73,22 @@ def test_a_node_is_killed_another_cut_off_and_nothing_stays(nodes: Run, tmp_path
     assert "unreachable" in reach(new[2], head)
     assert len(processes(new[2])) == 1
 
+    # either joins again, without what was left of it
+    old = processes(new[2])
+    assert nodes("start", "1").returncode == nodes("start", "2").returncode == 0
+    assert [len(processes(name)) for name in new[:3]] == [1, 1, 1]
+    assert processes(new[2]) != old
+    assert "refused" in reach(new[2], head)
+    assert (tmp_path / "called").read_text().splitlines()[-1].startswith(f"token start --address={head}:")
+
     assert nodes("down").returncode == 0
     assert namespaces() == before
+
+
+def test_the_head_can_be_left_to_the_driver(nodes: Run, tmp_path: Path) -> None:
+    assert nodes("up", "2", NODES_HEAD_CPUS="0").returncode == 0
+    calls = (tmp_path / "called").read_text().splitlines()
+    assert [call.split("--num-cpus=")[1].split()[0] for call in calls] == ["0", "2"]
 
 
 def test_a_node_that_does_not_start_takes_the_others_away(nodes: Run, tmp_path: Path) -> None:

@@ -3,11 +3,13 @@
 #   nodes.sh up N            N nodes; node 0 is the head. Ends when all are there.
 #   nodes.sh kill NODE       SIGKILL to all of a node's processes
 #   nodes.sh cut NODE        its link goes down, its processes live on
+#   nodes.sh start NODE      a node that was killed or cut off (not the head) joins again, as a new one
 #   nodes.sh submit STAGE .. `atlas submit` within the head's namespace, where the dashboard is
 #   nodes.sh exec CMD ..     a command within the head's namespace
 #   nodes.sh down            all of it goes
 # NODES_DIR: folder of the cluster's files and the name's source (default /tmp/atlas-nodes): one cluster a folder. It must
-# be short: Ray's sockets lie in it, and their paths have 107 characters at most. NODES_CPUS: of each node (default 2).
+# be short: Ray's sockets lie in it, and their paths have 107 characters at most. NODES_CPUS: of each node (default 2);
+# NODES_HEAD_CPUS: of the head, 0 where nothing is to run there but the driver (default as the others).
 # Root is needed (ip netns). `atlas` and `ray` are those on PATH.
 set -eEuo pipefail
 DIR=${NODES_DIR:-/tmp/atlas-nodes}
@@ -23,8 +25,10 @@ unset RAY_ADDRESS
 within() { ip netns exec "$ID-$1" "${@:2}"; }
 
 node() {  # node I COMMAND: `ray start`, which Ray gives 30 s, too little on a busy machine
+    local cpus=${NODES_CPUS:-2}
+    (($1)) || cpus=${NODES_HEAD_CPUS:-$cpus}
     for _ in 1 2 3; do
-        if within "$1" "${@:2}" --node-ip-address="$NET.$(($1 + 1))" --num-cpus="${NODES_CPUS:-2}" \
+        if within "$1" "${@:2}" --node-ip-address="$NET.$(($1 + 1))" --num-cpus="$cpus" \
             --disable-usage-stats >"$DIR/node$1.log" 2>&1 </dev/null; then return; fi
         end "$1"
     done
@@ -54,13 +58,19 @@ up() {
         ip link add eth0 netns "$ID-$i" type veth peer name "p$i" netns "$ID-net"
         ip -n "$ID-net" link set "p$i" master bridge0 up
         ip -n "$ID-$i" addr add "$NET.$((i + 1))/24" dev eth0
-        ip -n "$ID-$i" link set eth0 up
         if ((i == 0)); then
+            ip -n "$ID-$i" link set eth0 up
             node 0 ray start --head --port=6379 --temp-dir="$DIR/ray" --dashboard-host=127.0.0.1 --dashboard-port=8265
         else
-            node "$i" ray start --address="$HEAD"
+            start "$i"
         fi
     done
+}
+
+start() {  # start I: what is left of the node ends first
+    end "$1"
+    ip -n "$ID-$1" link set eth0 up
+    node "$1" ray start --address="$HEAD"
 }
 
 down() {
@@ -75,8 +85,9 @@ case ${1:-} in
 up) up "${2:-2}" ;;
 down) down ;;
 kill) end "$2" ;;
+start) start "$2" ;;
 cut) ip -n "$ID-$2" link set eth0 down ;;
 submit) within 0 atlas submit "${@:2}" --address http://127.0.0.1:8265 ;;
 exec) within 0 "${@:2}" ;;
-*) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
