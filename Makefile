@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling lint format clean
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak lint format clean
 
 setup: $(STAMP)
 
@@ -74,6 +74,10 @@ bench-rollouts: setup
 # 1, 2 and 4 simulated engines, and the simulator of docs/scaling.md beside real runs; 10 minutes.
 bench-scaling: setup
 	$(BIN)/python -m bench.scaling $(BENCH)
+
+# Half an hour of kills on a cluster in network namespaces (root); shorter: BENCH="--minutes 3 --every 20".
+bench-soak: setup
+	$(BIN)/python -m bench.soak $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

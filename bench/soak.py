@@ -1,11 +1,19 @@
-"""Evaluation for many minutes while engine actors and environment servers are killed at random.
+"""Evaluation for many minutes while engine actors, environment servers and nodes are killed at random.
 
     python -m bench.soak [--minutes 30] [--every 60]
 
-A policy that thinks for a second plays text games over HTTP, on two replicas and two servers. Every 60 s one of the
-four is killed (SIGKILL); a dead server starts again at its address. Memory is what each process alone holds (USS: other
-Rays on the machine change what is shared), of this one, Ray's, the replicas and the servers, every 10 s. Ends with what
-became of the episodes, and how memory grew.
+A Ray cluster of three nodes in network namespaces (`cluster/local/nodes.sh`, with tokens; root is needed). A policy
+that thinks for a second plays text games; the driver and two environment servers run in the head's namespace, two
+replicas on the other nodes, which reach the servers over the bridge with our server's token. Every 60 s a replica, a
+server or a node is killed (SIGKILL), each as likely; a server starts again at its address, and a node joins again.
+
+Memory is what processes hold alone (USS: what other processes on the machine share does not count), of all processes in
+the namespaces by kind, every 10 s; this process, which watches, does not count. The total is taken only while all is
+there: a killed process counts anew from its start, so the total tells of leaks only as far as a life of some minutes
+does. The driver and Ray's processes on the head live throughout, and their growth is told apart: the driver is ours,
+the others are Ray's. Growth is along a straight line over the last two thirds of the time in which there are kills.
+
+Ends with what became of the episodes: each is wanted, came back and is written down exactly once, or it ends with 1.
 """
 
 from __future__ import annotations
@@ -15,147 +23,264 @@ import asyncio
 import json
 import os
 import random
+import secrets
+import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from atlas_ray.config import validate
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.table import get
-from atlas_ray.evaluation import stage
-from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.scripted import ScriptedPolicy, ScriptedSpeaker
-from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.environments.wire import TOKEN_VARIABLE
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.rollouts.episode import episode_id, run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.types import Episode
+from bench.report import Entry, write_bench
+from bench.soak_memory import LASTING, Sample, growth, measure
+from bench.soak_player import THINK_SECONDS
 
+ROOT = Path(__file__).parents[1]
 TASKS = {"textcraft": 50, "wordle": 50}
-REPLICAS, IN_FLIGHT, SERVERS, THINK_SECONDS = 2, 32, 2, 1.0
+REPLICAS, IN_FLIGHT, SERVERS, NODES = 2, 32, 2, 3
 SAMPLE_SECONDS = 10.0
-PACE = 0.9  # of the undisturbed rate of episodes, beside deaths
+PACE = 0.85  # of the undisturbed rate of episodes, beside deaths
+VICTIMS = ("replica", "server", "node")
 
 
-class Thoughtful(ScriptedPolicy):
-    """The scripted novice, a second a turn."""
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    """What became of the episodes.
 
-    def open(self, *given: Any) -> ScriptedSpeaker:
-        return _Slow(given[0], self.role, self.seed)
+    Attributes:
+        wanted, recorded: How many.
+        lost: Wanted ones that are not recorded.
+        twice: Ids that came back, or stand in the table, more than once.
+        strange: Recorded ones that nobody wanted.
+    """
+
+    wanted: int
+    recorded: int
+    lost: int
+    twice: int
+    strange: int
+
+    @property
+    def good(self) -> bool:
+        """Whether every episode is there, once."""
+        return not (self.lost or self.twice or self.strange)
 
 
-class _Slow(ScriptedSpeaker):
-    async def speak(self, seed: int) -> Reply:
-        await asyncio.sleep(THINK_SECONDS)
-        return await super().speak(seed)
+def account(wanted: set[str], returned: Sequence[str], recorded: Sequence[str]) -> Accounts:
+    """Counts ids: wanted, come back from the pool, and written down."""
+    again = {key for ids in (returned, recorded) for key, n in Counter(ids).items() if n > 1}
+    held = set(recorded)
+    return Accounts(len(wanted), len(held), len(wanted - held), len(again), len((held | set(returned)) - wanted))
+
+
+class Cluster:
+    """The nodes. Use it as a context manager: nothing of it stays, nor of what was started in it.
+
+    Attributes:
+        head: The head's address on the bridge.
+        environment: Of processes of the cluster.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        here = [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        self.environment = os.environ | {
+            "NODES_DIR": str(folder),
+            "NODES_HEAD_CPUS": "0",  # so that no replica lies beside the driver
+            "PATH": os.pathsep.join(here),
+            "PYTHONPATH": str(ROOT),
+            TOKEN_VARIABLE: secrets.token_hex(32),
+        }
+        self.head = self._name = ""
+
+    def command(self, *words: str) -> list[str]:
+        """`nodes.sh` with these words."""
+        return [str(ROOT / "cluster" / "local" / "nodes.sh"), *words]
+
+    def call(self, *words: str) -> str:
+        """Runs it.
+
+        Raises:
+            SystemExit: If it fails.
+        """
+        done = subprocess.run(
+            self.command(*words), env=self.environment, stdout=subprocess.PIPE, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"nodes.sh {' '.join(words)} failed")
+        return done.stdout.strip()
+
+    def begin(self, *words: str) -> subprocess.Popen[str]:
+        """Begins it."""
+        return subprocess.Popen(self.command(*words), env=self.environment, text=True)
+
+    def pids(self) -> Iterator[tuple[int, int]]:
+        """Node and process id of every process."""
+        for node in range(NODES):
+            listed = subprocess.check_output(["ip", "netns", "pids", f"{self._name}-{node}"], text=True)
+            yield from ((node, int(pid)) for pid in listed.split())
+
+    def on_head(self, *words: str) -> list[str]:
+        """A command that becomes these words in the head's namespace, under the same process id."""
+        return ["ip", "netns", "exec", f"{self._name}-0", *words]
+
+    def __enter__(self) -> Cluster:
+        try:
+            self.call("up", str(NODES))
+            self._name = self.call("exec", "ip", "netns", "identify").removesuffix("-0")
+            self.head = self.call("exec", "hostname", "-I").split()[0]
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # who is impatient shall not leave half of it behind
+        before = {one: signal.signal(one, signal.SIG_IGN) for one in (signal.SIGINT, signal.SIGTERM)}
+        subprocess.run(self.command("down"), env=self.environment, start_new_session=True, check=False)
+        for interrupt, handler in before.items():
+            signal.signal(interrupt, handler)
 
 
 class Server:
-    """One environment server in a process of its own."""
+    """One environment server in the head's namespace."""
 
-    def __init__(self) -> None:
-        self.port = 0
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster, self.port = cluster, 0
         self.start()
 
     def start(self) -> None:
-        """Starts it, at its old address if it had one."""
-        code = f"from atlas_ray.environments.server import serve; serve({list(TASKS)}, port={self.port})"
-        self.process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().split()[-1]
+        """Starts it, at its old address if it had one.
+
+        Raises:
+            SystemExit: If it does not start.
+        """
+        token = f"os.environ[{TOKEN_VARIABLE!r}]"
+        call = f"serve({list(TASKS)}, {self._cluster.head!r}, {self.port}, {token})"
+        words = [sys.executable, "-c", f"import os; from atlas_ray.environments.server import serve; {call}"]
+        environment = self._cluster.environment
+        self._process = subprocess.Popen(
+            self._cluster.on_head(*words), env=environment, stdout=subprocess.PIPE, text=True
+        )
+        assert self._process.stdout is not None
+        said = self._process.stdout.readline().split()
+        if not said:
+            raise SystemExit("an environment server does not start")
+        self.url = said[-1]
         self.port = int(self.url.rsplit(":", 1)[1])
 
     def kill(self) -> None:
         """Ends it without a word."""
-        self.process.kill()
-        self.process.wait()
-
-
-@dataclass(frozen=True)
-class Sample:
-    """Seconds since the start, megabytes by kind of process, episodes so far."""
-
-    seconds: float
-    megabytes: dict[str, float]
-    episodes: int
-
-    @property
-    def whole(self) -> float:
-        """Megabytes of all."""
-        return sum(self.megabytes.values())
+        self._process.kill()
+        self._process.communicate()
 
 
 class Trouble:
-    """Kills and watches, in a thread, until the time is up."""
+    """Kills and watches while the player plays.
 
-    def __init__(self, servers: list[Server], minutes: float, every: float, seed: int) -> None:
-        self.servers, self.minutes, self.every, self.rng = servers, minutes, every, random.Random(seed)
-        self.pool: RolloutPool | None = None
-        self.kills, self.samples, self.returned = Counter[str](), list[Sample](), list[str]()
-        self.stop = threading.Event()
-        self.thread = threading.Thread(target=self._run, daemon=True)
+    Attributes:
+        kills: By victim.
+    """
 
-    def _run(self) -> None:
-        begun, number = time.monotonic(), 0
-        while not self.stop.wait(SAMPLE_SECONDS):
-            seconds = time.monotonic() - begun
-            self.samples.append(Sample(seconds, memory(), len(self.returned)))
-            if seconds // self.every > number and seconds < 60 * self.minutes:
-                number = int(seconds // self.every)
-                self._kill(seconds)
+    def __init__(self, cluster: Cluster, servers: list[Server], minutes: float, every: float, seed: int) -> None:
+        self._cluster, self._servers, self._rng = cluster, servers, random.Random(seed)
+        self._end, self._every = 60 * minutes, every
+        self._joining: subprocess.Popen[str] | None = None
+        self.kills, self.samples = Counter[str](), list[Sample]()
 
-    def _kill(self, seconds: float) -> None:
-        victim = self.rng.randrange(REPLICAS + SERVERS)
-        if victim < REPLICAS:
-            pid = self.pool._seats[victim].pid if self.pool else None
-            if pid is None:
-                return
-            os.kill(pid, signal.SIGKILL)
-            self.kills["replicas"] += 1
+    def watch(self, player: subprocess.Popen[str], returned: Path) -> float:
+        """Until the player has ended.
+
+        Returns:
+            Seconds since it first asked for an episode.
+
+        Raises:
+            SystemExit: If it fails, or a node does not join again.
+        """
+        begun: float | None = None
+        sample, kill = 0.0, self._every
+        while player.poll() is None:
+            now = time.monotonic() - begun if begun is not None else 0.0
+            if begun is None and returned.exists():
+                begun = time.monotonic()
+            if self._joining and self._joining.poll() is not None:
+                if self._joining.returncode:
+                    raise SystemExit("a node does not join again")
+                self._joining = None
+            if begun is not None and now >= sample:
+                self._sample(now, returned.read_text().count("\n"))
+                sample = now + SAMPLE_SECONDS
+            if kill <= now < self._end and self._joining is None and self._kill(now):
+                kill += self._every
+            try:
+                player.wait(timeout=0.5)
+            except subprocess.TimeoutExpired:
+                continue
+        if player.returncode or begun is None:
+            raise SystemExit(f"the evaluation ended with {player.returncode}")
+        return time.monotonic() - begun
+
+    def _sample(self, now: float, episodes: int) -> None:
+        sizes, pids = measure(self._cluster.pids())
+        there = [len(pids.get(kind, ())) for kind in ("driver", "replicas", "servers", "nodes' raylets")]
+        complete = self._joining is None and there == [1, REPLICAS, SERVERS, NODES - 1]
+        self.samples.append(Sample(now, sizes, complete, episodes))
+
+    def _kill(self, now: float) -> bool:
+        """Whether there was one to kill."""
+        victim = self._rng.choice(VICTIMS)
+        if victim == "replica":
+            _, pids = measure(self._cluster.pids())
+            if not pids.get("replicas"):
+                return False
+            os.kill(self._rng.choice(pids["replicas"]), signal.SIGKILL)
+        elif victim == "server":
+            server = self._rng.choice(self._servers)
+            server.kill()
+            server.start()
         else:
-            self.servers[victim - REPLICAS].kill()
-            self.servers[victim - REPLICAS].start()
-            self.kills["servers"] += 1
+            node = str(self._rng.randrange(1, NODES))
+            self._cluster.call("kill", node)
+            self._joining = self._cluster.begin("start", node)
+        self.kills[victim] += 1
         last = self.samples[-1]
         shares = ", ".join(f"{kind} {size:.0f}" for kind, size in sorted(last.megabytes.items()))
-        print(
-            f"{seconds:6.0f} s: {last.episodes} episodes, {last.whole:.0f} MB ({shares}); {dict(self.kills)}",
-            flush=True,
-        )
+        print(f"{now:6.0f} s: {victim} killed; {last.episodes} episodes, {last.of(last.megabytes):.0f} MB ({shares})")
+        sys.stdout.flush()
+        return True
+
+    def close(self) -> None:
+        """Ends the servers, and gives up on a node that is joining."""
+        for server in self._servers:
+            server.kill()
+        if self._joining:
+            self._joining.kill()
+            self._joining.wait()
 
 
-def memory() -> dict[str, float]:
-    """Megabytes of this process and all below it, by kind."""
-    found = defaultdict[str, float](float)
-    me = psutil.Process()
-    for process in [me, *me.children(recursive=True)]:
-        try:
-            words = " ".join(process.cmdline())
-            share = process.memory_full_info().uss / 1e6
-        except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
-            continue
-        name = words.split(" ", 1)[0].rsplit("/", 1)[-1]
-        kind = name if name in ("raylet", "gcs_server") else "ray's agents"
-        if process == me:
-            kind = "driver"
-        elif "environments.server" in words:
-            kind = "servers"
-        elif "Replica" in words:
-            kind = "replicas"
-        found[kind] += share
-    return dict(found)
+@contextmanager
+def playing(cluster: Cluster, values: dict[str, Any], settings: Path) -> Iterator[subprocess.Popen[str]]:
+    """The evaluation, in the head's namespace."""
+    settings.write_text(json.dumps(values))
+    player = cluster.begin("exec", sys.executable, "-m", "bench.soak_player", str(settings))
+    try:
+        yield player
+    finally:
+        player.kill()  # the shell around it; what it runs ends with the namespace
+        player.wait()
 
 
 async def count_turns() -> int:
@@ -168,14 +293,6 @@ async def count_turns() -> int:
     return turns
 
 
-def growth(samples: list[Sample], end: float) -> tuple[float, float]:
-    """Percent by which memory grew over the last two thirds, along a straight line, and megabytes at its beginning."""
-    late = [s for s in samples if end / 3 <= s.seconds <= end]
-    slope, start = statistics.linear_regression([s.seconds for s in late], [s.whole for s in late])
-    first = start + slope * late[0].seconds
-    return 100 * slope * (late[-1].seconds - late[0].seconds) / first, first
-
-
 def main() -> None:
     """Plays, kills, counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -183,63 +300,66 @@ def main() -> None:
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
+    if os.geteuid() or shutil.which("ip") is None:
+        raise SystemExit("network namespaces want root and iproute2")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
     turns = asyncio.run(count_turns())
     samples = max(1, round(PACE * 60 * args.minutes * REPLICAS * IN_FLIGHT / (turns * THINK_SECONDS)))
-    servers = [Server() for _ in range(SERVERS)]
-    trouble = Trouble(servers, args.minutes, args.every, args.seed)
-
-    class Watched(RolloutPool):
-        """Tells of itself and of what returns."""
-
-        def run(
-            self, requests: Iterable[EpisodeRequest | None]
-        ) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
-            trouble.pool = self
-            trouble.thread.start()
-            for request, episode in super().run(requests):
-                trouble.returned.append(episode.id)
-                yield request, episode
-
-    stage.EngineSpec = lambda *_: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
-    stage.RolloutPool = Watched  # type: ignore[misc]
-    with tempfile.TemporaryDirectory() as folder:
+    wanted = {
+        episode_id(task, sample, 0)
+        for env, number in TASKS.items()
+        for task in get(env).tasks("test", number)
+        for sample in range(samples)
+    }
+    # short: Ray's sockets lie there
+    with tempfile.TemporaryDirectory(prefix="soak", dir="/tmp") as name, Cluster(Path(name) / "n") as cluster:
+        servers = [Server(cluster) for _ in range(SERVERS)]
+        folder = Path(name)
         values = {
-            "run": folder,
+            "run": str(folder / "run"),
             "models": {"arm": "m"},
             "tasks": TASKS,
             "samples": samples,
             "engine": {"replicas": REPLICAS, "episodes_in_flight": IN_FLIGHT},
             "environments": {"servers": {env: [server.url for server in servers] for env in TASKS}},
+            "ray": {"address": f"{cluster.head}:6379"},
         }
-        print(f"{samples * sum(TASKS.values())} episodes, about {args.minutes:g} minutes", flush=True)
-        try:
-            begun = time.monotonic()
-            stage.evaluate(validate(EvaluateConfig, values))
-            seconds = time.monotonic() - begun
-        finally:
-            trouble.stop.set()
-            for server in servers:
-                server.kill()
-        episodes = list(RunFolder(folder).child("arm").read(EPISODES))
-    report(trouble, episodes, samples, seconds)
+        print(f"{len(wanted)} episodes, about {args.minutes:g} minutes", flush=True)
+        trouble = Trouble(cluster, servers, args.minutes, args.every, args.seed)
+        with playing(cluster, values, folder / "settings.json") as player:
+            try:
+                seconds = trouble.watch(player, folder / "returned")
+            finally:
+                trouble.close()
+        lines = [line.split(" ", 1) for line in (folder / "returned").read_text().splitlines()]
+        arm = RunFolder(str(folder / "run")).child("arm")
+        rows = [row for shard in arm.tables(EPISODES, ["id", "stop_reason"]) for row in shard.to_pylist()]
+    accounts = account(wanted, [key for _, key in lines], [row["id"] for row in rows])
+    causes = Counter(row["stop_reason"] for row in rows)
+    tail = float(lines[-1][0]) - float(lines[-min(len(lines), REPLICAS * IN_FLIGHT)][0])
+    report(trouble, accounts, causes, min(seconds, 60 * args.minutes), seconds, tail)
 
 
-def report(trouble: Trouble, episodes: list[Episode], samples: int, seconds: float) -> None:
-    """Prints what became of the episodes, and memory; writes `bench/soak.json`."""
-    wanted = samples * sum(TASKS.values())
-    ids, causes = {e.id for e in episodes}, Counter(str(e.stop_reason) for e in episodes)
-    excluded = sum(e.stop_reason.is_infrastructure for e in episodes)
-    twice = len(trouble.returned) - len(set(trouble.returned)) + len(episodes) - len(ids)
-    percent, first = growth(trouble.samples, min(seconds, 60 * trouble.minutes))
-    print(f"{wanted} episodes wanted, {len(ids)} recorded, {twice} twice, {excluded} excluded: {dict(causes)}")
-    print(f"{seconds:.0f} s; killed: {dict(trouble.kills)}; replicas replaced: {getattr(trouble.pool, 'restarts', 0)}")
-    print(f"memory grew by {percent:+.1f} % over the last two thirds, from {first:.0f} MB")
-    rows = [{"seconds": s.seconds, "megabytes": s.megabytes, "episodes": s.episodes} for s in trouble.samples]
-    found = {"wanted": wanted, "recorded": len(ids), "twice": twice, "excluded": excluded, "causes": causes}
-    found |= {"seconds": seconds, "kills": trouble.kills, "growth_percent": percent, "samples": rows}
-    Path(__file__).with_name("soak.json").write_text(json.dumps(found, indent=1) + "\n")
-    if len(ids) != wanted or twice:
+def report(trouble: Trouble, accounts: Accounts, causes: Counter[str], end: float, seconds: float, tail: float) -> None:
+    """Prints what became of the episodes, and memory; writes `bench/soak.json` and `bench/soak_samples.json`.
+
+    Raises:
+        SystemExit: If an episode is not there exactly once.
+    """
+    print(f"{accounts}; {dict(causes)}")
+    print(f"{seconds:.0f} s, of them {tail:.0f} s for the last {REPLICAS * IN_FLIGHT}; killed: {dict(trouble.kills)}")
+    entries = [Entry("episodes", [accounts.recorded], [accounts.wanted], "episodes", "higher")]
+    head = LASTING[1:]
+    for kind, kinds in {"total": None, "driver": LASTING[:1], "Ray's head": head, **{k: (k,) for k in head}}.items():
+        first, last = growth(trouble.samples, end, kinds)
+        print(f"memory, {kind}: {100 * (last / first - 1):+.1f} % over the last two thirds, from {first:.0f} MB")
+        if kind in ("total", "driver"):
+            entries.append(Entry(f"memory_{kind}", [last], [first], "MB", "lower"))
+    write_bench("soak", entries)
+    rows = [asdict(sample) for sample in trouble.samples]
+    Path(__file__).with_name("soak_samples.json").write_text(json.dumps(rows) + "\n")
+    if not accounts.good:
         raise SystemExit("episodes were lost, or played twice")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from atlas_ray.rollouts.replica import EpisodeRequest
 
 _END: Any = object()
-_SHRINK = 8  # times smaller is the company after each death
+MAX_DEATHS = 4  # replicas that may die under one attempt
 
 
 @dataclass(eq=False, slots=True)
@@ -41,6 +41,8 @@ class Backlog:
 
     def __init__(self, source: Iterator[EpisodeRequest | None], in_flight: int) -> None:
         self._source, self._more, self._in_flight = source, True, in_flight
+        # No smaller than it must be: where nodes come and go, the innocent would wait for each other for many minutes.
+        self._shrink = next(times for times in count(1) if in_flight // times ** (MAX_DEATHS - 1) <= 1)
         self._due: list[tuple[float, int, Attempt]] = []
         self._suspects: deque[Attempt] = deque()
         self._watched: set[Attempt] = set()
@@ -48,7 +50,7 @@ class Backlog:
 
     def take(self) -> Attempt | None:
         """What to play now, if there is anything."""
-        if self._suspects and len(self._watched) < max(1, self._in_flight // _SHRINK ** self._suspects[0].deaths):
+        if self._suspects and len(self._watched) < max(1, self._in_flight // self._shrink ** self._suspects[0].deaths):
             attempt = self._suspects.popleft()
             self._watched.add(attempt)
             return attempt

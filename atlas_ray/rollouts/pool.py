@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.errors import AtlasError
-from atlas_ray.rollouts.backlog import Attempt, Backlog
+from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
@@ -28,7 +28,6 @@ __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
 
 _log = logging.getLogger(__name__)
 
-MAX_DEATHS = 4  # replicas that may die under one episode
 _REMIND_SECONDS = 60.0
 _CLOSE_SECONDS = 10.0
 _CALLS = 8  # that an actor serves at once

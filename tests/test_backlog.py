@@ -1,0 +1,66 @@
+"""What a pool plays next: attempts that replicas died under in ever smaller company, then what is new."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
+
+
+def backlog(in_flight: int, requests: int) -> Backlog:
+    source: Any = iter(range(requests))
+    return Backlog(source, in_flight)
+
+
+def taken(held: Backlog, most: int) -> list[Attempt]:
+    return [attempt for _ in range(most) if (attempt := held.take()) is not None]
+
+
+def die(held: Backlog, attempts: list[Attempt]) -> None:
+    for attempt in attempts:
+        attempt.deaths += 1
+        held.land(attempt, again=True)
+
+
+@pytest.mark.parametrize(
+    ("in_flight", "companies"), [(1, [1, 1, 1]), (8, [4, 2, 1]), (32, [10, 3, 1]), (256, [42, 7, 1])]
+)
+def test_company_shrinks_with_each_death_until_the_last_is_alone(in_flight: int, companies: list[int]) -> None:
+    held = backlog(in_flight, in_flight)
+    die(held, taken(held, in_flight))
+    found = []
+    while (flying := taken(held, in_flight))[0].deaths < MAX_DEATHS - 1:
+        found.append(len(flying))
+        die(held, flying)
+        while held._suspects[0] is not flying[0]:  # the others come through
+            for attempt in taken(held, 1):
+                held.land(attempt, again=False)
+    assert [*found, len(flying)] == companies
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 3, 100, 1000, 4096])
+def test_the_last_is_alone_however_many_fly(in_flight: int) -> None:
+    held = backlog(in_flight, 2)
+    suspects = taken(held, 2)
+    for suspect in suspects:
+        suspect.deaths = MAX_DEATHS - 2
+    die(held, suspects)
+    assert taken(held, 2) == suspects[:1]
+
+
+def test_what_a_death_left_comes_before_what_is_new_and_nothing_is_lost() -> None:
+    held = backlog(8, 20)
+    first = taken(held, 8)
+    die(held, first)
+    assert held.waiting == 8
+    flying = taken(held, 8)
+    assert flying[:4] == first[:4]
+    assert all(attempt.deaths == 0 for attempt in flying[4:])
+    played = 0
+    while flying:
+        held.land(flying.pop(0), again=False)
+        played += 1
+        flying += taken(held, 1)
+    assert (played, held.waiting, held.ended) == (20, 0, True)
