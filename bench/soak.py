@@ -133,9 +133,9 @@ class Cluster:
             listed = subprocess.check_output(["ip", "netns", "pids", f"{self._name}-{node}"], text=True)
             yield from ((node, int(pid)) for pid in listed.split())
 
-    def on_head(self, *words: str) -> list[str]:
-        """A command that becomes these words in the head's namespace, under the same process id."""
-        return ["ip", "netns", "exec", f"{self._name}-0", *words]
+    def within(self, node: int, *words: str) -> list[str]:
+        """A command that becomes these words in a node's namespace, under the same process id."""
+        return ["ip", "netns", "exec", f"{self._name}-{node}", *words]
 
     def __enter__(self) -> Cluster:
         try:
@@ -173,7 +173,7 @@ class Server:
         words = [sys.executable, "-c", f"import os; from atlas_ray.environments.server import serve; {call}"]
         environment = self._cluster.environment
         self._process = subprocess.Popen(
-            self._cluster.on_head(*words), env=environment, stdout=subprocess.PIPE, text=True
+            self._cluster.within(0, *words), env=environment, stdout=subprocess.PIPE, text=True
         )
         assert self._process.stdout is not None
         said = self._process.stdout.readline().split()

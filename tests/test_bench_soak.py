@@ -1,13 +1,19 @@
-"""What the soak counts: episodes by id, memory by kind of process and along a line."""
+"""What the soak counts: episodes by id, memory by kind of process and along a line. Of its cluster nothing stays."""
 
 from __future__ import annotations
 
 import math
 import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import pytest
 
-from bench.soak import Accounts, account
+from bench.soak import NODES, Accounts, Cluster, Server, account
 from bench.soak_memory import LASTING, Sample, growth, kind_of, measure
 
 
@@ -66,3 +72,50 @@ def test_every_episode_is_wanted_and_comes_and_stays_once() -> None:
     ):
         assert account({"a", "b"}, returned, recorded) == found
         assert not found.good
+
+
+def asked(cluster: Cluster, server: Server, node: int, token: str) -> str:
+    """The status of a node's request for an episode."""
+    code = (
+        "import sys, urllib.error, urllib.request as r\n"
+        "asked = r.Request(sys.argv[1], b'{}', {'Authorization': 'Bearer ' + sys.argv[2]})\n"
+        "try: print(r.urlopen(asked, timeout=5).status)\n"
+        "except urllib.error.HTTPError as error: print(error.code)"
+    )
+    words = cluster.within(node, sys.executable, "-c", code, f"{server.url}/wordle/create", token)
+    return subprocess.check_output(words, text=True).strip()
+
+
+def use(cluster: Cluster) -> None:
+    with cluster:
+        assert [node for node, _ in cluster.pids()] == list(range(NODES))
+        server = Server(cluster)
+        address = server.url
+        assert address.startswith(f"http://{cluster.head}:")
+        assert asked(cluster, server, 1, cluster.environment["ATLAS_SERVER_TOKEN"]) == "200"
+        assert asked(cluster, server, 1, "guessed") == "401"
+        server.kill()
+        server.start()
+        assert server.url == address
+        assert [node for node, _ in cluster.pids()].count(0) == 2
+        raise KeyboardInterrupt
+
+
+@pytest.mark.skipif(os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces want root and iproute2")
+def test_nodes_reach_the_servers_and_nothing_stays_after_an_interrupt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a process that sleeps in place of Ray's."""
+    (tmp_path / "ray").write_text("#!/bin/sh\nsleep 600 >/dev/null 2>&1 &\n")
+    (tmp_path / "ray").chmod(0o755)
+    handler = signal.getsignal(signal.SIGINT)
+    with tempfile.TemporaryDirectory() as name:
+        with monkeypatch.context() as patched:
+            patched.setattr(sys, "executable", str(tmp_path / "python"))  # `ray` is the one beside it
+            cluster = Cluster(Path(name) / "n")
+        with pytest.raises(KeyboardInterrupt):
+            use(cluster)
+        assert not any(Path(name).iterdir())
+    own = cluster.within(0)[-1].removesuffix("0")
+    assert own not in subprocess.check_output(["ip", "netns", "list"], text=True)
+    assert signal.getsignal(signal.SIGINT) is handler
