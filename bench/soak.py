@@ -52,8 +52,8 @@ from bench.soak_player import THINK_SECONDS
 ROOT = Path(__file__).parents[1]
 TASKS = {"textcraft": 50, "wordle": 50}
 REPLICAS, IN_FLIGHT, SERVERS, NODES = 2, 32, 2, 3
-SAMPLE_SECONDS = 10.0
-PACE = 0.85  # of the undisturbed rate of episodes, beside deaths
+SAMPLE_SECONDS, LATE_SECONDS = 10.0, 900.0
+PACE = 0.95  # of the undisturbed rate of episodes; deaths take some more
 VICTIMS = ("replica", "server", "node")
 
 
@@ -208,7 +208,7 @@ class Trouble:
             Seconds since it first asked for an episode.
 
         Raises:
-            SystemExit: If it fails, or a node does not join again.
+            SystemExit: If it fails or does not end, or a node does not join again.
         """
         begun: float | None = None
         sample, kill = 0.0, self._every
@@ -216,6 +216,8 @@ class Trouble:
             now = time.monotonic() - begun if begun is not None else 0.0
             if begun is None and returned.exists():
                 begun = time.monotonic()
+            if now > self._end + LATE_SECONDS:
+                raise SystemExit("the evaluation does not end")
             if self._joining and self._joining.poll() is not None:
                 if self._joining.returncode:
                     raise SystemExit("a node does not join again")

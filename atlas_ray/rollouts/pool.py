@@ -247,6 +247,7 @@ class RolloutPool:
             num_gpus=self._gpus,
             max_concurrency=_CALLS,
             scheduling_strategy="SPREAD",
+            enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
         ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
         _post(self._events, actor.start.remote(), seat, "start")
