@@ -35,25 +35,27 @@ class Attempt:
 class Backlog:
     """Attempts to be made again, then new requests.
 
-    What flew when a replica died may be what killed it: such attempts fly again in ever smaller company, the last one
-    alone, lest the innocent are given up with the guilty.
+    What flew when a replica died may be what killed it: such attempts fly again in ever smaller company with each
+    death, the last one alone among those that died as often, lest the innocent are given up with the guilty.
     """
 
     def __init__(self, source: Iterator[EpisodeRequest | None], in_flight: int) -> None:
-        self._source, self._more, self._in_flight = source, True, in_flight
-        # No smaller than it must be: where nodes come and go, the innocent would wait for each other for many minutes.
-        self._shrink = next(times for times in count(1) if in_flight // times ** (MAX_DEATHS - 1) <= 1)
+        self._source, self._more = source, True
         self._due: list[tuple[float, int, Attempt]] = []
-        self._suspects: deque[Attempt] = deque()
-        self._watched: set[Attempt] = set()
+        # No smaller than it must be: where nodes come and go, the innocent would wait for each other for many minutes.
+        shrink = next(times for times in count(1) if in_flight // times ** (MAX_DEATHS - 1) <= 1)
+        self._company = {deaths: max(1, in_flight // shrink**deaths) for deaths in range(1, MAX_DEATHS)}
+        self._suspects: dict[int, deque[Attempt]] = {deaths: deque() for deaths in self._company}
+        self._watched: dict[int, set[Attempt]] = {deaths: set() for deaths in self._company}
         self._numbers = count()
 
     def take(self) -> Attempt | None:
         """What to play now, if there is anything."""
-        if self._suspects and len(self._watched) < max(1, self._in_flight // self._shrink ** self._suspects[0].deaths):
-            attempt = self._suspects.popleft()
-            self._watched.add(attempt)
-            return attempt
+        for deaths, suspects in self._suspects.items():
+            if suspects and len(self._watched[deaths]) < self._company[deaths]:
+                attempt = suspects.popleft()
+                self._watched[deaths].add(attempt)
+                return attempt
         if self._due and self._due[0][0] <= time.monotonic():
             return heapq.heappop(self._due)[2]
         request = next(self._source, _END) if self._more else _END
@@ -62,9 +64,10 @@ class Backlog:
 
     def land(self, attempt: Attempt, again: bool) -> None:
         """An attempt ended; where it is to be made again: soon after a death, later and later after failures."""
-        self._watched.discard(attempt)
+        for watched in self._watched.values():
+            watched.discard(attempt)
         if again and attempt.deaths:
-            self._suspects.append(attempt)
+            self._suspects[attempt.deaths].append(attempt)
         elif again:
             pause = 2.0 ** (attempt.failures - 1)
             heapq.heappush(self._due, (time.monotonic() + pause, next(self._numbers), attempt))
@@ -72,7 +75,7 @@ class Backlog:
     @property
     def waiting(self) -> int:
         """Attempts that are to be made again."""
-        return len(self._due) + len(self._suspects)
+        return len(self._due) + sum(map(len, self._suspects.values()))
 
     @property
     def next_due(self) -> float | None:
@@ -82,4 +85,4 @@ class Backlog:
     @property
     def ended(self) -> bool:
         """Whether nothing is left."""
-        return not (self._more or self._due or self._suspects)
+        return not (self._more or self._due or any(self._suspects.values()))
