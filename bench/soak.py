@@ -10,8 +10,8 @@ server or a node is killed (SIGKILL), each as likely; a server starts again at i
 Memory is what processes hold alone (USS: what other processes on the machine share does not count), of all processes in
 the namespaces by kind, every 10 s; this process, which watches, does not count. The total is taken only while all is
 there: a killed process counts anew from its start, so the total tells of leaks only as far as a life of some minutes
-does. The driver and Ray's processes on the head live throughout, and their growth is told apart: the driver is ours,
-the others are Ray's. Growth is along a straight line over the last two thirds of the time in which there are kills.
+does. Ours (driver, replicas, servers) and Ray's are told apart, and so is what lives throughout: the driver, and Ray's
+processes on the head. Growth is along a straight line over the last two thirds of the time in which there are kills.
 
 Ends with what became of the episodes: each is wanted, came back and is written down exactly once, or it ends with 1.
 """
@@ -46,7 +46,7 @@ from atlas_ray.rollouts.episode import episode_id, run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from bench.report import Entry, write_bench
-from bench.soak_memory import LASTING, Sample, growth, measure
+from bench.soak_memory import LASTING, OURS, Sample, growth, measure
 from bench.soak_player import THINK_SECONDS
 
 ROOT = Path(__file__).parents[1]
@@ -353,14 +353,15 @@ def report(trouble: Trouble, accounts: Accounts, causes: Counter[str], end: floa
     print(f"{seconds:.0f} s, of them {tail:.0f} s for the last {REPLICAS * IN_FLIGHT}; killed: {dict(trouble.kills)}")
     entries = [Entry("episodes", [accounts.recorded], [accounts.wanted], "episodes", "higher")]
     head = LASTING[1:]
-    for kind, kinds in {"total": None, "driver": LASTING[:1], "Ray's head": head, **{k: (k,) for k in head}}.items():
+    rows = {"total": None, "ours": OURS, "driver": LASTING[:1], "Ray's head": head, **{kind: (kind,) for kind in head}}
+    for name, kinds in rows.items():
         first, last = growth(trouble.samples, end, kinds)
-        print(f"memory, {kind}: {100 * (last / first - 1):+.1f} % over the last two thirds, from {first:.0f} MB")
-        if kind in ("total", "driver"):
-            entries.append(Entry(f"memory_{kind}", [last], [first], "MB", "lower"))
+        print(f"memory, {name}: {100 * (last / first - 1):+.1f} % over the last two thirds, from {first:.0f} MB")
+        if name in ("total", "ours", "driver"):
+            entries.append(Entry(f"memory_{name}", [last], [first], "MB", "lower"))
     write_bench("soak", entries)
-    rows = [asdict(sample) for sample in trouble.samples]
-    Path(__file__).with_name("soak_samples.json").write_text(json.dumps(rows) + "\n")
+    samples = [asdict(sample) for sample in trouble.samples]
+    Path(__file__).with_name("soak_samples.json").write_text(json.dumps(samples) + "\n")
     if not accounts.good:
         raise SystemExit("episodes were lost, or played twice")
 

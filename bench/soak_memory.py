@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import psutil
 
 LASTING = ("driver", "head's GCS", "head's raylet", "head's agents")  # kinds of which none is killed
+OURS = ("driver", "replicas", "servers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -64,3 +65,25 @@ def test_what_a_death_left_comes_before_what_is_new_and_nothing_is_lost() -> Non
         played += 1
         flying += taken(held, 1)
     assert (played, held.waiting, held.ended) == (20, 0, True)
+
+
+@pytest.mark.parametrize("in_flight", [1, 2, 5, 32])
+@pytest.mark.parametrize("seed", range(5))
+def test_one_that_kills_is_given_up_alone(in_flight: int, seed: int) -> None:
+    rng, held = random.Random(seed), backlog(in_flight, 100)
+    killer, given_up, played = rng.randrange(100), list[Any](), list[Any]()
+    flying = list[Attempt]()
+    while flying := flying + taken(held, in_flight - len(flying)):
+        one = flying.pop(rng.randrange(len(flying)))
+        if one.request != killer:
+            held.land(one, again=False)
+            played.append(one.request)
+            continue
+        dead, flying = [one, *flying], []
+        for attempt in dead:
+            attempt.deaths += 1
+            held.land(attempt, again=attempt.deaths < MAX_DEATHS)
+            given_up += [attempt.request] if attempt.deaths == MAX_DEATHS else []
+    assert held.ended
+    assert given_up == [killer]
+    assert sorted(played) == [n for n in range(100) if n != killer]
