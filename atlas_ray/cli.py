@@ -127,7 +127,9 @@ def train(
     from atlas_ray.training.distributed import train_agent
 
     train_agent(settings, clean=clean)
-    typer.echo(f"model: {settings.run}/model")
+    from atlas_ray.runs.address import below
+
+    typer.echo(f"model: {below(settings.run, 'model')}")
 
 
 @app.command()
@@ -260,13 +262,21 @@ def report(
 
 
 @app.command()
-def status(runs: Annotated[list[str] | None, typer.Argument(help="Run folders or recipes' folders.")] = None) -> None:
+def status(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run folders or recipes' folders: paths, s3:// or gs:// URIs.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is finished, or Ctrl-C.")] = False,
+) -> None:
     """Show which stages of a run are finished, and what they counted."""
     from rich.console import Console
 
-    from atlas_ray.runs.status import status_table
+    from atlas_ray.runs.status import status_table, watch_status
 
-    Console().print(status_table(runs or ["runs"]))
+    if watch:
+        watch_status(runs or ["runs"], Console())
+    else:
+        Console().print(status_table(runs or ["runs"]))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -27,6 +27,7 @@ from pydantic import BaseModel
 
 from atlas_ray import __version__
 from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.address import below, refuse_credentials
 from atlas_ray.runs.tables import Record, TableSpec
 
 FLUSH_UNITS = 32
@@ -43,6 +44,7 @@ class RunFolder:
     """
 
     def __init__(self, uri: str) -> None:
+        refuse_credentials(uri)
         self.uri = uri
         try:
             if "://" in uri:
@@ -59,7 +61,7 @@ class RunFolder:
 
     def child(self, *names: str) -> RunFolder:
         """A folder below this one."""
-        return RunFolder("/".join([self.uri.rstrip("/"), *names]))
+        return RunFolder(below(self.uri, *names))
 
     def has(self, name: str) -> bool:
         """Whether a file of that name lies here."""
