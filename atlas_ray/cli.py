@@ -285,11 +285,19 @@ def submit(
     stage: Annotated[str, typer.Argument(help="collect, select, train, evaluate, verify, report or run.")],
     address: Annotated[str | None, typer.Option(help="Dashboard of the cluster, e.g. http://HEAD:8265.")] = None,
     wait: Annotated[bool, typer.Option(help="Stream the log and wait for the end.")] = True,
+    fetch: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Copy the report of `run` or `report` here.")
+    ] = None,
+    driver_cpus: Annotated[
+        float | None,
+        typer.Option(min=0, help="CPUs that the job's driver takes; none, or one where nodes come and go."),
+    ] = None,
 ) -> None:
     """Run a stage as a job on a Ray cluster; further options are the stage's own."""
     from atlas_ray.runs.submit import submit as send
 
-    typer.echo(f"job: {send(stage, context.args, address, wait)}")
+    job = send(stage, context.args, address, wait, fetch=fetch, driver_cpus=driver_cpus)
+    typer.echo(f"job: {job}")
 
 
 @app.command()

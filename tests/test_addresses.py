@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
 
@@ -24,16 +23,6 @@ from tests.test_runs import Config, an_episode
 
 S3 = "s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http"
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    made = Store()
-    yield made
-    made.close()
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,14 @@ class RunFolder:
                 with self._fs.open_output_stream(self._path(name)) as stream:
                     stream.write(content)
 
+    def copy_to(self, folder: Path) -> None:
+        """Copies all files here and below into a local folder; others that lie there stay."""
+        with _explained(f"{self.uri} to {folder}", "copy"):
+            folder.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(
+                self._root, str(folder), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
+            )
+
     def remove(self, name: str) -> None:
         """Deletes a file where there is one."""
         if self.has(name):
