@@ -36,7 +36,13 @@ Clean = Annotated[bool, typer.Option("--clean", help="Start anew; judgements tha
 
 
 @app.callback()
-def _main(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False) -> None:
+def _main(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False,
+    log_units: Annotated[bool, typer.Option(help="A line of JSON per finished unit, on stderr.")] = False,
+) -> None:
+    from atlas_ray.runs.units import show_units
+
+    show_units(log_units)
     if verbose:
         os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
 
