@@ -294,15 +294,16 @@ def submit(
     fetch: Annotated[
         str | None, typer.Option(metavar="FOLDER", help="Copy the report of `run` or `report` here.")
     ] = None,
-    driver_cpus: Annotated[
-        float | None,
-        typer.Option(min=0, help="CPUs that the job's driver takes; none, or one where nodes come and go."),
-    ] = None,
+    driver_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs that the job's driver takes.")] = None,
+    driver_on_head: Annotated[
+        bool, typer.Option(help="Keep it there: the head outlives nodes that come and go.")
+    ] = False,
 ) -> None:
     """Run a stage as a job on a Ray cluster; further options are the stage's own."""
     from atlas_ray.runs.submit import submit as send
 
-    job = send(stage, context.args, address, wait, fetch=fetch, driver_cpus=driver_cpus)
+    args = context.args
+    job = send(stage, args, address, wait, fetch=fetch, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
     typer.echo(f"job: {job}")
 
 

@@ -53,6 +53,13 @@ def test_the_driver_is_light_and_off_the_head(nodes: list[Node], cpus: float | N
     assert driver_options(nodes, cpus) == options
 
 
+@pytest.mark.parametrize("nodes", [[HEAD], [HEAD, WORKER], [EMPTY_HEAD]])
+def test_a_driver_that_must_outlive_other_nodes_stays_on_the_head(nodes: list[Node]) -> None:
+    on_head = {"entrypoint_label_selector": {"ray.io/node-id": "aa"}}
+    assert driver_options(nodes, on_head=True) == on_head
+    assert driver_options(nodes, 1, on_head=True) == {"entrypoint_num_cpus": 1, **on_head}
+
+
 def test_ray_takes_the_selector() -> None:
     from ray._private.label_utils import validate_label_selector
 

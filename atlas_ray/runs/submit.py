@@ -5,6 +5,7 @@ Flows in: a stage's arguments; flows out: its log, and the report's files.
 
 from __future__ import annotations
 
+import logging
 import os
 import shlex
 import sys
@@ -63,6 +64,7 @@ def submit(
     *,
     fetch: str | None = None,
     driver_cpus: float | None = None,
+    driver_on_head: bool = False,
 ) -> str:
     """Submits `jobs/<stage's job>.py` from this source tree, streams its log until it ends, and fetches its report.
 
@@ -73,6 +75,7 @@ def submit(
         wait: Whether to follow the job to its end.
         fetch: Folder that the report is copied to; where None, one in an object store is copied to `runs/`.
         driver_cpus: CPUs that the driver takes; see `driver_options`.
+        driver_on_head: Keeps the driver on the head, which outlives nodes that may be taken away.
 
     Returns:
         The job's id.
@@ -96,6 +99,8 @@ def submit(
     if fetch is not None and (report is None or not wait):
         why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
         raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
+    if os.environ.get("ATLAS_RAY_LOGS") != "1":
+        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it leaves out
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -106,7 +111,7 @@ def submit(
             "give --address http://HEAD:8265, and with token authentication RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
         ) from None
     try:
-        asked = driver_options(_nodes(client), driver_cpus)
+        asked = driver_options(_nodes(client), driver_cpus, driver_on_head)
         job = client.submit_job(
             entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
             runtime_env={
@@ -133,7 +138,7 @@ def submit(
     return job
 
 
-def driver_options(nodes: Sequence[Node], cpus: float | None = None) -> dict[str, Any]:
+def driver_options(nodes: Sequence[Node], cpus: float | None = None, on_head: bool = False) -> dict[str, Any]:
     """Where a job's driver runs, in Ray's words: off the head, where there is or may be another node.
 
     In a fixed cluster it takes no CPU, for engines and workers may need the last one. Where nodes come and go with what
@@ -142,14 +147,15 @@ def driver_options(nodes: Sequence[Node], cpus: float | None = None) -> dict[str
     Args:
         nodes: Those that are alive.
         cpus: What it takes, if not that.
+        on_head: Whether it runs on the head all the same, where it takes no CPU if it is not told to.
     """
     heads = [node for node in nodes if node.is_head_node]
     growing = _may_grow(nodes)
     apart = len(nodes) > len(heads) or (growing and not any(node.resources_total.get("CPU") for node in heads))
-    cpus = float(growing) if cpus is None else cpus
+    cpus = float(growing and not on_head) if cpus is None else cpus
     options: dict[str, Any] = {"entrypoint_num_cpus": cpus} if cpus else {}
-    if apart and heads:
-        options["entrypoint_label_selector"] = {"ray.io/node-id": f"!{heads[0].node_id}"}
+    if heads and (apart or on_head):
+        options["entrypoint_label_selector"] = {"ray.io/node-id": ("" if on_head else "!") + heads[0].node_id}
     return options
 
 
@@ -177,7 +183,8 @@ def _await_start(client: JobSubmissionClient, job: str, asked: dict[str, Any]) -
     while client.get_job_status(job) == JobStatus.PENDING:
         if time.monotonic() >= until and not said:
             nodes = _nodes(client)
-            where = " on a node besides the head" if "entrypoint_label_selector" in asked else ""
+            [place] = asked.get("entrypoint_label_selector", {"": ""}).values()
+            where = "" if not place else " on a node besides the head" if place.startswith("!") else " on the head"
             need = told({"CPU": asked["entrypoint_num_cpus"]}) if "entrypoint_num_cpus" in asked else "a process"
             have = f"has {held(node.resources_total for node in nodes)}, some of it in use"
             wanted = f"job {job} has not started within {_START_SECONDS:.0f} s: its driver asks for {need}{where}"
