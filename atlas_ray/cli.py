@@ -38,7 +38,7 @@ Clean = Annotated[bool, typer.Option("--clean", help="Start anew; judgements tha
 @app.callback()
 def _main(
     verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False,
-    log_units: Annotated[bool, typer.Option(help="A line of JSON per finished unit, on stderr.")] = False,
+    log_units: Annotated[bool, typer.Option(help="Show a line of JSON per finished unit.")] = False,
 ) -> None:
     from atlas_ray.runs.units import show_units
 

@@ -145,6 +145,18 @@ def test_a_log_that_breaks_off_is_taken_up_where_it_was(capsys: pytest.CaptureFi
 
 
 @pytest.mark.usefixtures("clock")
+def test_lines_of_units_are_shown_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = ['evaluate: 9 units\n{"ti', 'me": "2026"}\n{"other": 1}\nend']
+    for shown in (False, True):
+        with caplog.at_level("INFO" if shown else "WARNING", "atlas_ray.units"):
+            module._follow(Client(["RUNNING", "SUCCEEDED"], [[*log]]), "job1")  # type: ignore[arg-type]
+        unit = ['{"time": "2026"}'] * shown
+        assert capsys.readouterr().out.split("\n") == ["evaluate: 9 units", *unit, '{"other": 1}', "end"]
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_failed_job_ends_with_what_the_command_said_last() -> None:
     client = Client(["RUNNING", "FAILED"], [[]], "failed with exit code 2\natlas: unknown key `x`\n")
     with pytest.raises(UserError, match="job job1 ended as FAILED with exit code 2: unknown key `x`"):

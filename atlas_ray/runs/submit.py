@@ -20,6 +20,7 @@ from atlas_ray.runs.address import refuse_credentials
 from atlas_ray.runs.fetch import bring, report_of
 from atlas_ray.runs.placement import held, told
 from atlas_ray.runs.progress import console
+from atlas_ray.runs.units import hidden
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -198,7 +199,7 @@ def _await_start(client: JobSubmissionClient, job: str, asked: dict[str, Any]) -
 
 
 def _follow(client: JobSubmissionClient, job: str) -> None:
-    """Prints the job's log until it ends.
+    """Prints the job's log until it ends, but for the lines of units where this process shows none of its own.
 
     Raises:
         AtlasError: If it fails, or the cluster does not answer any more.
@@ -208,15 +209,16 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
     from aiohttp import ClientError
     from ray.job_submission import JobStatus
 
-    printed = 0
+    read, begun = 0, ""
 
     async def tail() -> None:
-        nonlocal printed
+        nonlocal read, begun
         at = 0  # a log that is opened again begins anew
-        async for lines in client.tail_job_logs(job):
-            sys.stdout.write(lines[max(0, printed - at) :])
-            at += len(lines)
-            printed = max(printed, at)
+        async for text in client.tail_job_logs(job):
+            *lines, begun = (begun + text[max(0, read - at) :]).split("\n")
+            sys.stdout.writelines(f"{line}\n" for line in lines if not hidden(line))
+            at += len(text)
+            read = max(read, at)
 
     try:
         while not (info := client.get_job_info(job)).status.is_terminal():
@@ -224,6 +226,7 @@ def _follow(client: JobSubmissionClient, job: str) -> None:
                 asyncio.run(tail())
             sys.stdout.flush()
             time.sleep(_LOOK_SECONDS)
+        sys.stdout.write(begun)
     except OSError as error:
         why = (str(error).splitlines() or [type(error).__name__])[0]
         raise AtlasError(

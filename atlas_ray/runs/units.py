@@ -14,6 +14,7 @@ from typing import Any
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives the process of a job
 _OUTCOMES = {"trajectories": "kept", "failures": "failed", "selections": "selected"}
+_BEGINS = '{"time": "'
 _LONGEST = 200  # characters of an id, which may come out of a data file
 
 _log = logging.getLogger("atlas_ray.units")
@@ -27,6 +28,11 @@ def show_units(asked: bool = False) -> None:
         _log.addHandler(handler)
         _log.setLevel(logging.INFO)
         _log.propagate = False
+
+
+def hidden(line: str) -> bool:
+    """Whether a line of a job's log is one of these, and this process shows none."""
+    return line.startswith(_BEGINS) and not _log.isEnabledFor(logging.INFO)
 
 
 def record_finished(stage: str, run: str, table: str, record: Any) -> None:
