@@ -36,7 +36,13 @@ Clean = Annotated[bool, typer.Option("--clean", help="Start anew; judgements tha
 
 
 @app.callback()
-def _main(verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False) -> None:
+def _main(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Tracebacks and Ray's logs.")] = False,
+    log_units: Annotated[bool, typer.Option(help="Show a line of JSON per finished unit.")] = False,
+) -> None:
+    from atlas_ray.runs.units import show_units
+
+    show_units(log_units)
     if verbose:
         os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
 
@@ -127,7 +133,9 @@ def train(
     from atlas_ray.training.distributed import train_agent
 
     train_agent(settings, clean=clean)
-    typer.echo(f"model: {settings.run}/model")
+    from atlas_ray.runs.address import below
+
+    typer.echo(f"model: {below(settings.run, 'model')}")
 
 
 @app.command()
@@ -260,13 +268,21 @@ def report(
 
 
 @app.command()
-def status(runs: Annotated[list[str] | None, typer.Argument(help="Run folders or recipes' folders.")] = None) -> None:
+def status(
+    runs: Annotated[
+        list[str] | None, typer.Argument(help="Run folders or recipes' folders: paths, s3:// or gs:// URIs.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is finished, or Ctrl-C.")] = False,
+) -> None:
     """Show which stages of a run are finished, and what they counted."""
     from rich.console import Console
 
-    from atlas_ray.runs.status import status_table
+    from atlas_ray.runs.status import status_table, watch_status
 
-    Console().print(status_table(runs or ["runs"]))
+    if watch:
+        watch_status(runs or ["runs"], Console())
+    else:
+        Console().print(status_table(runs or ["runs"]))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -275,11 +291,20 @@ def submit(
     stage: Annotated[str, typer.Argument(help="collect, select, train, evaluate, verify, report or run.")],
     address: Annotated[str | None, typer.Option(help="Dashboard of the cluster, e.g. http://HEAD:8265.")] = None,
     wait: Annotated[bool, typer.Option(help="Stream the log and wait for the end.")] = True,
+    fetch: Annotated[
+        str | None, typer.Option(metavar="FOLDER", help="Copy the report of `run` or `report` here.")
+    ] = None,
+    driver_cpus: Annotated[float | None, typer.Option(min=0, help="CPUs that the job's driver takes.")] = None,
+    driver_on_head: Annotated[
+        bool, typer.Option(help="Keep it there: the head outlives nodes that come and go.")
+    ] = False,
 ) -> None:
     """Run a stage as a job on a Ray cluster; further options are the stage's own."""
     from atlas_ray.runs.submit import submit as send
 
-    typer.echo(f"job: {send(stage, context.args, address, wait)}")
+    args = context.args
+    job = send(stage, args, address, wait, fetch=fetch, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
+    typer.echo(f"job: {job}")
 
 
 @app.command()

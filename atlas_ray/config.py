@@ -16,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from atlas_ray.errors import UserError
+from atlas_ray.runs.address import refuse_credentials
 
 
 class Strict(BaseModel):
@@ -117,6 +118,7 @@ def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] 
 
 def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None = None) -> _Config:
     """Fills `kind`, turning pydantic's complaints into one `UserError` that names keys and remedies."""
+    refuse_credentials(values)
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -130,6 +132,7 @@ def assign(values: dict[str, Any], override: str) -> None:
     Raises:
         UserError: If it has not this form, its value is not YAML, or a part of its key is no section.
     """
+    refuse_credentials(override)
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")

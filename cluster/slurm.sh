@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # A Ray cluster for one job on Slurm: sbatch -N 3 --gres=gpu:4 cluster/slurm.sh jobs/paper.yaml --set runs=/shared/runs
 # The repository and its .venv lie on a file system that all nodes see. The same command goes on after a time limit.
+# Models and data come first, in a job without GPUs, into HF_HOME on such a file system; put before -N 3:
+#   --dependency=afterok:$(sbatch --parsable cluster/fetch.sh)
 #SBATCH --job-name=atlas
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=32
@@ -13,6 +15,7 @@ ray=.venv/bin/ray
 # A token of this job alone; its file is ours to read, and no process shows it among its arguments.
 folder=$(mktemp -d "$PWD/.ray-${SLURM_JOB_ID:-0}-XXXXXX")
 (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$folder/token")
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # no node asks the hub while it holds GPUs
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token" RAY_worker_niceness=0
 export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
 

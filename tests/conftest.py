@@ -15,6 +15,7 @@ from tests.absent import absent
 if TYPE_CHECKING:
     from atlas_ray.models.engine import VllmPolicy
     from tests.fake_endpoint import FakeEndpoint
+    from tests.store import Store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -84,3 +85,16 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
     fake = FakeEndpoint()
     yield fake
     fake.close()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
+    """An object store on loopback, and credentials for it."""
+    from tests.store import Store
+
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    made = Store()
+    yield made
+    made.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -212,9 +213,67 @@ def test_every_agentgym_server_is_ready_before_it_is_asked_and_locked_in() -> No
             assert not outside["podSelector"]["matchLabels"].items() <= labels
 
 
-def test_the_slurm_script_parses() -> None:
-    done = subprocess.run(["bash", "-n", str(CLUSTER / "slurm.sh")], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("script", ["slurm.sh", "fetch.sh"])
+def test_scripts_parse(script: str) -> None:
+    done = subprocess.run(["bash", "-n", str(CLUSTER / script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.fixture
+def fetch(tmp_path: Path) -> Callable[..., list[str]]:
+    """`fetch.sh` with an `hf` that fails for a model named `none`; gives the arguments of all calls so far."""
+    hf = tmp_path / "hf"
+    hf.write_text(f'#!/bin/sh\necho "$HF_HUB_OFFLINE$@" >> {tmp_path}/called\n[ "$2" != none ]\n')
+    hf.chmod(0o755)
+
+    def run(*models: str, code: int = 0, **variables: str) -> list[str]:
+        given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hush", **variables}
+        done = subprocess.run([CLUSTER / "fetch.sh", *models], env=given, cwd=tmp_path, check=False)
+        assert done.returncode == code
+        return (tmp_path / "called").read_text().splitlines()
+
+    return run
+
+
+def test_the_paper_s_models_and_data_are_fetched(fetch: Callable[..., list[str]]) -> None:
+    from atlas_ray.recipes.settings import load_recipe
+
+    recipe = load_recipe(str(CLUSTER.parent / "jobs" / "paper.yaml"))
+    models = {recipe.base, *recipe.backbones.values()}
+    calls = fetch()
+    assert {call.split()[1] for call in calls if "--repo-type" not in call} == models
+    data = {call.split()[1] for call in calls if call.endswith("--repo-type dataset")}
+    assert data == {recipe.expert.path, recipe.evaluate["items"]["path"]}  # type: ignore[union-attr]
+    assert all(call.startswith("download ") for call in calls)  # and the hub is asked, whatever the nodes' own setting
+    assert "hush" not in " ".join(calls)
+
+
+def test_what_is_fetched_can_be_named_and_a_failure_is_one(fetch: Callable[..., list[str]]) -> None:
+    calls = fetch("my/model", WEIGHTS="no")
+    assert calls[0].startswith("download my/model ")
+    assert "*.safetensors" in calls[0]
+    assert "*.safetensors" not in fetch("my/model")[-3]
+    assert len(fetch("none", "my/model", code=1)) == 7  # nothing more is tried
+
+
+def test_models_are_there_before_a_node_with_gpus_joins() -> None:
+    for name in CLOUDS:
+        config = cloud(name)
+        types = config["available_node_types"]
+        assert config["worker_setup_commands"] == ["bash atlas_ray/cluster/fetch.sh"]
+        assert (
+            "worker_setup_commands" not in types["train"] | types["rollout"]
+        )  # one of its own would stand in its place
+        assert types["environment"]["worker_setup_commands"] == ["WEIGHTS=no bash atlas_ray/cluster/fetch.sh"]
+        assert "HF_HUB_OFFLINE=1" in config["worker_start_ray_commands"][-1]
+        assert "/home/ray/.cache/huggingface/token" in config["file_mounts"]
+    (job,) = documents("fetch.yaml")
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["bash", "/home/ray/atlas_ray/cluster/fetch.sh"]
+    for kind in ("cpu", "gpu"):
+        assert "cluster/fetch.sh /home/ray/atlas_ray/cluster/" in (CLUSTER / f"Dockerfile.{kind}").read_text()
+    slurm = (CLUSTER / "slurm.sh").read_text()
+    assert slurm.index("HF_HUB_OFFLINE") < slurm.index('srun --nodes=1 --ntasks=1 -w "$head" "$ray" start')
 
 
 def test_no_file_holds_a_secret() -> None:

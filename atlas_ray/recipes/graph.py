@@ -15,6 +15,7 @@ from atlas_ray.config import DataConfig, validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.settings import BASE, RecipeConfig
+from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import (
     ComplementSelector,
@@ -58,7 +59,7 @@ class Recipe:
 
     def __init__(self, config: RecipeConfig, extra: Iterable[str] = (), tables: Collection[str] = ()) -> None:
         self.config = config
-        self.root = f"{config.runs.rstrip('/')}/{config.name}"
+        self.root = below(config.runs, config.name)
         paid = [name for name, model in config.models.items() if isinstance(model, ModelConfig) and model.endpoint]
         if unknown := sorted(set(extra) - {*config.extra_arms, *paid}):
             valid = ", ".join([*config.extra_arms, *paid]) or "none"
@@ -71,19 +72,23 @@ class Recipe:
         if tables:
             self._narrow(set(tables))
         self.expert = (
-            config.expert if isinstance(config.expert, DataConfig) else DataConfig(path=f"{self.root}/collect/expert")
+            config.expert if isinstance(config.expert, DataConfig) else DataConfig(path=self.at("collect", "expert"))
         )
         # every section is checked here, before anything runs
         self.select = self._selections()
         self.units = [self._unit(arm, seed) for arm in self.arms for seed in config.seeds]
         self.train: dict[str, TrainConfig] = {}
         for name, tiny in self.tiny.items():
-            data = DataConfig(path=f"{self.root}/collect/{self._novice(name)}")
+            data = DataConfig(path=self.at("collect", self._novice(name)))
             settings = {"seed": config.seeds[0], **tiny.train}
-            self.train[name] = self._training(name, f"{self.root}/collect/{untrained(name)}", data, None, settings)
+            self.train[name] = self._training(name, self.at("collect", untrained(name)), data, None, settings)
         self.train |= {unit.name: self._train(unit) for unit in self.units}
         self.evaluations = self._evaluations()
         self.verify = self._verifications()
+
+    def at(self, *names: str) -> str:
+        """Where something of this recipe lies."""
+        return below(self.root, *names)
 
     @cached_property
     def tiny(self) -> dict[str, TinyConfig]:
@@ -93,7 +98,7 @@ class Recipe:
     def path_of(self, backbone: str) -> str:
         """Where a backbone lies, or its hub id."""
         model = self.backbones[backbone]
-        return f"{self.root}/train/{backbone}/model" if isinstance(model, TinyConfig) else model
+        return self.at("train", backbone, "model") if isinstance(model, TinyConfig) else model
 
     def group_of(self, arm: str) -> str:
         """The evaluation that an arm belongs to: one for all models that are played in the same environments."""
@@ -107,9 +112,7 @@ class Recipe:
         for name, tiny in self.tiny.items():
             given[self._novice(name)] = tiny.novice
         common = {"seed": self.config.seeds[0], "ray": self.config.ray}
-        return {
-            name: c.model_copy(update={"run": f"{self.root}/collect/{name}", **common}) for name, c in given.items()
-        }
+        return {name: c.model_copy(update={"run": self.at("collect", name), **common}) for name, c in given.items()}
 
     def _novice(self, backbone: str) -> str:
         """The collection that a tiny backbone learns from; those that are asked for alike are one."""
@@ -159,7 +162,7 @@ class Recipe:
             for name in source_names(self.selector_of(arm)):
                 if name in self.arms:
                     visit(name, (*made_for, arm))
-                elif "/" not in name and RunFolder(f"{self.root}/select/{name}").finished is None:
+                elif "/" not in name and RunFolder(self.at("select", name)).finished is None:
                     extra = name in self.config.extra_arms
                     remedy = f"include it: --with {name}" if extra else f"arms: {', '.join(self.arms)}"
                     kind = "an extra arm that is not included" if extra else "no arm of the recipe"
@@ -182,7 +185,7 @@ class Recipe:
         if isinstance(selector, PerplexitySelector | ValueSelector) and "model" not in selector.model_fields_set:
             selector = selector.model_copy(update={"model": self.path_of(start)})
         return SelectConfig(
-            run=f"{self.root}/select/{name}",
+            run=self.at("select", name),
             data=self._data(self.arms[arm].envs),
             selector=selector,
             seed=seed if name != arm else self.config.seeds[0],
@@ -199,7 +202,7 @@ class Recipe:
     def _train(self, unit: Unit) -> TrainConfig:
         arm = self.arms[unit.arm]
         settings = {"seed": unit.seed, **self.config.train}
-        selection = f"{self.root}/select/{unit.selection}"
+        selection = self.at("select", unit.selection)
         return self._training(unit.name, self.path_of(arm.start), self._data(arm.envs), selection, settings)
 
     def _training(
@@ -208,8 +211,8 @@ class Recipe:
         given = {
             "ray": self.config.ray.model_dump(),
             **settings,
-            "run": f"{self.root}/train/{name}",
-            "rendered": f"{self.root}/rendered",
+            "run": self.at("train", name),
+            "rendered": self.at("rendered"),
             "model": model,
             "data": data.model_dump(),
             "selection": selection,
@@ -224,7 +227,7 @@ class Recipe:
         }
         for unit in self.units:
             group = groups.setdefault(self.group_of(unit.arm), (self.arms[unit.arm].envs or [], {}))
-            group[1][unit.name] = f"{self.root}/train/{unit.name}/model"
+            group[1][unit.name] = self.at("train", unit.name, "model")
         main |= self.models
         return {key: self._evaluation(key, envs, models) for key, (envs, models) in groups.items()}
 
@@ -241,7 +244,7 @@ class Recipe:
                 "ray": self.config.ray.model_dump(),
                 **settings,
                 "tasks": {env: tasks[env] for env in envs},
-                "run": f"{self.root}/evaluate/{key}".rstrip("/"),
+                "run": self.at("evaluate", *filter(None, [key])),
                 "models": models,
             },
             where="the recipe's evaluate section",
@@ -264,9 +267,9 @@ class Recipe:
                 "ray": self.config.ray.model_dump(),
                 "data": {**self.expert.model_dump(), **settings.pop("data", {})},
                 **settings,
-                "run": f"{self.root}/{_seeded('verify', seed, first)}",
+                "run": self.at(_seeded("verify", seed, first)),
                 "model": self.path_of(BASE),
-                "selection": f"{self.root}/select/{self._named(arm, seed)}",
+                "selection": self.at("select", self._named(arm, seed)),
             },
             where="the recipe's verify section",
         )

@@ -11,6 +11,7 @@ from typing import Any
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe, untrained
 from atlas_ray.recipes.settings import BASE, load_recipe
+from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.selection.settings import SelectConfig, SelectorConfig
@@ -96,9 +97,9 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
         found.append(Stage(f"evaluate/{key}".rstrip("/"), words, partial(evaluate, config), weight))
     for verification in recipe.verify.values():
         words = f"the base model from `{recipe.config.verify_arm}`'s steps"
-        found.append(Stage(verification.run.removeprefix(f"{recipe.root}/"), words, partial(verify, verification), 120))
+        found.append(Stage(name_of(verification.run), words, partial(verify, verification), 120))
     report = partial(report_recipe, whole or recipe, recipe.tables)
-    found.append(Stage("report", f"{recipe.root}/report/index.html", report))
+    found.append(Stage("report", recipe.at("report", "index.html"), report))
     return found
 
 
@@ -139,7 +140,7 @@ def clean(recipe: Recipe) -> None:
     made += [RunFolder(c.run) for c in recipe.select.values() if c.selector.name != "llm"]
     made += [RunFolder(c.run).child(name) for c in recipe.evaluations.values() for name in c.models]
     made += [RunFolder(c.run) for c in recipe.verify.values()]
-    for folder in (*made, RunFolder(f"{recipe.root}/rendered"), RunFolder(f"{recipe.root}/report")):
+    for folder in (*made, RunFolder(recipe.at("rendered")), RunFolder(recipe.at("report"))):
         folder.delete()
 
 
@@ -175,7 +176,7 @@ def _train_tiny(recipe: Recipe, name: str) -> None:
     if RunFolder(train.run).finished is None:
         words = [t for c in recipe.collections().values() for t in read_trajectories(DataConfig(path=c.run))]
         size = write_untrained(
-            f"{recipe.root}/collect/{untrained(name)}",
+            recipe.at("collect", untrained(name)),
             words,
             hidden_size=tiny.hidden_size,
             layers=tiny.layers,

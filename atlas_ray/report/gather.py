@@ -44,7 +44,7 @@ def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
         UserError: If nothing was evaluated.
     """
     given = gather(recipe)
-    results, folder = build_results(given), RunFolder(f"{recipe.root}/report")
+    results, folder = build_results(given), RunFolder(recipe.at("report"))
     runs = gather_paper(recipe)
     tables = [made for made in paper_tables(runs) if made.name in recipe.config.tables]
     written = write_paper_tables(folder, tables)
@@ -61,7 +61,7 @@ def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
     ran = [made for made in asked if any(cell.ours for row in made.rows for cell in row.cells)]
     print_table(*(as_table(made, averages=True) for made in ran))
     if written:
-        console.print(f"the paper's tables beside ours: {len(written)} files in {folder.uri}/tables")
+        console.print(f"the paper's tables beside ours: {len(written)} files in {folder.child('tables').uri}")
     console.print(f"report: {page}")
     return page
 

@@ -29,4 +29,4 @@ def write_report(folder: RunFolder, results: Mapping[str, Any], site: SiteInput 
     write_assets(folder)
     meta = write_data(folder, site, results["verdict"]["critical"])
     folder.write_bytes(PAGE, render_page(results, site, meta).encode())
-    return f"{folder.uri.rstrip('/')}/{PAGE}"
+    return folder.child(PAGE).uri

@@ -27,12 +27,13 @@ from pydantic import BaseModel
 
 from atlas_ray import __version__
 from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.address import below, refuse_credentials
 from atlas_ray.runs.tables import Record, TableSpec
+from atlas_ray.runs.units import JOB, record_finished
 
 FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
-_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives the process of a job
 
 
 class RunFolder:
@@ -40,9 +41,13 @@ class RunFolder:
 
     Attributes:
         uri: As given.
+        stage: The stage that this process runs in it, if it does.
     """
 
+    stage = ""
+
     def __init__(self, uri: str) -> None:
+        refuse_credentials(uri)
         self.uri = uri
         try:
             if "://" in uri:
@@ -59,7 +64,7 @@ class RunFolder:
 
     def child(self, *names: str) -> RunFolder:
         """A folder below this one."""
-        return RunFolder("/".join([self.uri.rstrip("/"), *names]))
+        return RunFolder(below(self.uri, *names))
 
     def has(self, name: str) -> bool:
         """Whether a file of that name lies here."""
@@ -87,8 +92,8 @@ class RunFolder:
         Raises:
             UserError: If it holds a run of another configuration (the differing keys are named).
         """
-        resolved = _identity(config)
-        if _JOB in os.environ and "://" not in self.uri and not Path(self.uri).is_absolute():
+        self.stage, resolved = stage, _identity(config)
+        if JOB in os.environ and "://" not in self.uri and not Path(self.uri).is_absolute():
             raise UserError(
                 f"{self.uri!r} is relative: in a job it would lie in a node's copy of the working directory",
                 "give an absolute path that all nodes share, or an s3:// or gs:// URI (--run; a recipe's `runs`)",
@@ -150,6 +155,14 @@ class RunFolder:
             else:
                 with self._fs.open_output_stream(self._path(name)) as stream:
                     stream.write(content)
+
+    def copy_to(self, folder: Path) -> None:
+        """Copies all files here and below into a local folder; others that lie there stay."""
+        with _explained(f"{self.uri} to {folder}", "copy"):
+            folder.mkdir(parents=True, exist_ok=True)
+            pafs.copy_files(
+                self._root, str(folder), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
+            )
 
     def remove(self, name: str) -> None:
         """Deletes a file where there is one."""
@@ -220,7 +233,8 @@ class ShardWriter(Generic[Record]):
         self._timer: threading.Timer | None = None
 
     def add(self, record: Record) -> None:
-        """Takes a record; it is on disk after at most 31 more or 60 s."""
+        """Takes a record, says that its unit is finished, and has it on disk after at most 31 more or 60 s."""
+        record_finished(self._folder.stage, self._folder.uri, self._table.name, record)
         with self._lock:
             self._pending.append(record)
             if len(self._pending) >= FLUSH_UNITS:

@@ -60,19 +60,19 @@ def require_within(
 ) -> None:
     """The same for nodes and an autoscaler's groups (a node's resources, most nodes) that the caller names."""
     until = time.monotonic() + (_JOIN_SECONDS if seconds is None else seconds)
-    asked, said = f"{count} {what} of {_told(bundle)} each", False
+    asked, said = f"{count} {what} of {told(bundle)} each", False
     while not fits(bundle, count, here := nodes()):
         if sum(_room(bundle, node) * most for node, most in groups) >= count:
-            _log.warning("%s: the cluster has %s now, and its autoscaler is asked for more", asked, _have(here))
+            _log.warning("%s: the cluster has %s now, and its autoscaler is asked for more", asked, held(here))
             return
         if time.monotonic() >= until:
             may = (
-                f"; its autoscaler may add {_have([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
+                f"; its autoscaler may add {held([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
             )
-            raise UserError(f"cannot place {asked}: the cluster has {_have(here)}{may}", remedy)
+            raise UserError(f"cannot place {asked}: the cluster has {held(here)}{may}", remedy)
         if not said:
             left = until - time.monotonic()
-            console.print(f"waiting {left:.0f} s at most for {asked}: the cluster has {_have(here)}", style="yellow")
+            console.print(f"waiting {left:.0f} s at most for {asked}: the cluster has {held(here)}", style="yellow")
             said = True
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))
 
@@ -90,13 +90,14 @@ def _room(bundle: Resources, node: Resources) -> int:
     return min((int(node.get(kind, 0.0) / need + 1e-9) for kind, need in bundle.items() if need), default=sys.maxsize)
 
 
-def _told(resources: Resources) -> str:
+def told(resources: Resources) -> str:
+    """E.g. "1 CPU and 4 GPU"."""
     return " and ".join(f"{resources[k]:g} {k}" for k in _KINDS if resources.get(k)) or "nothing"
 
 
-def _have(nodes: Iterable[Resources]) -> str:
+def held(nodes: Iterable[Resources]) -> str:
     """E.g. "2 nodes of 8 CPU and 4 GPU, 1 node of 2 CPU"."""
-    counts = Counter(_told(node) for node in nodes)
+    counts = Counter(told(node) for node in nodes)
     return ", ".join(f"{n} node{'s' if n > 1 else ''} of {told}" for told, n in counts.items()) or "no nodes"
 
 

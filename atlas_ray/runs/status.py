@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
 
 from atlas_ray.errors import UserError
@@ -11,6 +14,8 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 
 _DEPTH = 4
+_WATCH_SECONDS = 5.0
+_FINISHED, _UNFINISHED = "finished", "unfinished"
 
 
 def status_table(uris: Sequence[str]) -> Table:
@@ -27,10 +32,25 @@ def status_table(uris: Sequence[str]) -> Table:
             recorded = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             figures = ", ".join(f"{k} {v}" for k, v in (finished or {}).items() if not isinstance(v, dict | list))
             stage = str(folder.read_json("manifest.json")["stage"])
-            table.add_row(folder.uri, stage, "finished" if finished is not None else "unfinished", recorded, figures)
+            table.add_row(folder.uri, stage, _UNFINISHED if finished is None else _FINISHED, recorded, figures)
     if not table.row_count:
         raise UserError(f"no run lies below {', '.join(uris)}", "name a run folder or a recipe's folder under runs/")
     return table
+
+
+def watch_status(uris: Sequence[str], console: Console) -> None:
+    """Shows the table anew every few seconds, until every stage is finished.
+
+    Raises:
+        UserError: If there is none.
+    """
+    with Live(console=console, auto_refresh=False) as live:
+        while True:
+            table = status_table(uris)
+            live.update(table, refresh=True)
+            if _UNFINISHED not in table.columns[2].cells:
+                return
+            time.sleep(_WATCH_SECONDS)
 
 
 def _stages(folder: RunFolder, depth: int) -> Iterator[RunFolder]:

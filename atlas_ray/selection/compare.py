@@ -12,6 +12,7 @@ from typing import Any
 
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
+from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import recut
@@ -123,7 +124,7 @@ def compare_runs(
     trajectories = read_trajectories(DataConfig(path=data))
     steps = {t.id: len(t.steps) for t in trajectories}
     named: list[tuple[str, list[Selection]]] = []
-    short = [uri.rstrip("/").rpartition("/")[2] for uri in uris]
+    short = [name_of(uri) for uri in uris]
     for uri, name in zip(uris, short, strict=True):
         records = RunFolder(uri).read(SELECTIONS)
         if not records:

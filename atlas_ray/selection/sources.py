@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from atlas_ray.errors import UserError
+from atlas_ray.runs.address import beside
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.own import source_digest
@@ -42,9 +43,8 @@ def find_source(name: str, run: str) -> RunFolder:
     Raises:
         UserError: If neither is a finished selection.
     """
-    parent = run.rstrip("/").rpartition("/")[0]
-    beside = RunFolder(f"{parent}/{name}" if parent else name) if "/" not in name else None
-    folder = beside if beside is not None and beside.exists else RunFolder(name)
+    neighbour = RunFolder(beside(run, name)) if "/" not in name else None
+    folder = neighbour if neighbour is not None and neighbour.exists else RunFolder(name)
     if not folder.exists or folder.finished is None or folder.read_json("manifest.json")["stage"] != "select":
         where = f"{name}, here or beside {run}," if "/" not in name else name
         raise UserError(f"{where} holds no finished selection", "finish that selection first, or correct its name")

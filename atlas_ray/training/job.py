@@ -12,6 +12,7 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, config_digest
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
@@ -27,7 +28,7 @@ from atlas_ray.types import Selection, Trajectory
 
 def tokens_for(config: TrainConfig, trajectories: Sequence[Trajectory], chat: ChatFormat, by: Render) -> Corpus:
     """The run's tokens, rendered where no run on the same data has done so."""
-    return open_corpus(config.rendered or f"{config.run}/rendered", trajectories, chat, by)
+    return open_corpus(config.rendered or below(config.run, "rendered"), trajectories, chat, by)
 
 
 def make_job(

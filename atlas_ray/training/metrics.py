@@ -14,18 +14,25 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.units import unit_finished
 from atlas_ray.training.flops import peak_flops
 
 if TYPE_CHECKING:
     import torch
 
 METRICS = "metrics.jsonl"
+CHECKPOINTS = "checkpoints.jsonl"
 Progress = Callable[[dict[str, Any]], None]
 
 
 def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
     """All steps recorded so far."""
-    return [json.loads(line) for line in _text(folder).splitlines()]
+    return [json.loads(line) for line in _text(folder, METRICS).splitlines()]
+
+
+def read_checkpoints(folder: RunFolder) -> list[dict[str, Any]]:
+    """Checkpoints of the last attempt: `step`, and the seconds that saving took."""
+    return [json.loads(line) for line in _text(folder, CHECKPOINTS).splitlines()]
 
 
 def best_step(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
@@ -33,8 +40,8 @@ def best_step(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     return min((m for m in lines if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None)
 
 
-def _text(folder: RunFolder) -> str:
-    return folder.read_bytes(METRICS).decode() if folder.has(METRICS) else ""
+def _text(folder: RunFolder, name: str) -> str:
+    return folder.read_bytes(name).decode() if folder.has(name) else ""
 
 
 class MetricsLog:
@@ -48,7 +55,7 @@ class MetricsLog:
 
     def __init__(self, folder: RunFolder | None) -> None:
         self.steps: list[dict[str, Any]] = []
-        self._folder, self._written = folder, 0.0
+        self._folder, self._written, self._checkpoints = folder, 0.0, ""
 
     @property
     def text(self) -> str:
@@ -71,6 +78,17 @@ class MetricsLog:
         self._written = time.monotonic()
         if self._folder is not None:
             self._folder.write_bytes(METRICS, self.text.encode())
+
+    def saved(self, step: int, seconds: float) -> None:
+        """Says that a checkpoint is there: to the driver, by a file beside the metrics, and in this process's log."""
+        if self._folder is not None:
+            self._checkpoints += json.dumps({"step": step, "seconds": round(seconds, 3)}) + "\n"
+            self._folder.write_bytes(CHECKPOINTS, self._checkpoints.encode())
+            _log_checkpoint(self._folder, step, seconds)
+
+
+def _log_checkpoint(folder: RunFolder, step: int, seconds: float) -> None:
+    unit_finished("train", folder.uri, f"checkpoint {step}", "saved", seconds)
 
 
 class Meter:
@@ -107,12 +125,13 @@ class Follower:
 
     def __init__(self, folder: RunFolder, progress: Progress) -> None:
         self._folder, self._progress = folder, progress
-        self._last, self._stop = 0, threading.Event()
+        self._last, self._saved, self._stop = 0, 0, threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> None:
         # Steps of an earlier run are known, those that it takes back to its last checkpoint among them.
         self._last = max((metrics["step"] for metrics in read_metrics(self._folder)), default=0)
+        self._saved = max((saved["step"] for saved in read_checkpoints(self._folder)), default=0)
         self._thread.start()
 
     def __exit__(self, *_: object) -> None:
@@ -125,8 +144,14 @@ class Follower:
             stopping = self._stop.wait(0.5)
             try:
                 found = read_metrics(self._folder)
+                moved = stopping or (found and found[-1]["step"] != self._last)
+                saved = read_checkpoints(self._folder) if moved else []
             except OSError:
                 continue
+            for checkpoint in saved:
+                if checkpoint["step"] > self._saved:
+                    self._saved = checkpoint["step"]
+                    _log_checkpoint(self._folder, checkpoint["step"], checkpoint["seconds"])
             for metrics in found:
                 if metrics["step"] > self._last:
                     self._last = metrics["step"]

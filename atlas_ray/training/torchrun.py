@@ -28,6 +28,7 @@ from atlas_ray.config import load
 from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.units import show_units
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.corpus import render
 from atlas_ray.training.examples import show
@@ -114,6 +115,7 @@ def _gpu(config: TrainConfig) -> bool:
 def main(config: Config = None, set_: Set = None) -> None:
     """Fine-tune a model with loss on the selected steps only, in the processes that torchrun started."""
     settings = load(TrainConfig, config, set_ or [])
+    show_units()
     torch.set_num_threads(settings.cpus_per_worker)
     dist.init_process_group("nccl" if _gpu(settings) else "gloo")
     try:

@@ -6,6 +6,7 @@ Flows in: a job, the same in every process, and a place for checkpoints; flows o
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -133,7 +134,10 @@ def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: C
             if rank == 0:
                 (path / METRICS).write_text(log.text)
 
+        begun = time.monotonic()
         checkpoints.save(step, write)
+        if rank == 0:
+            log.saved(step, time.monotonic() - begun)
 
     reached = loop.fit(
         module,

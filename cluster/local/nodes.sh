@@ -87,7 +87,8 @@ down) down ;;
 kill) end "$2" ;;
 start) start "$2" ;;
 cut) ip -n "$ID-$2" link set eth0 down ;;
-submit) within 0 atlas submit "${@:2}" --address http://127.0.0.1:8265 ;;
+# Ray would take a driver on another node for one of the head's: it finds the nodes of a machine by their processes
+submit) within 0 atlas submit "${@:2}" --driver-on-head --address http://127.0.0.1:8265 ;;
 exec) within 0 "${@:2}" ;;
 *) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac

@@ -1,0 +1,72 @@
+"""One line of JSON per finished unit of work, for whatever collects a cluster's logs.
+
+Flows in: records as they are written, and checkpoints; flows out: lines at INFO of the logger `atlas_ray.units`. They
+hold ids, never texts: what an environment or a model said stays in the records. Silent until `show_units`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from datetime import UTC, datetime
+from typing import Any
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives the process of a job
+_OUTCOMES = {"trajectories": "kept", "failures": "failed", "selections": "selected"}
+_BEGINS = '{"time": "'
+_LONGEST = 200  # characters of an id, which may come out of a data file
+
+_log = logging.getLogger("atlas_ray.units")
+
+
+def show_units(asked: bool = False) -> None:
+    """Prints the lines to stderr: inside a Ray job, with `ATLAS_LOG=json`, or where asked."""
+    if (asked or JOB in os.environ or os.environ.get("ATLAS_LOG") == "json") and not _log.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        _log.addHandler(handler)
+        _log.setLevel(logging.INFO)
+        _log.propagate = False
+
+
+def hidden(line: str) -> bool:
+    """Whether a line of a job's log is one of these, and this process shows none."""
+    return line.startswith(_BEGINS) and not _log.isEnabledFor(logging.INFO)
+
+
+def record_finished(stage: str, run: str, table: str, record: Any) -> None:
+    """Says that a record is there: an episode, a selection or a trajectory.
+
+    Args:
+        stage: That made it.
+        run: Its run folder.
+        table: Its table's name.
+    """
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    outcome = getattr(record, "stop_reason", None) or (
+        "error" if getattr(record, "error", None) else _OUTCOMES.get(table, "done")
+    )
+    usage, tokens = getattr(record, "usage", None), None
+    if usage is not None and usage.calls:
+        tokens = {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "generated": usage.completion_tokens}
+    unit_finished(stage, run, record.id, str(outcome), getattr(record, "seconds", None), tokens)
+
+
+def unit_finished(
+    stage: str, run: str, unit: str, outcome: str, seconds: float | None = None, tokens: dict[str, int] | None = None
+) -> None:
+    """Writes the line of one unit; what is not known is null."""
+    if not _log.isEnabledFor(logging.INFO):
+        return
+    line = {
+        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "stage": stage,
+        "run": run,
+        "unit": unit[:_LONGEST],
+        "outcome": outcome,
+        "seconds": None if seconds is None else round(seconds, 3),
+        "tokens": tokens,
+    }
+    _log.info("%s", json.dumps(line))  # ASCII: no control character of an id reaches a terminal
