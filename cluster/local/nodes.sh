@@ -3,6 +3,7 @@
 #   nodes.sh up N            N nodes; node 0 is the head. Ends when all are there.
 #   nodes.sh kill NODE       SIGKILL to all of a node's processes
 #   nodes.sh cut NODE        its link goes down, its processes live on
+#   nodes.sh start NODE      a node that was killed or cut off (not the head) joins again, as a new one
 #   nodes.sh submit STAGE .. `atlas submit` within the head's namespace, where the dashboard is
 #   nodes.sh exec CMD ..     a command within the head's namespace
 #   nodes.sh down            all of it goes
@@ -54,13 +55,19 @@ up() {
         ip link add eth0 netns "$ID-$i" type veth peer name "p$i" netns "$ID-net"
         ip -n "$ID-net" link set "p$i" master bridge0 up
         ip -n "$ID-$i" addr add "$NET.$((i + 1))/24" dev eth0
-        ip -n "$ID-$i" link set eth0 up
         if ((i == 0)); then
+            ip -n "$ID-$i" link set eth0 up
             node 0 ray start --head --port=6379 --temp-dir="$DIR/ray" --dashboard-host=127.0.0.1 --dashboard-port=8265
         else
-            node "$i" ray start --address="$HEAD"
+            start "$i"
         fi
     done
+}
+
+start() {  # start I: what is left of the node ends first
+    end "$1"
+    ip -n "$ID-$1" link set eth0 up
+    node "$1" ray start --address="$HEAD"
 }
 
 down() {
@@ -75,8 +82,9 @@ case ${1:-} in
 up) up "${2:-2}" ;;
 down) down ;;
 kill) end "$2" ;;
+start) start "$2" ;;
 cut) ip -n "$ID-$2" link set eth0 down ;;
 submit) within 0 atlas submit "${@:2}" --address http://127.0.0.1:8265 ;;
 exec) within 0 "${@:2}" ;;
-*) sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 2 ;;
+*) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
