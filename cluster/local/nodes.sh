@@ -19,6 +19,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/token RAY_worker_niceness=0 
 # A lost node is noticed after 3 probes of 3 s, each a second after the last: 12 s.
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
+# The machine's name stands for its loopback in every namespace: torch's gloo would look for the others there.
+export GLOO_SOCKET_IFNAME=eth0
 unset RAY_ADDRESS
 
 within() { ip netns exec "$ID-$1" "${@:2}"; }
@@ -84,7 +86,7 @@ down) down ;;
 kill) end "$2" ;;
 start) start "$2" ;;
 cut) ip -n "$ID-$2" link set eth0 down ;;
-submit) within 0 atlas submit "${@:2}" --address http://127.0.0.1:8265 ;;
-exec) within 0 "${@:2}" ;;
+submit) exec ip netns exec "$ID-0" atlas submit "${@:2}" --address http://127.0.0.1:8265 ;;
+exec) exec ip netns exec "$ID-0" "${@:2}" ;;
 *) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
