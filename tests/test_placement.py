@@ -73,8 +73,8 @@ def test_a_node_that_is_lost_and_one_that_joins_are_told_of_once(
     with placement.watched({"CPU": 2}, 2, "training workers", nodes):
         assert seen.wait(10)
     assert " ".join(capsys.readouterr().err.split()) == (
-        "a node was lost: waiting for room for 2 training workers of 2 CPU each; the cluster has 1 node of 2 CPU"
-        " there is room again for 2 training workers of 2 CPU each; the cluster has 2 nodes of 2 CPU"
+        "waiting for room for 2 training workers of 2 CPU each; the cluster has 1 node of 2 CPU"
+        " there is room for 2 training workers of 2 CPU each; the cluster has 2 nodes of 2 CPU"
     )
 
 

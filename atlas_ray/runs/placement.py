@@ -80,7 +80,7 @@ def require_within(
 def watched(
     bundle: Resources, count: int, what: str, nodes: Callable[[], Sequence[Resources]] | None = None
 ) -> Iterator[None]:
-    """Says so when nodes are lost and bundles that ran no longer fit: whoever runs them waits, in silence, for others.
+    """Says so while bundles do not fit, for nodes were lost or have yet to join: whoever runs them waits in silence.
 
     Args:
         bundle: What one of them takes.
@@ -97,7 +97,7 @@ def watched(
             if fits(bundle, count, here) is short:
                 short = not short
                 asked = f"{count} {what} of {_told(bundle)} each"
-                said = f"a node was lost: waiting for room for {asked}" if short else f"there is room again for {asked}"
+                said = f"waiting for room for {asked}" if short else f"there is room for {asked}"
                 console.print(f"{said}; the cluster has {_have(here)}", style="yellow")
 
     watcher = threading.Thread(target=watch, daemon=True)
