@@ -53,7 +53,7 @@ def reach(namespace: str, address: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def test_a_node_is_killed_another_cut_off_and_nothing_stays(nodes: Run, tmp_path: Path) -> None:
+def test_a_node_is_killed_another_cut_off_both_join_again_and_nothing_stays(nodes: Run, tmp_path: Path) -> None:
     before = namespaces()
     assert nodes("up", "3").returncode == 0
     new = sorted(set(namespaces()) - set(before))
@@ -71,7 +71,14 @@ def test_a_node_is_killed_another_cut_off_and_nothing_stays(nodes: Run, tmp_path
     assert "refused" in reach(new[2], head)
     assert nodes("cut", "2").returncode == 0
     assert "unreachable" in reach(new[2], head)
-    assert len(processes(new[2])) == 1
+    [old] = processes(new[2])
+
+    for node in ("1", "2"):
+        assert nodes("start", node).returncode == 0
+    assert [len(processes(name)) for name in new[:3]] == [1, 1, 1]
+    assert processes(new[2]) != [old]
+    assert "refused" in reach(new[2], head)
+    assert f"--address={head}:" in (tmp_path / "called").read_text().splitlines()[-1]
 
     # either joins again, without what was left of it
     old = processes(new[2])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
 from atlas_ray.config import EngineConfig
@@ -54,6 +56,26 @@ def test_nodes_that_are_joining_are_waited_for(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(placement.time, "sleep", lambda _: None)
     seen = iter([[], [{"CPU": 2}], [{"CPU": 8, "GPU": 4}]])
     require_within(ENGINE, 1, "engine replicas", "", lambda: next(seen), [])
+
+
+def test_a_node_that_is_lost_and_one_that_joins_are_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(placement, "_LOOK_SECONDS", 0.001)
+    one, seen = {"CPU": 2.0}, threading.Event()
+    states = iter([[one, one], [one], [one], [one, one], [one, one]])
+
+    def nodes() -> list[dict[str, float]]:
+        if (state := next(states, None)) is None:
+            seen.set()
+        return state or [one, one]
+
+    with placement.watched({"CPU": 2}, 2, "training workers", nodes):
+        assert seen.wait(10)
+    assert " ".join(capsys.readouterr().err.split()) == (
+        "waiting for room for 2 training workers of 2 CPU each; the cluster has 1 node of 2 CPU"
+        " there is room for 2 training workers of 2 CPU each; the cluster has 2 nodes of 2 CPU"
+    )
 
 
 @pytest.mark.usefixtures("ray_cluster")

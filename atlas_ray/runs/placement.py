@@ -2,16 +2,18 @@
 
 Flows in: bundles (the CPUs and GPUs that one actor takes, on one node) and the cluster's nodes; flows out: nothing, or
 a sentence with what was asked for, what the cluster has, and what to change. What others hold counts as the cluster's:
-they will give it back.
+they will give it back. What fitted may not do so any more once nodes are lost: that is said as well.
 """
 
 from __future__ import annotations
 
 import logging
 import sys
+import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.progress import console
@@ -22,6 +24,7 @@ PLACE = "lower engine.replicas or engine.tensor_parallel, or add nodes (ray.num_
 
 _log = logging.getLogger(__name__)
 _KINDS = ("CPU", "GPU")
+_LOOK_SECONDS = 1.0
 _JOIN_SECONDS = 30.0  # that nodes of a cluster which is only starting may take to join
 
 
@@ -42,11 +45,7 @@ def require(bundle: Resources, count: int, what: str, remedy: str) -> None:
     Raises:
         UserError: If they cannot be placed, nor after the half minute that further nodes may take to join.
     """
-    import ray
-
-    require_within(
-        bundle, count, what, remedy, lambda: [n["Resources"] for n in ray.nodes() if n["Alive"]], _node_groups()
-    )
+    require_within(bundle, count, what, remedy, _nodes, _node_groups())
 
 
 def require_within(
@@ -77,12 +76,52 @@ def require_within(
         time.sleep(min(1.0, max(0.0, until - time.monotonic())))
 
 
+@contextmanager
+def watched(
+    bundle: Resources, count: int, what: str, nodes: Callable[[], Sequence[Resources]] | None = None
+) -> Iterator[None]:
+    """Says so while bundles do not fit, for nodes were lost or have yet to join: whoever runs them waits in silence.
+
+    Args:
+        bundle: What one of them takes.
+        count: How many.
+        what: Their name, for people.
+        nodes: Resources of the nodes that are there; None: Ray's.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        short = False
+        while not over.wait(_LOOK_SECONDS):
+            here = (nodes or _nodes)()
+            if fits(bundle, count, here) is short:
+                short = not short
+                asked = f"{count} {what} of {_told(bundle)} each"
+                said = f"waiting for room for {asked}" if short else f"there is room for {asked}"
+                console.print(f"{said}; the cluster has {_have(here)}", style="yellow")
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
+
+
 def gpus() -> float:
     """GPUs that the cluster has, or else may add."""
     import ray
 
     held = float(ray.cluster_resources().get("GPU", 0.0))
     return held or sum(node.get("GPU", 0.0) * most for node, most in _node_groups())
+
+
+def _nodes() -> list[Resources]:
+    """What each node has that is alive to Ray."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _room(bundle: Resources, node: Resources) -> int:

@@ -230,7 +230,10 @@ def _fit(job: Job, corpus: Corpus) -> int:
     folder = RunFolder(config.run)
     folder.remove(STOP)
     try:
-        with _on_sigterm(lambda: folder.write_bytes(STOP, b"")):
+        with (
+            _on_sigterm(lambda: folder.write_bytes(STOP, b"")),
+            placement.watched(need, config.workers, "training workers"),
+        ):
             ended = trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:
         raise _explained(error, config) from error

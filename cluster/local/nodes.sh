@@ -20,6 +20,8 @@ export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$DIR/token RAY_worker_niceness=0 
 # A lost node is noticed after 3 probes of 3 s, each a second after the last: 12 s.
 export RAY_health_check_initial_delay_ms=5000 RAY_health_check_period_ms=1000
 export RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3
+# The machine's name stands for its loopback in every namespace: torch's gloo would look for the others there.
+export GLOO_SOCKET_IFNAME=eth0
 unset RAY_ADDRESS
 
 within() { ip netns exec "$ID-$1" "${@:2}"; }
@@ -88,7 +90,7 @@ kill) end "$2" ;;
 start) start "$2" ;;
 cut) ip -n "$ID-$2" link set eth0 down ;;
 # Ray would take a driver on another node for one of the head's: it finds the nodes of a machine by their processes
-submit) within 0 atlas submit "${@:2}" --driver-on-head --address http://127.0.0.1:8265 ;;
-exec) within 0 "${@:2}" ;;
-*) sed -n '2,14s/^# \{0,1\}//p' "$0"; exit 2 ;;
+submit) exec ip netns exec "$ID-0" atlas submit "${@:2}" --driver-on-head --address http://127.0.0.1:8265 ;;
+exec) exec ip netns exec "$ID-0" "${@:2}" ;;
+*) sed -n '2,13s/^# \{0,1\}//p' "$0"; exit 2 ;;
 esac
