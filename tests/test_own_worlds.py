@@ -1,0 +1,177 @@
+"""The user's own games and products, served in place of the built-in ones."""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from atlas_ray.environments.own import bring
+from atlas_ray.environments.server import create_app, serve
+from atlas_ray.errors import EnvironmentFailure, UserError
+from tests.serving import play, remote, running
+
+STORIES = Path(__file__).parents[1] / "atlas_ray" / "environments" / "jericho" / "stories"
+LIGHTHOUSE = ["You find an iron key", "You open\nthe TOWER'S door", "The lamp flares up"]
+TO_THE_LAMP = ["look under net", "take key", "north", "unlock door with key", "open door", "east", "take oil", "west"]
+TO_THE_LAMP += ["north", "up", "fill lamp", "light lamp"]
+
+
+@pytest.fixture
+def games(tmp_path: Path) -> Path:
+    """Two of our stories as if they were somebody's, with subgoals in both forms."""
+    pytest.importorskip("jericho", reason="pip install 'atlas-ray[jericho]'")
+    for name in ("lighthouse", "archive"):
+        shutil.copy(STORIES / f"{name}.z5", tmp_path)
+    (tmp_path / "lighthouse.goals.yaml").write_text("".join(f"- {json.dumps(text)}\n" for text in LIGHTHOUSE), "utf-8")
+    labels = {"goal": "Open the vault.", "subgoals": ["you find the ledger", "the vault opens"]}
+    (tmp_path / "archive.goals.json").write_text(json.dumps(labels), "utf-8")
+    return tmp_path
+
+
+# --- what is given ---
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        (["jericho"], "not of the form NAME=PATH"),
+        (["jericho="], "not of the form NAME=PATH"),
+        (["maze=here"], "nothing can be brought for 'maze'"),
+        (["jericho={games}", "jericho={games}"], "twice for jericho"),
+        (["jericho={games}/none"], "there is no game in"),
+    ],
+)
+def test_what_is_given_wrongly_is_refused(given: list[str], told: str, games: Path) -> None:
+    with pytest.raises(UserError, match=told):
+        bring(one.replace("{games}", str(games)) for one in given)
+
+
+def test_what_is_brought_must_be_served(games: Path) -> None:
+    with pytest.raises(UserError, match="jericho, which is not served"):
+        serve(["maze"], data=[f"jericho={games}"])
+
+
+def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
+    world = bring([f"jericho={games}"])["jericho"].world()
+    world.reset(0)
+    for agent in (world.expert, world.novice):
+        with pytest.raises(UserError, match="no scripted agent for material of your own"):
+            agent(random.Random(0))
+
+
+# --- jericho ---
+
+
+def test_a_game_is_a_task_and_pays_by_the_texts_that_were_told(games: Path) -> None:
+    brought = bring([f"jericho={games}"])["jericho"]
+    assert str(brought) == "archive.z5 0, lighthouse.z5 1"
+    world = brought.world()
+    assert world.reset(0).observation.startswith("Your goal: Open the vault.\n\n")
+    first = world.reset(1).observation
+    assert first.endswith("Here lie a net, a boat, a barrel, a crate and a pot.")
+    results = [world.step(command) for command in TO_THE_LAMP]
+    progress = [round(result.reward * 3) for result in results]
+    assert progress == [1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3]
+    assert [result.done for result in results] == [False] * 11 + [True]
+    assert results[-1].progress == results[-1].reward == 1.0
+    assert world.step("look") == world.step("north")  # nothing follows the end
+    assert not world.reset(1).observation.startswith("The story has ended")
+    with pytest.raises(UserError, match="jericho has no task 2"):
+        world.reset(2)
+
+
+def test_the_storys_own_end_ends_it_whatever_was_reached(games: Path) -> None:
+    (games / "lighthouse.goals.yaml").write_text("- never told\n- You find an iron key\n", "utf-8")
+    world = bring([f"jericho={games}"])["jericho"].world()
+    world.reset(1)
+    results = [world.step(command) for command in TO_THE_LAMP]
+    assert [result.done for result in results] == [False] * 11 + [True]
+    assert results[-1].reward == 0.5
+
+
+def test_commands_to_the_interpreter_are_kept_from_it(
+    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    world = bring([f"jericho={games}"])["jericho"].world()
+    world.reset(1)
+    for command in ("save", "look. RESTORE", "quit", "undo", "verbose", "restart"):
+        assert world.step(command).observation == "That is no part of the story."
+    assert world.step("take short sword").observation == "You can't see any such thing."
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_game_that_is_known_needs_no_subgoals_its_score_counts(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Known games cannot be had here, so the interpreter stands in for one: it keeps a score of 0 to 10."""
+    import jericho
+
+    score = iter((0, 4, 2, 10))
+    monkeypatch.setattr(jericho.FrotzEnv, "get_max_score", lambda self: 10)
+    monkeypatch.setattr(jericho.FrotzEnv, "get_score", lambda self: next(score))
+    monkeypatch.setattr(
+        jericho.FrotzEnv, "is_fully_supported", property(lambda self: 1, lambda self, value: None), False
+    )
+    for labels in games.glob("*.goals.*"):
+        labels.unlink()
+    world = bring([f"jericho={games}"])["jericho"].world()
+    world.reset(0)
+    results = [world.step("look") for _ in range(3)]
+    assert [(result.progress, result.done) for result in results] == [(0.4, False), (0.4, False), (1.0, True)]
+
+
+def spoilt(games: Path, how: str) -> str:
+    """Spoils a file; its name."""
+    story, labels = games / "archive.z5", games / "archive.goals.json"
+    data = bytearray(story.read_bytes())
+    if how == "empty":
+        data = bytearray()
+    elif how == "cut":
+        del data[9_000:]
+    elif how == "flipped":
+        data[9_000] ^= 1
+    elif how == "version":
+        data[0] = 3
+    elif how == "no labels":
+        labels.unlink()
+    else:
+        labels.write_text(how, "utf-8")
+        return labels.name
+    story.write_bytes(data)
+    return story.name
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("empty", "for its size"),
+        ("cut", "a damaged story"),
+        ("flipped", "a damaged story"),
+        ("version", "version 5"),
+        ("no labels", "does not know this game's score"),
+        *((labels, "not a list of texts") for labels in ("[", "[]", "{}", '[""]', "[1]", "- !!python/name:os.system")),
+        ("[" + '"x",' * 20_000 + "]", "not a list of texts"),
+    ],
+)
+def test_what_cannot_be_played_is_named(how: str, told: str, games: Path) -> None:
+    name = spoilt(games, how)
+    with pytest.raises(UserError) as caught:
+        bring([f"jericho={games}"])
+    assert name in caught.value.what
+    assert told in caught.value.what
+
+
+async def test_a_run_reaches_it_as_agentgyms_server(games: Path) -> None:
+    replies = [f"Thought: On.\nAction: {command}" for command in TO_THE_LAMP]
+    app: Any = create_app(["jericho"], brought=bring([f"jericho={games}"]))
+    async with running(app) as url, remote("jericho", url) as session:
+        opening, results = await play(session, 1, replies)
+        assert "Cove" in opening.observation
+        assert (results[-1].reward, results[-1].done) == (1.0, True)
+        with pytest.raises(EnvironmentFailure, match="The data_idx 2 is not valid"):
+            await play(session, 2, [])
