@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -175,3 +177,144 @@ async def test_a_run_reaches_it_as_agentgyms_server(games: Path) -> None:
         assert (results[-1].reward, results[-1].done) == (1.0, True)
         with pytest.raises(EnvironmentFailure, match="The data_idx 2 is not valid"):
             await play(session, 2, [])
+
+
+# --- alfworld ---
+
+KITCHEN = ("cabinet 1", "countertop 1", "diningtable 1", "fridge 1", "microwave 1", "sinkbasin 1")
+TO_THE_TABLE = ["go to countertop 1", "take egg 1 from countertop 1", "go to diningtable 1"]
+TO_THE_TABLE += ["move egg 1 to diningtable 1"]
+
+
+def game(folder: Path, place: str, **changed: Any) -> Path:
+    """Writes one of our games where `alfworld-download` would have put one."""
+    from atlas_ray.environments.alfworld.game import data, problem
+    from atlas_ray.environments.alfworld.house import House
+
+    things = {"egg 1": "countertop 1", "egg 2": "fridge 1"}
+    house = House("put", "kitchen", KITCHEN, things, "egg", "diningtable", 0)
+    file = folder / "json_2.1.1" / place / "game.tw-pddl"
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps(data(problem(house), house.sentence) | changed), "utf-8")
+    return file
+
+
+@pytest.fixture
+def houses(tmp_path: Path) -> Path:
+    if not all(importlib.util.find_spec(name) for name in ("alfworld", "textworld")):
+        pytest.skip("pip install 'atlas-ray[alfworld]'")
+    return tmp_path
+
+
+def alfworld(folder: Path) -> Any:
+    return bring([f"alfworld={folder}"])["alfworld"].world()
+
+
+def test_alfworlds_games_are_numbered_by_part_and_path(houses: Path) -> None:
+    for place in ("train/b/t1", "train/a/t2", "train/a/t1", "valid_seen/a/t1", "valid_unseen/z-Egg/t1"):
+        game(houses, place)
+    for place in ("train/pick_and_place_with_movable_recep/t1", "train/a-BreadSliced/t1"):
+        game(houses, place)
+    game(houses, "train/a/t3", solvable=False)
+    brought = bring([f"alfworld={houses}"])["alfworld"]
+    assert str(brought) == "valid_unseen 0, train 1 to 3, valid_seen 4"
+    files: Any = brought.world()
+    assert [str(file.parent.relative_to(houses / "json_2.1.1")) for file in files._games[:4]] == [
+        *("valid_unseen/z-Egg/t1", "train/a/t1", "train/a/t2", "train/b/t1")
+    ]
+
+
+def test_a_game_is_played_as_the_built_in_ones(houses: Path) -> None:
+    game(houses, "valid_unseen/pick_and_place_simple-Egg-None-DiningTable-1/trial_1")
+    world = alfworld(houses)
+    first = world.reset(0).observation
+    assert first.startswith("You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a count")
+    assert "\nYour task is to: put a egg in diningtable.\nAVAILABLE ACTIONS: go to cabinet 1," in first
+    assert world.task_type == "pick_and_place_simple"
+    assert world.step("fly").observation == "Nothing happens."
+    results = [world.step(action) for action in TO_THE_TABLE]
+    assert [(result.reward, result.done) for result in results] == [(0.0, False)] * 3 + [(1.0, True)]
+    assert results[-1].observation == "You put the egg 1 in/on the diningtable 1."
+    assert world.step("look") == results[-1]
+    assert world.reset(0).observation == first
+    world.close()
+
+
+def test_things_of_alfreds_scenes_are_numbered_as_alfworld_does_it(houses: Path) -> None:
+    """Their ids tell where they are: `Egg|-01.20|+00.90` is the last of two eggs in the alphabet, so egg 1."""
+    file = game(houses, "valid_unseen/a/t1")
+    data = json.loads(file.read_text("utf-8"))
+    ids = {f"{one[:-2]}_1": f"{one[:-2].title()}_bar__minus_01_dot_30_bar__plus_00_dot_9" for one in KITCHEN}
+    ids["sinkbasin_1"] = "Sink_bar__minus_01_dot_30_bar__plus_00_dot_9_bar_SinkBasin"
+    ids |= {
+        "egg_1": "Egg_bar__plus_01_dot_20_bar__plus_00_dot_9",
+        "egg_2": "Egg_bar__minus_01_dot_20_bar__plus_00_dot_9",
+    }
+    for ours, theirs in ids.items():
+        data["pddl_problem"] = re.sub(rf"\b(at_)?{ours}\b", rf"\g<1>{theirs}", data["pddl_problem"])
+    file.write_text(json.dumps(data), "utf-8")
+    world = alfworld(houses)
+    first = world.reset(0).observation
+    assert (
+        "you see a cabinet 1, a countertop 1, a diningtable 1, a fridge 1, a microwave 1, and a sinkbasin 1." in first
+    )
+    assert [world.step(action).done for action in TO_THE_TABLE] == [False, False, False, True]
+
+
+def test_a_game_files_grammar_is_never_evaluated(houses: Path) -> None:
+    pwned = houses / "pwned"
+    file = game(houses, "valid_unseen/a/t1")
+    data = json.loads(file.read_text("utf-8"))
+    evil = f"{{open('{pwned}', 'w').name}}"
+    data["grammar"] = data["grammar"].replace("You arrive at", f"{evil} You arrive at")
+    data["grammar"] = data["grammar"].replace("put a egg in diningtable.", f"put {evil} #intro# it's an egg [there].")
+    file.write_text(json.dumps(data), "utf-8")
+    world = alfworld(houses)
+    told = re.search(r"Your task is to: (.*)", world.reset(0).observation)
+    assert told
+    assert "name" in told[1]
+    assert "it's an egg" in told[1]
+    assert not set(told[1]) & set("{}#[]()")
+    for action in TO_THE_TABLE:
+        world.step(action)
+    assert not pwned.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ("{", "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ("[]", "needs pddl_problem and grammar"),
+        ('{"pddl_problem": 1, "grammar": "x"}', "needs pddl_problem and grammar"),
+        ('{"pddl_problem": "x", "grammar": "x", "solvable": true}', "does not tell the task"),
+        (" " * (2**22 + 1), "too large"),
+    ],
+)
+def test_a_file_that_is_no_game_is_named(content: str, told: str, houses: Path) -> None:
+    game(houses, "valid_unseen/a/t1").write_text(content, "utf-8")
+    with pytest.raises(UserError, match=told) as caught:
+        bring([f"alfworld={houses}"])
+    assert "valid_unseen/a/t1/game.tw-pddl" in caught.value.what
+
+
+def test_a_folder_without_games_says_where_they_are_looked_for(houses: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        bring([f"alfworld={houses}"])
+    assert "json_2.1.1/valid_unseen/TASK/TRIAL/game.tw-pddl" in caught.value.remedy
+
+
+async def test_a_game_that_breaks_later_is_named_to_the_run(houses: Path) -> None:
+    game(houses, "valid_unseen/a/t1", pddl_problem="(define (problem house) (:domain alfred) (:init (flies egg)))")
+    gone = game(houses, "valid_unseen/a/t2")
+    game(houses, "valid_unseen/a/t3")
+    app: Any = create_app(["alfworld"], brought=bring([f"alfworld={houses}"]))
+    gone.unlink()
+    async with running(app) as url, remote("alfworld", url, timeout_s=60) as session:
+        for index, told in enumerate(
+            ("a/t1/game.tw-pddl: no game of ALFWorld's rules", "a/t2/game.tw-pddl: No such file")
+        ):
+            with pytest.raises(EnvironmentFailure, match=told):
+                await play(session, index, [])
+        _, results = await play(session, 2, [f"Action: {action}" for action in TO_THE_TABLE])
+        assert (results[-1].reward, results[-1].done) == (1.0, True)

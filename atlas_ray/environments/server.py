@@ -27,7 +27,7 @@ from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.own import Brought, bring
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
 from atlas_ray.environments.wire import TOKEN_VARIABLE
-from atlas_ray.errors import UserError
+from atlas_ray.errors import EnvironmentFailure, UserError
 
 MAX_BODY = 2**20
 _NOTHING = StepResult("", 0.0, False)
@@ -277,6 +277,8 @@ class _Desk:
             opening = episode.world.reset(index)
         except UserError:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
+        except EnvironmentFailure as failure:
+            raise _Wrong(failure.what) from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
