@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from atlas_ray.cli import main
+from atlas_ray.environments import server
 from atlas_ray.environments.own import bring
 from atlas_ray.environments.server import create_app, serve
 from atlas_ray.errors import EnvironmentFailure, UserError
@@ -56,6 +58,19 @@ def test_what_is_given_wrongly_is_refused(given: list[str], told: str, games: Pa
 def test_what_is_brought_must_be_served(games: Path) -> None:
     with pytest.raises(UserError, match="jericho, which is not served"):
         serve(["maze"], data=[f"jericho={games}"])
+
+
+def test_the_command_line_brings_it_and_tells_the_task_numbers(
+    games: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def no_server(*_: Any) -> None:
+        pass
+
+    monkeypatch.setattr(server, "_serve", no_server)
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "maze", "jericho", "--data", f"jericho={games}"])
+    assert not ended.value.code
+    assert capsys.readouterr().out == "jericho of your own: archive.z5 0, lighthouse.z5 1\n"
 
 
 def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
