@@ -312,11 +312,15 @@ def serve(
     envs: Annotated[list[str], typer.Argument(help="Built-in environments, e.g. maze wordle.")],
     host: Annotated[str, typer.Option(help="Beyond loopback a token is needed (ATLAS_SERVER_TOKEN).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=PATH", help="Your own games or products in place of the built-in ones."),
+    ] = None,
 ) -> None:
     """Serve built-in environments over HTTP, as AgentGym's servers do."""
     from atlas_ray.environments.server import serve as run_server
 
-    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"))
+    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or ())
 
 
 @app.command()

@@ -15,7 +15,8 @@ import json
 import random
 import signal
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
@@ -23,9 +24,10 @@ from pydantic import BaseModel, ValidationError, create_model
 
 from atlas_ray.environments import table
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
+from atlas_ray.environments.own import Brought, bring
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
 from atlas_ray.environments.wire import TOKEN_VARIABLE
-from atlas_ray.errors import UserError
+from atlas_ray.errors import EnvironmentFailure, UserError
 
 MAX_BODY = 2**20
 _NOTHING = StepResult("", 0.0, False)
@@ -41,6 +43,7 @@ def create_app(
     idle_seconds: float = 3600.0,
     token: str | None = None,
     clock: Callable[[], float] = time.monotonic,
+    brought: Mapping[str, Brought] | None = None,
 ) -> web.Application:
     """The application.
 
@@ -50,6 +53,7 @@ def create_app(
         idle_seconds: After so long without a request an episode may be forgotten.
         token: What requests must carry (`Authorization: Bearer ...`), or None; `GET /` is open to all.
         clock: Seconds that never run backwards.
+        brought: What the user brings in place of some environments' own material.
 
     Raises:
         UserError: If no name is given, one is unknown, or its world is not built in.
@@ -59,25 +63,37 @@ def create_app(
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_plain_errors, _guard(token)])
     app.router.add_get("/", _health)
     for name in dict.fromkeys(names):
-        desk = _Desk(table.get(name), max_sessions, idle_seconds, clock)
+        spec = table.get(name)
+        if brought and name in brought:
+            spec = replace(spec, world=brought[name].world)
+        desk = _Desk(spec, max_sessions, idle_seconds, clock)
         app.router.add_get(f"/{name}/", _health)
         for prefix in [f"/{name}"] + ([""] if len(set(names)) == 1 else []):
             desk.add_routes(app.router, prefix)
     return app
 
 
-def serve(names: list[str], host: str = "127.0.0.1", port: int = 0, token: str | None = None) -> None:
+def serve(
+    names: list[str], host: str = "127.0.0.1", port: int = 0, token: str | None = None, data: Iterable[str] = ()
+) -> None:
     """Serves until interrupted; prints the address (port 0 takes a free one) once requests are answered.
 
+    Args:
+        data: What the user brings, as NAME=PATH; which task numbers it has is printed.
+
     Raises:
-        UserError: As `create_app`; if the address cannot be bound; if others could connect without a token.
+        UserError: As `create_app` and `bring`; if the address cannot be bound; if others could connect without a token.
     """
     token = token or None
     if token is None and not _is_loopback(host):
         raise UserError(
             f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
         )
-    asyncio.run(_serve(create_app(names, token=token), names, host, port))
+    brought = bring(data, names)
+    app = create_app(names, token=token, brought=brought)
+    for name, what in brought.items():
+        print(f"{name} of your own: {what}", flush=True)
+    asyncio.run(_serve(app, names, host, port))
 
 
 async def _serve(app: web.Application, names: list[str], host: str, port: int) -> None:
@@ -127,7 +143,7 @@ class _Desk:
     ) -> None:
         if spec.world is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
-        spec.world()  # says at once whether its extra is missing
+        self._kind = type(spec.world())  # says at once whether its extra is missing
         self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
@@ -157,7 +173,7 @@ class _Desk:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":
             gets["filtered_vocab"] = lambda episode: getattr(episode.world, "vocabulary", [])
-        if hasattr(self._make, "available_actions") and not self._dialect.paged:
+        if hasattr(self._kind, "available_actions") and not self._dialect.paged:
             gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
         for name, answer in posts.items():
             router.add_post(f"{prefix}/{name}", self._answering(answer))
@@ -261,6 +277,8 @@ class _Desk:
             opening = episode.world.reset(index)
         except UserError:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
+        except EnvironmentFailure as failure:
+            raise _Wrong(failure.what) from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]

@@ -1,20 +1,19 @@
 """A house as a game file of ALFWorld's rules, and its play in TextWorld's own engine.
 
-Flows in: a `House` and commands; flows out: the engine's texts and the commands that it allows. TextWorld lists things
-in the order of a set, which hangs on PYTHONHASHSEED; here they are listed by name.
+Flows in: a `House`, or a problem and a sentence, and commands; flows out: the engine's texts and the commands that it
+allows. TextWorld lists things in the order of a set, which hangs on PYTHONHASHSEED; here they are listed by name.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import re
 import sys
-import tempfile
 import types
 import weakref
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +47,7 @@ _WORDS = (  # AgentGym's names and texts, which are those of ALFWorld before 0.4
     (re.compile(r"move (\w+ \d+) to (\w+ \d+)"), r"put \1 in/on \2"),
     (re.compile(r"You move the (\w+ \d+) to the (\w+ \d+)\."), r"You put the \1 in/on the \2."),
 )
+_UNSAFE = re.compile(r"[^A-Za-z0-9 ,.'-]+")
 _KEPT = 8  # games whose translations are kept
 _SEEN = re.compile(r"(?<=you see )(a .*?)(?=\.(?:\s|$))")
 
@@ -90,11 +90,15 @@ def problem(house: House) -> str:
     return f"(define (problem house)\n(:domain alfred)\n(:objects\n {objects})\n(:init\n {init})\n(:goal {goal})\n)"
 
 
-def write(house: House, path: Path) -> None:
-    """Writes a game file, as `alfworld-generate` does."""
+def data(problem: str, sentence: str) -> dict[str, Any]:
+    """What a game file holds that `alfworld-generate` makes of a problem and the task's sentence.
+
+    TextWorld evaluates pieces of the grammar as Python, so the grammar is ALFWorld's own and never one from a file,
+    and a sentence must not hold the signs that would begin such a piece.
+    """
     domain, grammar = _rules()
-    data = {"pddl_domain": domain, "grammar": grammar.replace("UNKNOWN GOAL", house.sentence)}
-    path.write_text(json.dumps(data | {"pddl_problem": problem(house), "solvable": True}), "utf-8")
+    told = grammar.replace("UNKNOWN GOAL", _UNSAFE.sub(" ", sentence))
+    return {"pddl_domain": domain, "grammar": told, "pddl_problem": problem, "solvable": True}
 
 
 class Engine:
@@ -112,14 +116,16 @@ class Engine:
 
     def load(self, house: House) -> str:
         """Starts a house's game; the opening text."""
-        with tempfile.TemporaryDirectory(prefix="atlas-alfworld-") as folder, _kept():
-            path = Path(folder) / "game.tw-pddl"
-            write(house, path)
-            self._env.load(str(path))
+        return self.begin(problem(house), house.sentence)
+
+    def begin(self, problem: str, sentence: str) -> str:
+        """Starts the game of a problem in PDDL, with the task's sentence; the opening text, without the greeting."""
+        with _kept():
+            self._env.load(data(problem, sentence))
             self._state = self._env.reset()
         _forget()
         self._commands = self._named()
-        return _ordered(self._state.feedback)
+        return "\n".join(_ordered(self._state.feedback).split("\n\n")[1:])  # as AgentGym's
 
     @property
     def commands(self) -> list[str]:
@@ -157,6 +163,21 @@ def require() -> None:
 
 def _id(name: str) -> str:
     return name.replace(" ", "_")
+
+
+def _names(ids: Iterable[str]) -> dict[str, str]:
+    """The names shown for ids: the ones made here differ by a sign alone, those of ALFRED's scenes tell a place.
+
+    Those of one kind are numbered as ALFWorld does it, the last in the alphabet first.
+    """
+    found, numbers = {one: one.replace("_", " ") for one in ids}, Counter[str]()
+    for one in sorted(found, reverse=True):
+        what, placed, _ = one.partition("_bar_")
+        if placed:
+            what += "basin" if "basin" in one else ""
+            numbers[what] += 1
+            found[one] = f"{what} {numbers[what]}"
+    return found
 
 
 def _ordered(text: str) -> str:
@@ -259,17 +280,16 @@ def _engine_class() -> Any:
             Environment.__init__(self, None)  # the parent's loads a library of its own
             self.downward_lib = library
 
-        def load(self, path: str) -> None:
-            self._game_file, self._game_data = path, json.loads(Path(path).read_text("utf-8"))
-            self.walkthrough = None
+        def load(self, data: dict[str, Any]) -> None:
+            self._game_file, self._game_data, self.walkthrough = None, data, None
             self._logic = parsed(self._game_data["pddl_domain"], self._game_data["grammar"])
             self._pddl_state = logic.PddlState(self.downward_lib, self._game_data["pddl_problem"], self._logic)
             self._entity_infos = self._get_entity_infos()
 
         def _get_entity_infos(self) -> Any:
             infos = super()._get_entity_infos()
-            for one in infos.values():
-                one.name = one.id.replace("_", " ")
+            for one, name in _names(infos).items():
+                infos[one].name = name
             return infos
 
     return Env

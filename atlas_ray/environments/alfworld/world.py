@@ -101,6 +101,15 @@ _CATEGORIES: dict[Stage, Category] = {"take": SEEN, "treat": ACT, "use": ACT, "p
 _SHARE: dict[Stage, float] = {"seek": 0.25, "take": 0.3, "carry": 0.3, "treat": 0.45, "use": 0.5, "put": 0.4}
 
 
+def known(action: str) -> str:
+    """An action in the engine's own words, where it is one."""
+    action = " ".join(action[:200].split())
+    for pattern, named in _SAME:
+        if found := pattern.fullmatch(action):
+            return found.expand(named)
+    return action
+
+
 class AlfWorld:
     """The simulator: reward 1 and done at the goal, 0 before it.
 
@@ -120,11 +129,10 @@ class AlfWorld:
         """
         house = pick(houses(), index, "alfworld")
         self._engine = self._engine or Engine()
-        intro = self._engine.load(house)
+        text = self._engine.load(house)
         self._memory = Memory(house)
         self._rounds, self._mistakes, self._failed = 0, 0, False
         self._end: StepResult | None = None
-        text = "\n".join(intro.split("\n\n")[1:])  # without the greeting, as AgentGym's
         return Opening(INSTRUCTION, text + AVAILABLE_ACTIONS + ",".join(self.available_actions))
 
     def step(self, action: str) -> StepResult:
@@ -132,10 +140,7 @@ class AlfWorld:
         if self._end:
             return self._end
         engine = self._ready()
-        action = " ".join(action[:200].split())
-        for pattern, named in _SAME:
-            if found := pattern.fullmatch(action):
-                action = found.expand(named)
+        action = known(action)
         due = plan(self._memory)
         place = self._memory.at
         text, won = engine.play(action)

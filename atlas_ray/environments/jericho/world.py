@@ -10,6 +10,7 @@ import functools
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
@@ -39,10 +40,10 @@ N_TEST = _TEST_VARIANTS * len(STORIES) * _STARTS
 N_TRAIN = (VARIANTS - _TEST_VARIANTS) * len(STORIES) * _STARTS
 
 PLAN, MEND = Category.PLAN_CREATION, Category.SELF_CORRECTION
-# commands to the interpreter, and what takes back what the story has told
+# commands to the interpreter, wherever one may begin, and what takes back what the story has told
 _META = re.compile(
     r"\b(save|restore|restart|quit|q|die|undo|oops|again|g|script|unscript|noscript|transcript|recording|replay|verify"
-    r"|notify|version|pronouns|zzvar\w*|brief|normal|verbose|long|superbrief|short|then)\b"
+    r"|notify|version|pronouns|zzvar\w*|then)\b|^(brief|normal|verbose|long|superbrief|short)\b"
 )
 _STATUS = re.compile(r">?\s*([A-Z][A-Za-z ]*?)Moves: \d+\s*$")
 
@@ -90,6 +91,33 @@ def tasks() -> tuple[_Task, ...]:
     )
 
 
+def understand(action: str) -> tuple[str, str]:
+    """The command in an action, in plain letters, and what is said instead of playing it: "" where it is played."""
+    command = " ".join(re.sub(r"[^a-z0-9' -]+", " ", action[:500].lower()).split())[:120]
+    if not command:
+        return "", "What do you want to do?"
+    return command, "That is no part of the story." if _META.search(command) else ""
+
+
+def interpreter() -> Callable[[Any], Any]:
+    """What starts Frotz on a story's file.
+
+    Raises:
+        UserError: If jericho is not installed.
+    """
+    try:
+        from jericho import FrotzEnv
+    except ImportError:
+        raise UserError("the built-in jericho needs jericho", "pip install 'atlas-ray[jericho]'") from None
+
+    def begin(file: Any) -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that it does not know a story
+            return FrotzEnv(str(file), seed=1)
+
+    return begin
+
+
 class Jericho:
     """The simulator: a story in Frotz, its progress, and done when it ends.
 
@@ -98,11 +126,7 @@ class Jericho:
     """
 
     def __init__(self) -> None:
-        try:
-            from jericho import FrotzEnv
-        except ImportError:
-            raise UserError("the built-in jericho needs jericho", "pip install 'atlas-ray[jericho]'") from None
-        self._open, self._name = FrotzEnv, ""
+        self._open, self._name = interpreter(), ""
         self._frotz: Any = None
         self._room = ""
 
@@ -117,10 +141,8 @@ class Jericho:
         self._task = (task.name, task.variant)
         self._done, self._rounds, self._failed, self._mistakes, self._ended = 0, 0, False, 0, False
         if self._frotz is None or self._name != task.name:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # that it does not know these stories
-                file = resources.files("atlas_ray.environments.jericho") / "stories" / f"{task.name}.z5"
-                self._name, self._frotz = task.name, self._open(str(file), seed=1)
+            file = resources.files("atlas_ray.environments.jericho") / "stories" / f"{task.name}.z5"
+            self._name, self._frotz = task.name, self._open(file)
         self._frotz.reset()
         told = self._tell(f"zzvariant {task.variant}")
         while self._done < task.start:
@@ -136,15 +158,10 @@ class Jericho:
         if self._ended:
             return StepResult("The story has ended.", self._progress, True, self._progress)
         due, _ = self._due
-        command = " ".join(re.sub(r"[^a-z0-9' -]+", " ", action[:500].lower()).split())[:120]
+        command, refusal = understand(action)
         self._rounds += 1
         before = self._done
-        if not command:
-            told = "What do you want to do?"
-        elif _META.search(command):
-            told = "That is no part of the story."
-        else:
-            told = self._tell(command)
+        told = refusal or self._tell(command)
         self._failed = command != due and self._done == before
         self._mistakes += self._failed
         self._ended |= self._done == len(self._story.milestones)

@@ -41,23 +41,18 @@ class Goal:
     """What is to be bought.
 
     Attributes:
-        number: The product that the wish was made up from; any that fits as well is worth as much.
+        model: The product behind the wish; any that fits as well is worth as much.
         attributes: What must hold of it.
         options: What it must be had in, by the option's name.
         limit: The price must not exceed it, in dollars.
         text: All that in words.
     """
 
-    number: int
+    model: Product
     attributes: tuple[str, ...]
     options: Mapping[str, str]
     limit: float
     text: str
-
-    @property
-    def model(self) -> Product:
-        """The product behind the wish."""
-        return product(self.number)
 
 
 @functools.cache
@@ -65,14 +60,13 @@ def goals() -> tuple[Goal, ...]:
     """All tasks, with instructions of their own, in a fixed random order."""
     rng, found = random.Random("webshop/goals"), dict[str, Goal]()
     while len(found) < N_TEST + N_TRAIN:
-        number = rng.randrange(N_PRODUCTS)
-        model = product(number)
+        model = product(rng.randrange(N_PRODUCTS))
         attributes = tuple(rng.sample(model.attributes, rng.randint(1, 3)))
         names = rng.sample(list(model.options), rng.choice((1, 2, 2)))
         options = {name: rng.choice(model.options[name]) for name in model.options if name in names}
         limit = 10.0 * (model.price // 10 + rng.randint(1, 4))
         text = _text(rng, model.query, attributes, options, limit)
-        found.setdefault(text, Goal(number, attributes, options, limit, text))
+        found.setdefault(text, Goal(model, attributes, options, limit, text))
     return tuple(found.values())
 
 
@@ -105,7 +99,7 @@ def reward(goal: Goal, bought: Product, chosen: Mapping[str, str]) -> float:
 
 def type_factor(wanted: Product, bought: Product) -> float:
     """1 for a product of the same query, with two categories or more than a fifth of the nouns in common; else less."""
-    shared = len(wanted.nouns & bought.nouns) / len(wanted.nouns)
+    shared = len(wanted.nouns & bought.nouns) / len(wanted.nouns) if wanted.nouns else 0.2
     if shared == 0.0:
         return 0.0
     if shared < 0.1:

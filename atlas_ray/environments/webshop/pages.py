@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from atlas_ray.environments.webshop.catalogue import Product, product
+from atlas_ray.environments.webshop.catalogue import Product
 from atlas_ray.environments.webshop.goals import Goal, reward
 from atlas_ray.environments.webshop.search import Search
 
 PAGE_SIZE = 10
 BACK, PREV, NEXT, BUY = "Back to Search", "< Prev", "Next >", "Buy Now"
 DETAILS = ("Description", "Features", "Reviews", "Attributes")
+_ACTION = re.compile(r"(search|click)\[([^\[\]\n]{1,500})\]")
 
 
 @dataclass
@@ -50,7 +52,7 @@ class Visit:
     @property
     def shown(self) -> list[Product]:
         """The products on the page of results at hand."""
-        return [product(n) for n in self.found[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]]
+        return [self.search.product(n) for n in self.found[(self.number - 1) * PAGE_SIZE : self.number * PAGE_SIZE]]
 
     @property
     def goes_on(self) -> bool:
@@ -71,6 +73,14 @@ class Visit:
         if self.page != "item" or item is None:
             return [BACK, PREV]
         return [BACK, PREV, *DETAILS, BUY, *(value for values in item.options.values() for value in values)]
+
+    def play(self, action: str) -> None:
+        """Plays `search[...]` or `click[...]`; anything else changes nothing."""
+        found = _ACTION.match(action)
+        if found and found[1] == "search":
+            self.look_for(found[2])
+        elif found:
+            self.click(found[2])
 
     def look_for(self, words: str) -> None:
         """Searches, from whatever page."""

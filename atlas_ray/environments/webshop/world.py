@@ -31,7 +31,6 @@ Action: click[something]"""
 
 MAX_ROUNDS = 10
 MOST_PRODUCTS = 1_000_000
-_ACTION = re.compile(r"(search|click)\[([^\[\]\n]{1,500})\]")
 _READING = re.compile(r"click\[(description|features|reviews|attributes)\]")
 
 PLAN, SEEN = Category.PLAN_CREATION, Category.CRITICAL_OBSERVATION
@@ -116,11 +115,7 @@ class WebShop:
             self._failed &= not (due.stage == "search" and action.startswith("search["))
             self._mistakes += self._failed
             self._steps += 1
-            found = _ACTION.match(action)
-            if found and found[1] == "search":
-                visit.look_for(found[2])
-            elif found:
-                visit.click(found[2])
+            visit.play(action)
         return StepResult(visit.text, visit.reward, visit.page == "bought")
 
     @property
