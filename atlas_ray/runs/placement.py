@@ -96,9 +96,9 @@ def watched(
             here = (nodes or _nodes)()
             if fits(bundle, count, here) is short:
                 short = not short
-                asked = f"{count} {what} of {_told(bundle)} each"
+                asked = f"{count} {what} of {told(bundle)} each"
                 said = f"waiting for room for {asked}" if short else f"there is room for {asked}"
-                console.print(f"{said}; the cluster has {_have(here)}", style="yellow")
+                console.print(f"{said}; the cluster has {held(here)}", style="yellow")
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
