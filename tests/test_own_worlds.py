@@ -70,7 +70,7 @@ def test_the_command_line_brings_it_and_tells_the_task_numbers(
     with pytest.raises(SystemExit) as ended:
         main(["serve", "maze", "jericho", "--data", f"jericho={games}"])
     assert not ended.value.code
-    assert capsys.readouterr().out == "jericho of your own: archive.z5 0, lighthouse.z5 1\n"
+    assert capsys.readouterr().out == "tasks of jericho: archive.z5 0, lighthouse.z5 1\n"
 
 
 def test_there_is_no_scripted_agent_for_it(games: Path) -> None:

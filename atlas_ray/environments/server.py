@@ -92,7 +92,7 @@ def serve(
     brought = bring(data, names)
     app = create_app(names, token=token, brought=brought)
     for name, what in brought.items():
-        print(f"{name} of your own: {what}", flush=True)
+        print(f"tasks of {name}: {what}", flush=True)
     asyncio.run(_serve(app, names, host, port))
 
 
