@@ -120,7 +120,7 @@ def test_a_driver_without_a_place_ends_within_a_minute(clock: list[float], monke
     assert client.stopped == ["job1"]
     assert str(told.value) == (
         "job job1 has not started within 60 s: its driver asks for 16 CPU on a node besides the head, and the cluster"
-        " has 2 nodes of 8 CPU, some of it in use; the job is stopped\n"
+        " has 2 nodes of 8 CPU, some of it in use; it is told to stop\n"
         "  wait for other jobs, add nodes, or lower --driver-cpus; then submit it again"
     )
 

@@ -101,7 +101,8 @@ def submit(
         why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
         raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
     if os.environ.get("ATLAS_RAY_LOGS") != "1":
-        logging.getLogger("ray").setLevel(logging.ERROR)  # it tells of every file that it leaves out
+        for handler in logging.getLogger("ray").handlers:  # they tell of every file that is left out
+            handler.setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -192,7 +193,7 @@ def _await_start(client: JobSubmissionClient, job: str, asked: dict[str, Any]) -
             if not _may_grow(nodes):
                 client.stop_job(job)
                 remedy = "wait for other jobs, add nodes, or lower --driver-cpus; then submit it again"
-                raise UserError(f"{wanted}, and the cluster {have}; the job is stopped", remedy)
+                raise UserError(f"{wanted}, and the cluster {have}; it is told to stop", remedy)
             console.print(f"{wanted}; the cluster {have}, and its autoscaler is waited for", style="yellow")
             said = True
         time.sleep(_LOOK_SECONDS)
