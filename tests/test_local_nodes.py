@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,12 +17,26 @@ NODES = Path(__file__).parents[1] / "cluster" / "local" / "nodes.sh"
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces want root and iproute2"
 )
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Done = subprocess.CompletedProcess[str]
 
 
-def namespaces() -> list[str]:
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    return sorted(line.split()[0] for line in listed.splitlines())
+@dataclass(frozen=True)
+class Nodes:
+    """The script with its folder and PATH."""
+
+    environment: dict[str, str]
+
+    def __call__(self, *arguments: str, **settings: str) -> Done:
+        own = self.environment | settings
+        return subprocess.run([NODES, *arguments], env=own, capture_output=True, text=True, check=False)
+
+    def namespaces(self) -> list[str]:
+        """This cluster's; others may be under way."""
+        folder = self.environment["NODES_DIR"]
+        sum_ = subprocess.run(["cksum"], input=folder, capture_output=True, text=True, check=True).stdout.split()[0]
+        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+        names = sorted(line.split()[0] for line in listed.splitlines())
+        return [name for name in names if name.startswith(f"a{int(sum_):08x}-")]
 
 
 def processes(namespace: str) -> list[str]:
@@ -29,7 +44,7 @@ def processes(namespace: str) -> list[str]:
 
 
 @pytest.fixture
-def nodes(tmp_path: Path) -> Iterator[Run]:
+def nodes(tmp_path: Path) -> Iterator[Nodes]:
     """The script, with a `ray` in place of Ray's that starts one process, or fails while a file is there."""
     ray = tmp_path / "ray"
     ray.write_text(
@@ -38,14 +53,9 @@ def nodes(tmp_path: Path) -> Iterator[Run]:
     )
     ray.chmod(0o755)
     with TemporaryDirectory() as short:
-        environment = os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_DIR": f"{short}/c"}
-
-        def run(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-            own = environment | settings
-            return subprocess.run([NODES, *arguments], env=own, capture_output=True, text=True, check=False)
-
-        yield run
-        run("down")
+        made = Nodes(os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}", "NODES_DIR": f"{short}/c"})
+        yield made
+        made("down")
 
 
 def reach(namespace: str, address: str) -> str:
@@ -53,10 +63,9 @@ def reach(namespace: str, address: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=False).stderr
 
 
-def test_a_node_is_killed_another_cut_off_both_join_again_and_nothing_stays(nodes: Run, tmp_path: Path) -> None:
-    before = namespaces()
+def test_a_node_is_killed_another_cut_off_both_join_again_and_nothing_stays(nodes: Nodes, tmp_path: Path) -> None:
     assert nodes("up", "3").returncode == 0
-    new = sorted(set(namespaces()) - set(before))
+    new = nodes.namespaces()
     assert [name.rsplit("-", 1)[1] for name in new] == ["0", "1", "2", "net"]
     calls = (tmp_path / "called").read_text().splitlines()
     assert all(call.startswith("token start") for call in calls)  # token authentication, on every node
@@ -73,13 +82,6 @@ def test_a_node_is_killed_another_cut_off_both_join_again_and_nothing_stays(node
     assert "unreachable" in reach(new[2], head)
     [old] = processes(new[2])
 
-    for node in ("1", "2"):
-        assert nodes("start", node).returncode == 0
-    assert [len(processes(name)) for name in new[:3]] == [1, 1, 1]
-    assert processes(new[2]) != [old]
-    assert "refused" in reach(new[2], head)
-    assert f"--address={head}:" in (tmp_path / "called").read_text().splitlines()[-1]
-
     # either joins again, without what was left of it
     old = processes(new[2])
     assert nodes("start", "1").returncode == nodes("start", "2").returncode == 0
@@ -89,17 +91,16 @@ def test_a_node_is_killed_another_cut_off_both_join_again_and_nothing_stays(node
     assert (tmp_path / "called").read_text().splitlines()[-1].startswith(f"token start --address={head}:")
 
     assert nodes("down").returncode == 0
-    assert namespaces() == before
+    assert nodes.namespaces() == []
 
 
-def test_the_head_can_be_left_to_the_driver(nodes: Run, tmp_path: Path) -> None:
+def test_the_head_can_be_left_to_the_driver(nodes: Nodes, tmp_path: Path) -> None:
     assert nodes("up", "2", NODES_HEAD_CPUS="0").returncode == 0
     calls = (tmp_path / "called").read_text().splitlines()
     assert [call.split("--num-cpus=")[1].split()[0] for call in calls] == ["0", "2"]
 
 
-def test_a_node_that_does_not_start_takes_the_others_away(nodes: Run, tmp_path: Path) -> None:
-    before = namespaces()
+def test_a_node_that_does_not_start_takes_the_others_away(nodes: Nodes, tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     assert nodes("up", "2").returncode != 0
-    assert namespaces() == before
+    assert nodes.namespaces() == []
