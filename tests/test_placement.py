@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import threading
+import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,6 +82,14 @@ def test_a_node_that_is_lost_and_one_that_joins_are_told_of_once(
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_pool_that_cannot_be_placed_starts_no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(placement, "_JOIN_SECONDS", 0.0)
+    """Nor is anything waited for where Ray runs for this process alone: no node can join."""
+    clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pytest.fail("it waits"))
+    monkeypatch.setattr(placement, "time", clock)
     with pytest.raises(UserError, match="cannot place 99 engine replicas of 1 CPU each: the cluster has 1 node of 4"):
         RolloutPool(EngineSpec("none", "no-such-model", EngineConfig()), replicas=99)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_engine_that_is_split_over_gpus_is_not_played_on_cpus() -> None:
+    with pytest.raises(UserError, match="cannot place 1 engine replicas of 1 CPU and 4 GPU each: the cluster has 1"):
+        RolloutPool(EngineSpec("none", "no-such-model", EngineConfig(tensor_parallel=4)))

@@ -21,7 +21,7 @@ from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
-from atlas_ray.runs.placement import PLACE, gpus, require
+from atlas_ray.runs.placement import PLACE, engine_gpus, require
 from atlas_ray.types import Episode, StopReason
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
@@ -117,7 +117,7 @@ class RolloutPool:
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         self._meter = Meter()
-        self._gpus = spec.gpus if gpus() else 0
+        self._gpus = engine_gpus(spec.gpus)
         require({"CPU": 1, "GPU": self._gpus}, replicas, "engine replicas", PLACE)
         try:
             self._seats = [self._seat(index) for index in range(replicas)]

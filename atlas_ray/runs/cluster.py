@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from pathlib import Path
 
 from atlas_ray.config import RayConfig
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, UserError
 
 START_SECONDS = 900.0  # that an actor may take to start
+_ANSWER_SECONDS = 10.0  # that an address may take to accept a connection
 AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
 
 
@@ -21,6 +23,7 @@ def connect(config: RayConfig) -> None:
 
     Raises:
         AtlasError: If the address does not answer.
+        UserError: If the cluster there asks for another token.
     """
     import ray
 
@@ -34,9 +37,11 @@ def connect(config: RayConfig) -> None:
     if address is None:
         # A cluster of this process alone, on loopback: a token would protect nothing and leaves a file behind.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    else:
+        _knock(address)
     try:
         ray.init(
-            address=address,
+            address=address or "local",  # not the one that a `ray start` left on this machine
             num_cpus=None if address else config.num_cpus or max(4, os.cpu_count() or 1),
             include_dashboard=None if address else False,
             logging_level=logging.WARNING,
@@ -45,15 +50,63 @@ def connect(config: RayConfig) -> None:
             runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}} if address is None else None,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise AtlasError(
-            f"cannot reach Ray at {address or 'this machine'}: {str(error).splitlines()[0]}",
-            "check RAY_ADDRESS (or --set ray.address=...), RAY_AUTH_MODE and the token, or unset it to run here",
-        ) from None
+        raise _unreachable(address or "this machine", str(error).splitlines()[0]) from None
     from ray.data import DataContext
 
     # Stages show their own progress.
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _knock(address: str) -> None:
+    """Refuses at once what Ray would try for up to minutes: an address where nobody listens, a token that is not right.
+
+    Raises:
+        AtlasError: If nobody listens.
+        UserError: If the cluster asks for a token, and has not got the right one.
+    """
+    import grpc
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdecimal():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise _unreachable(address, str(error)) from None
+    if address.startswith("ray://"):
+        return
+    try:
+        token = [(name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items()]
+        with grpc.insecure_channel(address) as channel:
+            ask = channel.unary_unary("/ray.rpc.NodeInfoGcsService/GetClusterId")
+            ask(b"", metadata=token, timeout=_ANSWER_SECONDS)
+    except AuthenticationError:
+        raise not_let_in(address) from None
+    except grpc.RpcError as error:
+        if error.code() is grpc.StatusCode.UNAUTHENTICATED:  # all else is left to Ray
+            raise not_let_in(address) from None
+
+
+def not_let_in(address: str) -> UserError:
+    """What to say of a cluster that asks for a token."""
+    file = Path.home() / ".ray" / "auth_token"  # where Ray looks where neither is set
+    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or file.exists()
+    missing = os.environ.get("RAY_AUTH_MODE") != "token" or not given
+    return UserError(
+        f"the cluster at {address} asks for a token: "
+        + ("none was sent" if missing else "the one that was sent is wrong"),
+        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token",
+    )
+
+
+def _unreachable(where: str, why: str) -> AtlasError:
+    return AtlasError(
+        f"cannot reach Ray at {where}: {why}",
+        "check RAY_ADDRESS (or --set ray.address=...), RAY_AUTH_MODE and the token, or unset it to run here",
+    )
 
 
 def is_death(error: BaseException) -> bool:

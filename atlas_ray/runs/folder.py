@@ -16,6 +16,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
@@ -34,6 +35,7 @@ from atlas_ray.runs.units import JOB, record_finished
 FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
+CONTACT_SECONDS = 40.0
 
 
 class RunFolder:
@@ -78,8 +80,24 @@ class RunFolder:
 
     @property
     def exists(self) -> bool:
-        """Whether a manifest lies here."""
-        return self.has("manifest.json")
+        """Whether a manifest lies here; every run asks this first.
+
+        Raises:
+            AtlasError: If the store does not answer in time: its own clients would try for many minutes.
+        """
+        if isinstance(self._fs, pafs.LocalFileSystem):
+            return self.has("manifest.json")
+        asked: Future[bool] = Future()
+
+        def ask() -> None:
+            try:
+                asked.set_result(self.has("manifest.json"))
+            except Exception as error:  # noqa: BLE001 (handed on)
+                asked.set_exception(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        with _explained(self.uri, "reach"):
+            return asked.result(CONTACT_SECONDS)
 
     def delete(self) -> None:
         """Deletes the folder and all below it."""
@@ -269,12 +287,14 @@ def _explained(uri: str, verb: str = "write to") -> Iterator[None]:
     """Turns a storage error into one sentence with a remedy."""
     try:
         yield
-    except OSError as error:
+    except OSError as error:  # TimeoutError is one
         remedy = "check space, permissions and the address, then run again"
         raise AtlasError(f"cannot {verb} {uri}: {_first(error)}", remedy) from error
 
 
 def _first(error: Exception) -> str:
+    if isinstance(error, TimeoutError) and not error.args:
+        return f"no answer within {CONTACT_SECONDS:.0f} s"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 

@@ -25,7 +25,7 @@ PLACE = "lower engine.replicas or engine.tensor_parallel, or add nodes (ray.num_
 _log = logging.getLogger(__name__)
 _KINDS = ("CPU", "GPU")
 _LOOK_SECONDS = 1.0
-_JOIN_SECONDS = 30.0  # that nodes of a cluster which is only starting may take to join
+_JOIN_SECONDS = 20.0  # that nodes of a cluster which is only starting may take to join
 
 
 def fits(bundle: Resources, count: int, nodes: Iterable[Resources]) -> bool:
@@ -43,9 +43,9 @@ def require(bundle: Resources, count: int, what: str, remedy: str) -> None:
         remedy: What to change where they do not fit.
 
     Raises:
-        UserError: If they cannot be placed, nor after the half minute that further nodes may take to join.
+        UserError: If they cannot be placed, nor after the time that further nodes may take to join.
     """
-    require_within(bundle, count, what, remedy, _nodes, _node_groups())
+    require_within(bundle, count, what, remedy, _nodes, _node_groups(), 0.0 if _alone() else None)
 
 
 def require_within(
@@ -115,6 +115,19 @@ def gpus() -> float:
 
     held = float(ray.cluster_resources().get("GPU", 0.0))
     return held or sum(node.get("GPU", 0.0) * most for node, most in _node_groups())
+
+
+def engine_gpus(wanted: int) -> int:
+    """GPUs that an engine takes: on a cluster without any it runs on CPUs, unless it is split over several."""
+    return wanted if wanted > 1 or gpus() else 0
+
+
+def _alone() -> bool:
+    """Whether this process started Ray for itself: no further node will join."""
+    from ray._private import worker  # the one place where Ray tells
+
+    node = worker._global_node
+    return node is not None and node.is_head()
 
 
 def _nodes() -> list[Resources]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.address import refuse_credentials
+from atlas_ray.runs.cluster import not_let_in
 from atlas_ray.runs.fetch import bring, report_of
 from atlas_ray.runs.placement import held, told
 from atlas_ray.runs.progress import console
@@ -86,12 +87,15 @@ def submit(
             node takes the driver within a minute.
         AtlasError: If the cluster does not take the job, the job fails, or the report to `fetch` is out of reach.
     """
+    if stage not in JOBS:
+        raise UserError(f"there is no job for {stage!r}", f"valid: {', '.join(JOBS)}")
+    if address is not None and not address.startswith(("http://", "https://")):
+        # Ray would try anything else as a node's address for most of a minute, or import what stands before `://`.
+        raise UserError(f"{address!r} is no address of a dashboard", "give --address http://HEAD:8265")
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
     from ray.util.state.exception import RayStateApiException
 
-    if stage not in JOBS:
-        raise UserError(f"there is no job for {stage!r}", f"valid: {', '.join(JOBS)}")
     refuse_credentials(arguments)  # Ray shows a job's command line to all who may see the dashboard
     root = Path(__file__).parents[2]
     if not (root / "jobs").is_dir():
@@ -106,7 +110,7 @@ def submit(
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
-        raise _not_let_in(address) from None
+        raise not_let_in(address or "RAY_API_SERVER_ADDRESS") from None
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"no cluster answers at {address or 'RAY_API_SERVER_ADDRESS'}: {str(error).splitlines()[0]}",
@@ -124,7 +128,7 @@ def submit(
             **asked,
         )
     except AuthenticationError:
-        raise _not_let_in(address) from None
+        raise not_let_in(address or "RAY_API_SERVER_ADDRESS") from None
     except (OSError, RuntimeError, RayStateApiException) as error:
         why = str(error).splitlines()[0]
         raise AtlasError(f"the cluster at {client.get_address()} does not take the job: {why}", "try again") from None
@@ -246,14 +250,3 @@ def last_error(message: str) -> str:
     lines = [line.strip() for line in message.splitlines() if line.strip()]
     own = [line.partition("atlas: ")[2] for line in lines if "atlas: " in line]
     return (own or lines or ["no message"])[-1]
-
-
-def _not_let_in(address: str | None) -> UserError:
-    file = Path.home() / ".ray" / "auth_token"  # where Ray looks where neither is set
-    given = "RAY_AUTH_TOKEN" in os.environ or "RAY_AUTH_TOKEN_PATH" in os.environ or file.exists()
-    missing = os.environ.get("RAY_AUTH_MODE") != "token" or not given
-    return UserError(
-        f"the cluster at {address or 'RAY_API_SERVER_ADDRESS'} asks for a token: "
-        + ("none was sent" if missing else "the one that was sent is wrong"),
-        "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token",
-    )

@@ -20,7 +20,7 @@ from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, connect, is_death, waiting_for
 from atlas_ray.runs.folder import reachable
-from atlas_ray.runs.placement import PLACE, gpus, require
+from atlas_ray.runs.placement import PLACE, engine_gpus, require
 from atlas_ray.selection.asker import Completion, Question
 from atlas_ray.types import Message
 
@@ -198,7 +198,7 @@ class EngineAsker:
     def _open(self) -> None:
         if not self._seats:
             connect(self._ray)
-            self._gpus = self._spec.gpus if gpus() else 0
+            self._gpus = engine_gpus(self._spec.gpus)
             require({"CPU": 1, "GPU": self._gpus}, self._replicas, "engine replicas", PLACE)
             self._seats = [self._seat(index) for index in range(self._replicas)]
 

@@ -207,7 +207,8 @@ def _fit(job: Job, corpus: Corpus) -> int:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for nodes that may be taken away
     use_gpu = placement.gpus() > 0 if config.use_gpu is None else config.use_gpu
     need = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
-    placement.require(need, config.workers, "training workers", "lower workers or cpus_per_worker, or add nodes")
+    remedy = f"lower workers or cpus_per_worker{', leave use_gpu out' if config.use_gpu else ''}, or add nodes"
+    placement.require(need, config.workers, "training workers", remedy)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config={
