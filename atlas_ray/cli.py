@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -342,8 +342,8 @@ def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", he
             raise UserError(f"{server!r} is not of the form ENV=URL", "write maze=http://127.0.0.1:8000")
         found = asyncio.run(probe(url, env))
         healthy &= found.ok
-        table.add_row(env, url, found.reachable, found.tasks, found.replay)
-    Console().print(table)
+        table.add_row(env, url, *map(printable, (found.reachable, found.tasks, found.replay)))
+    Console(markup=False).print(table)
     if not healthy:
         raise typer.Exit(1)
 
@@ -421,6 +421,6 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         if os.environ.get("ATLAS_VERBOSE"):
             raise
-        typer.secho(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}", fg="red", err=True)
+        typer.secho(printable(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}"), fg="red", err=True)
         typer.secho("  run again with `atlas -v ...` for the traceback; what is recorded is kept", err=True)
         sys.exit(1)

@@ -15,6 +15,7 @@ import json
 import random
 import signal
 import time
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -30,6 +31,8 @@ from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import EnvironmentFailure, UserError
 
 MAX_BODY = 2**20
+REQUEST_SECONDS = 30.0  # that a client may take over a request
+_SERVED = weakref.WeakSet[asyncio.BaseTransport]()  # connections that a request came over
 _NOTHING = StepResult("", 0.0, False)
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
 
@@ -102,8 +105,9 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
         # only the main thread takes signals
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(interrupt, stop.set)
-    runner = web.AppRunner(app, access_log=None)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=REQUEST_SECONDS * 4)
     await runner.setup()
+    hurrying = asyncio.create_task(_hurry(runner))
     try:
         await web.TCPSite(runner, host, port).start()
         shown = f"[{host}]" if ":" in host else host
@@ -112,7 +116,21 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
     except OSError as error:
         raise UserError(f"cannot serve at {host}:{port}: {error.strerror}", "choose another port, or 0") from None
     finally:
+        hurrying.cancel()
         await runner.cleanup()
+
+
+async def _hurry(runner: web.AppRunner) -> None:
+    """Closes connections on which no whole request came in time: aiohttp waits for a first one for ever."""
+    assert runner.server is not None
+    before: set[asyncio.BaseTransport] = set()
+    while True:
+        await asyncio.sleep(REQUEST_SECONDS)
+        lines = {c.transport for c in runner.server.connections if c.transport is not None}
+        silent = {line for line in lines if line not in _SERVED}
+        for line in silent & before:
+            line.abort()
+        before = silent
 
 
 def _is_loopback(host: str) -> bool:
@@ -351,7 +369,11 @@ async def _body(request: web.Request, form: type[Any]) -> Any:
     Raises:
         _Malformed: If there is none, it is no JSON, or it does not fit.
     """
-    raw = await request.read()
+    try:
+        async with asyncio.timeout(REQUEST_SECONDS):
+            raw = await request.read()
+    except TimeoutError:
+        raise web.HTTPRequestTimeout from None
     try:
         value = json.loads(raw) if raw else None
     except json.JSONDecodeError as error:
@@ -379,6 +401,8 @@ async def _health(_: web.Request) -> web.StreamResponse:
 @web.middleware
 async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors outside the endpoints in FastAPI's form."""
+    if request.transport is not None:
+        _SERVED.add(request.transport)
     try:
         return await handler(request)
     except web.HTTPException as error:

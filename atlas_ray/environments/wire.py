@@ -19,8 +19,10 @@ import aiohttp
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.wordle import vocabulary_text
+from atlas_ray.errors import printable
 
 TOKEN_VARIABLE = "ATLAS_SERVER_TOKEN"
+MAX_ANSWER = 2**22
 _CLOSE_SECONDS = 5.0
 _PASSING = (408, 425, 429)  # refusals for the moment, by a proxy
 
@@ -121,7 +123,7 @@ class Lease:
             raise Fault("/reset answers in another form than AgentGym's") from None
         if not isinstance(text, str):
             raise Fault(f"the first observation is no text but {text!r:.100}")
-        return _printable(text)
+        return _storable(text)
 
     async def step(self, action: str) -> StepResult:
         """Plays one action.
@@ -140,7 +142,7 @@ class Lease:
         if not well_formed or not (progress is None or _is_finite(progress)):
             raise Fault("/step answers values of the wrong kind")
         done = done or (dialect.pays_once and reward != 0)
-        shown = _printable(observation)
+        shown = _storable(observation)
         return StepResult(shown, float(reward), done, None if progress is None else float(progress))
 
     def give_back(self) -> None:
@@ -304,12 +306,12 @@ async def request_json(
     try:
         timeout = aiohttp.ClientTimeout(total=timeout_s)
         async with http.request(method, url, json=body, timeout=timeout, allow_redirects=False) as response:
-            status, text = response.status, await response.text(errors="replace")
+            status, text = response.status, await _text(response)
     except TimeoutError:
         raise Fault(f"no answer within {timeout_s:g} s", answered=False) from None
     except (aiohttp.ClientError, OSError, LookupError, ValueError) as error:
         raise Fault(f"{type(error).__name__}: {error}", answered=False) from None
-    shown = text[:200].strip()
+    shown = printable(text[:200].strip())
     if 400 <= status < 500 and status not in _PASSING:
         raise Refusal(f"HTTP {status}: {shown}", status)
     if status != 200:
@@ -323,7 +325,21 @@ async def request_json(
     return answer
 
 
-def _printable(text: str) -> str:
+async def _text(response: aiohttp.ClientResponse) -> str:
+    """The body, unpacked; memory is not the server's to fill.
+
+    Raises:
+        Fault: If it is too long.
+    """
+    body = bytearray()
+    async for piece in response.content.iter_any():
+        body += piece
+        if len(body) > MAX_ANSWER:
+            raise Fault(f"the answer is longer than {MAX_ANSWER >> 20} MiB")
+    return body.decode(response.charset or "utf-8", errors="replace")
+
+
+def _storable(text: str) -> str:
     """Text that can be stored: JSON may carry half a surrogate pair."""
     return text.encode("utf-8", "replace").decode()
 

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from rich.text import Text
+
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe, untrained
 from atlas_ray.recipes.settings import BASE, load_recipe
@@ -126,7 +128,8 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -
         pace = spent / weighed if weighed else 1.0
         left = pace * sum(s.weight for s in chosen[number - 1 :])
         words = f"{stage.description}  (about {left / 60:.0f} min left in all)"
-        console.rule(f"[bold]{number}/{len(chosen)} {stage.name}[/bold]  {words}", align="left")
+        title = Text.assemble((f"{number}/{len(chosen)} {stage.name}", "bold"), f"  {words}")
+        console.rule(title, align="left")
         begun = time.monotonic()
         stage.run()
         if (seconds := time.monotonic() - begun) > _PASSED_OVER:

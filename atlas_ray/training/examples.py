@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import UserError, printable
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.progress import console
 from atlas_ray.training.corpus import Corpus
@@ -85,7 +85,8 @@ def _context(model: str) -> int | None:
 def show(prepared: Prepared, chat: ChatFormat) -> None:
     """Prints the first example with its mask, and what carries loss or is left out."""
     statistics = prepared.statistics
-    console.print(f"first trajectory ({prepared.examples[0].trajectory_id}), loss on the coloured tokens:")
+    first = printable(prepared.examples[0].trajectory_id)
+    console.print(f"first trajectory ({first}), loss on the coloured tokens:")
     console.print(render_mask(prepared.examples[0], chat))
     console.print(
         f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "

@@ -7,7 +7,7 @@ from itertools import pairwise
 from rich.text import Text
 
 from atlas_ray.config import DataConfig
-from atlas_ray.errors import UserError
+from atlas_ray.errors import UserError, printable
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
@@ -28,7 +28,7 @@ def render_mask(example: Example, chat: ChatFormat) -> Text:
     ]
     for start, end in pairwise(edges):
         style = LOSS_STYLE if end > start and example.loss_mask[start] else CONTEXT_STYLE
-        text.append(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False), style)
+        text.append(printable(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False)), style)
     return text
 
 

@@ -6,7 +6,6 @@ what is wrong in words for `rejected.jsonl`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +59,7 @@ def check_reward(value: Any) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise DataError(f"the reward is not a number but {kind(value)}")
-    if not (math.isfinite(value) and 0 <= value <= 1):
+    if not 0 <= value <= 1:  # nor is NaN, and a whole number of any length compares
         raise DataError(f"the reward {value} is not in [0, 1]")
     return float(value)
 
@@ -85,7 +84,7 @@ def _gold_step(row: Any, n_steps: int) -> GoldStep:
     if not isinstance(row, dict) or row.keys() != {"step", "rank", "category"}:
         raise DataError("a gold entry must hold exactly step, rank and category")
     for key in ("step", "rank"):
-        if isinstance(row[key], bool) or not isinstance(row[key], int) or row[key] < 1:
+        if isinstance(row[key], bool) or not isinstance(row[key], int) or not 1 <= row[key] < 2**31:
             raise DataError(f"gold {key} {row[key]!r} is not a whole number from 1")
     if row["step"] > n_steps:
         raise DataError(f"gold step {row['step']} does not exist; the trajectory has {n_steps} steps")

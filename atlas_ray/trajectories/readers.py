@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas_ray.config import DataConfig
-from atlas_ray.errors import DataError, UserError
+from atlas_ray.errors import DataError, UserError, printable
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.formats import Format, Ids, detect, task_of, to_trajectory
@@ -45,7 +45,7 @@ class Rejected:
     reason: str
 
     def __str__(self) -> str:
-        return f"{self.file}, row {self.row}: {self.reason}"
+        return printable(f"{self.file}, row {self.row}: {self.reason}")
 
 
 def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None) -> list[Trajectory]:
