@@ -154,7 +154,7 @@ def engine_entries(model: str, runs: int) -> list[Entry]:
         with RolloutPool(spec, in_flight=EPISODES) as pool:
             play(pool, EPISODES, EPISODES)
             pool.load(spec)
-            prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())
+            prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())  # noqa: S301 (its own)
             rivals = [
                 (Offline(model, c), found) for c, found in ((config, rival), (EngineConfig(max_num_seqs=WIDE), wide))
             ]

@@ -48,7 +48,8 @@ def definition(kind: str) -> dict[str, Any]:
     file = KUBERAY / f"ray.io_{kind.lower()}s.yaml"
     if not file.exists():
         pytest.skip(f"KubeRay's definitions {file} are not here")
-    versions = yaml.load(file.read_text(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))["spec"]["versions"]
+    safe = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    versions = yaml.load(file.read_text(), safe)["spec"]["versions"]  # noqa: S506
     schema = next(v for v in versions if v["name"] == "v1")["schema"]["openAPIV3Schema"]
 
     def close(node: Any) -> None:

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.models.source import check_model, trusted
 from atlas_ray.types import Message, Role
 
 # Some templates write today's date into the system turn; results must not depend on the day.
@@ -94,12 +95,13 @@ class ChatFormat:
         """The format of a model folder or hub id, at a revision of the hub's.
 
         Raises:
-            UserError: If no tokenizer can be loaded from there.
+            UserError: If no tokenizer can be loaded from there, or the model is not safe to load.
         """
         from transformers import AutoTokenizer
 
+        check_model(model)
         try:
-            return cls(AutoTokenizer.from_pretrained(model, revision=revision))
+            return cls(AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trusted()))
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None

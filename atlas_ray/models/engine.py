@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EngineConfig
-from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
+from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.source import longest, trusted
 from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
@@ -328,6 +329,8 @@ def _options(model: str, config: EngineConfig, cpu: bool) -> dict[str, Any]:
         "tensor_parallel_size": config.tensor_parallel,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,
+        "load_format": "safetensors",
+        "trust_remote_code": trusted(),
         "generation_config": "vllm",
         # White space between JSON tokens is free, and a small model may write nothing else.
         "structured_outputs_config": {"backend": "xgrammar", "disable_any_whitespace": True},
@@ -359,17 +362,6 @@ def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[st
         elif value is not None:
             arguments += [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]
     return arguments, _ENVIRONMENT | _CPU_ENVIRONMENT if cpu else _ENVIRONMENT
-
-
-def longest(model: str) -> int:
-    """Tokens that the model was made for."""
-    from transformers import AutoConfig
-
-    try:
-        return int(AutoConfig.from_pretrained(model).get_text_config().max_position_embeddings)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
 
 
 def _alike(one: str, other: str) -> bool:

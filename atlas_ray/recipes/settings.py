@@ -174,7 +174,7 @@ def _read(file: Path, within: tuple[Path, ...]) -> dict[str, Any]:
     if at in within:
         raise UserError(f"{file} includes itself, by way of {within[-1].name}", "break the circle")
     try:
-        own = yaml.load(file.read_text(), _Loader)
+        own = yaml.load(file.read_text(), _Loader)  # noqa: S506 (a safe loader)
     except OSError as error:
         where = f", included by {within[-1].name}" if within else ""
         raise UserError(f"cannot read the recipe {file}{where}: {error.strerror}", "check its name") from None

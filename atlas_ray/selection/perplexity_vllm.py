@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from atlas_ray.config import EngineConfig
-from atlas_ray.models.engine import EngineSpec, VllmPolicy, longest
+from atlas_ray.models.engine import EngineSpec, VllmPolicy
+from atlas_ray.models.source import longest
 from atlas_ray.selection.perplexity import Scored, readable
 from atlas_ray.types import Trajectory
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from atlas_ray.errors import UserError
+from atlas_ray.models.source import trusted
 from atlas_ray.selection.prompt import ChatMessages
 
 Counter = Callable[[ChatMessages], int]
@@ -118,7 +119,7 @@ def _encoding(name: str) -> Counter | None:
 def _chat_template(folder: str) -> Counter:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
 
     def count(messages: ChatMessages) -> int:
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

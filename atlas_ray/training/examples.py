@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from atlas_ray.errors import UserError, printable
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.source import trusted
 from atlas_ray.runs.progress import console
 from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.masking import Example, MaskStatistics, training_example
@@ -79,7 +80,7 @@ def prepare(
 def _context(model: str) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(model), "max_position_embeddings", None)
+    return getattr(AutoConfig.from_pretrained(model, trust_remote_code=trusted()), "max_position_embeddings", None)
 
 
 def show(prepared: Prepared, chat: ChatFormat) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.errors import UserError
+from atlas_ray.models.source import trusted
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -23,7 +24,9 @@ def outline(config: TrainConfig) -> Any:
 
     with torch.device("meta"):
         try:
-            model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(config.model))
+            trust = trusted()
+            known = AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
+            model = AutoModelForCausalLM.from_config(known, trust_remote_code=trust)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot read the model {config.model!r}: {reason}", "check the model's name") from None

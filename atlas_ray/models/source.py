@@ -1,0 +1,76 @@
+"""What a model may bring along: weights as safetensors, and code of its own only where the machine's owner allows it.
+
+Flows in: a model folder or hub id; flows out: options for whoever loads it, or a refusal before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+from atlas_ray.errors import UserError
+
+TRUST_VARIABLE = "ATLAS_TRUST_REMOTE_CODE"
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+
+_log = logging.getLogger(__name__)
+
+
+def trusted() -> bool:
+    """Whether models may run code of their own: asked for in the environment of each machine, never by a recipe."""
+    asked = os.environ.get(TRUST_VARIABLE) == "1"
+    if asked:
+        _log.warning("%s=1: code that a model brings along runs with all rights of this process", TRUST_VARIABLE)
+    return asked
+
+
+def weights() -> dict[str, Any]:
+    """Options with which transformers loads weights."""
+    return {"use_safetensors": True, "trust_remote_code": trusted()}
+
+
+def check_model(model: str) -> None:
+    """Looks at a model folder; a hub id is left to the loaders, which get the same options.
+
+    Raises:
+        UserError: If its weights are pickles, or it brings code and that is not allowed.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        return
+    files = sorted(file.name for file in folder.iterdir())
+    pickles = [name for name in files if Path(name).suffix in _PICKLES and not name.startswith("training_args")]
+    if pickles and not any(name.endswith(".safetensors") for name in files):
+        raise UserError(
+            f"the weights of {model} are a pickle ({pickles[0]}), which can run any code when it is loaded",
+            "take the model's safetensors, or convert it where you trust it: save_pretrained() writes them",
+        )
+    bringing = [name for name in ("config.json", "tokenizer_config.json") if _brings_code(folder / name)]
+    if bringing and not trusted():
+        raise UserError(
+            f"{model} brings code of its own ({bringing[0]}: auto_map), which is not run",
+            f"use a model that transformers knows; if you trust the code, set {TRUST_VARIABLE}=1 on every machine",
+        )
+
+
+def longest(model: str) -> int:
+    """Tokens that the model was made for."""
+    from transformers import AutoConfig
+
+    try:
+        return int(
+            AutoConfig.from_pretrained(model, trust_remote_code=trusted()).get_text_config().max_position_embeddings
+        )
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
+
+
+def _brings_code(file: Path) -> bool:
+    try:
+        return bool(json.loads(file.read_text()).get("auto_map"))
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return False  # whoever loads it says what is wrong
