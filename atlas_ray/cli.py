@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.errors import AtlasError, printable
+from atlas_ray.errors import AtlasError
+from atlas_ray.text import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

@@ -1,14 +1,6 @@
 """Errors that say what is wrong, where, and what to do. The command line prints them without a traceback."""
 
-import re
-
-# What moves a terminal's cursor, colours or rewrites it, or turns the direction of writing.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-
-
-def printable(text: str) -> str:
-    """Text of others (observations, replies, servers' errors) as it may stand on a terminal: controls are spelt out."""
-    return _CONTROL.sub(lambda found: ascii(found[0])[1:-1], text)
+from atlas_ray.text import printable
 
 
 class AtlasError(Exception):

@@ -57,6 +57,9 @@ class Task:
         return f"{self.env}/{self.item_id}"
 
 
+_MOST_TOKENS = 2**40  # of one call, so that sums stay within a column of integers
+
+
 @dataclass(frozen=True, slots=True)
 class Usage:
     """Tokens that one or more model calls consumed; `cost` in US dollars where the price is known."""
@@ -66,6 +69,18 @@ class Usage:
     completion_tokens: int = 0
     calls: int = 0
     cost: float = 0.0
+
+    @classmethod
+    def reported(cls, prompt: object, cached: object, completion: object) -> Usage:
+        """Of one call, as an endpoint tells it; what it leaves out counts as 0.
+
+        Raises:
+            ValueError: If these are no numbers of tokens.
+        """
+        counts = [value or 0 for value in (prompt, cached, completion)]
+        if not all(isinstance(count, int) and 0 <= count < _MOST_TOKENS for count in counts):
+            raise ValueError(f"it reports {counts!r:.100} tokens")
+        return cls(*counts, calls=1)  # type: ignore[arg-type]
 
     @property
     def hit_rate(self) -> float:

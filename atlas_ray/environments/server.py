@@ -123,7 +123,7 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
 async def _hurry(runner: web.AppRunner) -> None:
     """Closes connections on which no whole request came in time: aiohttp waits for a first one for ever."""
     assert runner.server is not None
-    before: set[asyncio.BaseTransport] = set()
+    before: set[asyncio.Transport] = set()
     while True:
         await asyncio.sleep(REQUEST_SECONDS)
         lines = {c.transport for c in runner.server.connections if c.transport is not None}

@@ -19,7 +19,7 @@ import aiohttp
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.wordle import vocabulary_text
-from atlas_ray.errors import printable
+from atlas_ray.text import printable, storable
 
 TOKEN_VARIABLE = "ATLAS_SERVER_TOKEN"
 MAX_ANSWER = 2**22
@@ -123,7 +123,7 @@ class Lease:
             raise Fault("/reset answers in another form than AgentGym's") from None
         if not isinstance(text, str):
             raise Fault(f"the first observation is no text but {text!r:.100}")
-        return _storable(text)
+        return storable(text)
 
     async def step(self, action: str) -> StepResult:
         """Plays one action.
@@ -142,7 +142,7 @@ class Lease:
         if not well_formed or not (progress is None or _is_finite(progress)):
             raise Fault("/step answers values of the wrong kind")
         done = done or (dialect.pays_once and reward != 0)
-        shown = _storable(observation)
+        shown = storable(observation)
         return StepResult(shown, float(reward), done, None if progress is None else float(progress))
 
     def give_back(self) -> None:
@@ -337,11 +337,6 @@ async def _text(response: aiohttp.ClientResponse) -> str:
         if len(body) > MAX_ANSWER:
             raise Fault(f"the answer is longer than {MAX_ANSWER >> 20} MiB")
     return body.decode(response.charset or "utf-8", errors="replace")
-
-
-def _storable(text: str) -> str:
-    """Text that can be stored: JSON may carry half a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def _is_finite(value: Any) -> bool:

@@ -11,6 +11,7 @@ from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP, cut_reply
+from atlas_ray.text import storable
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:
@@ -90,19 +91,20 @@ class EndpointPolicy:
                 stop=[STOP],
             )
             choice, used = answer.choices[0], answer.usage
+            if not isinstance(text := choice.message.content or "", str):
+                raise TypeError(f"the reply is no text but {text!r:.100}")
+            usage = Usage(calls=1)
+            if used is not None:
+                cached = used.prompt_tokens_details.cached_tokens if used.prompt_tokens_details else 0
+                usage = Usage.reported(used.prompt_tokens, cached, used.completion_tokens)
         except openai.BadRequestError as error:
             if any(sign in error.response.text for sign in _OVERFLOW):
                 raise ContextOverflow("the endpoint says that the conversation is too long") from None
             raise self._failure(error) from None
-        except (openai.OpenAIError, IndexError, TypeError, AttributeError) as error:
+        except (openai.OpenAIError, LookupError, TypeError, AttributeError, ValueError, RecursionError) as error:
             raise self._failure(error) from None
-        usage = Usage(calls=1)
-        if used is not None:
-            cached = used.prompt_tokens_details.cached_tokens if used.prompt_tokens_details else 0
-            usage = Usage(used.prompt_tokens, cached or 0, used.completion_tokens, 1)
         self.usage += usage
-        text = cut_reply(choice.message.content or "")
-        return Reply(text, usage, "length" if choice.finish_reason == "length" else "stop")
+        return Reply(cut_reply(storable(text)), usage, "length" if choice.finish_reason == "length" else "stop")
 
     def _failure(self, error: Exception) -> ModelFailure:
         # some endpoints repeat a refused key

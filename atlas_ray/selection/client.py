@@ -18,6 +18,7 @@ from atlas_ray.selection.limits import Throttle, back_off, retry_after
 from atlas_ray.selection.prices import price_of
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.selection.tokens import LiveRatio, characters
+from atlas_ray.text import storable
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ChatClient:
             raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
             self.explain(error, question)
-        except (openai.OpenAIError, ValueError) as error:
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise TransientError(self.short(error), overloaded=False) from None
         return self.completion(answer)
 
@@ -111,7 +112,9 @@ class ChatClient:
             text = choice["message"].get("content") or choice["message"].get("refusal") or ""
             if not isinstance(text, str):
                 raise TypeError
-            return Completion(text, str(choice.get("finish_reason") or "stop"), self._usage(answer.get("usage") or {}))
+            return Completion(
+                storable(text), str(choice.get("finish_reason") or "stop"), self._usage(answer.get("usage") or {})
+            )
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             what = "the endpoint answered with something that is no chat completion"
             raise TransientError(what, overloaded=False) from None
@@ -215,12 +218,8 @@ class ChatClient:
             raise type(self._stopped)(self._stopped.what, self._stopped.remedy)
 
     def _usage(self, reported: Mapping[str, Any]) -> Usage:
-        usage = Usage(
-            prompt_tokens=int(reported.get("prompt_tokens") or 0),
-            cached_tokens=int((reported.get("prompt_tokens_details") or {}).get("cached_tokens") or 0),
-            completion_tokens=int(reported.get("completion_tokens") or 0),
-            calls=1,
-        )
+        cached = (reported.get("prompt_tokens_details") or {}).get("cached_tokens")
+        usage = Usage.reported(reported.get("prompt_tokens"), cached, reported.get("completion_tokens"))
         return usage if self._price is None else usage + Usage(cost=self._price.of(usage))
 
     def short(self, error: BaseException) -> str:

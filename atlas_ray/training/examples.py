@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from atlas_ray.errors import UserError, printable
+from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import trusted
 from atlas_ray.runs.progress import console
+from atlas_ray.text import printable
 from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.masking import Example, MaskStatistics, training_example
 from atlas_ray.training.settings import TrainConfig

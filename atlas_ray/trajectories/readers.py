@@ -21,9 +21,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas_ray.config import DataConfig
-from atlas_ray.errors import DataError, UserError, printable
+from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.text import printable
 from atlas_ray.trajectories.formats import Format, Ids, detect, task_of, to_trajectory
 from atlas_ray.types import Trajectory
 
