@@ -80,7 +80,7 @@ class Usage:
         counts = [value or 0 for value in (prompt, cached, completion)]
         if not all(isinstance(count, int) and 0 <= count < _MOST_TOKENS for count in counts):
             raise ValueError(f"it reports {counts!r:.100} tokens")
-        return cls(*counts, calls=1)  # type: ignore[arg-type]
+        return cls(*counts, 1)  # type: ignore[arg-type]
 
     @property
     def hit_rate(self) -> float:

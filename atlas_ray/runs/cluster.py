@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
 from pathlib import Path
 
@@ -35,8 +36,7 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # A cluster of this process alone, on loopback: a token would protect nothing and leaves a file behind.
-        os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        _ask_for_a_token()
     else:
         _knock(address)
     try:
@@ -56,6 +56,21 @@ def connect(config: RayConfig) -> None:
     # Stages show their own progress.
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def _ask_for_a_token() -> None:
+    """Has Ray, once it is started here, serve this process alone: it listens on all addresses of the machine.
+
+    The token is of this process's life, and lies in no file. Who has set RAY_AUTH_MODE keeps their own way.
+    """
+    from ray._raylet import AuthenticationTokenLoader, Config
+
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    Config.initialize("")  # Ray has read both on being imported
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _knock(address: str) -> None:
