@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, NoAnswer
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -415,6 +415,9 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("ATLAS_VERBOSE"):
             raise
         typer.secho(f"atlas: {error}", fg="red", err=True)
+        if isinstance(error, NoAnswer):
+            sys.stdout.flush()
+            os._exit(error.exit_code)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)

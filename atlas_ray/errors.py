@@ -28,6 +28,10 @@ class Stopped(AtlasError):
     exit_code = 143
 
 
+class NoAnswer(AtlasError):
+    """A store is silent, and the call that waits for it cannot be taken back: leave without waiting for its end."""
+
+
 class DataError(AtlasError):
     """One row of a data set is unusable; it goes to `rejected.jsonl` with this message."""
 

@@ -26,6 +26,7 @@ gpus=(${SLURM_GPUS_ON_NODE:+--num-gpus "$SLURM_GPUS_ON_NODE"})
 
 srun --nodes=1 --ntasks=1 -w "$head" "$ray" start --head --block --node-ip-address="$address" --port="$port" \
   --dashboard-host=127.0.0.1 --num-cpus "$SLURM_CPUS_PER_TASK" "${gpus[@]}" &
+for _ in {1..120}; do (exec 3<>"/dev/tcp/$address/$port") 2>/dev/null && break; sleep 1; done
 others=$((SLURM_JOB_NUM_NODES - 1))
 if ((others > 0)); then
   srun --nodes="$others" --ntasks="$others" --exclude="$head" "$ray" start --block --address="$address:$port" \

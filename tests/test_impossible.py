@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import pytest
 
 from atlas_ray.config import Strict
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, NoAnswer, UserError
+from atlas_ray.runs import folder
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.submit import last_error, submit
 
@@ -52,11 +53,20 @@ def test_a_bucket_that_does_not_answer(closed_port: int, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "a-key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "a-secret")
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    folder = RunFolder(f"s3://bucket/x?endpoint_override=127.0.0.1:{closed_port}&scheme=http")
+    run = RunFolder(f"s3://bucket/x?endpoint_override=127.0.0.1:{closed_port}&scheme=http")
     with pytest.raises(AtlasError, match=r"cannot reach s3://bucket/x.*HeadObject") as failed:
-        folder.begin(Config(), stage="select")
+        run.begin(Config(), stage="select")
     assert "check space, permissions and the address" in str(failed.value)
     assert "a-secret" not in str(failed.value)
+
+
+def test_a_bucket_that_is_silent_is_waited_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder, "CONTACT_SECONDS", 0.05)
+    over = Event()
+    monkeypatch.setattr(RunFolder, "has", lambda *_: over.wait())
+    with pytest.raises(NoAnswer, match=r"cannot reach s3://bucket/x\?region=x: no answer within 0 s"):
+        RunFolder("s3://bucket/x?region=x").begin(Config(), stage="select")
+    over.set()
 
 
 @pytest.mark.parametrize("uri", ["s4://bucket/x", "http://host/x", "file://relative/x"])

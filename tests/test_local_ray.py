@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.errors import AtlasError
-from atlas_ray.runs.cluster import _knock
+from atlas_ray.runs import cluster
 from tests.test_impossible_commands import ROOT
 
 ASK = (
@@ -50,9 +50,10 @@ def test_each_process_has_a_token_of_its_own_unless_told_otherwise(
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "[::1]:1", "127.0.0.1:99999", "no.invalid:1"])
-def test_an_address_where_nobody_listens_is_refused_at_once(address: str) -> None:
+def test_an_address_where_nobody_listens_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 0.6)
     with pytest.raises(AtlasError, match=r"cannot reach Ray at .*: ") as refused:
-        _knock(address)
+        cluster._knock(address)
     assert address in refused.value.what
 
 

@@ -9,13 +9,15 @@ import logging
 import os
 import secrets
 import socket
+import time
 from pathlib import Path
+from typing import Any
 
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError, UserError
 
 START_SECONDS = 900.0  # that an actor may take to start
-_ANSWER_SECONDS = 10.0  # that an address may take to accept a connection
+_ANSWER_SECONDS = 10.0  # that an address may take to answer
 AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
 
 
@@ -63,14 +65,15 @@ def _ask_for_a_token() -> None:
 
     The token is of this process's life, and lies in no file. Who has set RAY_AUTH_MODE keeps their own way.
     """
-    from ray._raylet import AuthenticationTokenLoader, Config
+    from ray import _raylet
 
     if "RAY_AUTH_MODE" in os.environ:
         return
     os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    Config.initialize("")  # Ray has read both on being imported
-    AuthenticationTokenLoader.instance().reset_cache()
+    inner: Any = _raylet
+    inner.Config.initialize("")  # Ray has read both on being imported
+    inner.AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _knock(address: str) -> None:
@@ -87,10 +90,15 @@ def _knock(address: str) -> None:
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not port.isdecimal():
         return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
-    except (OSError, OverflowError) as error:
-        raise _unreachable(address, str(error)) from None
+    until = time.monotonic() + _ANSWER_SECONDS
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+            break
+        except (OSError, OverflowError) as error:
+            if time.monotonic() > until or not isinstance(error, ConnectionRefusedError):  # a head may be starting
+                raise _unreachable(address, str(error)) from None
+            time.sleep(0.5)
     if address.startswith("ray://"):
         return
     try:

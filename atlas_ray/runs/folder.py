@@ -27,7 +27,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from atlas_ray import __version__
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, NoAnswer, UserError
 from atlas_ray.runs.address import below, refuse_credentials
 from atlas_ray.runs.tables import Record, TableSpec
 from atlas_ray.runs.units import JOB, record_finished
@@ -35,7 +35,8 @@ from atlas_ray.runs.units import JOB, record_finished
 FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
-CONTACT_SECONDS = 40.0
+CONTACT_SECONDS = 30.0
+_REMEDY = "check space, permissions and the address, then run again"
 
 
 class RunFolder:
@@ -83,7 +84,7 @@ class RunFolder:
         """Whether a manifest lies here; every run asks this first.
 
         Raises:
-            AtlasError: If the store does not answer in time: its own clients would try for many minutes.
+            NoAnswer: If the store does not answer in time: its own clients would try for many minutes.
         """
         if isinstance(self._fs, pafs.LocalFileSystem):
             return self.has("manifest.json")
@@ -96,8 +97,10 @@ class RunFolder:
                 asked.set_exception(error)
 
         threading.Thread(target=ask, daemon=True).start()
-        with _explained(self.uri, "reach"):
+        try:
             return asked.result(CONTACT_SECONDS)
+        except TimeoutError:
+            raise NoAnswer(f"cannot reach {self.uri}: no answer within {CONTACT_SECONDS:.0f} s", _REMEDY) from None
 
     def delete(self) -> None:
         """Deletes the folder and all below it."""
@@ -287,14 +290,11 @@ def _explained(uri: str, verb: str = "write to") -> Iterator[None]:
     """Turns a storage error into one sentence with a remedy."""
     try:
         yield
-    except OSError as error:  # TimeoutError is one
-        remedy = "check space, permissions and the address, then run again"
-        raise AtlasError(f"cannot {verb} {uri}: {_first(error)}", remedy) from error
+    except OSError as error:
+        raise AtlasError(f"cannot {verb} {uri}: {_first(error)}", _REMEDY) from error
 
 
 def _first(error: Exception) -> str:
-    if isinstance(error, TimeoutError) and not error.args:
-        return f"no answer within {CONTACT_SECONDS:.0f} s"
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
