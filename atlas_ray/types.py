@@ -77,10 +77,11 @@ class Usage:
         Raises:
             ValueError: If these are no numbers of tokens.
         """
-        counts = [value or 0 for value in (prompt, cached, completion)]
-        if not all(isinstance(count, int) and 0 <= count < _MOST_TOKENS for count in counts):
-            raise ValueError(f"it reports {counts!r:.100} tokens")
-        return cls(*counts, 1)  # type: ignore[arg-type]
+        told = [value or 0 for value in (prompt, cached, completion)]
+        counts = [value for value in told if isinstance(value, int) and 0 <= value < _MOST_TOKENS]
+        if len(counts) < len(told):
+            raise ValueError(f"it reports {told!r:.100} tokens")
+        return cls(counts[0], counts[1], counts[2], calls=1)
 
     @property
     def hit_rate(self) -> float:
