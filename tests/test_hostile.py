@@ -18,7 +18,7 @@ from aiohttp import web
 
 from atlas_ray.cli import main
 from atlas_ray.config import DataConfig
-from atlas_ray.environments import client, probe, server
+from atlas_ray.environments import client, patience, probe
 from atlas_ray.environments.server import create_app
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.runs.folder import RunFolder
@@ -269,11 +269,11 @@ def wired(*names: str, **options: Any) -> web.Application:
 async def test_a_client_that_never_finishes_its_request_is_hung_up_on(
     begun: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.1)
     runner = web.AppRunner(wired("maze"))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    hurrying = asyncio.create_task(server._hurry(runner))
+    hurrying = asyncio.create_task(patience.hurry(runner))
     try:
         assert await ask_raw(f"http://127.0.0.1:{runner.addresses[0][1]}", begun) == b""  # closed
     finally:
@@ -286,7 +286,7 @@ async def test_a_body_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch
         head = b"POST /step HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         too_long = head + (b"10000\r\n" + b"x" * 2**16 + b"\r\n") * 20
         assert (await ask_raw(url, too_long)).startswith(b"HTTP/1.1 413 ")
-        monkeypatch.setattr(server, "REQUEST_SECONDS", 0.1)
+        monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.1)
         assert (await ask_raw(url, head + b"1\r\nx\r\n")).startswith(b"HTTP/1.1 408 ")
         lies = b"POST /step HTTP/1.1\r\nHost: x\r\nContent-Length: 104857600\r\n\r\n"
         assert (await ask_raw(url, lies)).startswith(b"HTTP/1.1 4")

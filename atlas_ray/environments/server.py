@@ -15,7 +15,6 @@ import json
 import random
 import signal
 import time
-import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -26,13 +25,11 @@ from pydantic import BaseModel, ValidationError, create_model
 from atlas_ray.environments import table
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.own import Brought, bring
+from atlas_ray.environments.patience import KEEP_SECONDS, MAX_BODY, body_of, hurry, note
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import EnvironmentFailure, UserError
 
-MAX_BODY = 2**20
-REQUEST_SECONDS = 30.0  # that a client may take over a request
-_SERVED = weakref.WeakSet[asyncio.BaseTransport]()  # connections that a request came over
 _NOTHING = StepResult("", 0.0, False)
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
 
@@ -105,9 +102,9 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
         # only the main thread takes signals
         with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
             loop.add_signal_handler(interrupt, stop.set)
-    runner = web.AppRunner(app, access_log=None, keepalive_timeout=REQUEST_SECONDS * 4)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_SECONDS)
     await runner.setup()
-    hurrying = asyncio.create_task(_hurry(runner))
+    hurrying = asyncio.create_task(hurry(runner))
     try:
         await web.TCPSite(runner, host, port).start()
         shown = f"[{host}]" if ":" in host else host
@@ -118,19 +115,6 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
     finally:
         hurrying.cancel()
         await runner.cleanup()
-
-
-async def _hurry(runner: web.AppRunner) -> None:
-    """Closes connections on which no whole request came in time: aiohttp waits for a first one for ever."""
-    assert runner.server is not None
-    before: set[asyncio.Transport] = set()
-    while True:
-        await asyncio.sleep(REQUEST_SECONDS)
-        lines = {c.transport for c in runner.server.connections if c.transport is not None}
-        silent = {line for line in lines if line not in _SERVED}
-        for line in silent & before:
-            line.abort()
-        before = silent
 
 
 def _is_loopback(host: str) -> bool:
@@ -369,11 +353,7 @@ async def _body(request: web.Request, form: type[Any]) -> Any:
     Raises:
         _Malformed: If there is none, it is no JSON, or it does not fit.
     """
-    try:
-        async with asyncio.timeout(REQUEST_SECONDS):
-            raw = await request.read()
-    except TimeoutError:
-        raise web.HTTPRequestTimeout from None
+    raw = await body_of(request)
     try:
         value = json.loads(raw) if raw else None
     except json.JSONDecodeError as error:
@@ -401,8 +381,7 @@ async def _health(_: web.Request) -> web.StreamResponse:
 @web.middleware
 async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors outside the endpoints in FastAPI's form."""
-    if request.transport is not None:
-        _SERVED.add(request.transport)
+    note(request)
     try:
         return await handler(request)
     except web.HTTPException as error:
