@@ -87,11 +87,7 @@ def submit(
             node takes the driver within a minute.
         AtlasError: If the cluster does not take the job, the job fails, or the report to `fetch` is out of reach.
     """
-    if stage not in JOBS:
-        raise UserError(f"there is no job for {stage!r}", f"valid: {', '.join(JOBS)}")
-    if address is not None and not address.startswith(("http://", "https://")):
-        # Ray would try anything else as a node's address for most of a minute, or import what stands before `://`.
-        raise UserError(f"{address!r} is no address of a dashboard", "give --address http://HEAD:8265")
+    _check(stage, address)
     from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
     from ray.util.state.exception import RayStateApiException
@@ -142,6 +138,15 @@ def submit(
         if report is not None:
             bring(report, fetch)
     return job
+
+
+def _check(stage: str, address: str | None) -> None:
+    """Refuses what needs no cluster to be seen as wrong."""
+    if stage not in JOBS:
+        raise UserError(f"there is no job for {stage!r}", f"valid: {', '.join(JOBS)}")
+    if address is not None and not address.startswith(("http://", "https://")):
+        # Ray would try anything else as a node's address for most of a minute, or import what stands before `://`.
+        raise UserError(f"{address!r} is no address of a dashboard", "give --address http://HEAD:8265")
 
 
 def driver_options(nodes: Sequence[Node], cpus: float | None = None, on_head: bool = False) -> dict[str, Any]:
