@@ -153,8 +153,9 @@ def test_hanging_episodes_end_in_time_and_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripted")
-def test_nothing_but_failures_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "_HOPELESS", 3)
+@pytest.mark.parametrize("hopeless", [3, 1000], ids=["many", "all there are"])
+def test_nothing_but_failures_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hopeless: int) -> None:
+    monkeypatch.setattr(stage, "_HOPELESS", hopeless)
     (tmp_path / "broken").touch()
     with pytest.raises(AtlasError, match="in a row"):
         stage.evaluate(config(tmp_path / "run", {"arm": str(tmp_path / "broken")}, samples=5, tasks={"maze": 1}))

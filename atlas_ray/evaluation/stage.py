@@ -199,7 +199,7 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
             usage += episode.usage
             note = f"success {successes / max(1, played):.0%}, prefix cache {usage.hit_rate:.0%}"
             tracker.advance(note=note)
-            if failures == _HOPELESS:
+            if failures == min(_HOPELESS, total):
                 raise AtlasError(
                     f"{failures} episodes in a row failed, the last in {episode.env}: {episode.error}",
                     "mend the cause and run the same command again; `atlas doctor` checks environment servers",
