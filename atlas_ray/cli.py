@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from atlas_ray.environments.commands import doctor, environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
 from atlas_ray.text import printable
 
@@ -24,7 +25,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
-environments_app = typer.Typer(help="Look at the environments.", no_args_is_help=True)
 app.add_typer(trajectories_app, name="trajectories")
 app.add_typer(environments_app, name="environments")
 
@@ -308,45 +308,8 @@ def submit(
     typer.echo(f"job: {job}")
 
 
-@app.command()
-def serve(
-    envs: Annotated[list[str], typer.Argument(help="Built-in environments, e.g. maze wordle.")],
-    host: Annotated[str, typer.Option(help="Beyond loopback a token is needed (ATLAS_SERVER_TOKEN).")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
-    data: Annotated[
-        list[str] | None,
-        typer.Option("--data", metavar="NAME=PATH", help="Your own games or products in place of the built-in ones."),
-    ] = None,
-) -> None:
-    """Serve built-in environments over HTTP, as AgentGym's servers do."""
-    from atlas_ray.environments.server import serve as run_server
-
-    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or ())
-
-
-@app.command()
-def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", help="Servers to check.")]) -> None:
-    """Check environment servers before a run: reachable, tasks, whether replay is exact."""
-    import asyncio
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from atlas_ray.environments.probe import probe
-    from atlas_ray.errors import UserError
-
-    table = Table("environment", "server", "reachable", "tasks", "replay")
-    healthy = True
-    for server in servers:
-        env, sign, url = server.partition("=")
-        if not sign:
-            raise UserError(f"{server!r} is not of the form ENV=URL", "write maze=http://127.0.0.1:8000")
-        found = asyncio.run(probe(url, env))
-        healthy &= found.ok
-        table.add_row(env, url, *map(printable, (found.reachable, found.tasks, found.replay)))
-    Console(markup=False).print(table)
-    if not healthy:
-        raise typer.Exit(1)
+app.command()(serve)
+app.command()(doctor)
 
 
 @app.command(name="view-mask")
@@ -383,16 +346,6 @@ def trajectories_stats(
         typer.echo(f"rejected: {row}", err=True)
     if rejected:
         typer.echo(f"{len(rejected)} rows rejected", err=True)
-
-
-@environments_app.command("list")
-def environments_list() -> None:
-    """Show every environment: held in or out, built in or remote, extra, tasks, cap, metric, replay."""
-    from rich.console import Console
-
-    from atlas_ray.environments.table import overview
-
-    Console().print(overview())
 
 
 def _say(folder: Any, what: str) -> None:

@@ -178,10 +178,12 @@ def get(name: str) -> EnvironmentSpec:
 
 def overview() -> Table:
     """A table of all environments, for people."""
+    from rich import box
     from rich.table import Table
 
-    columns = ("environment", "held", "carried by", "extra", "train tasks", "test tasks", "rounds", "metric", "replay")
-    shown = Table(*columns)
+    columns = ("environment", "held", "carried by", "extra", "train", "test", "rounds", "metric", "replay")
+    shown = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
+    shown.caption, shown.caption_justify = "train, test: tasks; rounds: at most", "left"
     for spec in ENVIRONMENTS.values():
         built_in = spec.world is not None
         counts = (str(spec.n_train), str(spec.n_test)) if built_in else ("-", "-")

@@ -1,0 +1,61 @@
+"""The verbs about environments: serving them, checking servers, and what there is. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+from typing import Annotated
+
+import typer
+
+from atlas_ray.errors import UserError
+from atlas_ray.text import printable
+
+environments_app = typer.Typer(help="Look at the environments.", no_args_is_help=True)
+
+
+def serve(
+    envs: Annotated[list[str], typer.Argument(help="Built-in environments, e.g. maze wordle.")],
+    host: Annotated[str, typer.Option(help="Beyond loopback a token is needed (ATLAS_SERVER_TOKEN).")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
+    data: Annotated[
+        list[str] | None,
+        typer.Option("--data", metavar="NAME=PATH", help="Your own games or products in place of the built-in ones."),
+    ] = None,
+) -> None:
+    """Serve built-in environments over HTTP, as AgentGym's servers do."""
+    from atlas_ray.environments.server import serve as run_server
+
+    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or ())
+
+
+def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", help="Servers to check.")]) -> None:
+    """Check environment servers before a run: reachable, tasks, whether replay is exact."""
+    import asyncio
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from atlas_ray.environments.probe import probe
+
+    table = Table("environment", "server", "reachable", "tasks", "replay")
+    healthy = True
+    for server in servers:
+        env, sign, url = server.partition("=")
+        if not sign:
+            raise UserError(f"{server!r} is not of the form ENV=URL", "write maze=http://127.0.0.1:8000")
+        found = asyncio.run(probe(url, env))
+        healthy &= found.ok
+        table.add_row(env, url, *map(printable, (found.reachable, found.tasks, found.replay)))
+    Console(markup=False).print(table)
+    if not healthy:
+        raise typer.Exit(1)
+
+
+@environments_app.command("list")
+def environments_list() -> None:
+    """Show every environment: held in or out, built in or remote, extra, tasks, cap, metric, replay."""
+    from rich.console import Console
+
+    from atlas_ray.environments.table import overview
+
+    Console().print(overview())
