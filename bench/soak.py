@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[1]
 TASKS = {"textcraft": 50, "wordle": 50}
 REPLICAS, IN_FLIGHT, SERVERS, NODES = 2, 32, 2, 3
 SAMPLE_SECONDS, LATE_SECONDS = 10.0, 900.0
-PACE = 0.6  # of the undisturbed rate of episodes: a death a minute takes the rest
+PACE = 0.95  # of the undisturbed rate of episodes; deaths take some more
 VICTIMS = ("replica", "server", "node")
 
 
