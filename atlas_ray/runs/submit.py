@@ -10,8 +10,8 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -100,9 +100,6 @@ def submit(
     if fetch is not None and (report is None or not wait):
         why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
         raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
-    if os.environ.get("ATLAS_RAY_LOGS") != "1":
-        for handler in logging.getLogger("ray").handlers:  # they tell of every file that is left out
-            handler.setLevel(logging.ERROR)
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -114,15 +111,16 @@ def submit(
         ) from None
     try:
         asked = driver_options(_nodes(client), driver_cpus, driver_on_head)
-        job = client.submit_job(
-            entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
-            runtime_env={
-                "working_dir": str(root),
-                "excludes": _EXCLUDES,
-                "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
-            },
-            **asked,
-        )
+        with _errors_alone():
+            job = client.submit_job(
+                entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
+                runtime_env={
+                    "working_dir": str(root),
+                    "excludes": _EXCLUDES,
+                    "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
+                },
+                **asked,
+            )
     except AuthenticationError:
         raise not_let_in(address or "RAY_API_SERVER_ADDRESS") from None
     except (OSError, RuntimeError, RayStateApiException) as error:
@@ -138,6 +136,20 @@ def submit(
         if report is not None:
             bring(report, fetch)
     return job
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """Keeps Ray from telling of every file that is left out."""
+    handlers = [] if os.environ.get("ATLAS_RAY_LOGS") == "1" else logging.getLogger("ray").handlers
+    before = [(handler, handler.level) for handler in handlers]
+    for handler in handlers:
+        handler.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for handler, level in before:
+            handler.setLevel(level)
 
 
 def _check(stage: str, address: str | None) -> None:
