@@ -1,6 +1,7 @@
 """The tasks of SciWorld, in AgentGym's numbering, and ScienceWorld's own way to solve each.
 
-`paths.txt` holds one line a task: its index, and the actions that solve it; see `paths`.
+`paths.txt` holds one line a task: its index, and the actions that solve it; see `paths`. ScienceWorld (Apache-2.0)
+found them, see `make_paths`.
 """
 
 from __future__ import annotations
