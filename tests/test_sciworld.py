@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 import pytest
@@ -121,7 +122,10 @@ def test_machines_that_die_again_and_again_are_no_fault_of_the_policy(
         sciworld.step("look around")
 
 
-def test_simulators_share_machines_which_end_when_nobody_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_simulators_share_machines_which_end_when_nobody_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(machines, "_machines", [])
     taken = [Simulator() for _ in range(PER_MACHINE + 1)]
@@ -133,6 +137,7 @@ def test_simulators_share_machines_which_end_when_nobody_is_left(monkeypatch: py
     del taken[:], again
     assert psutil.wait_procs(processes, timeout=30)[1] == []
     assert machines._machines == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_only_who_knows_the_token_can_speak_to_a_machine() -> None:

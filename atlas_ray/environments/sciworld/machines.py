@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import threading
 import weakref
 from pathlib import Path
@@ -52,8 +53,10 @@ class _Machine:
         from py4j.java_gateway import GatewayParameters, JavaGateway, launch_gateway
         from scienceworld.constants import JAR_PATH
 
+        self._folder = tempfile.TemporaryDirectory(prefix="atlas-sciworld-")  # ScienceWorld leaves a file where it runs
         try:
             port, token, self.process = launch_gateway(
+                cwd=self._folder.name,
                 classpath=JAR_PATH,
                 javaopts=list(_OPTIONS),
                 java_path=None,  # JAVA_HOME's, else the one on PATH
@@ -79,6 +82,7 @@ class _Machine:
         except Exception:  # noqa: BLE001 - whatever it waits for
             self.process.kill()
             self.process.wait()
+        self._folder.cleanup()
 
 
 _machines: list[_Machine] = []
