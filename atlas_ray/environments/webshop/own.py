@@ -25,7 +25,7 @@ from atlas_ray.environments.protocol import Opening, StepResult
 from atlas_ray.environments.tasks import pick
 from atlas_ray.environments.webshop.catalogue import Product
 from atlas_ray.environments.webshop.goals import N_TEST, N_TRAIN, Goal
-from atlas_ray.environments.webshop.pages import Visit
+from atlas_ray.environments.webshop.pages import Visit, Visiting
 from atlas_ray.environments.webshop.search import Search
 from atlas_ray.environments.webshop.world import INSTRUCTION, WebShop
 from atlas_ray.errors import UserError
@@ -160,7 +160,7 @@ def load(given: str) -> Brought:
     return Brought(functools.partial(OwnWebShop, shop), {name: size for name, size in parts.items() if size})
 
 
-class OwnWebShop(Unscripted):
+class OwnWebShop(Visiting, Unscripted):
     """The simulator: the purchase's reward in [0, 1], and done at the purchase."""
 
     def __init__(self, shop: Shop) -> None:
@@ -180,16 +180,6 @@ class OwnWebShop(Unscripted):
         if self._visit.page != "bought":
             self._visit.play(action[:2_000].strip())
         return StepResult(self._visit.text, self._visit.reward, self._visit.page == "bought")
-
-    @property
-    def available_actions(self) -> dict[str, Any]:
-        """What the page offers, in AgentGym's form."""
-        return self._visit.actions
-
-    @property
-    def state(self) -> dict[str, str]:
-        """The page in AgentGym's form."""
-        return self._visit.state
 
 
 def _shelves(file: Path, traits_file: Path, people_file: Path) -> Iterator[_Shelf]:

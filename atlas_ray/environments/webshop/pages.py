@@ -179,3 +179,19 @@ def _receipt(goal: Goal, item: Product, chosen: Mapping[str, str], earned: float
             "None",
         ),
     ]
+
+
+class Visiting:
+    """What a world tells of the visit that is under way."""
+
+    _visit: Visit
+
+    @property
+    def available_actions(self) -> dict[str, Any]:
+        """What the page offers, in AgentGym's form."""
+        return self._visit.actions
+
+    @property
+    def state(self) -> dict[str, str]:
+        """The page in AgentGym's form."""
+        return self._visit.state

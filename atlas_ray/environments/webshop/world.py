@@ -8,12 +8,11 @@ from __future__ import annotations
 import random
 import re
 from dataclasses import replace
-from typing import Any
 
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.environments.webshop.goals import N_PRODUCTS, goals
-from atlas_ray.environments.webshop.pages import Visit
+from atlas_ray.environments.webshop.pages import Visit, Visiting
 from atlas_ray.environments.webshop.search import search_of
 from atlas_ray.environments.webshop.shopper import Errand, Stage, plan
 from atlas_ray.errors import UserError
@@ -78,7 +77,7 @@ _MENDING_ELSE = ("The last action did not help. I set it right.", "That was wron
 _READ = ("I read the description before I decide.", "I want to know more about it.")
 
 
-class WebShop:
+class WebShop(Visiting):
     """The simulator: the purchase's reward in [0, 1], and done at the purchase.
 
     Args:
@@ -117,16 +116,6 @@ class WebShop:
             self._steps += 1
             visit.play(action)
         return StepResult(visit.text, visit.reward, visit.page == "bought")
-
-    @property
-    def available_actions(self) -> dict[str, Any]:
-        """What the page offers, in AgentGym's form."""
-        return self._visit.actions
-
-    @property
-    def state(self) -> dict[str, str]:
-        """The page in AgentGym's form."""
-        return self._visit.state
 
     def expert(self, rng: random.Random) -> Decision:
         """Follows the plan; in some episodes it clicks a wrong product or option, and corrects that at once."""
