@@ -320,13 +320,16 @@ def view_mask(
         str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")
     ] = None,
     trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="Built-in name or file; the tokenizer's own else.")
+    ] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""
     from rich.console import Console
 
     from atlas_ray.training.view import view
 
-    Console().print(view(data, model, selection, trajectory))
+    Console().print(view(data, model, selection, trajectory, chat_template))
 
 
 @trajectories_app.command("stats")

@@ -140,12 +140,11 @@ def _spec(arm: str, config: EvaluateConfig) -> EngineSpec | EndpointSpec:
     """What a replica needs to speak for a model."""
     model = config.models[arm]
     if isinstance(model, str):
-        return EngineSpec(arm, reachable(model), config.engine)
+        return EngineSpec(arm, reachable(model), config.engine.capped())
     if model.endpoint is not None:
         return EndpointSpec(arm, model.path, model.endpoint)
-    length = model.max_model_len or config.engine.max_model_len
-    engine = config.engine.model_copy(update={"max_model_len": length})
-    return EngineSpec(arm, reachable(model.path), engine, model.revision)
+    engine = config.engine.capped(model.max_model_len)
+    return EngineSpec(arm, reachable(model.path), engine, model.revision, model.chat_template)
 
 
 def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[EnvironmentResult]:

@@ -67,7 +67,7 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
         connect(config.ray)
         with (
             RolloutPool(
-                EngineSpec("base", reachable(config.model), config.engine),
+                EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template),
                 replicas=config.engine.replicas,
                 in_flight=config.engine.episodes_in_flight,
                 environments=config.environments,

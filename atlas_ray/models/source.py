@@ -14,6 +14,7 @@ from typing import Any
 from atlas_ray.errors import UserError
 
 TRUST_VARIABLE = "ATLAS_TRUST_REMOTE_CODE"
+_STRETCHING = ("linear", "dynamic")  # RoPE scaling that `max_position_embeddings` has not counted in
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 
 _log = logging.getLogger(__name__)
@@ -56,17 +57,24 @@ def check_model(model: str) -> None:
         )
 
 
-def longest(model: str) -> int:
-    """Tokens that the model was made for."""
+def longest(model: str, revision: str | None = None) -> int | None:
+    """Tokens that the model was made for, as vLLM reckons them; None where its configuration does not say.
+
+    Raises:
+        UserError: If it has no configuration that can be read.
+    """
     from transformers import AutoConfig
 
     try:
-        return int(
-            AutoConfig.from_pretrained(model, trust_remote_code=trusted()).get_text_config().max_position_embeddings
-        )
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        config = AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=trusted()).get_text_config()
+    except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if positions and rope.get("rope_type") in _STRETCHING:
+        return int(positions * (rope.get("factor") or 1.0))
+    return positions
 
 
 def _brings_code(file: Path) -> bool:
