@@ -64,7 +64,8 @@ def test_the_papers_prompt_is_asked_without_a_schema_and_read_in_three_lines(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
     endpoint.answer = lambda body, call: (
-        "1. **The high-level plan is:** find the key, then the door.\n2. **The critical steps are:** conversation[4, 9]\n"
+        "1. **The high-level plan is:** find the key, then the door.\n"
+        "2. **The critical steps are:** conversation[4, 9]\n"
         "3. **Reason:** Step 4 is planning: it splits the way. Step 9 is a pivotal action, without which nothing opens."
     )
     one = chosen(ask(tmp_path, endpoint.port, trajectories=1, prompt="paper"))["maze_0"]
