@@ -144,7 +144,7 @@ def _gradients(setup: training.Setup, device: str) -> tuple[float, dict[str, Any
         if isinstance(gradient, DTensor):
             gradient = gradient.full_tensor()
         found[name] = gradient.float().cpu()
-    return float(loss), found
+    return loss.item(), found
 
 
 def write_model(folder: str, size: Size, device: str) -> None:

@@ -18,7 +18,7 @@ FIGURES = {"flops": 2e12, "gemm": 4e12, "sheet": 8e12, "memory": 60.0, "expected
 def test_training_is_held_against_the_data_sheet_the_matrix_product_and_the_estimate() -> None:
     found = {entry.name: entry.ratio for entry in gpu.entries_of("training", FIGURES)}
     assert found == pytest.approx({"training.mfu": 0.25, "training.floor": 0.5, "training.memory": 1.1})
-    assert [entry.name for entry in gpu.entries_of("training", FIGURES | {"sheet": None})][0] == "training.floor"
+    assert next(entry.name for entry in gpu.entries_of("training", FIGURES | {"sheet": None})) == "training.floor"
 
 
 @pytest.mark.parametrize(
