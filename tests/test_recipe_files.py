@@ -295,7 +295,8 @@ def test_one_context_for_all_models_of_a_comparison(tmp_path: Path) -> None:
 
 def test_a_backbones_chat_template_goes_where_its_tokenizer_is_read(tmp_path: Path) -> None:
     base = "base: {path: org/base, chat_template: agentlm}\n"
-    text = base + "arms: {p: {name: perplexity}, v: {name: value}, w: {name: value, model: org/w}}\nverify: {}\nverify_arm: p\n"
+    text = base + "arms: {p: {name: perplexity}, v: {name: value}, w: {name: value, model: org/w}}\n"
+    text += "verify: {}\nverify_arm: p\n"
     found = Recipe(load_recipe(write(tmp_path, own=COMMON.replace("base: some/model\n", "") + text)))
     template = read_template("agentlm")
     selectors = [found.select[name].selector for name in ("p", "v", "w")]
