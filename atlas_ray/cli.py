@@ -145,20 +145,26 @@ def evaluate(
 ) -> None:
     """Play test tasks with one or several models in live environments."""
     settings = _load("EvaluateConfig", config, set_, run=run)
-    from atlas_ray.evaluation.stage import evaluate as stage
-    from atlas_ray.evaluation.stage import plan_lines
+    from atlas_ray.evaluation import stage
 
     if dry_run:
-        return _show(settings, *plan_lines(settings))
+        return _show(settings, *stage.plan_lines(settings))
     from rich.console import Console
 
-    from atlas_ray.evaluation.stage import comparisons
+    from atlas_ray.errors import ModelUnavailable
     from atlas_ray.report.tables import evaluation_table
     from atlas_ray.report.terminal import paired_table
 
-    Console().print(evaluation_table(stage(settings, clean=clean)))
-    if found := comparisons(settings):
+    failure = None
+    try:
+        stage.evaluate(settings, clean=clean)
+    except ModelUnavailable as error:
+        failure = error  # what the others reached is shown first
+    Console().print(evaluation_table(stage.played(settings), stage.failures(settings)))
+    if found := stage.comparisons(settings):
         Console().print(paired_table(found))
+    if failure is not None:
+        raise failure
 
 
 @app.command()

@@ -22,6 +22,14 @@ class UserError(AtlasError):
     exit_code = 2
 
 
+class PlacementError(UserError):
+    """The cluster has no room for what a stage asks for, whichever model it is."""
+
+
+class ModelUnavailable(AtlasError):
+    """A model cannot be loaded; the reason is written down, and what does not need it is done or goes on."""
+
+
 class Stopped(AtlasError):
     """A SIGTERM ended a stage in good order; nothing is lost. Exit code 143, as a shell's for SIGTERM."""
 

@@ -22,7 +22,7 @@ from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.source import check_model, longest, trusted
+from atlas_ray.models.source import longest, trusted
 from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
@@ -238,7 +238,7 @@ class VllmPolicy:
             UserError: If the model cannot be used.
             ModelFailure: If the engine fails.
         """
-        check_model(spec.model)
+        chat = ChatFormat.load(spec.model, spec.revision, spec.chat_template)  # what it refuses leaves the engine warm
         changed = replace(spec, name=self.spec.name, model=self.spec.model) != self.spec
         if self._engine is None or changed or not _alike(self.spec.model, spec.model):
             await self.close()
@@ -250,7 +250,7 @@ class VllmPolicy:
         except Exception as error:
             await self.close()  # it holds a part of either model
             raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
-        self.spec = spec
+        self.spec, self.chat = spec, chat
 
     async def close(self) -> None:
         """Ends the engine and its processes."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.types import Episode, Selection, Trajectory
@@ -24,7 +24,9 @@ class Arm:
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
         start: Name of the model that it was trained from, or its own where it was not trained.
-        runs: Seeds that it was trained and evaluated under; the losses are the first one's.
+        runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
+            one's.
+        context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Arm:
     validation: Sequence[tuple[int, float]] = ()
     start: str = "base"
     runs: int = 1
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,7 @@ class ReportInput:
         instruction: Which opening instructions evaluation used.
         critical: Name of the arm trained on critical steps, whose benefit is in question.
         max_excluded: Share of infrastructure failures that flags a cell.
+        failures: Why models could not be loaded, by the arm with its seed, or `verify`.
     """
 
     recipe: str
@@ -73,3 +77,4 @@ class ReportInput:
     instruction: str = "the environment's own"
     critical: str = "gold"
     max_excluded: float = 0.02
+    failures: Mapping[str, str] = field(default_factory=dict)

@@ -43,6 +43,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "versions": dict(given.versions),
             "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
             "arms": arms,
+            "failures": dict(given.failures),
             "selectors": [
                 {**row, "against": "gold"}
                 for row in compare_selections(list(given.selections.items()), given.trajectories)
@@ -64,6 +65,7 @@ def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
         "step_fraction": arm.step_fraction,
         "loss_token_fraction": arm.loss_token_fraction,
         "train_steps": arm.train_steps,
+        "context": arm.context,
         "losses": _thinned(arm.losses),
         "validation": [list(point) for point in arm.validation],
         "environments": cells,

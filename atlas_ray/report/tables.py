@@ -84,6 +84,8 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes = ["Success in per cent with its 95 % interval. Bold: the highest figure of a column, which is no claim."]
     if any(cell.flagged for row in rows for cell in row):
         notes.append(f"{FLAG} Too many episodes were excluded for reasons of infrastructure, or are missing.")
+    notes += _contexts(arms)
+    notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
@@ -100,8 +102,25 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal."""
+def _contexts(arms: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What conversations could have, where it is known; those that could have less than others by name."""
+    known = {arm["name"]: arm["context"] for arm in arms if arm["context"] is not None}
+    if not known:
+        return []
+    most = max(known.values())
+    less = [f"{name} {context:,}" for name, context in known.items() if context < most]
+    return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
+
+
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]], failures: Mapping[str, str] | None = None
+) -> RichTable:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        failures: Why models could not be loaded: they stand there without figures.
+    """
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
     table = RichTable(*columns, box=box.SIMPLE, padding=0)
     for model, cells in results.items():
@@ -117,6 +136,11 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
                 str(cell.n),
                 excluded + (f" {FLAG}" if cell.flagged else ""),
             )
+    for model in failures or {}:
+        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
+    if failures:
+        table.caption = Text("\n".join(f"{model} could not be loaded: {why}" for model, why in failures.items()))
+        table.caption_justify = "left"
     return table
 
 
@@ -161,7 +185,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(percent(cell["success"]), _limits(cell["ci95"]), flagged=cell["flagged"]),
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
-                    Cell(excluded or "none"),
+                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
                 ]
             )
     titles = ("episodes", "tasks", "success", "reward", "progress")

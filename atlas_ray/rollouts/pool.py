@@ -15,7 +15,7 @@ from itertools import count
 from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
@@ -95,6 +95,7 @@ class RolloutPool:
 
     Raises:
         UserError: If the cluster has no room for them.
+        ModelFailure: If the replicas die before they have started.
         AtlasError: If the replicas do not start.
     """
 
@@ -217,6 +218,15 @@ class RolloutPool:
                 self._replace(seat, error)
         self._await_starts()
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that a conversation may have; None where the policy does not know."""
+        import ray
+
+        self._await_starts()
+        found: int | None = ray.get(self._seats[0].actor.context.remote())
+        return found
+
     def close(self) -> None:
         """Ends all replicas and their processes."""
         import ray
@@ -267,8 +277,9 @@ class RolloutPool:
         self._meter.count("atlas_replica_deaths")
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > self._max_restarts:
-            reason = " ".join(str(error).split())[:500]
-            raise AtlasError(
+            cause = cause_of(error)
+            reason = " ".join(str(error if is_death(error) else cause.what).split())[:500]
+            raise ModelFailure(
                 f"{self._deaths_in_a_row} replicas died in a row, without an episode finished; the last: {reason}",
                 "check memory (engine.cpu_kv_cache_gb, engine.episodes_in_flight); ATLAS_RAY_LOGS=1 shows more",
             )

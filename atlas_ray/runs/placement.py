@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import PlacementError
 from atlas_ray.runs.progress import console
 
 Resources = Mapping[str, float]
@@ -43,7 +43,7 @@ def require(bundle: Resources, count: int, what: str, remedy: str) -> None:
         remedy: What to change where they do not fit.
 
     Raises:
-        UserError: If they cannot be placed, nor after the time that further nodes may take to join.
+        PlacementError: If they cannot be placed, nor after the time that further nodes may take to join.
     """
     require_within(bundle, count, what, remedy, _nodes, _node_groups(), 0.0 if _alone() else None)
 
@@ -68,7 +68,7 @@ def require_within(
             may = (
                 f"; its autoscaler may add {held([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
             )
-            raise UserError(f"cannot place {asked}: the cluster has {held(here)}{may}", remedy)
+            raise PlacementError(f"cannot place {asked}: the cluster has {held(here)}{may}", remedy)
         if not said:
             left = until - time.monotonic()
             console.print(f"waiting {left:.0f} s at most for {asked}: the cluster has {held(here)}", style="yellow")

@@ -14,6 +14,7 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import ArmRuns, ChosenSteps, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.training.metrics import read_metrics
 from atlas_ray.types import Episode
@@ -23,12 +24,17 @@ if TYPE_CHECKING:
 
 
 def gather_paper(recipe: Recipe) -> PaperRuns:
-    """Every arm, backbone and model that was evaluated to the end; the others have no row."""
+    """Every arm, backbone and model that was evaluated to the end; of the others, why they could not be loaded."""
     stand_ins = {name: arm.stand_in or _inherited(recipe, arm.like) for name, arm in recipe.arms.items()}
     arms: dict[str, ArmRuns] = {}
+    failures: dict[str, list[str]] = defaultdict(list)
     for config in recipe.evaluations.values():
         expected = {env: len(tasks) * config.samples for env, tasks in test_tasks(config).items()}
         names = dict.fromkeys(_arm_of(recipe, unit) for unit in config.models)
+        for unit in config.models:
+            if reason := failure_of(RunFolder(config.run).child(unit)):
+                name = _arm_of(recipe, unit)
+                failures[name].append(reason if unit == name else f"{unit}: {reason}")
         for name in names:
             runs = _runs(recipe, config, name, expected, stand_ins.get(name))
             if runs is not None:
@@ -39,6 +45,8 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         stand_in_envs=recipe.config.stand_ins,
         verification=_verification(recipe),
         verified=BASE,
+        failures={name: "; ".join(reasons) for name, reasons in failures.items()},
+        unverified=next((why for c in recipe.verify.values() if (why := failure_of(RunFolder(c.run)))), None),
         chosen={arm: found for arm in recipe.arms if (found := _chosen(recipe, arm)) is not None},
     )
 

@@ -133,6 +133,8 @@ class PaperRuns:
         stand_in_envs: By table: environments that stand in for the paper's.
         verification: By environment: by kind of start.
         verified: Name of the arm or backbone that Table 6 plays, if it stands among `arms`.
+        failures: Why arms could not be loaded, by name; those among `arms` lack the seeds that the reason names.
+        unverified: Why Table 6's model could not be loaded.
         chosen: By arm, those that are not trained too: what their selections chose, where a ratio caps it.
     """
 
@@ -141,6 +143,8 @@ class PaperRuns:
     stand_in_envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     verification: Mapping[str, Mapping[str, Start]] = field(default_factory=dict)
     verified: str | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    unverified: str | None = None
     chosen: Mapping[str, ChosenSteps] = field(default_factory=dict)
 
 

@@ -280,11 +280,22 @@ def _share(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or not theirs else ours / theirs
 
 
+def _not_loaded(given: PrintedTable, runs: PaperRuns) -> Iterator[str]:
+    """Why cells are empty that were to be filled."""
+    for name in dict.fromkeys(runs.rows.get(given.name, {}).values()):
+        if name in runs.failures:
+            few = "lack a seed" if name in runs.arms else "are empty"
+            yield f"Cells of `{name}` {few}, for it could not be loaded: {runs.failures[name]}"
+    if given.name == "table6" and runs.unverified:
+        yield f"The cells of its model are empty, for it could not be loaded: {runs.unverified}"
+
+
 def _notes(
     given: PrintedTable, rows: Sequence[PaperTableRow], runs: PaperRuns, arms: dict[str, ArmRuns]
 ) -> Iterator[str]:
     """What a reader must know of our figures here."""
     cells = [cell for row in rows for cell in row.cells if cell.ours is not None]
+    yield from _not_loaded(given, runs)
     if not cells:
         yield "Nothing of this table was run."
         return
