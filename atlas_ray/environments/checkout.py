@@ -98,7 +98,8 @@ class _Client:
         for node in used:
             parts = _summands(node)
             said = [self._text(part, known) for part in parts]
-            if said.count(None) == 1 and any(isinstance(part, ast.Attribute) and _is_self(part) for part in parts):
+            own_texts = [t for t, part in zip(said, parts, strict=True) if isinstance(part, ast.Attribute) and t]
+            if own_texts and said.count(None) == 1:
                 at = said.index(None)
                 return "".join(filter(None, said[:at])), "".join(filter(None, said[at:])), False
         return None

@@ -85,7 +85,7 @@ class EvaluateConfig(Strict):
         if path is None:
             return values
         _log.warning("`instructions` is now `openings: {data: {path: %s}}`, which takes all three opening turns", path)
-        return {"openings": {"data": {"path": path}}} | values
+        return values | {"openings": values.get("openings") or {"data": {"path": path}}}
 
     @model_validator(mode="before")
     @classmethod
