@@ -26,9 +26,9 @@ from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
-RECOVERIES = 2
+RECOVERIES = 3
 _GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
-PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the second
+PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before each further one
 _MADE_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
 
 T = TypeVar("T")
@@ -188,7 +188,7 @@ class HttpSession:
         """
         assert self._task is not None
         text = await lease.reset(self.spec.index(self._task.item_id))
-        same = same_answer(text, self._opening)
+        same = self.spec.same_task(self._opening, text)
         for action, before in self._played:
             if not same:
                 break
