@@ -260,6 +260,21 @@ def run_recipe(
 
 
 @app.command()
+def models(
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
+    set_: Set = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Of these tables alone: table3, ...")] = None,
+) -> None:
+    """List the hub's models and data sets that a recipe reads, one a line: `model ID REVISION`."""
+    from atlas_ray.recipes.hub import hub_files
+    from atlas_ray.recipes.stages import opened
+
+    for files in hub_files(opened(recipe, set_ or [], extra or [], only or [])[0]):
+        typer.echo(str(files))
+
+
+@app.command()
 def report(
     recipe: Annotated[str, typer.Argument(help="The recipe whose runs are reported.")],
     set_: Set = None,

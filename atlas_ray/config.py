@@ -65,6 +65,18 @@ class EnvironmentsConfig(Strict):
     timeout_s: float = Field(60.0, gt=0, description="of one request")
 
 
+class OpeningsConfig(Strict):
+    """Where the three opening turns of an environment come from: its training data, else AgentGym, else itself."""
+
+    data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
+    agentgym: str | None = Field(
+        None, description="checkout of AgentGym, for environments on a server that the data lacks; read, never run"
+    )
+    differing: list[str] = Field(
+        [], description="environments whose first observation need not be the data's; turns 1 and 2 still are"
+    )
+
+
 class LimitsConfig(Strict):
     """How long an episode may take; one that takes longer is a failure of the infrastructure, and is played again."""
 

@@ -65,7 +65,7 @@ class HttpSession:
         for server in servers:
             check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._instruction = instruction or spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
+        self._instruction = instruction or own_instruction(spec)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
@@ -211,6 +211,11 @@ class HttpSession:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.give_back()
+
+
+def own_instruction(spec: EnvironmentSpec) -> str:
+    """What opens a conversation where nothing else is given."""
+    return spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
 
 
 def check_address(name: str, server: str) -> None:

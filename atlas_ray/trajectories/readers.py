@@ -176,7 +176,7 @@ def _files(config: DataConfig) -> list[Path]:
     if "://" in config.path:
         raise UserError(f"{config.path} is no run folder", "give a run folder's URI, or copy the data here")
     if not path.exists():
-        path = _from_hub(config) if _is_hub_id(config.path) else _missing(path)
+        path = _from_hub(config) if is_hub_id(config.path) else _missing(path)
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UserError(f"{path} is no kind of file that is read", f"give one of {', '.join(_SUFFIXES)}")
@@ -192,7 +192,8 @@ def _files(config: DataConfig) -> list[Path]:
     return files
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
+    """Whether a name is one of the Hugging Face hub's rather than a path here."""
     return bool(_HUB_ID.fullmatch(path)) and not path.endswith(_SUFFIXES) and not Path(path).parent.exists()
 
 
