@@ -9,6 +9,7 @@ from collections import Counter
 
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.openings import examine
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
@@ -59,3 +60,24 @@ def check_items(pending: Pending) -> list[Finding]:
         subject = config.items.path if config.items is not None else "built-in tasks"
         found += attempt("items", f"{subject}, {key}" if key else subject, count)
     return found
+
+
+def check_prompts(pending: Pending) -> list[Finding]:
+    """Whether evaluation opens conversations as the data does that models are trained on (App. D.2)."""
+    found: list[Finding] = []
+    for config in pending.evaluations.values():
+        if config.openings is not None:
+            found += attempt("prompts", ", ".join(config.tasks), lambda c=config: _opened(c))  # type: ignore[misc]
+    return found
+
+
+def _opened(config: EvaluateConfig) -> list[Finding]:
+    openings = examine(config)
+    differing = {d.env for d in openings.differences}
+    remedy = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
+    found = [Finding("prompts", d.env, "failed", str(d), remedy) for d in openings.differences]
+    return found + [
+        Finding("prompts", env, "ok", opening.source)
+        for env, opening in openings.environments.items()
+        if env not in differing
+    ]

@@ -63,9 +63,9 @@ def failures(findings: Iterable[Finding]) -> list[Finding]:
 def findings_table(findings: Sequence[Finding]) -> Group:
     """All findings, and below them each failure in full, with its remedy."""
     table = Table("check", "subject", "result", "found", title="preflight")
-    numbers = {f: number for number, (f, _) in enumerate(_alike(findings), 1)}
+    numbers = {_words(f): number for number, (f, _) in enumerate(_alike(findings), 1)}
     for f in findings:
-        said = f"see {numbers[f]} below" if f in numbers else "see below" if f.result == "failed" else f.detail
+        said = f"see {numbers[_words(f)]} below" if f.result == "failed" else f.detail
         result = Text(f.result, style=_STYLES[f.result])
         table.add_row(f.check, Text(printable(f.subject)), result, Text(printable(said)))
     return Group(table, *(Text(line) for line in failure_lines(findings)))
@@ -84,5 +84,9 @@ def _alike(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
     """Failures with the subjects of all that say the same."""
     found: dict[tuple[str, str, str], tuple[Finding, list[str]]] = {}
     for f in failures(findings):
-        found.setdefault((f.check, f.detail, f.remedy), (f, []))[1].append(f.subject)
+        found.setdefault(_words(f), (f, []))[1].append(f.subject)
     return list(found.values())
+
+
+def _words(finding: Finding) -> tuple[str, str, str]:
+    return finding.check, finding.detail, finding.remedy

@@ -1,43 +1,37 @@
 """The Hugging Face hub before a run: asked once whether it answers, so that no check waits for its retries.
 
-Flows in: names; flows out: a finding where it is needed and silent. What its cache holds is then still found.
+Flows out: a finding where it is needed and silent. What its cache holds is then still found.
 """
 
 from __future__ import annotations
 
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Literal
 
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.preflight.findings import Finding
+from atlas_ray.trajectories.readers import is_hub_id
 
 _SECONDS = 5.0
 
 
-def is_hub_id(name: str) -> bool:
-    """Whether a model or data set is one of the hub's, rather than a path or URI."""
-    return "://" not in name and not Path(name).exists() and name.count("/") == 1 and not name.startswith((".", "/"))
-
-
 @contextmanager
-def hub_asked_once(names: Iterable[str]) -> Iterator[list[Finding]]:
+def hub_asked_once(needed: bool) -> Iterator[list[Finding]]:
     """Within it the hub is asked only if it answers now; else its cache alone counts.
 
     Args:
-        names: Models and data sets that are looked for inside.
+        needed: Whether anything of the hub is looked for inside.
 
     Yields:
         What there is to say of the hub: nothing where it answers or nobody needs it.
     """
-    wanted = [name for name in names if is_hub_id(name)]
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
-    if not wanted or before or (why := _silent(constants.ENDPOINT)) is None:
+    if not needed or before or (why := _silent(constants.ENDPOINT)) is None:
         yield []
         return
     constants.HF_HUB_OFFLINE = True

@@ -36,8 +36,12 @@ class NeededModel:
 def check_models(pending: Pending) -> list[Finding]:
     """Every model that exists before the run: what the run trains itself is not looked for."""
     found: list[Finding] = []
-    longest_first = sorted(_needed(pending), key=lambda m: -(m.tokens or 0))
-    for model in {(m.path, m.revision): m for m in reversed(longest_first)}.values():
+    needed: dict[tuple[str, str | None], NeededModel] = {}
+    for model in _needed(pending):
+        known = needed.setdefault((model.path, model.revision), model)
+        if (model.tokens or 0) > (known.tokens or 0):
+            needed[model.path, model.revision] = model
+    for model in needed.values():
         found += attempt("model", model.path, lambda m=model: _usable(m))  # type: ignore[misc]
     return found
 

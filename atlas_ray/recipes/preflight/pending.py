@@ -88,12 +88,3 @@ class Pending:
         rolled = [c.data.envs for c in self.select.values() if isinstance(c.selector, ValueSelector)]
         rolled += [c.data.envs for c in self.verify]
         return list(dict.fromkeys([*names, *(env for envs in rolled for env in envs or [])]))
-
-    @property
-    def names(self) -> list[str]:
-        """Paths, URIs and hub ids of what is read: data sets and models."""
-        played = [m for c in self.evaluations.values() for m in c.models.values()]
-        models = [m if isinstance(m, str) else m.path for m in played if isinstance(m, str) or m.endpoint is None]
-        models += [c.model for c in self.train.values()] + [c.model for c in self.verify]
-        data = [d for d in (self.data, *(c.items for c in self.evaluations.values())) if d is not None]
-        return [*models, *(d.path for d in data)]

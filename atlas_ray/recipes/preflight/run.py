@@ -14,7 +14,8 @@ from rich.console import Console
 
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
-from atlas_ray.recipes.preflight.data import check_data, check_items
+from atlas_ray.recipes.hub import hub_files
+from atlas_ray.recipes.preflight.data import check_data, check_items, check_prompts
 from atlas_ray.recipes.preflight.findings import Finding, failures, findings_table
 from atlas_ray.recipes.preflight.hub import hub_asked_once
 from atlas_ray.recipes.preflight.machine import check_disk, check_gpus
@@ -33,11 +34,14 @@ def preflight(recipe: Recipe, stages: Collection[str] | None = None) -> list[Fin
         stages: Names of the stages that will run; None: all.
     """
     pending = Pending.of(recipe, stages)
-    with hub_asked_once(pending.names) as hub:
-        read, recorded = check_data(pending)
-        found = [*hub, *read, *check_items(pending), *check_models(pending)]
-    found += check_environments(pending.environments, pending.remote, recipe.config.environments, recorded)
-    return found + check_keys(pending) + check_gpus(pending) + check_disk(pending)
+    with hub_asked_once(bool(hub_files(recipe)) and not pending.nothing) as hub:
+        data, recorded = check_data(pending)
+        items = check_items(pending)
+        found = [*hub, *data, *items, *check_models(pending)]
+    played = check_environments(pending.environments, pending.remote, recipe.config.environments, recorded)
+    if not failures([*data, *items, *played]):  # it reads and plays what they look at
+        played += check_prompts(pending)
+    return found + played + check_keys(pending) + check_gpus(pending) + check_disk(pending)
 
 
 def clear_for(recipe: Recipe, stages: Collection[str], console: Console) -> None:
