@@ -268,10 +268,14 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
     return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
 
 
+def remote_environments(config: EvaluateConfig) -> list[str]:
+    """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
+    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in NAMES)]
+
+
 def _needs(recipe: Recipe) -> list[str]:
     """What must be there before it starts: GPUs, environment servers, keys."""
-    played = [(env, config) for config in recipe.evaluations.values() for env in config.tasks]
-    remote = dict.fromkeys(e for e, c in played if table.get(e).world is None or (c.items and e not in NAMES))
+    remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
     asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
     keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}
@@ -283,7 +287,8 @@ def _needs(recipe: Recipe) -> list[str]:
         lines.append(f"needs GPUs: {workers} for training, those again for engines")
     if missing:
         lines.append(f"needs servers, in environments.servers: {', '.join(missing)}")
-    boards = {env for env, _ in played} & set(NAMES) if recipe.config.tables else set()
+    played = {env for config in recipe.evaluations.values() for env in config.tasks}
+    boards = played & set(NAMES) if recipe.config.tables else set()
     for env, words in other_tasks(sorted(boards), recipe.config.environments).items():
         lines.append(f"{env}: {words} (environments.agentboard); held against none of the paper's figures")
     if keys:
