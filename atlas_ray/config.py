@@ -28,7 +28,8 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, or a Hugging Face dataset id.
+    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
+    dataset id.
     """
 
     path: str
