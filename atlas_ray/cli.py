@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.environments.commands import doctor, environments_app, serve
+from atlas_ray.environments.commands import environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
+from atlas_ray.recipes.commands import doctor
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -149,22 +150,15 @@ def evaluate(
 
     if dry_run:
         return _show(settings, *stage.plan_lines(settings))
-    from rich.console import Console
-
     from atlas_ray.errors import ModelUnavailable
-    from atlas_ray.report.tables import evaluation_table
-    from atlas_ray.report.terminal import paired_table
+    from atlas_ray.report.terminal import print_evaluation
 
-    failure = None
     try:
         stage.evaluate(settings, clean=clean)
-    except ModelUnavailable as error:
-        failure = error  # what the others reached is shown first
-    Console().print(evaluation_table(stage.played(settings), stage.failures(settings)))
-    if found := stage.comparisons(settings):
-        Console().print(paired_table(found))
-    if failure is not None:
-        raise failure
+    except ModelUnavailable:  # what the others reached is shown as well
+        print_evaluation(stage.played(settings), stage.comparisons(settings), stage.failures(settings))
+        raise
+    print_evaluation(stage.played(settings), stage.comparisons(settings))
 
 
 @app.command()
@@ -247,8 +241,11 @@ def run_recipe(
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
+    skip_preflight: Annotated[
+        bool, typer.Option("--skip-preflight", help="Start without `atlas doctor`'s checks; it is recorded.")
+    ] = False,
 ) -> None:
-    """Run a recipe: all stages in order, resumable at any point."""
+    """Run a recipe: a preflight, then all stages in order, resumable at any point."""
     from atlas_ray.recipes import stages
 
     wanted, whole, names = stages.opened(recipe, set_ or [], extra or [], only or [])
@@ -258,7 +255,7 @@ def run_recipe(
         return _show(whole.config, *plan_lines(wanted))
     if clean:
         stages.clean(wanted)
-    stages.run(wanted, names, whole)
+    stages.run(wanted, names, whole, skip_preflight=skip_preflight)
 
 
 @app.command()

@@ -34,7 +34,8 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, or a Hugging Face dataset id.
+    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
+    dataset id.
     """
 
     path: str
@@ -51,6 +52,10 @@ class RayConfig(Strict):
     num_cpus: int | None = None
 
 
+# Of nodes, in Ray's forms: `a`, `!a`, `in(a, b)`.
+LabelSelector = dict[str, str]
+
+
 class EngineConfig(Strict):
     """One vLLM engine replica and how many of them."""
 
@@ -64,6 +69,10 @@ class EngineConfig(Strict):
     episodes_in_flight: int = Field(256, ge=1, description="per replica")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     cpu_kv_cache_gb: int = Field(1, ge=1, description="key-value cache where the engine runs on CPU")
+    label_selector: LabelSelector | None = Field(
+        None, description="labels of the nodes it runs on; None: `group: rollout` where the cluster has such nodes"
+    )
+    start_s: float = Field(900.0, gt=0, description="that an engine may take to start; raise it for slow storage")
 
     @property
     def cap(self) -> int:
@@ -91,7 +100,23 @@ class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: dict[str, list[str]] = {}
+    agentboard: dict[str, str] = Field(
+        {},
+        description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
+    )
     timeout_s: float = Field(60.0, gt=0, description="of one request")
+
+
+class OpeningsConfig(Strict):
+    """Where the three opening turns of an environment come from: its training data, else AgentGym, else itself."""
+
+    data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
+    agentgym: str | None = Field(
+        None, description="checkout of AgentGym, for environments on a server that the data lacks; read, never run"
+    )
+    differing: list[str] = Field(
+        [], description="environments whose first observation need not be the data's; turns 1 and 2 still are"
+    )
 
 
 class LimitsConfig(Strict):

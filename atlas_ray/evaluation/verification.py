@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import VerifyConfig
@@ -112,6 +113,8 @@ def _pool(config: VerifyConfig) -> RolloutPool:
         EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template),
         replicas=config.engine.replicas,
         in_flight=config.engine.episodes_in_flight,
+        labels=config.engine.label_selector,
+        start_s=config.engine.start_s,
         environments=config.environments,
         limits=config.limits,
         retries=config.retries,
@@ -170,7 +173,7 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 sample=sample,
                 prefix=replies[:start],
                 recorded=answers[:start],
-                instruction=opening.instruction if opening else None,
+                opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=opening.observation if opening else None,
                 given=given,
                 group=t.id,

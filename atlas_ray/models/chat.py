@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.models.source import check_model, trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.types import Message, Role
 
 # Some templates write today's date into the system turn; results must not depend on the day.
@@ -93,10 +93,10 @@ class ChatFormat:
 
     @classmethod
     def load(cls, model: str, revision: str | None = None, template: str | None = None) -> ChatFormat:
-        """The format of a model folder or hub id.
+        """The format of a model folder, URI or hub id.
 
         Args:
-            model: Folder or hub id.
+            model: Folder, URI or hub id.
             revision: Of the hub.
             template: Jinja text in place of the tokenizer's own chat template.
 
@@ -105,12 +105,13 @@ class ChatFormat:
         """
         from transformers import AutoTokenizer
 
-        check_model(model)
+        place = local_model(model, whole=False)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trusted())
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trusted())
         except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None
+        tokenizer.name_or_path = model
         if template is not None:
             tokenizer.chat_template = template
         return cls(tokenizer)

@@ -8,6 +8,7 @@ the batch.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -22,7 +23,7 @@ from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.source import longest, trusted
+from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
@@ -114,10 +115,12 @@ class VllmPolicy:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
             os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
+        # Off the loop: many gigabytes may have to come from a store.
+        self._folder = await asyncio.to_thread(local_model, self.spec.model)
         self.chat = ChatFormat.load(self.spec.model, self.spec.revision, self.spec.chat_template)
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        arguments = _engine_args(self.spec, cpu)
+        arguments = _engine_args(self.spec, self._folder, cpu)
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
@@ -238,19 +241,20 @@ class VllmPolicy:
             UserError: If the model cannot be used.
             ModelFailure: If the engine fails.
         """
+        folder = await asyncio.to_thread(local_model, spec.model)
         chat = ChatFormat.load(spec.model, spec.revision, spec.chat_template)  # what it refuses leaves the engine warm
         changed = replace(spec, name=self.spec.name, model=self.spec.model) != self.spec
-        if self._engine is None or changed or not _alike(self.spec.model, spec.model):
+        if self._engine is None or changed or not _alike(self._folder, folder):
             await self.close()
             self.spec = spec
             return await self.start()
         try:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": spec.model})
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
             await self._engine.reset_prefix_cache()
         except Exception as error:
             await self.close()  # it holds a part of either model
             raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
-        self.spec, self.chat = spec, chat
+        self.spec, self._folder, self.chat = spec, folder, chat
 
     async def close(self) -> None:
         """Ends the engine and its processes."""
@@ -312,11 +316,11 @@ def outlive_not(owner: int, end: Callable[[], object]) -> None:
     threading.Thread(target=watch, name="tether", daemon=True).start()
 
 
-def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
+def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return AsyncEngineArgs(
-        **_options(spec.model, spec.config, cpu, spec.revision),
+        **_options(folder, spec.config, cpu, spec.revision),
         revision=spec.revision,
         tokenizer_revision=spec.revision,
         worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
@@ -362,7 +366,7 @@ def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[st
 
     cpu = not torch.cuda.is_available()
     arguments = []
-    for key, value in _options(model, config, cpu).items():
+    for key, value in _options(local_model(model), config, cpu).items():
         name = key.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{'' if value else 'no-'}{name}")
@@ -386,12 +390,8 @@ def _shape(folder: Path) -> list[Any]:
     settings = folder / "tokenizer_config.json"
     tokens = json.loads(settings.read_text()) if settings.is_file() else {}
     files = [folder / name for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja")]
-    return [
-        config,
-        tokens.get("chat_template"),
-        tokens.get("eos_token"),
-        *(file.read_bytes() if file.is_file() else None for file in files),
-    ]
+    contents = [file.read_bytes() if file.is_file() else None for file in files]
+    return [config, tokens.get("chat_template"), tokens.get("eos_token"), *contents]
 
 
 def _short(error: Exception) -> str:

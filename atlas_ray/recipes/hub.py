@@ -79,5 +79,5 @@ def _data(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
 
 
 def _of_evaluation(evaluation: EvaluateConfig) -> list[DataConfig]:
-    named = [] if evaluation.instructions is None else [DataConfig(path=evaluation.instructions)]
-    return named if evaluation.items is None else [evaluation.items, *named]
+    opened = evaluation.openings.data if evaluation.openings else None
+    return [data for data in (evaluation.items, opened) if data is not None]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.gather import gather_paper
@@ -131,10 +132,11 @@ def gather(recipe: Recipe) -> ReportInput:
         specs=specs,
         n_expected={env: len(tasks) * evaluation.samples for env, tasks in test_tasks(evaluation).items()},
         temperature=evaluation.temperature,
-        instruction=evaluation.instructions or "the environment's own",
+        openings=manifest.get("openings", {}),
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
         failures=failures,
+        other_tasks=other_tasks(evaluation.tasks, evaluation.environments) if recipe.config.tables else {},
     )
 
 

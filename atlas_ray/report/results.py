@@ -41,7 +41,9 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "seeds": list(given.seeds),
             "git_commit": given.git_commit,
             "versions": dict(given.versions),
-            "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
+            "evaluation": {"temperature": given.temperature},
+            "openings": {env: dict(opening) for env, opening in given.openings.items()},
+            "other_tasks": dict(given.other_tasks),
             "arms": arms,
             "failures": dict(given.failures),
             "selectors": [

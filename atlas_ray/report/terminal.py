@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from atlas_ray.evaluation.metrics import EnvironmentResult
 from atlas_ray.evaluation.paired import Comparison
 from atlas_ray.evaluation.table6 import Row
 from atlas_ray.report.intervals import limits, percent, points
+from atlas_ray.report.tables import evaluation_table
+
+
+def print_evaluation(
+    results: Mapping[str, Sequence[EnvironmentResult]],
+    comparisons: Sequence[Comparison],
+    failures: Mapping[str, str] | None = None,
+) -> None:
+    """Prints what models reached, why others could not be loaded, and how far the models differ."""
+    console = Console()
+    console.print(evaluation_table(results, failures))
+    if comparisons:
+        console.print(paired_table(comparisons))
 
 
 def paired_table(comparisons: Iterable[Comparison]) -> Table:
