@@ -171,6 +171,7 @@ def test_the_papers_tables_have_empty_cells_with_their_reasons(evaluated: Recipe
     tables = {table.name: table for table in paper_tables(gather_paper(evaluated))}
     row = next(row for row in tables["table1"].rows if row.key == "agentlm-7b")
     assert all(cell.ours is None for cell in row.cells)
+    assert "Context: 1,024 tokens; less, for they were made for less: `base` 512." in tables["table1"].notes
     said = "Cells of `agentlm` are empty, for it could not be loaded: the tokenizer of org/agentlm has no chat template"
     assert said in tables["table1"].notes
     assert any("the engine does not start with org/base" in note for note in tables["table6"].notes)

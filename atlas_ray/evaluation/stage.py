@@ -244,9 +244,10 @@ def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: 
         known = price(model.path)
         paid = {"dollars": None if known is None else round(known.of(usage), 6)}
     earlier = folder.finished or {}
+    context = context or earlier.get("context")
     folder.finish(
         seconds=round(earlier.get("seconds", 0.0) + seconds, 1),
-        context=context or earlier.get("context"),
+        **({} if context is None else {"context": context}),
         episodes=len(episodes),
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),

@@ -97,9 +97,10 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     )
     folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
     earlier = folder.finished or {}
+    context = context or earlier.get("context")
     folder.finish(
         seconds=round(earlier.get("seconds", 0.0) + time.monotonic() - begun, 1),
-        context=context or earlier.get("context"),
+        **({} if context is None else {"context": context}),
         episodes=len(every),
         excluded=dict(Counter(str(e.stop_reason) for e in every if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),

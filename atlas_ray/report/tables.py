@@ -85,7 +85,7 @@ def success_table(results: Mapping[str, Any]) -> Table:
     if any(cell.flagged for row in rows for cell in row):
         notes.append(f"{FLAG} Too many episodes were excluded for reasons of infrastructure, or are missing.")
     notes += _other_tasks(results)
-    notes += _contexts(arms)
+    notes += context_notes({arm["name"]: arm["context"] for arm in arms})
     notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
@@ -103,9 +103,9 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def _contexts(arms: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What conversations could have, where it is known; those that could have less than others by name."""
-    known = {arm["name"]: arm["context"] for arm in arms if arm["context"] is not None}
+def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
+    """What conversations could have in tokens, by model, where it is known; those that could have less by name."""
+    known = {name: context for name, context in contexts.items() if context is not None}
     if not known:
         return []
     most = max(known.values())

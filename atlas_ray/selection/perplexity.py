@@ -72,6 +72,11 @@ def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "fl
     return "bfloat16" if gpus else "float32"
 
 
+def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
+    """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
+    return config.workers or max(1, min(int(gpus), chunks))
+
+
 def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
     """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
 

@@ -30,7 +30,7 @@ from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
 from atlas_ray.selection.own import load_call, select_own
-from atlas_ray.selection.perplexity import UNSCORED, dtype_of, engine_of, select_perplexity
+from atlas_ray.selection.perplexity import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
 from atlas_ray.selection.perplexity_torch import TorchScorer
 from atlas_ray.selection.perplexity_vllm import start_vllm
 from atlas_ray.selection.prices import price_of
@@ -190,7 +190,7 @@ def _perplexity(
     # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
     refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
     gpus = placement.gpus()
-    workers = selector.workers or max(1, min(int(ray.cluster_resources().get("GPU", 0)), len(refs)))
+    workers = workers_of(selector, ray.cluster_resources().get("GPU", 0), len(refs))
     # A whole number of workers to a GPU, lest the last ones find no room.
     share = 1 / ceil(workers / gpus) if gpus else 0.0
     remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"

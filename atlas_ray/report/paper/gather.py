@@ -83,11 +83,9 @@ def _runs(
     recipe: Recipe, config: EvaluateConfig, name: str, expected: dict[str, int], stand_in: str | None
 ) -> ArmRuns | None:
     units = {u.seed: u.name for u in recipe.units if u.arm == name} or {recipe.config.seeds[0]: name}
-    played = {
-        seed: folder.read(EPISODES)
-        for seed, unit in units.items()
-        if (folder := RunFolder(config.run).child(unit)).finished is not None
-    }
+    folders = {seed: RunFolder(config.run).child(unit) for seed, unit in units.items()}
+    finished = {seed: found for seed, folder in folders.items() if (found := folder.finished) is not None}
+    played = {seed: folders[seed].read(EPISODES) for seed in finished}
     if not played:
         return None
     model = config.models[units[next(iter(played))]]
@@ -100,6 +98,7 @@ def _runs(
         expected=expected,
         training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
         backbone=_tiny(recipe, recipe.arms[name].start if name in recipe.arms else name),
+        context=next((found["context"] for found in finished.values() if "context" in found), None),
     )
 
 

@@ -54,6 +54,7 @@ class ArmRuns:
         expected: By environment: episodes that a seed was asked for.
         training: By seed.
         backbone: The model trained on the spot that stands here for the paper's, in words, or None.
+        context: Tokens that a conversation could have; None where that is not known.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ArmRuns:
     expected: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[int, TrainingCost] = field(default_factory=dict)
     backbone: str | None = None
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

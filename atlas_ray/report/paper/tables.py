@@ -21,6 +21,7 @@ from atlas_ray.report.paper.ours import (
     mean_gain,
 )
 from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
+from atlas_ray.report.tables import context_notes
 
 GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
 _BY_TASK = ("table4", "table5")
@@ -319,6 +320,7 @@ def _notes(
     models = dict.fromkeys(arm.model for arm in arms.values() if not arm.training)
     if models:
         yield f"Models as they are: {', '.join(models)}."
+    yield from context_notes({f"`{arm.name}`": arm.context for arm in placed})
     partial = dict.fromkeys(cell.ours.of for cell in cells if cell.ours and cell.ours.of)
     for envs in partial:
         yield (
