@@ -121,6 +121,7 @@ class Rollouts(ABC):
             max_rounds=max_rounds,
             instruction=self._opening.instruction if self._opening else None,
             first_observation=self._opening.observation if self._opening else None,
+            trajectory=self.trajectory.id,
             group=self.trajectory.id,
         )
 
