@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak lint format clean
+.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
 
 setup: $(STAMP)
 
@@ -78,6 +78,10 @@ bench-scaling: setup
 # Half an hour of kills on a cluster in network namespaces (root); shorter: BENCH="--minutes 3 --every 20".
 bench-soak: setup
 	$(BIN)/python -m bench.soak $(BENCH)
+
+# What one GPU does here, in ten minutes, without downloads: training speed, memory, numerics, rollouts, scoring.
+gpu-check: setup
+	$(BIN)/python -m bench.gpu $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -80,10 +80,8 @@ class Recorder(VllmPolicy):
         await super().load(spec)
 
 
-def write_model(folder: str) -> None:
-    """The quickstart's architecture, untrained, with the maze's words: few words, so that replies end by chance."""
-    from atlas_ray.models.tiny import write_untrained
-
+def maze_words() -> list[Trajectory]:
+    """What the maze's expert sees and says in 60 tasks."""
     told = []
     for index in range(60):
         world, rng, done = Maze(), random.Random(index), False
@@ -93,8 +91,14 @@ def write_model(folder: str) -> None:
             result = world.step(decision.action)
             told += [Message("assistant", decision.reply), Message("user", result.observation)]
             done = result.done
-    data = [Trajectory("maze/maze_0", "maze", "maze_0", tuple(told))]
-    write_untrained(folder, data, hidden_size=96, layers=2, heads=3, context=1024, seed=0)
+    return [Trajectory("maze/maze_0", "maze", "maze_0", tuple(told))]
+
+
+def write_model(folder: str) -> None:
+    """The quickstart's architecture, untrained, with the maze's words: few words, so that replies end by chance."""
+    from atlas_ray.models.tiny import write_untrained
+
+    write_untrained(folder, maze_words(), hidden_size=96, layers=2, heads=3, context=1024, seed=0)
 
 
 def requests(number: int, turns: int) -> Iterator[EpisodeRequest]:
@@ -150,7 +154,7 @@ def engine_entries(model: str, runs: int) -> list[Entry]:
     ours, together, alone = list[float](), list[float](), list[float]()
     rival, wide = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
-        spec = RecordingSpec("tiny", model, config, f"{folder}/log")
+        spec = RecordingSpec("tiny", model, config, log=f"{folder}/log")
         with RolloutPool(spec, in_flight=EPISODES) as pool:
             play(pool, EPISODES, EPISODES)
             pool.load(spec)

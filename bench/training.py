@@ -298,9 +298,9 @@ def peak_memory(device: str) -> float:
     return torch.cuda.max_memory_allocated() / 1e9
 
 
-def in_own_process(arguments: list[str]) -> dict[str, Any] | None:
-    """Runs one competitor and reads the figures that it prints last; None where it ran out of GPU memory."""
-    command = [sys.executable, "-m", "bench.training", *arguments]
+def in_own_process(arguments: list[str], module: str = "bench.training") -> dict[str, Any] | None:
+    """Runs a part of a benchmark and reads the figures that it prints last; None where it ran out of GPU memory."""
+    command = [sys.executable, "-m", module, *arguments]
     done = subprocess.run(
         command, check=False, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )

@@ -17,7 +17,7 @@ from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import print_tables, success_table, verdict_table
+from atlas_ray.report.tables import print_tables, selector_table, success_table, verdict_table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 
@@ -155,6 +155,13 @@ def test_selectors_are_measured_against_gold() -> None:
     assert gold["categories"] == {"Plan Creation": 2}
     # 4 steps stand in the tenths 1, 3, 6 and 8
     assert gold["positions"] == [None, 0.0, None, 1.0, None, None, 0.0, None, 0.0, None]
+
+
+def test_how_far_a_selector_agrees_with_the_critical_one_stands_in_the_table() -> None:
+    results = build_results(realistic())
+    shown = selector_table(results)
+    place = [column.title for column in shown.columns].index("gold")
+    assert (shown.columns[place].group, [row[place].text for row in shown.rows]) == ("as, %", ["–", "0.0", "50.0"])
 
 
 def test_overlap_is_counted_by_id_and_by_first_observation() -> None:

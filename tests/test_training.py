@@ -140,3 +140,13 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))
     with pytest.raises(AtlasError, match="loss is nan at step 1"):
         run_locally(a_config(), model)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_it_reaches_the_weights(value: float) -> None:
+    model, config = tiny_llama(80), a_config()
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    model.model.norm.weight.register_hook(lambda gradient: torch.full_like(gradient, value))
+    with pytest.raises(AtlasError, match=rf"the gradient's norm is {value} at step 1\n  lower learning_rate"):
+        run_locally(config, model)
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0)

@@ -39,6 +39,20 @@ def test_a_difference_equal_to_the_threshold_is_not_critical(before: float, afte
     assert critical([before, after + 0.001], 0.1) == (1,)
 
 
+def test_table_4s_values_by_hand() -> None:
+    """Five rollouts a start, gamma 0.99 (App. B.3): a reward counts the less, the more rounds it took to get it."""
+    rewards = [[0.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0], [1.0] * 5, [1.0] * 5, [1.0]]
+    rounds = [[10] * 5, [4, 9, 9, 9, 9], [2, 2, 2, 2, 4], [1] * 5, [0]]
+    q = values(rewards, "discounted", 0.99, rounds)
+    # 0.99^4 / 5; (4 x 0.99^2 + 0.99^4) / 5; 0.99; the recorded reward
+    assert q == pytest.approx([0.0, 0.19211920, 0.97619920, 0.99, 1.0])
+    assert differences(q) == pytest.approx((0.19211920, 0.78408, 0.0138008, 0.01))
+    assert critical(q, threshold=0.1) == (1, 2)
+    # with a threshold of 0.195 gamma decides: 1/5 exceeds it, 0.99^4/5 does not
+    assert critical(values(rewards), threshold=0.195) == (1, 2)
+    assert critical(q, threshold=0.195) == (2,)
+
+
 def test_discounted_multiplies_by_the_rounds_still_taken() -> None:
     q = values([[1.0, 0.0], [1.0, 0.5], [1.0]], "discounted", 0.9, [[3, 9], [1, 2], [0]])
     assert q == pytest.approx([0.9**3 / 2, (0.9 + 0.5 * 0.81) / 2, 1.0])

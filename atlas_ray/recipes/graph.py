@@ -76,7 +76,7 @@ class Recipe:
         )
         # every section is checked here, before anything runs
         self.select = self._selections()
-        self.units = [self._unit(arm, seed) for arm in self.arms for seed in config.seeds]
+        self.units = [self._unit(name, seed) for name, arm in self.arms.items() if arm.train for seed in config.seeds]
         self.train: dict[str, TrainConfig] = {}
         for name, tiny in self.tiny.items():
             data = DataConfig(path=self.at("collect", self._novice(name)))

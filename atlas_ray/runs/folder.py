@@ -24,7 +24,7 @@ from typing import Any, Generic
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from atlas_ray import __version__
 from atlas_ray.errors import AtlasError, NoAnswer, UserError
@@ -123,7 +123,7 @@ class RunFolder:
             self.delete()
         if self.exists:
             held = self.read_json("manifest.json")["config"]
-            differing = _differences(held, resolved)
+            differing = _differences(_completed(held, type(config)), resolved)
             if differing:
                 raise UserError(
                     f"{self.uri} holds a run of another configuration; these keys differ:\n    "
@@ -333,6 +333,14 @@ def _identity(config: BaseModel) -> dict[str, Any]:
         return [strip(v) for v in value] if isinstance(value, list) else value
 
     return strip(config.model_dump(mode="json"))
+
+
+def _completed(held: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """A manifest's configuration with the defaults of settings that are newer than the run."""
+    try:
+        return _identity(kind.model_validate(held))
+    except ValidationError:  # a setting that is no more, or has other values now
+        return held
 
 
 def config_digest(config: BaseModel) -> str:

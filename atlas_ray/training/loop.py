@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,12 +48,15 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
+def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool | None = None) -> StepLoss:
     """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
     lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
     Layers are turned into float32 one by one as they are sharded, so that no process holds the whole model so. Frozen
     weights, beside LoRA's adapters, are no master copies: they are kept as they are computed with.
+
+    Args:
+        shard: Whether to shard; None: as said above.
     """
     model.train()
     model.config.use_cache = False
@@ -62,15 +66,16 @@ def prepare(model: Any, config: TrainConfig, device: torch.device) -> StepLoss:
     module = StepLoss(model, config.max_length)
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
-    if world == 1 and not lone_gpu:
+    if not (world > 1 or lone_gpu if shard is None else shard):
         return _master(module, config).to(device)
     mesh = init_device_mesh(device.type, (world,))
-    policy = MixedPrecisionPolicy(
-        param_dtype=torch.bfloat16 if config.dtype == "bfloat16" else None, reduce_dtype=torch.float32
-    )
+    computed = torch.bfloat16 if config.dtype == "bfloat16" else None
+    policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
     layers = next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
-    for part in (*layers, module):
-        fully_shard(_master(part, config), mesh=mesh, mp_policy=policy)
+    for layer in layers:
+        fully_shard(_master(layer, config), mesh=mesh, mp_policy=policy)
+    # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
+    fully_shard(_master(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     return module
 
 
@@ -173,7 +178,7 @@ def fit(
         Steps done.
 
     Raises:
-        AtlasError: If the loss is no longer finite.
+        AtlasError: If the loss or the gradient is no longer finite; the weights are those of the step before.
     """
     rank, world = rank_and_world()
     total = total_steps(len(examples), config.global_batch, config.epochs)
@@ -204,17 +209,21 @@ def fit(
             (loss * (world / count)).backward()
             nll += loss.detach()
         norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if world > 1:
+            dist.all_reduce(nll)
+        mean = nll.item() / count
+        # Before the step: it would put them into every weight. All processes see the same numbers.
+        for what, value in (("loss", mean), ("gradient's norm", norm.item())):
+            if not math.isfinite(value):
+                raise AtlasError(
+                    f"the {what} is {value} at step {step}", "lower learning_rate, or set dtype to float32"
+                )
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        if world > 1:
-            dist.all_reduce(nll)
-        if isinstance(norm, DTensor):
-            norm = norm.full_tensor()
-        mean = nll.item() / count
-        if not math.isfinite(mean):
-            raise AtlasError(f"the loss is {mean} at step {step}", "lower learning_rate, or set dtype to float32")
         now = time.monotonic()
         tokens = sum(lengths[i] for i in batch)
         metrics = {
