@@ -11,13 +11,9 @@ from dataclasses import replace
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
-from atlas_ray.environments.alfworld.mappings import game_of, numbers
+from atlas_ray.environments.alfworld.mappings import REMEDY, game_of, numbers
 from atlas_ray.errors import UserError
 from atlas_ray.types import Task
-
-_MAPPINGS = (
-    "give AgentGym's checkout, or its mappings_train.json and mappings_test.json: environments.alfworld_mappings"
-)
 
 
 def numbered(task: Task, config: EnvironmentsConfig) -> Task:
@@ -39,10 +35,10 @@ def numbered(task: Task, config: EnvironmentsConfig) -> Task:
             "name the server that has it in environments.servers.alfworld",
         )
     if config.alfworld_mappings is None:
-        raise UserError(f"{where} names a game, and nothing tells its number at the server", _MAPPINGS)
+        raise UserError(f"{where} names a game, and nothing tells its number at the server", REMEDY)
     number = numbers(config.alfworld_mappings).get(game)
     if number is None:
-        raise UserError(f"{where} names a game that environments.alfworld_mappings does not tell of", _MAPPINGS)
+        raise UserError(f"{where} names a game that environments.alfworld_mappings does not tell of", REMEDY)
     return replace(task, index=number)
 
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from atlas_ray.config import DataConfig
+from atlas_ray.config import DataConfig, EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
-from atlas_ray.environments.numbers import unplayable
+from atlas_ray.environments.numbers import numbered, unplayable
 from atlas_ray.environments.probe import Standing, standing
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import EvaluateConfig
@@ -113,13 +113,13 @@ def _tasks(config: EvaluateConfig) -> tuple[dict[str, list[Task]], list[UserErro
         if env in unserved:
             continue
         try:
-            found[env] = _chosen(env, limit, named)
+            found[env] = _chosen(env, limit, named, config.environments)
         except UserError as error:
             wrong.append(error)
     return found, wrong
 
 
-def _chosen(env: str, limit: int | None, named: dict[str, list[str]]) -> list[Task]:
+def _chosen(env: str, limit: int | None, named: dict[str, list[str]], environments: EnvironmentsConfig) -> list[Task]:
     spec = table.get(env)
     if env not in named:
         if spec.world is None:
@@ -128,7 +128,15 @@ def _chosen(env: str, limit: int | None, named: dict[str, list[str]]) -> list[Ta
     ids = named[env]
     if limit is not None and limit > len(ids):
         raise UserError(f"{env} has {len(ids)} test tasks, {limit} were asked for", "ask for fewer")
-    return [Task(env, item_id) for item_id in ids[:limit]]
+    return [_told(Task(env, item_id), environments) for item_id in ids[:limit]]
+
+
+def _told(task: Task, environments: EnvironmentsConfig) -> Task:
+    """The task with its number, where that can be told: a report is made of tasks without numbers too."""
+    try:
+        return numbered(task, environments)
+    except UserError:
+        return task
 
 
 def _items_of(config: EvaluateConfig) -> Items:

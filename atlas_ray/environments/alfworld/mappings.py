@@ -20,7 +20,7 @@ _TASK = "(?:look_at_obj|pick_and_place|pick_clean|pick_cool|pick_heat|pick_two_o
 _GAME = re.compile(rf"(?:^|[/_])({_TASK})[/_]+(trial_T\d{{8}}_\d{{6}}_\d{{6}})(?=[/_.]|$)")
 _FILES = ("mappings_train.json", "mappings_test.json")
 _PLACES = (".", "configs", "agentenv-alfworld/configs")  # of the files, in a folder that is given
-_REMEDY = "name AgentGym's checkout, or its agentenv-alfworld/configs/mappings_train.json and mappings_test.json"
+REMEDY = "environments.alfworld_mappings takes AgentGym's checkout, or its mappings_train.json and mappings_test.json"
 
 
 def game_of(item_id: str) -> str | None:
@@ -51,7 +51,7 @@ def _numbers(paths: tuple[str, ...]) -> dict[str, int]:
         for file in _mapping_files(Path(path)):
             for game, number in _read(file):
                 if games.setdefault(number, game) != game:
-                    raise UserError(f"{file}: {game} has number {number}, as {games[number]} does", _REMEDY)
+                    raise UserError(f"{file}: {game} has number {number}, as {games[number]} does", REMEDY)
                 found.setdefault(game, number)
     return found
 
@@ -70,7 +70,7 @@ def _mapping_files(path: Path) -> list[Path]:
     found = [file for place in _PLACES for name in _FILES if (file := path / place / name).is_file()]
     if not found:
         what = f"holds no {' or '.join(_FILES)}" if path.is_dir() else "does not exist"
-        raise UserError(f"environments.alfworld_mappings: {path} {what}", _REMEDY)
+        raise UserError(f"environments.alfworld_mappings: {path} {what}", REMEDY)
     return found
 
 
@@ -78,11 +78,11 @@ def _read(file: Path) -> list[tuple[str, int]]:
     try:
         rows = json.loads(file.read_text("utf-8"))
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}", _REMEDY) from None
+        raise UserError(f"cannot read {file}: {error.strerror}", REMEDY) from None
     except (ValueError, RecursionError):
-        raise UserError(f"{file} is no JSON", _REMEDY) from None
+        raise UserError(f"{file} is no JSON", REMEDY) from None
     if not isinstance(rows, list) or not rows:
-        raise UserError(f"{file} holds no list of games", _REMEDY)
+        raise UserError(f"{file} holds no list of games", REMEDY)
     return [_entry(file, place, row) for place, row in enumerate(rows, 1)]
 
 
@@ -90,5 +90,5 @@ def _entry(file: Path, place: int, row: Any) -> tuple[str, int]:
     given = row if isinstance(row, dict) else {}
     number, game = given.get("item_id"), game_of(f"{given.get('task_type')}/{given.get('task_id')}")
     if game is None or not isinstance(number, int) or isinstance(number, bool) or number < 0:
-        raise UserError(f"{file}, entry {place}: no item_id with task_type and task_id of a game", _REMEDY)
+        raise UserError(f"{file}, entry {place}: no item_id with task_type and task_id of a game", REMEDY)
     return game, number
