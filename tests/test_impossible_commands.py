@@ -296,4 +296,4 @@ def test_a_job_says_in_its_status_what_cannot_be_placed(head: Callable[..., Done
     done = head("atlas", "submit", "evaluate", "--address", HEAD, *asked[:-1], "s4://bucket/run")
     assert done.returncode == 2
     said = done.stderr.strip().splitlines()[-2]
-    assert "ended as FAILED with exit code 2: cannot open the run folder 's4://bucket/run" in said
+    assert "ended as FAILED with exit code 2: cannot open 's4://bucket/run" in said

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.source import weights
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.masking import Example
@@ -74,7 +74,7 @@ class StopFile:
 
     def _look(self, folder: RunFolder) -> None:
         while not self._found and not self._closed.wait(_LOOK_SECONDS):
-            with suppress(OSError):  # a store that does not answer now
+            with suppress(AtlasError, OSError):  # a store that does not answer now
                 self._found = folder.has(STOP)
 
 
