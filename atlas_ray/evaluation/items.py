@@ -57,7 +57,7 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
 def foreign(config: EvaluateConfig) -> list[UserError]:
     """Servers that do not have the built-in test tasks which are to be played there: AgentGym's have others."""
     found, _ = _tasks(config)
-    named = _items_of(config).ids
+    named = _items_of(config).ids if found else {}
     asked = [(env, server) for env in found if env not in named for server in config.environments.servers.get(env, [])]
 
     async def ask() -> Sequence[Standing]:
