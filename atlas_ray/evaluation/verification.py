@@ -114,7 +114,7 @@ def plan_lines(config: VerifyConfig) -> list[str]:
     episodes = sum(len(list(_requests(task, config))) for task in plan)
     kinds = "from scratch, after each critical step, after as many others near by"
     tasks = len({planned.trajectory.task.id for planned in plan})
-    words = f"{len(plan)} trajectories of {tasks} tasks" if tasks < len(plan) else f"{tasks} tasks"
+    words = f"{len(plan)} trajectories of {tasks} task{"s" * (tasks > 1)}" if tasks < len(plan) else f"{tasks} tasks"
     return [f"{words}, {episodes} episodes: {kinds}{', critical steps put in' * config.iterative}"]
 
 
