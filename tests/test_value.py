@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.pool import EpisodeRequest
 from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value import critical, differences, values
@@ -116,7 +117,8 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     assert Counter(len(r.prefix) for r in pool.requests) == {0: 3, 1: 3, 2: 3, 3: 3}
     third = next(r for r in pool.requests if len(r.prefix) == 2)
     assert (third.prefix, third.recorded) == (("Action: 1", "Action: 2"), ("at 1", "at 2"))
-    assert (third.instruction, third.group) == ("Find the way.", "maze/maze_0")
+    assert third.opening == OpeningTemplate("Find the way.", "OK", recorded="at 0")
+    assert third.group == "maze/maze_0"
     assert {r.first_observation for r in pool.requests} == {"at 0"}
     assert (third.sampling.temperature, third.sampling.max_tokens) == (1.0, 512)
     assert len({r.seed for r in pool.requests}) == 12

@@ -13,6 +13,7 @@ from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig
 from atlas_ray.environments import table
+from atlas_ray.environments.agentboard import with_agentboard
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.numbers import numbered, unplayable
 from atlas_ray.environments.probe import Standing, standing
@@ -124,7 +125,7 @@ def _chosen(env: str, limit: int | None, named: dict[str, list[str]], environmen
     if env not in named:
         if spec.world is None:
             raise UserError(f"which test tasks {env} has is not known here: its server holds them", _NAME_THEM)
-        return spec.tasks("test", limit)
+        return with_agentboard(spec, environments).tasks("test", limit)
     ids = named[env]
     if limit is not None and limit > len(ids):
         raise UserError(f"{env} has {len(ids)} test tasks, {limit} were asked for", "ask for fewer")

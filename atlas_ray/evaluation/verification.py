@@ -17,6 +17,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 from atlas_ray.environments.numbers import unplayable
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
@@ -114,7 +115,7 @@ def plan_lines(config: VerifyConfig) -> list[str]:
     episodes = sum(len(list(_requests(task, config))) for task in plan)
     kinds = "from scratch, after each critical step, after as many others near by"
     tasks = len({planned.trajectory.task.id for planned in plan})
-    words = f"{len(plan)} trajectories of {tasks} task{"s" * (tasks > 1)}" if tasks < len(plan) else f"{tasks} tasks"
+    words = f"{len(plan)} trajectories of {tasks} task{'s' * (tasks > 1)}" if tasks < len(plan) else f"{tasks} tasks"
     return [f"{words}, {episodes} episodes: {kinds}{', critical steps put in' * config.iterative}"]
 
 
@@ -175,7 +176,7 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 sample=sample,
                 prefix=replies[:start],
                 recorded=answers[:start],
-                instruction=opening.instruction if opening else None,
+                opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=opening.observation if opening else None,
                 given=given,
                 trajectory=t.id,

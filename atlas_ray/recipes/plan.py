@@ -267,10 +267,14 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
     return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
 
 
+def remote_environments(config: EvaluateConfig) -> list[str]:
+    """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
+    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in _BUILT_IN_ONLY)]
+
+
 def _needs(recipe: Recipe) -> list[str]:
     """What must be there before it starts: GPUs, environment servers, keys."""
-    played = [(env, config) for config in recipe.evaluations.values() for env in config.tasks]
-    remote = dict.fromkeys(e for e, c in played if table.get(e).world is None or (c.items and e not in _BUILT_IN_ONLY))
+    remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
     asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
     keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}

@@ -125,7 +125,7 @@ def gather(recipe: Recipe) -> ReportInput:
         specs=specs,
         n_expected={env: len(tasks) * evaluation.samples for env, tasks in test_tasks(evaluation).items()},
         temperature=evaluation.temperature,
-        instruction=evaluation.instructions or "the environment's own",
+        openings=manifest.get("openings", {}),
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
     )
