@@ -17,7 +17,7 @@ from atlas_ray.environments.own import Brought
 from atlas_ray.environments.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
-from atlas_ray.evaluation.items import item_figures, item_lines, problems
+from atlas_ray.evaluation.items import item_figures, item_lines, problems, strangers
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
@@ -92,6 +92,15 @@ def test_every_known_item_is_played_and_the_unknown_are_named_and_counted(tmp_pa
         "items: not asked for in evaluate.tasks: todo 2",
     ]
     assert item_figures(given) == {"items": {"rejected": 0, "skipped": {"sqlgym": 4, "webarena": 2, "12": 1}}}
+
+
+def test_items_that_agentgym_has_no_environment_of_either_are_a_fault_beforehand(tmp_path: Path) -> None:
+    servers = {"maze": ["http://127.0.0.1:1"]}
+    for more, said in ((["webarena_1"], []), (["narnia_1", "narnia_2"], ["narnia 2"])):
+        named = write_eval(tmp_path / more[0], maze=more)
+        given = config(tmp_path, items=named, environments={"servers": servers})
+        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in strangers(given)] == said
+        assert problems(given, ask=False) == []
 
 
 def test_what_is_wrong_with_test_tasks_is_said_all_at_once(tmp_path: Path) -> None:

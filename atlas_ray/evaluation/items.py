@@ -19,6 +19,7 @@ from atlas_ray.environments.numbers import numbered, unplayable
 from atlas_ray.environments.probe import Standing, standing
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.trajectories.formats import NOT_PLAYED
 from atlas_ray.trajectories.readers import Items, read_items, rejected_figures, skipped_line
 from atlas_ray.types import Task
 
@@ -88,6 +89,15 @@ def item_lines(config: EvaluateConfig) -> list[str]:
     if others := [f"{env} {len(ids)}" for env, ids in named.ids.items() if env not in config.tasks]:
         lines.append(f"items: not asked for in evaluate.tasks: {', '.join(others)}")
     return lines
+
+
+def strangers(config: EvaluateConfig) -> list[UserError]:
+    """Items of environments that AgentGym does not have either: they are skipped, and most likely misspelt."""
+    rows = [row for row in _items_of(config).rejected if row.unknown is not None and row.unknown not in NOT_PLAYED]
+    if not rows:
+        return []
+    what = f"{skipped_line(rows)}; the first: {rows[0].file}, row {rows[0].row}"
+    return [UserError(what, "mend the ids or take them out, or say what is wanted: evaluate.items.envs")]
 
 
 def item_figures(config: EvaluateConfig) -> dict[str, Any]:

@@ -20,6 +20,7 @@ Format = Literal["agenttraj", "sharegpt", "openai", "atlas"]
 # prefix of an item id -> environment; ALFWorld's ids start with the task's type
 _ENVIRONMENTS = ["academia", "alfworld", "babyai", "blocksworld", "jericho", "maze", "movie", "pddl", "sciworld"]
 _ENVIRONMENTS += ["sheet", "textcraft", "todo", "weather", "webshop", "wordle"]
+NOT_PLAYED = ("sqlgym", "webarena", "searchqa")  # AgentGym's others: its data names them, and nothing here plays them
 _PREFIXES = {name: name for name in _ENVIRONMENTS} | {
     "look_at_obj_in_light": "alfworld",
     "pick_and_place": "alfworld",
