@@ -184,11 +184,14 @@ class Recipe:
         return _seeded(self.arms[arm].like or arm, seed, self.config.seeds[0]) if drawn else self.arms[arm].like or arm
 
     def _select(self, arm: str, seed: int) -> SelectConfig:
-        name = self._named(arm, seed)
+        selector, name = self.selector_of(arm), self._named(arm, seed)
+        if isinstance(selector, ComplementSelector) and selector.reference in self.arms:
+            # of what was drawn under the same seed
+            selector = selector.model_copy(update={"reference": self._named(selector.reference, seed)})
         return SelectConfig(
             run=self.at("select", name),
             data=self._data(self.arms[arm].envs),
-            selector=self._scoring(self.selector_of(arm), self.start_of(self.arms[arm].start)),
+            selector=self._scoring(selector, self.start_of(self.arms[arm].start)),
             seed=seed if name != arm else self.config.seeds[0],
             environments=self.config.environments,
             ray=self.config.ray,
