@@ -184,21 +184,28 @@ class EnvironmentSpec:
     def take_action(self, reply: str) -> str | None:
         """The action in a model's reply, or None where the reply is malformed (an error turn, no call).
 
-        Rules (AgentGym's, per environment): `first` what follows the first "Action:", else the whole text; `last` what
-        follows the last one; `single` one line after exactly one marker, letters, digits, commas and spaces only;
-        `whole` the text as it is.
+        The rules are those of AgentGym's clients, per environment:
+        `first`: what stands between the first "Action:" and the next one; without a marker the whole text.
+        `last`: what follows the last one; without a marker nothing, but the whole text where it holds WebShop's
+            `search[` or `click[`.
+        `single`: the line after the only one, without what is no letter, digit, comma or space, each white space one
+            space; nothing without a marker. More than one marker is malformed.
+        `whole`: the text as it is; the tools look for the action themselves.
         """
         text = reply.removesuffix("</s>").strip()
-        if self.action_rule == "whole":
-            return text
-        if self.action_rule == "first":
-            return text.split("Action:", 1)[-1].strip()
-        if self.action_rule == "last":
-            return text.rsplit("Action:", 1)[-1].strip() if "Action:" in text else ""
+        parts = text.split("Action:")
+        match self.action_rule:
+            case "whole":
+                return text
+            case "first":
+                return parts[min(1, len(parts) - 1)].strip()
+            case "last":
+                bare = len(parts) == 1 and "search[" not in text and "click[" not in text
+                return "" if bare else parts[-1].strip()
         found = re.findall(r"Action:\s*(.*?)(?=\n|$)", text)
         if len(found) > 1:
             return None
-        return re.sub(r"[^A-Za-z0-9, ]+", "", found[0]).strip() if found else ""
+        return " ".join(re.sub(r"[^A-Za-z0-9, ]+", "", found[0]).split()) if found else ""
 
 
 class Session(Protocol):
