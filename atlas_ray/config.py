@@ -62,6 +62,10 @@ class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: dict[str, list[str]] = {}
+    agentboard: dict[str, str] = Field(
+        {},
+        description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
+    )
     timeout_s: float = Field(60.0, gt=0, description="of one request")
 
 

@@ -131,7 +131,8 @@ async def test_another_task_under_the_same_id_is_a_mismatch(prefix: list[str]) -
     assert (found.stop_reason, found.messages, session.heard) == (StopReason.REPLAY_MISMATCH, (), [])
     assert found.error == "the first observation is another task's than recorded"
     assert policy.speaker.turns == 0
-    assert (await play(Policy(), Counter(), prefix=prefix, first_observation="\n Task counter_3. ")).success
+    for recorded in ("\n Task counter_3. ", "The rules:\ncount.\nTask counter_3."):
+        assert (await play(Policy(), Counter(), prefix=prefix, first_observation=recorded)).success
 
 
 @pytest.mark.parametrize(

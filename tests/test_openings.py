@@ -335,6 +335,17 @@ def test_a_server_that_does_not_answer_is_named_before_anything_is_played(tmp_pa
     assert str(different).startswith("maze_1: it cannot be started: maze at http://127.0.0.1:1")
 
 
+def test_a_recorded_task_that_cannot_be_started_says_nothing_about_the_others(tmp_path: Path, serving: Any) -> None:
+    rows = [row(f"maze_{i}", "Walk.", "Yes.", f"{RULES}task {i}, step 0") for i in (999, 1, 998, 2)]
+    data = {"data": {"path": written(tmp_path / "data.json", rows)}}
+    found = find_openings(settings(tmp_path, ("maze",), openings=data, environments=serving(AgentGym("maze"))))
+    assert found.of(Task("maze", "maze_42")) == OpeningTemplate("Walk.", "Yes.", RULES)
+    rows = rows[::2]
+    data = {"data": {"path": written(tmp_path / "data.json", rows)}}
+    lost = examine(settings(tmp_path, ("maze",), openings=data, environments=serving(AgentGym("maze")))).differences
+    assert [d.item_id for d in lost] == ["maze_999", "maze_998"]
+
+
 def test_built_in_worlds_keep_their_own_without_data(tmp_path: Path) -> None:
     found = find_openings(validate(EvaluateConfig, {"models": {"base": "x"}, "tasks": {"maze": 2}}))
     assert found.of(Task("maze", "maze_1")) is None

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
+from atlas_ray.environments.agentboard import with_agentboard
 from atlas_ray.environments.protocol import (
     MALFORMED,
     EnvironmentSpec,
@@ -35,15 +36,18 @@ T = TypeVar("T")
 
 
 def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
-    """A session with the servers that `config` names for the environment, else with the built-in world.
+    """A session with the servers that `config` names for the environment, else with the built-in world, on AgentBoard's
+    tasks where it names those.
 
     Raises:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
-    for name in config.servers:
+    for name in (*config.servers, *config.agentboard):
         table.get(name)
     servers = config.servers.get(spec.name)
-    return HttpSession(spec, servers, config.timeout_s) if servers else LocalSession(spec)
+    if servers:
+        return HttpSession(spec, servers, config.timeout_s)
+    return LocalSession(with_agentboard(spec, config))
 
 
 class HttpSession:

@@ -148,7 +148,7 @@ _ROWS = (
     ),
     EnvironmentSpec(
         *("pddl", "out", 30, "progress", "last"),
-        instruction=pddl.INSTRUCTION,
+        instruction=pddl.texts.INSTRUCTION,
         world=pddl.Pddl,
         n_train=300,
         n_test=60,

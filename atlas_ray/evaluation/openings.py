@@ -31,7 +31,9 @@ from atlas_ray.types import Task
 
 _log = logging.getLogger(__name__)
 
-COMPARED = 3  # recorded tasks that are started to find an environment's template
+COMPARED = 3  # recorded tasks that an environment's template is found from, and has to fit
+_CANDIDATES = 8  # of them, for some may not be there any more
+_FAILURES = 3  # to start one, from which an environment is given up
 _SHOWN = 60  # characters of a difference
 OWN = "the environment's own"
 
@@ -170,7 +172,7 @@ def _read(data: DataConfig, envs: set[str], wanted: set[str]) -> dict[str, _Rows
         kind = (opening.instruction, opening.acknowledgement)
         rows.kinds[kind] += 1
         tasks = rows.tasks.setdefault(kind, {})
-        if len(tasks) < COMPARED:
+        if len(tasks) < _CANDIDATES:
             tasks.setdefault(trajectory.item_id, opening)
         if trajectory.task.id in wanted:
             rows.wanted.setdefault(trajectory.task.id, opening)
@@ -222,31 +224,37 @@ async def _compare(
 ) -> tuple[tuple[str, str, bool] | None, list[OpeningDifference]]:
     """What recorded first observations put around the environment's text; that is the same for all, or differs."""
     spec = table.get(env)
-    session = open_session(spec, environments)
     found: dict[str, tuple[str, str, bool]] = {}
-    differences = []
+    differences: list[OpeningDifference] = []
+    failures: list[OpeningDifference] = []
+    session = None
     try:
+        session = open_session(spec, environments)
         for item_id, recorded in tasks.items():
+            if len(found) + len(differences) == COMPARED or len(failures) == _FAILURES:
+                break
             try:
                 told = (await session.reset(Task(env, item_id))).observation
             except AtlasError as error:
-                differences.append(OpeningDifference(env, item_id, f"it cannot be started: {error.what}"))
+                failures.append(OpeningDifference(env, item_id, f"it cannot be started: {error.what}"))
                 continue
             around = surroundings(spec, recorded.observation, told)
             if around is not None:
                 found[item_id] = around
             else:
                 differences.append(OpeningDifference(env, item_id, _difference(recorded.observation, told)))
+    except UserError as error:
+        failures.append(OpeningDifference(env, None, error.what))
     finally:
-        await session.close()
+        if session is not None:
+            await session.close()
     if len(set(found.values())) > 1:
-        (one, first), (other, second) = next(
-            pair for pair in combinations(found.items(), 2) if pair[0][1] != pair[1][1]
-        )
+        (one, first), (other, second) = next((a, b) for a, b in combinations(found.items(), 2) if a[1] != b[1])
         at = next(i for i in range(3) if first[i] != second[i])
         what = ("before", "behind", "around")[at] + " the environment's text"
         differences.append(OpeningDifference(env, other, f"{what} {_difference(str(first[at]), str(second[at]), one)}"))
-    return next(iter(found.values()), None), differences
+    # a task that cannot be started says nothing about those that can
+    return next(iter(found.values()), None), differences or ([] if found else failures)
 
 
 def _difference(recorded: str, told: str, other: str | None = None) -> str:
