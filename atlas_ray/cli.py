@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.environments.commands import doctor, environments_app, serve
+from atlas_ray.environments.commands import environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
+from atlas_ray.recipes.commands import doctor
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -241,8 +242,11 @@ def run_recipe(
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
+    skip_preflight: Annotated[
+        bool, typer.Option("--skip-preflight", help="Start without `atlas doctor`'s checks; it is recorded.")
+    ] = False,
 ) -> None:
-    """Run a recipe: all stages in order, resumable at any point."""
+    """Run a recipe: a preflight, then all stages in order, resumable at any point."""
     from atlas_ray.recipes import stages
 
     wanted, whole, names = stages.opened(recipe, set_ or [], extra or [], only or [])
@@ -252,7 +256,7 @@ def run_recipe(
         return _show(whole.config, *plan_lines(wanted))
     if clean:
         stages.clean(wanted)
-    stages.run(wanted, names, whole)
+    stages.run(wanted, names, whole, skip_preflight=skip_preflight)
 
 
 @app.command()
@@ -357,10 +361,11 @@ def trajectories_stats(
     rejected: list[Any] = []
     settings = _load("DataConfig", None, [f"path={path}", *(set_ or [])])
     Console().print(statistics_table(read_trajectories(settings, rejected)))
-    for row in rejected[:5]:
+    unusable = [row for row in rejected if row.unknown is None]
+    for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)
-    if rejected:
-        typer.echo(f"{len(rejected)} rows rejected", err=True)
+    if unusable:
+        typer.echo(f"{len(unusable)} rows rejected", err=True)
 
 
 def _say(folder: Any, what: str) -> None:

@@ -28,7 +28,8 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, or a Hugging Face dataset id.
+    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
+    dataset id.
     """
 
     path: str
@@ -45,6 +46,10 @@ class RayConfig(Strict):
     num_cpus: int | None = None
 
 
+# Of nodes, in Ray's forms: `a`, `!a`, `in(a, b)`.
+LabelSelector = dict[str, str]
+
+
 class EngineConfig(Strict):
     """One vLLM engine replica and how many of them."""
 
@@ -56,12 +61,21 @@ class EngineConfig(Strict):
     episodes_in_flight: int = Field(256, ge=1, description="per replica")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     cpu_kv_cache_gb: int = Field(1, ge=1, description="key-value cache where the engine runs on CPU")
+    label_selector: LabelSelector | None = Field(
+        None, description="labels of the nodes it runs on; None: `group: rollout` where the cluster has such nodes"
+    )
+    start_s: float = Field(900.0, gt=0, description="that an engine may take to start; raise it for slow storage")
 
 
 class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: dict[str, list[str]] = {}
+    alfworld_mappings: str | list[str] | None = Field(
+        None,
+        description="numbers of ALFWorld's games, for data that calls them by task and trial: AgentGym's checkout or "
+        "its mappings_*.json, or the folder that `atlas serve alfworld --data` serves",
+    )
     agentboard: dict[str, str] = Field(
         {},
         description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",

@@ -45,10 +45,10 @@ def test_the_share_is_of_the_episodes_that_count() -> None:
 def test_the_terminal_marks_it_from_a_tenth_on() -> None:
     shown = printed(whole=result(10), some=result(1), few=result(1, of=11), none=result(0))
     lines = [line.split() for line in shown.splitlines()]
-    marks = {line[0]: "§" in line for line in lines if line[1:2] == ["maze"]}
+    marks = {line[0]: "¶" in line for line in lines if line[1:2] == ["maze"]}
     assert marks == {"whole": True, "some": True, "few": False, "none": False}
     assert "no longer fitted the model's context: whole in maze 100 %, some in maze 10 %." in " ".join(shown.split())
-    assert "§" not in printed(few=result(1, of=11))
+    assert "¶" not in printed(few=result(1, of=11))
 
 
 def test_the_report_marks_and_names_it(tmp_path: Path) -> None:
@@ -63,10 +63,10 @@ def test_the_report_marks_and_names_it(tmp_path: Path) -> None:
     assert any("small in maze 100 %" in note for note in shown.notes)
     out = io.StringIO()
     print_table(shown, console=Console(file=out, width=200))
-    assert "0.0§" in out.getvalue()
+    assert "0.0¶" in out.getvalue()
     assert [row[7].text for row in detail_table(results).rows][:3] == ["100", "0", "0"]
     page = page_of(given, tmp_path)
-    assert 'title="many episodes ended with a full context">§' in page
+    assert 'title="many episodes ended with a full context">¶' in page
 
 
 def test_the_papers_tables_mark_it() -> None:
@@ -81,13 +81,13 @@ def test_the_papers_tables_mark_it() -> None:
     assert mean.overflowed
     row = next(row.key for row in table("table1").rows)
     text = markdown(table("table1", PaperRuns({"small": small}, {"table1": {row: "small"}})))
-    assert "0.0§ [" in text
-    assert "§: at least 10% of the episodes ended" in text
+    assert "0.0¶ [" in text
+    assert "¶: at least 10% of the episodes ended" in text
     other = paper_arm("small", {"maze": [0] * 4}, overflowed={"maze": 0.0})
-    assert "§" not in markdown(table("table1", PaperRuns({"small": other}, {"table1": {row: "small"}})))
+    assert "¶" not in markdown(table("table1", PaperRuns({"small": other}, {"table1": {row: "small"}})))
 
 
 @pytest.mark.parametrize("share", [0.0, None])
 def test_results_written_before_have_no_mark(share: float | None) -> None:
     assert replace(result(0), overflowed=share).flagged is False
-    assert "§" not in printed(old=replace(result(0), overflowed=share))
+    assert "¶" not in printed(old=replace(result(0), overflowed=share))

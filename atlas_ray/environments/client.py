@@ -23,7 +23,8 @@ from atlas_ray.environments.protocol import (
     Session,
     StepResult,
 )
-from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
+from atlas_ray.environments.requests import Fault, Refusal
+from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
@@ -86,7 +87,7 @@ class HttpSession:
             UserError: If its item id carries no index.
             EnvironmentFailure: If the server cannot.
         """
-        index = self.spec.index(task.item_id)
+        index = self.spec.number(task)
         self._wire = self._wire or Wire.join()
         self._task, self._played = task, []
 
@@ -192,7 +193,7 @@ class HttpSession:
             ReplayMismatch: If the episode does not repeat itself.
         """
         assert self._task is not None
-        text = await lease.reset(self.spec.index(self._task.item_id))
+        text = await lease.reset(self.spec.number(self._task))
         same = self.spec.same_task(self._opening, text)
         for action, before in self._played:
             if not same:

@@ -10,19 +10,19 @@ import logging
 import queue
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentboard import absolute
+from atlas_ray.environments.numbers import numbered
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
-from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
-from atlas_ray.runs.placement import PLACE, engine_gpus, require
+from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.types import Episode, StopReason
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
@@ -90,6 +90,8 @@ class RolloutPool:
         limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
         max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
+        labels: Of the nodes that replicas run on; None: those of the group for rollouts, where they need GPUs.
+        start_s: Seconds that a replica may take to start.
 
     Attributes:
         restarts: Replicas replaced so far.
@@ -109,6 +111,8 @@ class RolloutPool:
         limits: LimitsConfig | None = None,
         retries: int = 2,
         max_restarts: int | None = None,
+        labels: Labels | None = None,
+        start_s: float = START_SECONDS,
     ) -> None:
         self._spec, self._in_flight, self._retries = spec, in_flight, retries
         self._environments, self._limits = absolute(environments or EnvironmentsConfig()), limits or LimitsConfig()
@@ -118,8 +122,8 @@ class RolloutPool:
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         self._meter = Meter()
-        self._gpus = engine_gpus(spec.gpus)
-        require({"CPU": 1, "GPU": self._gpus}, replicas, "engine replicas", PLACE)
+        self._start_s = start_s
+        self._place = place_engines(spec.gpus, replicas, labels)
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
             self._await_starts()
@@ -136,10 +140,12 @@ class RolloutPool:
             requests: What to play. None among them means: not yet, ask again when another episode has finished.
 
         Raises:
-            UserError: If an environment of a request cannot be played.
+            UserError: If an environment or a task of a request cannot be played.
             AtlasError: If replicas keep dying.
         """
-        backlog, homes = Backlog(iter(requests), self._in_flight), dict[str, int]()
+        # numbers are looked up here, for the files that tell them may lie on this machine alone
+        known = (r and replace(r, task=numbered(r.task, self._environments)) for r in requests)
+        backlog, homes = Backlog(known, self._in_flight), dict[str, int]()
         try:
             while True:
                 while seats := [s for s in self._seats if s.ready and s.flying < self._in_flight]:
@@ -244,10 +250,8 @@ class RolloutPool:
 
         replica: Any = ray.remote(Replica)
         actor = replica.options(
-            num_cpus=1,
-            num_gpus=self._gpus,
+            **self._place,
             max_concurrency=_CALLS,
-            scheduling_strategy="SPREAD",
             enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
         ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
@@ -333,8 +337,8 @@ class RolloutPool:
             return
         waited = time.monotonic() - min(seat.since for seat in starting)
         words = waiting_for(len(starting), len(self._seats), waited, self._spec.gpus)
-        if waited > START_SECONDS and (everyone or len(starting) == len(self._seats)):
-            raise AtlasError(words, "ask for fewer replicas (engine.replicas), or give Ray more resources")
+        if waited > self._start_s and (everyone or len(starting) == len(self._seats)):
+            raise AtlasError(words, "ask for fewer replicas (engine.replicas), raise engine.start_s, or give Ray more")
         if waited > _REMIND_SECONDS:
             _log.warning(words)
 
@@ -364,7 +368,7 @@ def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flig
 def _given_up(request: EpisodeRequest) -> Episode:
     """The record of an episode under which replicas die."""
     return Episode(
-        id=episode_id(request.task, request.sample, len(request.prefix)),
+        id=request.id,
         env=request.task.env,
         item_id=request.task.item_id,
         policy="",
@@ -379,4 +383,5 @@ def _given_up(request: EpisodeRequest) -> Episode:
         rounds=0,
         stop_reason=StopReason.MODEL_ERROR,
         error=f"{MAX_DEATHS} replicas died while they played this episode",
+        trajectory=request.trajectory,
     )

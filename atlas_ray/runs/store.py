@@ -6,7 +6,6 @@ S3-compatible server's address (`AWS_ENDPOINT_URL`) come from the environment.
 
 from __future__ import annotations
 
-import errno
 import re
 import threading
 from collections.abc import Callable, Iterator
@@ -57,7 +56,7 @@ def explained(uri: str, verb: str = "write to") -> Iterator[None]:
 
     Raises:
         UserError: If the store refuses this machine.
-        AtlasError: If it fails otherwise, or a disk is full.
+        AtlasError: If it fails otherwise.
     """
     try:
         yield
@@ -65,10 +64,7 @@ def explained(uri: str, verb: str = "write to") -> Iterator[None]:
         what = f"cannot {verb} {uri}: {first_line(error)}"
         if isinstance(error, PermissionError) or _DENIED.search(str(error)):
             raise UserError(what, _CREDENTIALS if "://" in uri else "check its permissions") from error
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        raise AtlasError(what, "free some space, then run again: what is complete is kept" if full else _REMEDY) from (
-            error
-        )
+        raise AtlasError(what, _REMEDY) from error
 
 
 def in_time(uri: str, ask: Callable[[], _Answer]) -> _Answer:

@@ -177,6 +177,7 @@ EPISODES: TableSpec[Episode] = TableSpec(
             ("seconds", pa.float64()),
             ("error", pa.string()),
             ("gold", _GOLD),
+            ("trajectory", pa.string()),
             ("replay", pa.string()),
         ]
     ),

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.source import trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -25,7 +25,8 @@ def outline(config: TrainConfig) -> Any:
     with torch.device("meta"):
         try:
             trust = trusted()
-            known = AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
+            place = local_model(config.model, whole=False)
+            known = AutoConfig.from_pretrained(place, trust_remote_code=trust)
             model = AutoModelForCausalLM.from_config(known, trust_remote_code=trust)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]

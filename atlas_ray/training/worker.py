@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.models.source import weights
+from atlas_ray.models.source import local_model, weights
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.masking import Example
 from atlas_ray.training.metrics import METRICS, Meter, MetricsLog, best_step
@@ -102,8 +102,9 @@ def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: C
     config = job.config
     rank, world = loop.rank_and_world()
     refuse_what_cannot_fit(config, device)
+    place = local_model(config.model)
     try:
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto", **weights())
+        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **weights())
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load {config.model!r}: {str(error).splitlines()[0]}", "check the model") from None
     dtype = model.dtype
