@@ -63,11 +63,8 @@ _SETTINGS = {
 def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
     from atlas_ray import config
 
-    overrides = list(overrides or [])
-    if given.get("data"):
-        overrides.insert(0, f"data.path={given['data']}")
-    given.pop("data", None)
-    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides, **given)
+    given["data.path"] = given.pop("data", None)
+    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides or [], **given)
 
 
 def _show(config: BaseModel, *lines: str) -> None:
@@ -359,7 +356,7 @@ def trajectories_stats(
     from atlas_ray.trajectories.statistics import statistics_table
 
     rejected: list[Any] = []
-    settings = _load("DataConfig", None, [f"path={path}", *(set_ or [])])
+    settings = _load("DataConfig", None, set_, path=path)
     Console().print(statistics_table(read_trajectories(settings, rejected)))
     unusable = [row for row in rejected if row.unknown is None]
     for row in unusable[:5]:
