@@ -101,16 +101,26 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal."""
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]], other_tasks: Mapping[str, str] | None = None
+) -> RichTable:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
+    """
+    given = {"other_tasks": other_tasks or {}}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
-    table = RichTable(*columns, box=box.SIMPLE, padding=0)
+    table = RichTable(
+        *columns, box=box.SIMPLE, padding=0, caption="\n".join(_other_tasks(given)), caption_justify="left"
+    )
     for model, cells in results.items():
         for cell in cells:
             excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
             table.add_row(
                 model,
-                cell.env,
+                _marked(cell.env, given),
                 percent(cell.success),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
