@@ -12,6 +12,7 @@ import typer
 from atlas_ray.environments.commands import environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
 from atlas_ray.recipes.commands import doctor
+from atlas_ray.runs.commands import cache, status
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -286,24 +287,6 @@ def report(
     report_recipe(opened(recipe, set_ or [], extra or [], [])[1])
 
 
-@app.command()
-def status(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Run folders or recipes' folders: paths, s3:// or gs:// URIs.")
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is finished, or Ctrl-C.")] = False,
-) -> None:
-    """Show which stages of a run are finished, and what they counted."""
-    from rich.console import Console
-
-    from atlas_ray.runs.status import status_table, watch_status
-
-    if watch:
-        watch_status(runs or ["runs"], Console())
-    else:
-        Console().print(status_table(runs or ["runs"]))
-
-
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
@@ -327,6 +310,8 @@ def submit(
 
 
 app.command()(serve)
+app.command()(status)
+app.command()(cache)
 app.command()(doctor)
 
 
