@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -92,6 +93,14 @@ def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record)
     with folder.writer(table) as writer:
         writer.add(record)
     assert folder.read(table) == [record]
+
+
+def test_episodes_of_a_folder_from_before_trajectories_were_recorded_are_read_and_gone_on_from(tmp_path: Path) -> None:
+    folder, whole = RunFolder(str(tmp_path)), EPISODES.to_table([an_episode(1)])
+    folder.write_table(EPISODES, whole.drop_columns(["trajectory"]))
+    folder.write_shard(EPISODES, [replace(an_episode(2), trajectory="maze/maze_2#2")])
+    assert [e.trajectory for e in folder.read(EPISODES)] == [None, "maze/maze_2#2"]
+    assert folder.done(EPISODES) == {"maze/maze_1@0+0", "maze/maze_2@0+0"}
 
 
 def test_an_episode_written_twice_is_counted_once_and_the_latest_wins(tmp_path: Path) -> None:
