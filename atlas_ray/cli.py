@@ -154,9 +154,9 @@ def evaluate(
     try:
         stage.evaluate(settings, clean=clean)
     except ModelUnavailable:  # what the others reached is shown as well
-        print_evaluation(stage.played(settings), stage.comparisons(settings), stage.failures(settings))
+        print_evaluation(settings)
         raise
-    print_evaluation(stage.played(settings), stage.comparisons(settings))
+    print_evaluation(settings)
 
 
 @app.command()

@@ -62,7 +62,7 @@ def test_the_others_are_evaluated_and_the_same_command_tries_again(tmp_path: Pat
     why = {"a": "it has no chat template", "b": "the engine does not start: out of memory"}
     assert stage.failures(settings) == why
     assert {(c.ours, c.theirs) for c in stage.comparisons(settings)} == {("poor", "good")}
-    shown = text_of(evaluation_table(stage.played(settings), stage.failures(settings)))
+    shown = text_of(evaluation_table(stage.played(settings), failures=stage.failures(settings)))
     assert "a could not be loaded: it has no chat template" in shown
     assert shown.count("not loaded") == 2
     listed = text_of(status_table([str(tmp_path / "run")]))

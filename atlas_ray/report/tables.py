@@ -119,14 +119,18 @@ def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
 
 
 def evaluation_table(
-    results: Mapping[str, Sequence[EnvironmentResult]], failures: Mapping[str, str] | None = None
+    results: Mapping[str, Sequence[EnvironmentResult]],
+    other_tasks: Mapping[str, str] | None = None,
+    failures: Mapping[str, str] | None = None,
 ) -> RichTable:
     """Success, reward and progress of several models by environment, for the terminal.
 
     Args:
         results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
         failures: Why models could not be loaded: they stand there without figures.
     """
+    given = {"other_tasks": other_tasks or {}}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
     table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
@@ -135,7 +139,7 @@ def evaluation_table(
             lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
-                cell.env,
+                _marked(cell.env, given),
                 percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
@@ -148,7 +152,7 @@ def evaluation_table(
     for model in failures or {}:
         table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
     marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    said = [*flags, *overflow_notes(marked)]
+    said = [*_other_tasks(given), *flags, *overflow_notes(marked)]
     said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
     table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
