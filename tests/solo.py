@@ -46,7 +46,7 @@ def run_alone(
     Returns:
         Steps done, the figures of `finished.json` as far as they are known, and the job.
     """
-    chat = ChatFormat.load(config.model)
+    chat = ChatFormat.load(config.model, template=config.chat_template)
     prepared, job = make_job(config, chat, Corpus.of(trajectories, chat), trajectories, selections)
     reached = run_worker(job, OneFolder(Path(config.run) / "checkpoints"), torch.device("cpu"), stop)
     folder = RunFolder(config.run)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
@@ -22,6 +23,7 @@ from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.examples import prepare
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.types import Selection
+from tests.solo import run_alone
 from tests.test_train_kills import undisturbed, written_curve
 from tests.test_training import (
     SELECTIONS_HERE,
@@ -33,7 +35,7 @@ from tests.test_training import (
     the_examples,
     write_base,
 )
-from tests.tiny import tiny_tokenizer
+from tests.tiny import LLAMA_TEMPLATE, tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer())
 CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
@@ -51,6 +53,26 @@ def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Pat
     assert [e.trajectory_id for e in prepared.examples] == [f"maze/maze_{i}" for i in (0, 3, 4, 5, 6)]
     assert prepared.unselected == 2
     assert prepare(config, CORPUS, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
+
+
+def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it_on(tmp_path: Path) -> None:
+    base, bare = write_base(tmp_path / "base"), tmp_path / "bare"
+    shutil.copytree(base, bare)
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.chat_template = None
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(bare)
+    common = {"global_batch": 4, "epochs": 1}
+    with pytest.raises(UserError, match="has no chat template"):
+        run_alone(a_config(run=str(tmp_path / "no"), model=str(bare), **common), TRAJECTORIES_HERE, None)
+    models = {"own": (base, None), "given": (str(bare), LLAMA_TEMPLATE)}
+    for run, (model, template) in models.items():
+        config = a_config(run=str(tmp_path / run), model=model, chat_template=template, **common)
+        run_alone(config, TRAJECTORIES_HERE, None)
+    own, given = (tmp_path / run / "model" for run in models)
+    assert (own / "model.safetensors").read_bytes() == (given / "model.safetensors").read_bytes()
+    messages = TRAJECTORIES_HERE[0].messages
+    assert ChatFormat.load(str(given)).render(messages) == ChatFormat.load(str(own)).render(messages)
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
