@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+# how answers compare with the recorded ones: the same, within the environment's tolerance, or neither
+Replay = Literal["exact", "near", "differs"]
 
 
 class Category(StrEnum):
@@ -46,10 +48,16 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task of one environment; `item_id` is the data set's, e.g. `maze_17`."""
+    """One task of one environment.
+
+    Attributes:
+        item_id: The data set's, e.g. `maze_17`.
+        index: Its number at the environment's server, where the id does not carry it.
+    """
 
     env: str
     item_id: str
+    index: int | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
@@ -200,6 +208,7 @@ class Selection:
         probed: First turns drawn after steps 0..T-1 where the value selector is economical, else empty.
         rejoined: Those among them that did as the expert did, and were not played on.
         excluded: Rollouts that infrastructure spoilt, by cause.
+        replays: Starts by how the environment repeated the expert's steps before them (`Replay`).
         categories: Category by step, for chosen steps that have one.
         shortened: Characters of observations that the model was not shown, for its context is too short.
         error: Why there is no selection, or None.
@@ -218,6 +227,7 @@ class Selection:
     probed: tuple[int, ...] = ()
     rejoined: tuple[int, ...] = ()
     excluded: Mapping[str, int] = field(default_factory=dict)
+    replays: Mapping[str, int] = field(default_factory=dict)
     categories: Mapping[int, Category] = field(default_factory=dict)
     plan: str | None = None
     reason: str | None = None
@@ -238,13 +248,16 @@ class Episode:
     """A policy acting in an environment from step `start_step` on. A bad rollout is data, not a crash.
 
     Attributes:
-        id: Unique in a run: task, sample and start, e.g. `maze/maze_17@0+3` (sample 0, after expert step 3).
+        id: Unique in a run: task or trajectory, sample and start, e.g. `maze/maze_17#2@0+3` (sample 0, after step 3 of
+            the task's second trajectory).
         start_step: Number of expert steps replayed before the policy acted.
         reward: Final reward scaled to [0, 1].
         raw_reward: The environment's own figure.
         rounds: Turns that the policy took (replayed ones not counted).
         seconds: Wall time.
         gold: Marks of a scripted policy on its own turns, else None.
+        trajectory: Whose steps were replayed or put in, or None.
+        replay: How the environment repeated the expert's steps; None where there were none, or none to compare with.
     """
 
     id: str
@@ -265,3 +278,5 @@ class Episode:
     seconds: float = 0.0
     error: str | None = None
     gold: tuple[GoldStep, ...] | None = None
+    trajectory: str | None = None
+    replay: Replay | None = None

@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.agentboard import with_agentboard
+from atlas_ray.environments.alfworld.mappings import game_of
 from atlas_ray.environments.protocol import (
     MALFORMED,
     EnvironmentSpec,
@@ -21,10 +23,11 @@ from atlas_ray.environments.protocol import (
     Opening,
     Session,
     StepResult,
-    same_answer,
 )
-from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
+from atlas_ray.environments.requests import Fault, Refusal
+from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
+from atlas_ray.text import printable
 from atlas_ray.types import Task
 
 RECOVERIES = 3
@@ -42,9 +45,10 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
     Raises:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
-    for name in (*config.servers, *config.agentboard):
+    for name in (*config.servers, *config.agentboard, *config.replay_tolerance):
         table.get(name)
     servers = config.servers.get(spec.name)
+    spec = replace(spec, tolerance=config.replay_tolerance.get(spec.name, spec.tolerance))
     if servers:
         return HttpSession(spec, servers, config.timeout_s)
     return LocalSession(with_agentboard(spec, config))
@@ -85,13 +89,21 @@ class HttpSession:
             UserError: If its item id carries no index.
             EnvironmentFailure: If the server cannot.
         """
-        index = self.spec.index(task.item_id)
+        index = self.spec.number(task)
         self._wire = self._wire or Wire.join()
         self._task, self._played = task, []
 
         async def begin(attempt: int) -> str:
             lease = await self._take(attempt)
-            return await lease.reset(index)
+            text = await lease.reset(index)
+            named = game_of(task.item_id)
+            if named and lease.game and lease.game != named:
+                where, played = lease.connection.server, printable(lease.game)
+                raise EnvironmentFailure(
+                    f"alfworld at {where}: number {index} is the game {played}, and {named} was to be played",
+                    "environments.alfworld_mappings must be the server's own: AgentGym's, or the folder that it serves",
+                )
+            return text
 
         self._opening = await self._persist(begin)
         return Opening(self._instruction, self._opening)
@@ -191,13 +203,13 @@ class HttpSession:
             ReplayMismatch: If the episode does not repeat itself.
         """
         assert self._task is not None
-        text = await lease.reset(self.spec.index(self._task.item_id))
+        text = await lease.reset(self.spec.number(self._task))
         same = self.spec.same_task(self._opening, text)
         for action, before in self._played:
             if not same:
                 break
             again = await lease.step(action)
-            same = same_answer(again.observation, before.observation)
+            same = self.spec.compare(before.observation, again.observation) != "differs"
             same &= (again.reward, again.done) == (before.reward, before.done)
         if not same:
             await self._drop()

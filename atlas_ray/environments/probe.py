@@ -1,6 +1,6 @@
-"""What one environment server can do, found out by playing a little: for `atlas doctor`.
+"""What one environment server can do, found out by playing a little: for `atlas doctor`; and whose tasks it has.
 
-Flows in: an address and an environment; flows out: a `Probe` in words.
+Flows in: an address and an environment; flows out: a `Probe` in words, or a `Standing`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,13 @@ from dataclasses import dataclass, replace
 
 from atlas_ray.environments import table
 from atlas_ray.environments.client import check_address
-from atlas_ray.environments.protocol import EnvironmentSpec, same_answer
-from atlas_ray.environments.wire import Fault, Lease, Wire
+from atlas_ray.environments.dialects import DIALECTS, GENERIC, OWN_SERVER
+from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.environments.replay import worst
+from atlas_ray.environments.requests import Fault, request_json
+from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import UserError
+from atlas_ray.types import Replay
 
 MOST_TASKS = 4096  # looked for; some servers take any number
 
@@ -37,7 +41,7 @@ class Probe:
         ok: Whether it can be used at all; a replay that differs does not forbid it.
         tasks: Which tasks were to be had, e.g. "0 to 24"; else why none was.
         replay: "exact" where task 0 and a few actions gave the same texts and rewards twice, "lines in another order",
-            or what differed.
+            "nearly" (within the environment's tolerance), or what differed.
     """
 
     ok: bool = False
@@ -65,7 +69,7 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
             turns = [(await leases[-1].reset(0), 0.0)]
             found = replace(found, ok=True, tasks="0")
             played.append(turns + await _play(leases[-1], spec))
-        found = replace(found, replay=_compare(*played))
+        found = replace(found, replay=_compare(spec, *played))
         return replace(found, tasks=await _tasks(leases[-1], timeout_s))
     except Fault as fault:
         if not fault.answered:
@@ -74,6 +78,36 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
         return replace(found, ok=False, reachable="yes", **{key: f"no: {fault}"})
     finally:
         await asyncio.gather(*(lease.drop() for lease in leases))
+        await wire.leave()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whose tasks a server has.
+
+    Attributes:
+        tasks: How many test tasks one of `atlas serve` has, numbered as the built-in ones; None of any other server.
+        numbered_otherwise: Whether AgentGym numbers the environment's tasks, so that another server's may be those.
+        fault: Why it does not answer at all, else empty.
+    """
+
+    tasks: int | None = None
+    numbered_otherwise: bool = True
+    fault: str = ""
+
+
+async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
+    """Asks a server whose it is; ours say so at their root, and AgentGym's are told by saying anything else."""
+    agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
+    wire = Wire.join()
+    try:
+        answer = await request_json(wire.http, "GET", url.rstrip("/") + "/", None, timeout_s)
+        ours = answer.get(OWN_SERVER) if isinstance(answer, dict) else None
+        tasks = ours.get(name) if isinstance(ours, dict) else None
+        return Standing(tasks if isinstance(tasks, int) else None, agentgyms)
+    except Fault as fault:
+        return Standing(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
+    finally:
         await wire.leave()
 
 
@@ -88,13 +122,17 @@ async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:
     return turns
 
 
-def _compare(once: list[tuple[str, float]], again: list[tuple[str, float]]) -> str:
+def _compare(spec: EnvironmentSpec, once: list[tuple[str, float]], again: list[tuple[str, float]]) -> str:
     if once == again:
         return "exact"
+    found: Replay | None = None
     for turn, ((a, reward), (b, other)) in enumerate(zip(once, again, strict=False)):
-        if not same_answer(a, b) or reward != other:
+        found = worst(found, spec.compare(a, b))
+        if found == "differs" or reward != other:
             return f"differs after {turn} actions"
-    return "lines in another order" if len(once) == len(again) else "differs in length"
+    if len(once) != len(again):
+        return "differs in length"
+    return "lines in another order" if found == "exact" else "nearly"
 
 
 async def _tasks(lease: Lease, seconds: float) -> str:

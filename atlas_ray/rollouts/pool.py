@@ -10,18 +10,18 @@ import logging
 import queue
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentboard import absolute
+from atlas_ray.environments.numbers import numbered
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
-from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
-from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
+from atlas_ray.runs.cluster import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
 from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.types import Episode, StopReason
 
@@ -140,10 +140,12 @@ class RolloutPool:
             requests: What to play. None among them means: not yet, ask again when another episode has finished.
 
         Raises:
-            UserError: If an environment of a request cannot be played.
+            UserError: If an environment or a task of a request cannot be played.
             AtlasError: If replicas keep dying.
         """
-        backlog, homes = Backlog(iter(requests), self._in_flight), dict[str, int]()
+        # numbers are looked up here, for the files that tell them may lie on this machine alone
+        known = (r and replace(r, task=numbered(r.task, self._environments)) for r in requests)
+        backlog, homes = Backlog(known, self._in_flight), dict[str, int]()
         try:
             while True:
                 while seats := [s for s in self._seats if s.ready and s.flying < self._in_flight]:
@@ -333,6 +335,11 @@ class RolloutPool:
         starting = [seat for seat in self._seats if not seat.ready]
         if not starting:
             return
+        if told := fetched_by(seat.actor for seat in starting):
+            for seat in starting:
+                seat.since = time.monotonic()
+            _log.warning("replicas fetch %s", told)
+            return
         waited = time.monotonic() - min(seat.since for seat in starting)
         words = waiting_for(len(starting), len(self._seats), waited, self._spec.gpus)
         if waited > self._start_s and (everyone or len(starting) == len(self._seats)):
@@ -366,7 +373,7 @@ def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flig
 def _given_up(request: EpisodeRequest) -> Episode:
     """The record of an episode under which replicas die."""
     return Episode(
-        id=episode_id(request.task, request.sample, len(request.prefix)),
+        id=request.id,
         env=request.task.env,
         item_id=request.task.item_id,
         policy="",
@@ -381,4 +388,5 @@ def _given_up(request: EpisodeRequest) -> Episode:
         rounds=0,
         stop_reason=StopReason.MODEL_ERROR,
         error=f"{MAX_DEATHS} replicas died while they played this episode",
+        trajectory=request.trajectory,
     )

@@ -22,9 +22,10 @@ from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import episode_id, run_episode
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.runs.cluster import AGAIN
+from atlas_ray.runs.local_copy import fetching
 from atlas_ray.types import Episode, Task
 
 _UNWIND_SECONDS = 8.0  # for the sessions of episodes that are left early; the driver waits a little longer
@@ -38,6 +39,7 @@ class EpisodeRequest:
 
     Attributes:
         given: Turns that are said for the policy where it sees what an expert saw before them.
+        trajectory: Whose steps those of the prefix or the given turns are; episodes are named after it.
         group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
     """
 
@@ -51,7 +53,13 @@ class EpisodeRequest:
     max_rounds: int | None = None
     opening: OpeningTemplate | None = None
     given: tuple[GivenTurn, ...] = ()
+    trajectory: str | None = None
     group: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the episode."""
+        return episode_id(self.task, self.sample, len(self.prefix), self.trajectory)
 
 
 # A policy may also have `load(spec)` (goes on as another), `close()`, `under_way` (requests that it works at), and
@@ -97,6 +105,10 @@ class Replica:
         gc.freeze()
         gc.set_threshold(_YOUNG)
         return os.getpid()
+
+    async def fetching(self) -> str:
+        """What it fetches from a store, before it can start."""
+        return fetching()
 
     async def play(self, requests: Sequence[tuple[int, EpisodeRequest]]) -> None:
         """Begins episodes, each with the number under which `ended` will tell of it."""
@@ -165,6 +177,7 @@ class Replica:
                 max_rounds=request.max_rounds,
                 opening=request.opening,
                 limits=self._limits,
+                trajectory=request.trajectory,
             )
         finally:
             with suppress(Exception):

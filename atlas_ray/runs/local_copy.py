@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.runs.address import name_of
+from atlas_ray.runs.address import below, name_of
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.store import explained, in_time, open_store
 from atlas_ray.text import printable
@@ -33,8 +33,11 @@ _THREADS = 16
 _PIECE = 16 << 20  # bytes that one request asks for
 _ATTEMPTS = 3  # at something that changes while it is fetched
 _MB = 1_000_000
+_SHOWN = 10_000_000  # bytes from which on progress is shown
 _SPARE = 64 << 20  # bytes of the disk that are left free
 _ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
+_WAITS = "another process fetches it"
+_under_way: dict[str, str] = {}  # by URI how far it is
 
 
 def cache_folder() -> Path:
@@ -80,6 +83,20 @@ def local_copy(
         os.utime(version)  # when it was last asked for
         return copy
     raise AtlasError(f"{uri} changes while it is read", "wait until whatever writes there has ended, then run again")
+
+
+def origin(file: Path) -> str:
+    """What a user calls a file: its URI where it is a copy, else its path."""
+    cache = cache_folder()
+    if not file.is_relative_to(cache):
+        return str(file)
+    home, _, _, *inside = file.relative_to(cache).parts
+    return below((cache / home / _ADDRESS).read_text(), *inside)
+
+
+def fetching() -> str:
+    """What this process fetches or waits for right now, and how far it is; empty where nothing."""
+    return ", ".join(f"{uri}: {how_far}" for uri, how_far in list(_under_way.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +203,10 @@ class _Remote:
                 f"set {CACHE_VARIABLE} to a folder on a larger disk, or free some: `atlas cache` lists the copies",
             )
         files_at_once, pieces = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
-        with Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) as tracker:
-            arrived = _counter(tracker, total - need)
+        shown = Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) if need > _SHOWN else None
+        with shown or nullcontext() as tracker:
+            _under_way[self.uri] = _how_far(total - need, total)
+            arrived = _counter(self.uri, tracker, total - need, total)
             try:
                 asked = {
                     name: files_at_once.submit(self._bring, name, size, into / name, pieces, arrived)
@@ -221,17 +240,23 @@ class _Remote:
         part.rename(to)
 
 
-def _counter(tracker: Tracker, before: int) -> Callable[[int], None]:
-    """Tells a tracker of megabytes about bytes, from any thread."""
+def _counter(uri: str, tracker: Tracker | None, before: int, total: int) -> Callable[[int], None]:
+    """Tells a tracker of megabytes, and whoever asks, about bytes; from any thread."""
     lock, counted = Lock(), before
 
     def arrived(count: int) -> None:
         nonlocal counted
         with lock:
-            tracker.advance((counted + count) // _MB - counted // _MB)
+            if tracker is not None:
+                tracker.advance((counted + count) // _MB - counted // _MB)
             counted += count
+            _under_way[uri] = _how_far(counted, total)
 
     return arrived
+
+
+def _how_far(count: int, total: int) -> str:
+    return f"{count / 1e9:.1f} of {total / 1e9:.1f} GB"
 
 
 def _home(uri: str, suffixes: tuple[str, ...] | None) -> Path:
@@ -249,15 +274,17 @@ def _alone(home: Path, uri: str) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         (home / _ADDRESS).write_text(uri)
     lock = FileLock(home / _LOCK)
+    _under_way[uri] = _WAITS
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"waiting for another process, which fetches {uri}")
-        lock.acquire()
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(f"{uri}: {_WAITS}")
+            lock.acquire()
         yield
     finally:
         lock.release()
+        _under_way.pop(uri, None)
 
 
 def _put_in_place(home: Path, partial: Path, version: Path) -> None:
