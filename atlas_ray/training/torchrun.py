@@ -87,7 +87,7 @@ def train_here(config: TrainConfig) -> None:
     if folder.finished is not None:
         return
     selections = None if config.selection is None else read_selection(config.selection)
-    trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model)
+    trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model, template=config.chat_template)
     if not first:
         dist.barrier()  # the first process renders
     corpus = tokens_for(config, trajectories, chat, partial(render, chat=chat))
