@@ -67,10 +67,8 @@ def undisturbed(config: TrainConfig) -> list[tuple[Any, ...]]:
 
 def kept_lines(folder: Path) -> list[str]:
     """What the last checkpoint that counts has behind it, with the times of when it was done."""
-    snapshots = [*(folder / "run").glob("checkpoints-*/checkpoint_manager_snapshot.json")]
-    names = [c["checkpoint_dir_name"] for s in snapshots for c in json.loads(s.read_text())["checkpoint_results"]]
-    found = [next((folder / "run").glob(f"checkpoints-*/{name}")) / METRICS for name in names]
-    return max((file.read_text().splitlines() for file in found), key=len)
+    state = max(done.parent for done in (folder / "run").glob("checkpoints/*/*/.metadata"))
+    return (state / METRICS).read_text().splitlines()
 
 
 def start_driver(config: TrainConfig, address: str | None = None) -> subprocess.Popen[bytes]:
@@ -191,14 +189,13 @@ def test_torchrun_trains_stops_at_a_sigterm_and_goes_on(tmp_path: Path) -> None:
     wait_for_steps(first, tmp_path, 5)
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) != 0
-    states = sorted((tmp_path / "run").glob("checkpoints-*/*"))
-    assert states
-    assert int(states[-1].name) < 120
-    kept = (states[-1] / METRICS).read_text().splitlines()
-    assert len(kept) == int(states[-1].name)
+    [state] = (tmp_path / "run").glob("checkpoints/*/*")
+    assert int(state.name) < 120
+    kept = kept_lines(tmp_path)
+    assert len(kept) == int(state.name)
     subprocess.run(command, env=environment, check=True, timeout=240)
     assert written_lines(tmp_path)[: len(kept)] == kept
     assert len(written_lines(tmp_path)) == 120
     assert RunFolder(config.run).finished is not None
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
-    assert len([*(tmp_path / "run").glob("checkpoints-*/*")]) == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()

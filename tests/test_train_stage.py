@@ -102,7 +102,9 @@ def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     write_base(tmp_path / "base")
-    config = a_config(run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3)
+    config = a_config(
+        run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3, keep_checkpoint=True
+    )
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)

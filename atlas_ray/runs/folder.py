@@ -69,6 +69,11 @@ class RunFolder:
         """A folder below this one."""
         return RunFolder(below(self.uri, *names))
 
+    @property
+    def location(self) -> tuple[pafs.FileSystem, str]:
+        """The file system, and this folder's path there."""
+        return self._fs, self._root.rstrip("/")
+
     def has(self, name: str) -> bool:
         """Whether a file of that name lies here."""
         return bool(self._info(self._path(name)).type == pafs.FileType.File)
@@ -122,7 +127,7 @@ class RunFolder:
         if clean:
             self.delete()
         if self.exists:
-            held = self.read_json("manifest.json")["config"]
+            held = _without_placement(self.read_json("manifest.json")["config"])
             differing = _differences(held, resolved)
             if differing:
                 raise UserError(
@@ -305,6 +310,8 @@ _PLACEMENT = {
     "workers",
     "cpus_per_worker",
     "max_failures",
+    "checkpoint_steps",
+    "keep_checkpoint",
     "memory_gb",
     "loggers",
     "rendered",
@@ -327,12 +334,14 @@ _PLACEMENT = {
 
 
 def _identity(config: BaseModel) -> dict[str, Any]:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in _PLACEMENT}
-        return [strip(v) for v in value] if isinstance(value, list) else value
+    identity: dict[str, Any] = _without_placement(config.model_dump(mode="json"))
+    return identity
 
-    return strip(config.model_dump(mode="json"))
+
+def _without_placement(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _without_placement(v) for k, v in value.items() if k not in _PLACEMENT}
+    return [_without_placement(v) for v in value] if isinstance(value, list) else value
 
 
 def config_digest(config: BaseModel) -> str:

@@ -57,7 +57,8 @@ class TrainConfig(Strict):
     keep: Literal["last", "best"] = Field("last", description="best: the epoch of least validation loss")
     loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="besides metrics.jsonl")
     memory_gb: float | None = Field(None, gt=0, description="of one worker's device, for the estimate; None: looked up")
-    checkpoint_steps: int = Field(25, ge=1)
+    checkpoint_steps: int = Field(25, ge=1, description="optimizer steps between checkpoints; each epoch ends in one")
+    keep_checkpoint: bool = Field(False, description="keep the last one of a finished run: twelve bytes a weight")
     max_failures: int = Field(2, ge=0)
     seed: int = 0
     ray: RayConfig = RayConfig()
