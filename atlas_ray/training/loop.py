@@ -27,6 +27,7 @@ from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
 from atlas_ray.training.flops import Flops
+from atlas_ray.training.loading import Weights
 from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
 from atlas_ray.training.objective import units
@@ -39,7 +40,13 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool | None = None) -> StepLoss:
+def prepare(
+    model: Any,
+    config: TrainConfig,
+    device: torch.device,
+    weights: Weights | None = None,
+    shard: bool | None = None,
+) -> StepLoss:
     """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
     lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
@@ -47,6 +54,7 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
     weights, beside LoRA's adapters, are no master copies: they are kept as they are computed with.
 
     Args:
+        weights: Of a model that is on the meta device: each process reads its own shards of them.
         shard: Whether to shard; None: as said above.
     """
     model.train()
@@ -58,7 +66,10 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if not (world > 1 or lone_gpu if shard is None else shard):
-        return _master(module, config).to(device)
+        _master(module, config)
+        if weights is not None:
+            weights.fill(module, device, "model.")
+        return module.to(device)
     mesh = init_device_mesh(device.type, (world,))
     computed = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
@@ -67,6 +78,8 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
         fully_shard(_master(layer, config), mesh=mesh, mp_policy=policy)
     # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
     fully_shard(_master(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    if weights is not None:
+        weights.fill(module, device, "model.")
     return module
 
 

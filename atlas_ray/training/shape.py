@@ -33,7 +33,7 @@ def outline(config: TrainConfig) -> Any:
         if config.lora is not None:
             from atlas_ray.training.lora import add_adapters
 
-            add_adapters(model, config.lora, config.seed)
+            add_adapters(model, config.lora, seed=None)
     return model
 
 

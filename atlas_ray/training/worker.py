@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.errors import UserError
-from atlas_ray.models.source import weights
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.masking import Example
 from atlas_ray.training.metrics import Meter, MetricsLog, best_step
@@ -83,29 +81,26 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
         UserError: If model and settings do not fit together, or the device is too small for them.
         AtlasError: If the loss is no longer finite, or a checkpoint cannot be written.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from atlas_ray.training import loop
     from atlas_ray.training.checkpoints import Checkpoints
     from atlas_ray.training.estimate import refuse_what_cannot_fit
     from atlas_ray.training.export import export_model
+    from atlas_ray.training.loading import load_model
 
     disable_progress_bar()
     config = job.config
     rank, world = loop.rank_and_world()
     refuse_what_cannot_fit(config, device)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(config.model, dtype="auto", **weights())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {config.model!r}: {str(error).splitlines()[0]}", "check the model") from None
+    model, weights = load_model(config.model)
     dtype = model.dtype
     if config.lora is not None:
         from atlas_ray.training.lora import add_adapters
 
         add_adapters(model, config.lora, config.seed)
     meter = Meter(device, world, config.dtype)
-    module = loop.prepare(model, config, device)
+    module = loop.prepare(model, config, device, weights)
     optimizers = loop.make_optimizers(module, config)
 
     folder = RunFolder(config.run)
