@@ -65,9 +65,9 @@ def a_config(**options: Any) -> TrainConfig:
     return TrainConfig(**plain | options)
 
 
-def write_base(folder: Path) -> str:
+def write_base(folder: Path, dtype: torch.dtype = torch.float32) -> str:
     tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tiny_llama(len(tokenizer)).to(dtype).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
 
