@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from atlas_ray.environments.commands import doctor, environments_app, serve
+from atlas_ray.environments.commands import environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
+from atlas_ray.recipes.commands import doctor
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -241,8 +242,11 @@ def run_recipe(
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
+    skip_preflight: Annotated[
+        bool, typer.Option("--skip-preflight", help="Start without `atlas doctor`'s checks; it is recorded.")
+    ] = False,
 ) -> None:
-    """Run a recipe: all stages in order, resumable at any point."""
+    """Run a recipe: a preflight, then all stages in order, resumable at any point."""
     from atlas_ray.recipes import stages
 
     wanted, whole, names = stages.opened(recipe, set_ or [], extra or [], only or [])
@@ -252,7 +256,22 @@ def run_recipe(
         return _show(whole.config, *plan_lines(wanted))
     if clean:
         stages.clean(wanted)
-    stages.run(wanted, names, whole)
+    stages.run(wanted, names, whole, skip_preflight=skip_preflight)
+
+
+@app.command()
+def models(
+    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
+    set_: Set = None,
+    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
+    only: Annotated[list[str] | None, typer.Option("--only", help="Of these tables alone: table3, ...")] = None,
+) -> None:
+    """List the hub's models and data sets that a recipe reads, one a line: `model ID REVISION`."""
+    from atlas_ray.recipes.hub import hub_files
+    from atlas_ray.recipes.stages import opened
+
+    for files in hub_files(opened(recipe, set_ or [], extra or [], only or [])[0]):
+        typer.echo(str(files))
 
 
 @app.command()

@@ -28,7 +28,8 @@ class Strict(BaseModel):
 class DataConfig(Strict):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, or a Hugging Face dataset id.
+    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
+    dataset id.
     """
 
     path: str
@@ -62,7 +63,23 @@ class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: dict[str, list[str]] = {}
+    agentboard: dict[str, str] = Field(
+        {},
+        description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
+    )
     timeout_s: float = Field(60.0, gt=0, description="of one request")
+
+
+class OpeningsConfig(Strict):
+    """Where the three opening turns of an environment come from: its training data, else AgentGym, else itself."""
+
+    data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
+    agentgym: str | None = Field(
+        None, description="checkout of AgentGym, for environments on a server that the data lacks; read, never run"
+    )
+    differing: list[str] = Field(
+        [], description="environments whose first observation need not be the data's; turns 1 and 2 still are"
+    )
 
 
 class LimitsConfig(Strict):

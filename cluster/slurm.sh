@@ -15,6 +15,7 @@ ray=.venv/bin/ray
 # A token of this job alone; its file is ours to read, and no process shows it among its arguments.
 folder=$(mktemp -d "$PWD/.ray-${SLURM_JOB_ID:-0}-XXXXXX")
 (umask 077 && python3 -c 'import secrets; print(secrets.token_hex(32), end="")' > "$folder/token")
+export SRUN_CPUS_PER_TASK="$SLURM_CPUS_PER_TASK"  # since Slurm 22.05 a step has one CPU unless it is told
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"  # no node asks the hub while it holds GPUs
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$folder/token" RAY_worker_niceness=0
 export RAY_health_check_period_ms=2000 RAY_health_check_timeout_ms=3000 RAY_health_check_failure_threshold=3

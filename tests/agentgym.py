@@ -27,9 +27,12 @@ class Game:
     done: bool = False
     reward: float = 0.0
     score: float = 0.0
+    told: str | None = None  # first observation
 
     @property
     def text(self) -> str:
+        if self.told is not None and self.steps == 0:
+            return self.told
         return f"task {self.index}, step {self.steps}"
 
     def play(self, action: str) -> str:
@@ -67,11 +70,16 @@ class Game:
 
 @dataclass
 class AgentGym:
-    """One environment's server. `log` holds every request: (endpoint, body or query)."""
+    """One environment's server. `log` holds every request: (endpoint, body or query).
+
+    `told` are first observations by task, where they are not the game's own; `vocabulary` is wordle's.
+    """
 
     env: str
     games: dict[int, Game] = field(default_factory=dict)
     log: list[tuple[str, Any]] = field(default_factory=list)
+    told: dict[int, str] = field(default_factory=dict)
+    vocabulary: list[str] = field(default_factory=lambda: ["crane", "solar"])
 
     def __post_init__(self) -> None:
         self.tool, self.shop = self.env in TOOLS, self.env == "webshop"
@@ -134,7 +142,7 @@ class AgentGym:
             return (
                 self._crash() if self.tool or self.shop else self._error(f"The {self.index_key} {index} is not valid.")
             )
-        game = self.games[number] = Game(self.env, index)
+        game = self.games[number] = Game(self.env, index, told=self.told.get(index))
         plain = {"observation": game.text, "reward": 0, "done": False}
         match self.env:
             case "webshop":
@@ -198,9 +206,11 @@ class AgentGym:
     def _vocabulary(self, query: Any) -> web.StreamResponse:
         # what is still consistent: once something was guessed it tells too much
         assert self.games[int(query["id"])].steps == 0
-        return web.json_response(["crane", "solar"])
+        return web.json_response(self.vocabulary)
 
     def _goal(self, game: Game) -> str:
+        if game.told is not None:
+            return game.told
         asked = f"You should perform actions to accomplish the goal: {game.index}"
         return f"Now new trial starts.\n{asked}\nGive me one action."
 

@@ -35,6 +35,20 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     return "sciworld"
 
 
+# Any will do for the store on loopback; set for the session, as workers hold what was there when Ray started.
+_OF_THE_STORE = {
+    "AWS_ACCESS_KEY_ID": "anyone",
+    "AWS_SECRET_ACCESS_KEY": "anything",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _store_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Credentials for the store on loopback, and a place for copies of what lies there."""
+    os.environ |= _OF_THE_STORE | {"ATLAS_CACHE": str(tmp_path_factory.mktemp("cache"))}
+
+
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process, for the whole session."""
@@ -88,13 +102,10 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
-    """An object store on loopback, and credentials for it."""
+def store() -> Iterator[Store]:
+    """An object store on loopback."""
     from tests.store import Store
 
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "anyone")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "anything")
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     made = Store()
     yield made
     made.close()

@@ -143,7 +143,7 @@ def test_a_state_that_cannot_be_written_is_said_and_the_one_before_stays(
 
     monkeypatch.setattr(FileSystemWriter, "write_data", full)
     checkpoints.save(10, module, optimizers, "ten", lambda _: None)
-    with pytest.raises(AtlasError, match=rf"cannot write a checkpoint: {tmp_path}: .*No space left.*\n  check space"):
+    with pytest.raises(AtlasError, match=rf"cannot write to {tmp_path}: .*No space left.*\n  check space"):
         checkpoints.wait()
     assert Checkpoints(folder).restore(module, optimizers) == (5, "five")
 

@@ -9,6 +9,7 @@ import os
 import re
 import runpy
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -214,7 +215,7 @@ def test_every_agentgym_server_is_ready_before_it_is_asked_and_locked_in() -> No
             assert not outside["podSelector"]["matchLabels"].items() <= labels
 
 
-@pytest.mark.parametrize("script", ["slurm.sh", "fetch.sh"])
+@pytest.mark.parametrize("script", ["slurm.sh", "fetch.sh", "aws-roles.sh"])
 def test_scripts_parse(script: str) -> None:
     done = subprocess.run(["bash", "-n", str(CLUSTER / script)], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -227,52 +228,85 @@ def fetch(tmp_path: Path) -> Callable[..., list[str]]:
     hf.write_text(f'#!/bin/sh\necho "$HF_HUB_OFFLINE$@" >> {tmp_path}/called\n[ "$2" != none ]\n')
     hf.chmod(0o755)
 
-    def run(*models: str, code: int = 0, **variables: str) -> list[str]:
-        given = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HF_HUB_OFFLINE": "1", "HF_TOKEN": "hush", **variables}
-        done = subprocess.run([CLUSTER / "fetch.sh", *models], env=given, cwd=tmp_path, check=False)
+    def run(*names: str, code: int = 0, **variables: str) -> list[str]:
+        (tmp_path / "called").unlink(missing_ok=True)
+        path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+        given = {
+            "PATH": path,
+            "PYTHONPATH": str(CLUSTER.parent),
+            "HF_HUB_OFFLINE": "1",
+            "HF_TOKEN": "hush",
+            **variables,
+        }
+        done = subprocess.run([CLUSTER / "fetch.sh", *names], env=given, cwd=tmp_path, check=False)
         assert done.returncode == code
         return (tmp_path / "called").read_text().splitlines()
 
     return run
 
 
-def test_the_paper_s_models_and_data_are_fetched(fetch: Callable[..., list[str]]) -> None:
+def test_all_that_the_paper_s_recipe_reads_of_the_hub_is_fetched(fetch: Callable[..., list[str]]) -> None:
     from atlas_ray.recipes.settings import load_recipe
 
     recipe = load_recipe(str(CLUSTER.parent / "jobs" / "paper.yaml"))
-    models = {recipe.base, *recipe.backbones.values()}
     calls = fetch()
-    assert {call.split()[1] for call in calls if "--repo-type" not in call} == models
+    models = {call.split()[1] for call in calls if "--repo-type" not in call}
+    as_they_are = {m.path for m in recipe.models.values() if not isinstance(m, str) and m.endpoint is None}
+    assert {recipe.base, *recipe.backbones.values()} <= models
+    assert len(as_they_are) == 8
+    assert as_they_are <= models  # table 1's
+    assert "meta-llama/Llama-3.1-70B-Instruct" in models  # table 5's judge
+    assert not any("gpt-" in model or "claude" in model for model in models)
     data = {call.split()[1] for call in calls if call.endswith("--repo-type dataset")}
     assert data == {recipe.expert.path, recipe.evaluate["items"]["path"]}  # type: ignore[union-attr]
     assert all(call.startswith("download ") for call in calls)  # and the hub is asked, whatever the nodes' own setting
     assert "hush" not in " ".join(calls)
 
 
-def test_what_is_fetched_can_be_named_and_a_failure_is_one(fetch: Callable[..., list[str]]) -> None:
-    calls = fetch("my/model", WEIGHTS="no")
-    assert calls[0].startswith("download my/model ")
-    assert "*.safetensors" in calls[0]
-    assert "*.safetensors" not in fetch("my/model")[-3]
-    assert len(fetch("none", "my/model", code=1)) == 7  # nothing more is tried
+def test_what_is_fetched_can_be_named_and_a_failure_is_one(fetch: Callable[..., list[str]], tmp_path: Path) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(
+        "name: mine\nexpert: {path: me/data, revision: v2}\nbase: me/base\narms: {all: {name: all}}\ncritical: all\n"
+        "models: {rival: {path: you/rival, revision: abc123}}\nevaluate: {tasks: {maze: 1}}\n"
+    )
+    *models, data, further = fetch(str(recipe), "my/model", WEIGHTS="no")
+    assert [model.partition(" --exclude")[0] for model in models] == [
+        "download me/base --revision main",
+        "download you/rival --revision abc123",
+    ]
+    assert data == "download me/data --revision v2 --repo-type dataset"
+    assert further.startswith("download my/model --revision main ")
+    assert "*.safetensors" in further
+    assert "*.safetensors" not in fetch("my/model")[0]
+    assert len(fetch("none", "my/model", code=1)) == 1  # nothing more is tried
+    recipe.write_text("nonsense: 1\n")
+    (tmp_path / "called").write_text("")
+    done = subprocess.run(
+        [CLUSTER / "fetch.sh", recipe, "my/model"],
+        env={
+            "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+            "PYTHONPATH": str(CLUSTER.parent),
+        },
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, (tmp_path / "called").read_text()) == (2, "")
+    assert "unknown key `nonsense`" in done.stderr
 
 
 def test_models_are_there_before_a_node_with_gpus_joins() -> None:
     for name in CLOUDS:
         config = cloud(name)
         types = config["available_node_types"]
-        assert config["worker_setup_commands"] == ["bash atlas_ray/cluster/fetch.sh"]
-        assert (
-            "worker_setup_commands" not in types["train"] | types["rollout"]
-        )  # one of its own would stand in its place
-        assert types["environment"]["worker_setup_commands"] == ["WEIGHTS=no bash atlas_ray/cluster/fetch.sh"]
+        [command] = config["worker_setup_commands"]
+        assert command.split()[0] == "bash"
+        assert command.endswith("/cluster/fetch.sh jobs/paper.yaml")
+        # one of its own would stand in its place
+        assert "worker_setup_commands" not in types["train"] | types["rollout"]
+        assert types["environment"]["worker_setup_commands"] == [f"WEIGHTS=no {command}"]
         assert "HF_HUB_OFFLINE=1" in config["worker_start_ray_commands"][-1]
         assert "/home/ray/.cache/huggingface/token" in config["file_mounts"]
-    (job,) = documents("fetch.yaml")
-    (container,) = job["spec"]["template"]["spec"]["containers"]
-    assert container["command"] == ["bash", "/home/ray/atlas_ray/cluster/fetch.sh"]
-    for kind in ("cpu", "gpu"):
-        assert "cluster/fetch.sh /home/ray/atlas_ray/cluster/" in (CLUSTER / f"Dockerfile.{kind}").read_text()
     slurm = (CLUSTER / "slurm.sh").read_text()
     assert slurm.index("HF_HUB_OFFLINE") < slurm.index('srun --nodes=1 --ntasks=1 -w "$head" "$ray" start')
 

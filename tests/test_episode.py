@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from atlas_ray.config import LimitsConfig
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.table import get
 from atlas_ray.errors import ContextOverflow, EnvironmentFailure, ModelFailure
@@ -130,7 +131,8 @@ async def test_another_task_under_the_same_id_is_a_mismatch(prefix: list[str]) -
     assert (found.stop_reason, found.messages, session.heard) == (StopReason.REPLAY_MISMATCH, (), [])
     assert found.error == "the first observation is another task's than recorded"
     assert policy.speaker.turns == 0
-    assert (await play(Policy(), Counter(), prefix=prefix, first_observation="\n Task counter_3. ")).success
+    for recorded in ("\n Task counter_3. ", "The rules:\ncount.\nTask counter_3."):
+        assert (await play(Policy(), Counter(), prefix=prefix, first_observation=recorded)).success
 
 
 @pytest.mark.parametrize(
@@ -196,11 +198,21 @@ async def test_replies_are_cut_before_a_self_written_observation() -> None:
     assert found.messages[3].content == "Action: go"
 
 
-async def test_another_instruction_opens_the_conversation() -> None:
+async def test_another_opening_is_put_around_what_the_environment_tells() -> None:
     policy = Policy()
-    found = await play(policy, Counter(1), instruction="Do count.")
-    assert [m.content for m in policy.opening] == ["Do count.", "OK", "Task counter_3."]
-    assert found.messages[0].content == "Do count."
+    found = await play(policy, Counter(1), opening=OpeningTemplate("Do count.", "I will.", "To three:\n", "\nNow!"))
+    assert [m.content for m in policy.opening] == ["Do count.", "I will.", "To three:\nTask counter_3.\nNow!"]
+    assert list(found.messages[:3]) == policy.opening
+
+
+async def test_a_recorded_opening_is_shown_word_for_word_where_the_task_is_that_one() -> None:
+    for recorded, shown in (
+        (" Task counter_3. \n", " Task counter_3. \n"),
+        ("Count! Task counter_3. Go.", "Count! Task counter_3. Go."),
+        ("Task counter_4.", "Task counter_3."),
+    ):
+        found = await play(Policy(), Counter(1), opening=OpeningTemplate("Do.", "Yes.", recorded=recorded))
+        assert [m.content for m in found.messages[:3]] == ["Do.", "Yes.", shown]
 
 
 async def test_marks_become_gold() -> None:

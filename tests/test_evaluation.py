@@ -184,30 +184,6 @@ def test_an_environment_without_a_server_is_refused(tmp_path: Path, elsewhere: s
         stage.evaluate(config(tmp_path, {"a": "x"}, tasks={elsewhere: 2}))
 
 
-def test_instructions_from_a_data_set(tmp_path: Path) -> None:
-    rows = [
-        {"item_id": "maze_200", "conversations": _turns("First words.")},
-        {"item_id": "maze_201", "conversations": _turns("Second words.")},
-    ]
-    (tmp_path / "data.json").write_text(json.dumps(rows))
-    settings = config(tmp_path, {"a": "x"}, instructions=str(tmp_path / "data.json"))
-    found = stage._instructions(settings)
-    assert found == {"maze": "First words."}
-    assert {(r.task.env, r.instruction) for r in stage._requests(settings, found)} == {
-        ("maze", "First words."),
-        ("wordle", None),
-    }
-
-
-def _turns(instruction: str) -> list[dict[str, Any]]:
-    return [
-        {"from": "human", "loss": None, "value": instruction},
-        {"from": "gpt", "loss": False, "value": "OK"},
-        {"from": "human", "loss": None, "value": "You stand somewhere."},
-        {"from": "gpt", "loss": True, "value": "Thought: go\nAction: move up"},
-    ]
-
-
 _DRIVER = """
 import sys
 from atlas_ray.config import validate

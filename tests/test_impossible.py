@@ -14,7 +14,7 @@ import pytest
 
 from atlas_ray.config import Strict
 from atlas_ray.errors import AtlasError, NoAnswer, UserError
-from atlas_ray.runs import folder
+from atlas_ray.runs import store
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.submit import last_error, submit
 
@@ -61,7 +61,7 @@ def test_a_bucket_that_does_not_answer(closed_port: int, monkeypatch: pytest.Mon
 
 
 def test_a_bucket_that_is_silent_is_waited_for_a_while_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "CONTACT_SECONDS", 0.05)
+    monkeypatch.setattr(store, "CONTACT_SECONDS", 0.05)
     over = Event()
     monkeypatch.setattr(RunFolder, "has", lambda *_: over.wait())
     with pytest.raises(NoAnswer, match=r"cannot reach s3://bucket/x\?region=x: no answer within 0 s"):

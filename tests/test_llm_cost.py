@@ -101,6 +101,9 @@ def test_the_estimate() -> None:
     assert found.dollars == pytest.approx(found.prompt_tokens * 2.5e-6 + 400 * 1e-5)
     assert found.seconds == 8.0
     assert estimate(data, LlmSelector(model="my-model")).dollars is None
+    papers = estimate(data, LlmSelector(max_tokens=100, prompt="paper"))
+    assert papers.prompt_tokens == sum(by_rule(load_prompt(name="paper").messages(t, 3)) for t in data)
+    assert papers.prompt_tokens != found.prompt_tokens
     voted = estimate(data, LlmSelector(max_tokens=100, votes=3))
     assert (voted.calls, voted.prompt_tokens) == (12, 3 * found.prompt_tokens)
 
@@ -238,6 +241,7 @@ def test_what_can_change_a_judgement_is_part_of_its_key(tmp_path: Path, endpoint
         {"max_tokens": 900},
         {"structured": "text"},
         {"ratio": 0.4},
+        {"prompt": "paper"},
         {"prompt_file": str(own)},
         {"endpoint": {"base_url": f"http://localhost:{endpoint.port}/v1"}},
     ]

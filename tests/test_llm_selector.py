@@ -43,6 +43,67 @@ def test_the_prompt_has_the_papers_parts_in_order() -> None:
     assert len(prompt.hash) == 16
 
 
+def test_the_papers_prompt_has_all_its_instructions_in_its_order_and_ends_in_its_three_lines() -> None:
+    prompt = load_prompt(name="paper")
+    system, user = (m["content"] for m in prompt.messages(expert(10), 3))
+    parts = ["key actions and decisions", "turning points", *(f"- {category}: " for category in Category)]
+    parts += ["1. From the expert's conversation", "high-level plan", "2. Going by this plan", "No more than 3 steps"]
+    parts += ["3. Explain in detail", "key observation, planning, recall, pivotal action", "Form of the answer"]
+    parts += ["1. The high-level plan is: [", "2. The critical steps are: conversation[...]", "3. Reason: ["]
+    parts += ["key observation, planning, recall, pivotal action", "mistakes"]
+    place = -1
+    for part in parts:
+        place = system.index(part, place + 1)
+    assert "JSON" not in system
+    assert "[Step 10]" in user
+    assert prompt.messages(expert(10), 3, "json") == prompt.messages(expert(10), 3, "text")
+    assert prompt.hash != load_prompt().hash
+
+
+def test_the_papers_prompt_is_asked_without_a_schema_and_read_in_three_lines(
+    tmp_path: Path, endpoint: FakeEndpoint
+) -> None:
+    endpoint.answer = lambda body, call: (
+        "1. **The high-level plan is:** find the key, then the door.\n"
+        "2. **The critical steps are:** conversation[4, 9]\n"
+        "3. **Reason:** Step 4 is planning: it splits the way. Step 9 is a pivotal action, without which nothing opens."
+    )
+    one = chosen(ask(tmp_path, endpoint.port, trajectories=1, prompt="paper"))["maze_0"]
+    assert (one.chosen, one.plan) == ((4, 9), "find the key, then the door.")
+    assert one.categories == {4: PLAN, 9: ACTION}
+    assert one.prompt_hash == load_prompt(name="paper").hash
+    (call,) = endpoint.calls
+    assert "response_format" not in call  # gpt-4o takes a schema, and gets one with the improved prompt
+    assert call["messages"] == load_prompt(name="paper").messages(expert(10), 3)
+
+
+def test_a_reply_without_the_three_lines_is_asked_for_in_them_once_more(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    endpoint.answer = lambda body, call: GOOD if len(body["messages"]) == 4 else "Steps 7 and 2 decide it."
+    one = chosen(ask(tmp_path, endpoint.port, trajectories=1, prompt="paper"))["maze_0"]
+    assert (one.chosen, one.usage.calls) == ((2, 7), 2)
+    repair = endpoint.calls[1]["messages"][-1]["content"]
+    assert "in these three lines:\n1. The high-level plan is: [...]\n2. The critical steps are: conversation[" in repair
+
+
+def test_the_papers_prompt_is_not_mixed_with_another_form(tmp_path: Path) -> None:
+    for other in ({"structured": "json"}, {"prompt_file": "own.j2"}):
+        with pytest.raises(UserError, match="prompt: paper"):
+            ask(tmp_path, 1, prompt="paper", **other)
+
+
+def test_a_selection_from_before_there_were_two_prompts_is_resumed_with_ours(
+    tmp_path: Path, endpoint: FakeEndpoint
+) -> None:
+    config = ask(tmp_path, endpoint.port)
+    select_steps(config)
+    manifest = RunFolder(config.run).read_json("manifest.json")
+    del manifest["config"]["selector"]["prompt"]
+    RunFolder(config.run).write_json("manifest.json", manifest)
+    assert len(chosen(config)) == len(endpoint.calls) == 4
+    with pytest.raises(UserError, match=r"selector.prompt: 'improved' -> 'paper'"):
+        select_steps(ask(tmp_path, endpoint.port, prompt="paper"))
+
+
 def test_a_users_own_prompt(tmp_path: Path) -> None:
     file = tmp_path / "own.j2"
     file.write_text("At most {{ max_steps }}:\n{{ conversation }}")

@@ -14,9 +14,19 @@ import pytest
 
 from atlas_ray.evaluation.metrics import wilson
 from atlas_ray.report.intervals import Interval
-from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost, figure, gain, mean_figure
+from atlas_ray.report.paper.ours import (
+    ArmRuns,
+    ChosenSteps,
+    Figure,
+    PaperRuns,
+    Start,
+    TrainingCost,
+    figure,
+    gain,
+    mean_figure,
+)
 from atlas_ray.report.paper.printed import TABLES, printed
-from atlas_ray.report.paper.render import as_csv, as_json, as_table, latex, markdown, write_paper_tables
+from atlas_ray.report.paper.render import as_csv, as_json, as_table, chosen_table, latex, markdown, write_paper_tables
 from atlas_ray.report.paper.tables import PaperTable, paper_tables
 from atlas_ray.runs.folder import RunFolder
 
@@ -248,6 +258,24 @@ def test_what_training_took_against_all_steps() -> None:
     assert {c.row: (c.loss_share, c.flops_share) for c in made.costs} == {"atlas": (0.3, 0.75), "all": (1.0, 1.0)}
     assert "| atlas | 30% | 300 | 30% | 1,000 | 6e+09 | 75% | 2 GPU |" in markdown(made)
     assert r"atlas & 30\% & 300 & 30\% & 1,000 & 6e+09 & 75\% & 2 GPU \\" in latex(made)
+
+
+def test_table_3_counts_what_was_chosen_at_each_maximum_whether_trained_on_or_not() -> None:
+    counts = {0.5: (100, 41), 0.3: (100, 30), 0.4: (80, 30), 0.1: (100, 10)}
+    chosen = {f"atlas-{m:.0%}": ChosenSteps(m, 10, int(m == 0.4), *found) for m, found in counts.items()}
+    rows = {"table3": {f"critical-{100 * m:.0f}": f"atlas-{m:.0%}" for m in counts} | {"random-30": "random"}}
+    chosen["random"] = ChosenSteps(0.3, 10, 0, 100, 30)
+    made = table("table3", PaperRuns({}, rows, chosen=chosen))
+    assert [row.row for row in made.chosen] == ["critical-10", "critical-30", "critical-40", "critical-50"]
+    assert [row.share for row in made.chosen] == [0.1, 0.3, 0.375, 0.41]
+    assert [row.gain for row in made.chosen] == [None, *map(pytest.approx, (20.0, 7.5, 3.5))]
+    assert "| critical-40 | 40% | 30 | 80 | 37.5% | +7.5 | 10, 1 failed |" in markdown(made)
+    assert r"critical-50 & 50\% & 41 & 100 & 41.0\% & +3.5 & 10 \\" in latex(made)
+    assert [cell.text for cell in chosen_table(made).rows[-1]][:3] == ["critical-50", "50%", "41"]
+    assert json.loads(as_json(made))["chosen"][-1]["steps"]["chosen"] == 41
+    # and no printed row is made up for them
+    assert [row.key for row in made.rows] == [row.key for row in printed("table3").rows]
+    assert not table("table7", PaperRuns({}, rows, chosen=chosen)).chosen
 
 
 def test_ratios_and_backbones_are_held_against_their_own_row_of_all_steps() -> None:

@@ -14,7 +14,9 @@ from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.recipes.stages import clean, opened, stages
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.gather import gather_paper
+from atlas_ray.report.paper.ours import ChosenSteps
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.settings import LlmSelector, ValueSelector
 
 JOBS = Path(__file__).parents[1] / "jobs"
 
@@ -74,6 +76,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
         (COMMON + "arms: {a: {select: {name: all}, start: b}}", "neither `base` nor a backbone"),
         (COMMON + "arms: {a: {name: all}}\ntables: {table1: {atlas: b}}", "names `b`, which is no arm"),
         (COMMON + "arms: {a: {}}", "either `select` or `like`"),
+        (COMMON + "arms: {a: {name: all}, b: {like: a, train: false}}", "not trained has a selection of its own"),
         (COMMON + "arms: {a: {name: golb}}", "did you mean `gold`"),
     ],
 )
@@ -177,6 +180,40 @@ tables: {table2: {x: gold, y: paid}, table3: {z: other}}
     assert left == {"select/paid", "select/other", "train/other", "evaluate/other"}
 
 
+def test_an_arm_that_is_not_trained_is_selected_counted_and_goes_no_further(tmp_path: Path) -> None:
+    text = """
+seeds: 2
+arms: {gold: {name: gold}, wide: {select: {name: gold, ratio: 0.5}, train: false}}
+tables: {table3: {critical-30: gold, critical-50: wide}}
+"""
+    found = recipe(tmp_path, text, tables=["table3"])
+    assert list(found.select) == ["gold", "wide"]
+    assert list(found.train) == ["gold", "gold.seed1"]
+    assert "wide" not in found.evaluations[""].models
+    assert "select/wide" in [stage.name for stage in stages(found)]
+    assert gather_paper(found).chosen == {}  # not made yet
+    figures = {"requested": 0.5, "trajectories": 5, "errors": {"no answer": 1}, "steps": 40, "chosen": 12}
+    RunFolder(found.select["wide"].run).finish(**figures)
+    assert gather_paper(found).chosen == {"wide": ChosenSteps(0.5, 4, 1, 40, 12)}
+
+
+def test_what_an_extra_arm_costs_is_said_before_it_is_included(tmp_path: Path) -> None:
+    text = "expert: {path: AgentGym/AgentTraj-L, envs: [maze]}\narms: {gold: {name: gold}}\n"
+    text += "extra_arms: {paid: {select: {name: llm, prompt: paper}, train: false}}\ntables: {table1: {atlas: gold}}"
+    common = COMMON.replace("expert: {envs: [maze, textcraft], tasks: 4}\n", "").replace(
+        "{maze: 5, textcraft: 6}", "{maze: 5}"
+    )
+    config = load_recipe(write(tmp_path, own=common + f"runs: {tmp_path}\n" + text))
+    (line,) = [line for line in plan_lines(Recipe(config)) if "--with" in line]
+    assert line.startswith("not included, add it by --with paid: steps by `llm`, at most 30%; 215 calls of gpt-4o")
+    assert line.endswith("at list price")
+    assert "dollars for endpoints: none" in plan_lines(Recipe(config))
+    assert not [line for line in plan_lines(Recipe(config, ["paid"])) if "not included" in line]
+    # the plan counts the prompt that is asked with
+    ours = load_recipe(write(tmp_path, own=common + text.replace("prompt: paper", "prompt: improved")))
+    assert [line for line in plan_lines(Recipe(ours)) if "--with" in line] != [line]
+
+
 def test_a_model_behind_an_endpoint_is_asked_only_when_named(tmp_path: Path) -> None:
     text = "arms: {gold: {name: gold}}\nmodels: {closed: {path: gpt-4o-2024-08-06, endpoint: {}}, open: org/model}"
     assert set(recipe(tmp_path, text).evaluations[""].models) == {"base", "open", "gold"}
@@ -197,7 +234,21 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     assert any("23,085 rollouts = 5 x 4,617 starts" in line for line in plan)
     # 6 x 8.03 G x 2.92 G tokens / (0.45 x 312 T) is 278 h; the rest is reading and writing
     assert any(line.startswith("GPU-hours: 283 = 6 x 8.0 G parameters x 2.92 G") for line in plan)
-    assert any(line.startswith("dollars for endpoints: $") and "34,455 calls" in line for line in plan)
+    assert any(line.startswith("dollars for endpoints: $") and "57,425 calls" in line for line in plan)
+    # Table 3's two rows above 30 % are asked for and not trained on
+    assert {"atlas-40", "atlas-50"} <= set(found.select) - set(found.train)
+    # the paper's prompt wherever an LLM chooses; ours is an arm of its own, not run unasked
+    asked = {n: c.selector for n, c in found.select.items() if isinstance(c.selector, LlmSelector)}
+    assert len(asked) == 8
+    assert {selector.prompt for selector in asked.values()} == {"paper"}
+    ours = Recipe(found.config, ["atlas-improved"]).select["atlas-improved"].selector
+    assert isinstance(ours, LlmSelector)
+    assert ours.model_copy(update={"prompt": "paper"}) == asked["atlas"]
+    assert any(line.startswith("not included, add it by --with atlas-improved: ") and " $" in line for line in plan)
+    for env in ("babyai", "weather"):  # App. B.3
+        value = found.select[f"{env}-value"].selector
+        assert isinstance(value, ValueSelector)
+        assert (value.estimator, value.gamma, value.rollouts, value.threshold) == ("discounted", 0.99, 5, 0.1)
     assert any("needs keys in the environment: OPENAI_API_KEY" in line for line in plan)
 
 

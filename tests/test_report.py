@@ -17,7 +17,7 @@ from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import print_tables, success_table, verdict_table
+from atlas_ray.report.tables import print_tables, selector_table, success_table, verdict_table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 
@@ -111,7 +111,7 @@ def test_results_hold_exactly_these_numbers() -> None:
     assert (results["recipe"], results["seeds"], results["git_commit"]) == ("quickstart", [0], "abc")
     assert results["versions"] == {"ray": "2.60.0"}
     assert results["seconds"] == {"collect": 12.0, "train/gold": 75.5, "train/random": 60.0}
-    assert results["evaluation"] == {"temperature": 0.0, "instruction": "the environment's own"}
+    assert results["evaluation"] == {"temperature": 0.0}
     gold = results["arms"][1]
     assert {k: gold[k] for k in ("name", "model", "selector", "ratio", "step_fraction", "train_steps")} == {
         "name": "gold",
@@ -155,6 +155,13 @@ def test_selectors_are_measured_against_gold() -> None:
     assert gold["categories"] == {"Plan Creation": 2}
     # 4 steps stand in the tenths 1, 3, 6 and 8
     assert gold["positions"] == [None, 0.0, None, 1.0, None, None, 0.0, None, 0.0, None]
+
+
+def test_how_far_a_selector_agrees_with_the_critical_one_stands_in_the_table() -> None:
+    results = build_results(realistic())
+    shown = selector_table(results)
+    place = [column.title for column in shown.columns].index("gold")
+    assert (shown.columns[place].group, [row[place].text for row in shown.rows]) == ("as, %", ["–", "0.0", "50.0"])
 
 
 def test_overlap_is_counted_by_id_and_by_first_observation() -> None:
@@ -309,7 +316,9 @@ def test_the_page_escapes_text_and_loads_nothing_from_elsewhere(tmp_path: Path) 
     given = realistic()
     hostile = f"gold{SCRIPT}"
     renamed = [Arm(hostile, SCRIPT, a.selector, *[None] * 4, a.episodes) if a.name == "gold" else a for a in given.arms]
-    given = report_input(*renamed, critical=hostile, recipe=SCRIPT, instruction=IMAGE)
+    parts = ("source", "digest", "instruction", "acknowledgement", "before", "after")
+    hostile_opening = {"maze": dict.fromkeys(parts, IMAGE)}
+    given = report_input(*renamed, critical=hostile, recipe=SCRIPT, openings=hostile_opening)
     page = page_of(given, tmp_path)
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
     assert "&lt;img src=http://evil.example/x.png onerror=alert(2)&gt;" in page
@@ -324,6 +333,18 @@ def test_the_page_escapes_text_and_loads_nothing_from_elsewhere(tmp_path: Path) 
     assert page.count("http:") == page.count("http://evil.example")
     assert "https:" not in page
     assert "@import" not in page
+
+
+def test_the_page_shows_how_conversations_open_folded(tmp_path: Path) -> None:
+    texts = {"instruction": "Walk out.", "acknowledgement": "Gladly.", "before": "Rules <1>.\n", "after": "\nGo!"}
+    maze = {"source": "training data (2 of 2 trajectories)", "digest": "0123abcd", **texts}
+    page = page_of(report_input(openings={"maze": maze}), tmp_path)
+    shown = page[page.index('class="openings"') :].partition("</details>")[0]
+    assert "<b>maze</b>: training data (2 of 2 trajectories) <code>0123abcd</code></summary>" in shown
+    assert "<pre>Walk out.</pre>" in shown
+    assert "<pre>Gladly.</pre>" in shown
+    assert "<pre>Rules &lt;1&gt;.\n<i>what the environment tells of the task</i>\nGo!</pre>" in shown
+    assert 'class="openings"' not in page_of(report_input(), tmp_path / "old")
 
 
 def test_the_page_says_how_long_it_took(tmp_path: Path) -> None:

@@ -340,7 +340,7 @@ async def test_instructions_are_the_worlds_own_or_given():
 async def test_probe():
     async with running(create_app(here(BUILT_IN))) as url:
         for name in here(BUILT_IN):
-            found = await probe(url, name)
+            found = await probe(url, name, timeout_s=60)
             tasks = {"maze": "0 to 215", "pddl": "0 to 359", "blocksworld": "0 to 383", "babyai": "0 to 4096 at least"}
             tasks |= {
                 "alfworld": "0 to 2619",

@@ -301,7 +301,7 @@ def test_a_missing_path_names_the_closest(tmp_path, monkeypatch):
         read("runs/colect")
     with pytest.raises(UserError, match=r"holds no \.json"):
         read("runs/collect")
-    with pytest.raises(UserError, match="is no run folder"):
+    with pytest.raises(UserError, match=r"holds no \.json"):
         read((tmp_path / "runs").as_uri())
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.pool import EpisodeRequest
 from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value import critical, differences, values
@@ -37,6 +38,20 @@ def test_values_and_critical_steps_by_hand() -> None:
 def test_a_difference_equal_to_the_threshold_is_not_critical(before: float, after: float) -> None:
     assert critical([before, after], 0.1) == ()
     assert critical([before, after + 0.001], 0.1) == (1,)
+
+
+def test_table_4s_values_by_hand() -> None:
+    """Five rollouts a start, gamma 0.99 (App. B.3): a reward counts the less, the more rounds it took to get it."""
+    rewards = [[0.0] * 5, [1.0, 0.0, 0.0, 0.0, 0.0], [1.0] * 5, [1.0] * 5, [1.0]]
+    rounds = [[10] * 5, [4, 9, 9, 9, 9], [2, 2, 2, 2, 4], [1] * 5, [0]]
+    q = values(rewards, "discounted", 0.99, rounds)
+    # 0.99^4 / 5; (4 x 0.99^2 + 0.99^4) / 5; 0.99; the recorded reward
+    assert q == pytest.approx([0.0, 0.19211920, 0.97619920, 0.99, 1.0])
+    assert differences(q) == pytest.approx((0.19211920, 0.78408, 0.0138008, 0.01))
+    assert critical(q, threshold=0.1) == (1, 2)
+    # with a threshold of 0.195 gamma decides: 1/5 exceeds it, 0.99^4/5 does not
+    assert critical(values(rewards), threshold=0.195) == (1, 2)
+    assert critical(q, threshold=0.195) == (2,)
 
 
 def test_discounted_multiplies_by_the_rounds_still_taken() -> None:
@@ -102,7 +117,8 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     assert Counter(len(r.prefix) for r in pool.requests) == {0: 3, 1: 3, 2: 3, 3: 3}
     third = next(r for r in pool.requests if len(r.prefix) == 2)
     assert (third.prefix, third.recorded) == (("Action: 1", "Action: 2"), ("at 1", "at 2"))
-    assert (third.instruction, third.group) == ("Find the way.", "maze/maze_0")
+    assert third.opening == OpeningTemplate("Find the way.", "OK", recorded="at 0")
+    assert third.group == "maze/maze_0"
     assert {r.first_observation for r in pool.requests} == {"at 0"}
     assert (third.sampling.temperature, third.sampling.max_tokens) == (1.0, 512)
     assert len({r.seed for r in pool.requests}) == 12

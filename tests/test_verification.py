@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.config import DataConfig, validate
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.openings import OpeningTemplate
+from atlas_ray.environments.protocol import LocalSession, Opening
 from atlas_ray.environments.table import get
 from atlas_ray.evaluation import verification
 from atlas_ray.evaluation.settings import VerifyConfig
@@ -53,8 +54,10 @@ def test_every_episode_is_compared_with_the_recorded_task() -> None:
     planned = Planned(expert, (2,), starts(expert, (2,), seed=0))
     asked = list(_requests(planned, validate(VerifyConfig, values)))
     assert sorted(len(r.prefix) for r in asked)[:3] == [0, 0, 1]
-    assert {(r.instruction, r.first_observation) for r in asked} == {
-        (expert.messages[0].content, expert.messages[2].content)
+    opening = Opening.recorded(expert)
+    assert opening is not None
+    assert {(r.opening, r.first_observation) for r in asked} == {
+        (OpeningTemplate.verbatim(opening), expert.messages[2].content)
     }
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
+from atlas_ray.environments.agentboard import with_agentboard
 from atlas_ray.environments.protocol import (
     MALFORMED,
     EnvironmentSpec,
@@ -26,24 +27,27 @@ from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
-RECOVERIES = 2
+RECOVERIES = 3
 _GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
-PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the second
+PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before each further one
 _MADE_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
 
 T = TypeVar("T")
 
 
 def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
-    """A session with the servers that `config` names for the environment, else with the built-in world.
+    """A session with the servers that `config` names for the environment, else with the built-in world, on AgentBoard's
+    tasks where it names those.
 
     Raises:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
-    for name in config.servers:
+    for name in (*config.servers, *config.agentboard):
         table.get(name)
     servers = config.servers.get(spec.name)
-    return HttpSession(spec, servers, config.timeout_s) if servers else LocalSession(spec)
+    if servers:
+        return HttpSession(spec, servers, config.timeout_s)
+    return LocalSession(with_agentboard(spec, config))
 
 
 class HttpSession:
@@ -65,7 +69,7 @@ class HttpSession:
         for server in servers:
             check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._instruction = instruction or spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
+        self._instruction = instruction or own_instruction(spec)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
@@ -188,7 +192,7 @@ class HttpSession:
         """
         assert self._task is not None
         text = await lease.reset(self.spec.index(self._task.item_id))
-        same = same_answer(text, self._opening)
+        same = self.spec.same_task(self._opening, text)
         for action, before in self._played:
             if not same:
                 break
@@ -211,6 +215,11 @@ class HttpSession:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.give_back()
+
+
+def own_instruction(spec: EnvironmentSpec) -> str:
+    """What opens a conversation where nothing else is given."""
+    return spec.instruction or _GENERIC_INSTRUCTION.format(name=spec.name)
 
 
 def check_address(name: str, server: str) -> None:

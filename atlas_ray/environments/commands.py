@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from atlas_ray.errors import UserError
 from atlas_ray.text import printable
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 environments_app = typer.Typer(help="Look at the environments.", no_args_is_help=True)
 
@@ -28,11 +31,20 @@ def serve(
     run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or ())
 
 
-def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", help="Servers to check.")]) -> None:
-    """Check environment servers before a run: reachable, tasks, whether replay is exact."""
+def servers_table(servers: Sequence[str]) -> tuple[Table, bool]:
+    """Looks at servers: reachable, tasks, whether replay is exact.
+
+    Args:
+        servers: Of the form ENV=URL.
+
+    Returns:
+        A row a server, and whether all can be used.
+
+    Raises:
+        UserError: If one is of another form, or its environment is unknown.
+    """
     import asyncio
 
-    from rich.console import Console
     from rich.table import Table
 
     from atlas_ray.environments.probe import probe
@@ -40,15 +52,11 @@ def doctor(servers: Annotated[list[str], typer.Argument(metavar="ENV=URL...", he
     table = Table("environment", "server", "reachable", "tasks", "replay")
     healthy = True
     for server in servers:
-        env, sign, url = server.partition("=")
-        if not sign:
-            raise UserError(f"{server!r} is not of the form ENV=URL", "write maze=http://127.0.0.1:8000")
+        env, _, url = server.partition("=")
         found = asyncio.run(probe(url, env))
         healthy &= found.ok
         table.add_row(env, url, *map(printable, (found.reachable, found.tasks, found.replay)))
-    Console(markup=False).print(table)
-    if not healthy:
-        raise typer.Exit(1)
+    return table, healthy
 
 
 @environments_app.command("list")

@@ -26,7 +26,6 @@ class Dialect:
         opening: Where the first observation comes from: reset's answer; the vocabulary; the task's description and
             reset's observation; reset's observation and the available actions; or a GET of `/observation`.
         closes: Whether there is a `/close`.
-        counts: Whether its ids grow; one that does not tells of a restart.
         bare: As the tools: `/create` answers the id and `/reset` the text alone, `/observation` always the first text,
             it carries on after the end, and what cannot be met is a plain HTTP 500.
         paged: As webshop: `/reset` answers a pair, `/observation` the page at hand, and further GETs tell its state.
@@ -44,7 +43,6 @@ class Dialect:
     reward_key: str = "reward"
     opening: Literal["reset", "vocabulary", "description", "actions", "observation"] = "reset"
     closes: bool = True
-    counts: bool = True
     bare: bool = False
     paged: bool = False
     pays_once: bool = False
@@ -90,7 +88,6 @@ DIALECTS: dict[str, Dialect] = {
         observation_key="state",
         opening="observation",
         closes=False,
-        counts=False,
         bare=True,
         paged=True,
     ),

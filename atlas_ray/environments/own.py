@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from atlas_ray.environments.protocol import Decision, World
 from atlas_ray.errors import UserError
 
-NAMES = ("jericho", "alfworld", "webshop")
+NAMES = ("jericho", "pddl", "alfworld", "webshop")
 
 
 @dataclass(frozen=True)

@@ -22,26 +22,33 @@ Split = Literal["train", "test"]
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What an episode starts with: the instruction (how to play, answer format) and the task's first observation."""
+    """An episode's first three turns, as in AgentTraj-L.
+
+    Attributes:
+        instruction: How to play, and the form of answers.
+        observation: The task's first one.
+        acknowledgement: What the agent says to the instruction.
+    """
 
     instruction: str
     observation: str
+    acknowledgement: str = "OK"
 
     def messages(self) -> list[Message]:
-        """The conversation's first three turns, as in AgentTraj-L: instruction, "OK", first observation."""
+        """The turns: instruction, acknowledgement, first observation."""
         return [
             Message("user", self.instruction),
-            Message("assistant", "OK"),
+            Message("assistant", self.acknowledgement),
             Message("user", self.observation),
         ]
 
     @classmethod
     def recorded(cls, trajectory: Trajectory) -> Opening | None:
-        """A trajectory's, where it starts as AgentTraj-L's do: instruction, "OK", first observation."""
+        """A trajectory's, where it starts with these three turns."""
         turns = trajectory.messages[:3]
         roles = [(m.role, m.trainable) for m in turns]
         alike = roles == [("user", False), ("assistant", False), ("user", False)]
-        return cls(turns[0].content, turns[2].content) if alike else None
+        return cls(turns[0].content, turns[2].content, turns[1].content) if alike else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +140,7 @@ class EnvironmentSpec:
     indices: Callable[[], Iterable[int]] | None = None
     extra: str | None = None
     names_task: str | None = None
+    plain: Callable[[str], str] | None = None
     replay: Literal["exact", "tolerant"] = "exact"
 
     def index(self, item_id: str) -> int:

@@ -74,6 +74,7 @@ _ROWS = (
         n_test=_N_TEST,
         # the hidden word stays hidden; AgentGym shows every task the same words
         names_task=r"Words: .*",
+        plain=wordle.vocabulary_lines,
     ),
     EnvironmentSpec(
         *("babyai", "in", 20, "reward", "single"),
@@ -147,7 +148,7 @@ _ROWS = (
     ),
     EnvironmentSpec(
         *("pddl", "out", 30, "progress", "last"),
-        instruction=pddl.INSTRUCTION,
+        instruction=pddl.texts.INSTRUCTION,
         world=pddl.Pddl,
         n_train=300,
         n_test=60,

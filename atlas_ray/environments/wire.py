@@ -25,6 +25,10 @@ TOKEN_VARIABLE = "ATLAS_SERVER_TOKEN"
 MAX_ANSWER = 2**22
 _CLOSE_SECONDS = 5.0
 _PASSING = (408, 425, 429)  # refusals for the moment, by a proxy
+_BUSY = (429, 503)
+_BUSY_TRIES, _BUSY_SECONDS = 5, 0.1  # as AgentGym's client of webshop
+_KEEP_SECONDS = 4.0  # that a socket may idle between two requests: AgentGym's servers (uvicorn) close it after 5
+_LOST = "the server lost the id: it was restarted, or handed it out twice"
 
 
 class Fault(Exception):
@@ -41,6 +45,14 @@ class Refusal(Fault):
     def __init__(self, cause: str, status: int) -> None:
         super().__init__(cause)
         self.status = status
+
+
+class Busy(Fault):
+    """A request that was turned away for the moment, before anything came of it."""
+
+
+class Unreachable(Fault):
+    """A request that was not even sent: nobody listens at the address."""
 
 
 class Wire:
@@ -87,15 +99,43 @@ class Wire:
             token = os.environ.get(TOKEN_VARIABLE)
             headers = {"Authorization": f"Bearer {token}"} if token else {}
             # as many connections as episodes: the pool above bounds those
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0), headers=headers)
+            connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_SECONDS)
+            self._http = aiohttp.ClientSession(connector=connector, headers=headers, response_class=_Response)
         return self._http
 
 
+class _Response(aiohttp.ClientResponse):
+    """A response whose socket is not used again after a 5xx.
+
+    After an exception nobody handled, uvicorn closes the socket without saying so, and the next request on it would be
+    lost: whether it was played, nobody could tell.
+    """
+
+    async def start(self, connection: aiohttp.connector.Connection) -> aiohttp.ClientResponse:
+        """Reads the head."""
+        protocol = connection.protocol
+        await super().start(connection)
+        if self.status >= 500 and protocol is not None:
+            protocol.force_close()  # instead of being kept, once the body is read
+            if connection.protocol is None:  # it was read along with the head, and is kept already
+                protocol.close()
+        return self
+
+
 class Lease:
-    """An id on a server, for one episode at a time; `lost` once the server is known to have forgotten it."""
+    """An id on a server, for one episode at a time.
+
+    Attributes:
+        since: When it was made, on the loop's clock.
+        lost: Whether the server is known to have forgotten it.
+        quiet: Set while no request about it is in flight.
+    """
 
     def __init__(self, connection: Connection, number: int) -> None:
-        self.connection, self.number, self.lost = connection, number, False
+        self.connection, self.number = connection, number
+        self.since, self.lost = asyncio.get_running_loop().time(), False
+        self.quiet = asyncio.Event()
+        self.quiet.set()
 
     async def reset(self, index: int) -> str:
         """Starts task `index` and composes its first observation.
@@ -155,20 +195,22 @@ class Lease:
 
 
 class Connection:
-    """One environment on one server, and the ids there."""
+    """One environment on one server, and the ids there.
+
+    That a server was restarted shows itself in three ways: it does not know an id any more, nobody listens at its
+    address, or it hands out an id that is still held. Ids that come out of order are no sign: AgentGym's servers make
+    them in threads, and some of them even hand one out twice to requests at the same time.
+    """
 
     def __init__(self, wire: Wire, server: str, name: str, timeout_s: float) -> None:
         self.server, self.name = server, name
         self._wire, self._timeout = wire, timeout_s
         self.dialect = DIALECTS.get(name, GENERIC)
         self._roots = _roots(server, name, self.dialect.prefixed)
-        self._live: dict[int, Lease] = {}
+        self._held: dict[int, Lease] = {}  # at most one lease a number
         self._idle: list[Lease] = []
-        self._highest = -1  # id so far
-        self._restarts, self._in_flight = 0, 0
-        self._quiet, self._settled = asyncio.Event(), asyncio.Event()
-        self._quiet.set()
-        self._settled.set()
+        self._creates = set[asyncio.Future[None]]()  # in flight
+        self._one_by_one, self._turn = False, asyncio.Lock()  # where requests at the same time got one id
 
     async def acquire(self, fresh: bool = False) -> Lease:
         """An id for one episode: one given back, or a new one.
@@ -179,36 +221,26 @@ class Connection:
         while self._idle and not fresh:
             if not (lease := self._idle.pop()).lost:
                 return lease
-        while True:
-            await self._settled.wait()
-            restarts = self._restarts
-            number = await self._create()
-            if not isinstance(number, int) or isinstance(number, bool):
-                raise Fault(f"/create answers no id but {number!r:.100}")
-            if restarts == self._restarts:
-                if number not in self._live and (number > self._highest or not self.dialect.counts):
-                    break
-                await self._forget()
-            await self._close(self._wire.http, Lease(self, number))
-        self._highest = max(self._highest, number)
-        self._live[number] = lease = Lease(self, number)
+        async with self._turn if self._one_by_one else contextlib.nullcontext():
+            loop = asyncio.get_running_loop()
+            created, sent = loop.create_future(), loop.time()
+            self._creates.add(created)
+            try:
+                number = await self._create()
+                if not isinstance(number, int) or isinstance(number, bool):
+                    raise Fault(f"/create answers no id but {number!r:.100}")
+                before = self._held.get(number)
+                self._held[number] = lease = Lease(self, number)
+                if before is not None:
+                    before.lost = True
+                    self._one_by_one |= before.since >= sent
+            finally:
+                self._creates.discard(created)
+                created.set_result(None)
+        if before is not None:
+            # what is in flight under the old lease may play in the new one's episode, whose reset comes after it
+            await before.quiet.wait()
         return lease
-
-    async def _forget(self) -> None:
-        """Gives up every id of a server that counts anew, so was restarted.
-
-        What is in flight under an old id may play in the episode that has this id now. So its answer is thrown away
-        (the lease is lost), and no id that was handed out before all is quiet is used.
-        """
-        self._restarts, self._highest = self._restarts + 1, -1
-        for lease in self._live.values():
-            lease.lost = True
-        self._live.clear()
-        self._settled.clear()
-        try:
-            await self._quiet.wait()
-        finally:
-            self._settled.set()
 
     def keep(self, lease: Lease) -> None:
         """Keeps an id for the next episode."""
@@ -218,17 +250,23 @@ class Connection:
     async def drop(self, lease: Lease) -> None:
         """Forgets an id whose state is unknown, and tells the server as far as that is possible."""
         if not lease.lost:
-            lease.lost = True
-            self._live.pop(lease.number, None)
+            self._lose(lease)
             await self._close(self._wire.http, lease)
+
+    def _lose(self, lease: Lease) -> None:
+        """Takes an id out of use."""
+        lease.lost = True
+        if self._held.get(lease.number) is lease:
+            del self._held[lease.number]
 
     async def close_idle(self, http: aiohttp.ClientSession) -> None:
         """Closes the ids that nobody uses, where the server knows how; the others stay for later sessions."""
         if self.dialect.closes:
             idle, self._idle = self._idle, []
-            for lease in idle:
-                self._live.pop(lease.number, None)
-            await asyncio.gather(*(self._close(http, lease) for lease in idle))
+            mine = [lease for lease in idle if not lease.lost]
+            for lease in mine:
+                self._lose(lease)
+            await asyncio.gather(*(self._close(http, lease) for lease in mine))
 
     async def post(self, lease: Lease, endpoint: str, body: dict[str, Any]) -> Any:
         """What an endpoint answers to a body about an id.
@@ -248,17 +286,22 @@ class Connection:
 
     async def _about(self, lease: Lease, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
         if lease.lost:
-            raise Fault("the server was restarted")
-        self._in_flight += 1
-        self._quiet.clear()
+            raise Fault(_LOST)
+        lease.quiet.clear()
         try:
             answer = await self._request(method, url, body)
+        except Fault as fault:
+            if f"id {lease.number} is not valid" in str(fault):
+                self._lose(lease)
+            raise
         finally:
-            self._in_flight -= 1
-            if not self._in_flight:
-                self._quiet.set()
+            lease.quiet.set()
+        # A restarted server may have answered for an episode that it began under this id just now; whoever asked for
+        # that one is about to learn its id.
+        if self._creates:
+            await asyncio.wait(set(self._creates))
         if lease.lost:
-            raise Fault("the server was restarted")
+            raise Fault(_LOST)
         return answer
 
     async def _create(self) -> Any:
@@ -276,7 +319,20 @@ class Connection:
         raise Refusal(f"it serves no {self.name}", 404)
 
     async def _request(self, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
-        return await request_json(self._wire.http, method, url, body, self._timeout)
+        """One request's answer; asked again where it was turned away, and so has not happened."""
+        for left in reversed(range(_BUSY_TRIES)):
+            try:
+                return await request_json(self._wire.http, method, url, body, self._timeout)
+            except Busy:
+                if not left:
+                    raise
+                await asyncio.sleep(_BUSY_SECONDS)
+            except Unreachable:
+                # nobody listens, so the process that knew the ids is gone
+                for lease in list(self._held.values()):
+                    self._lose(lease)
+                raise
+        raise AssertionError("the last try returns or raises")
 
     async def _close(self, http: aiohttp.ClientSession, lease: Lease) -> None:
         if self.dialect.closes:
@@ -310,12 +366,13 @@ async def request_json(
     except TimeoutError:
         raise Fault(f"no answer within {timeout_s:g} s", answered=False) from None
     except (aiohttp.ClientError, OSError, LookupError, ValueError) as error:
-        raise Fault(f"{type(error).__name__}: {error}", answered=False) from None
+        refused = isinstance(getattr(error, "os_error", None), ConnectionRefusedError)
+        raise (Unreachable if refused else Fault)(f"{type(error).__name__}: {error}", answered=False) from None
     shown = printable(text[:200].strip())
     if 400 <= status < 500 and status not in _PASSING:
         raise Refusal(f"HTTP {status}: {shown}", status)
     if status != 200:
-        raise Fault(f"HTTP {status}: {shown}")
+        raise (Busy if status in _BUSY else Fault)(f"HTTP {status}: {shown}")
     try:
         answer = json.loads(text)
     except (ValueError, RecursionError):

@@ -46,6 +46,13 @@ def vocabulary_text(words: Sequence[str]) -> str:
     return "Words: " + ", ".join(map(_spell, words)) + "."
 
 
+def vocabulary_lines(text: str) -> str:
+    """The words of such a first observation as they were given, one a line; any other text as it is."""
+    if not (text.startswith("Words: ") and text.endswith(".")):
+        return text
+    return "\n".join(spelt[::2] for spelt in text[len("Words: ") : -1].split(", "))
+
+
 def feedback(guess: str, hidden: str) -> str:
     """Colours of a guess, e.g. "b y b b g"; a letter is yellow only as often as the hidden word still has it."""
     left = [h for g, h in zip(guess, hidden, strict=True) if g != h]

@@ -6,6 +6,7 @@ from functools import cache
 
 from atlas_ray.config import DataConfig
 from atlas_ray.environments import table
+from atlas_ray.environments.agentboard import with_agentboard
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.trajectories.readers import read_items
@@ -29,7 +30,7 @@ def test_tasks(config: EvaluateConfig) -> dict[str, list[Task]]:
                     f"which test tasks {env} has is not known here: its server holds them",
                     "name them by a data set with their item ids: evaluate.items: {path: AgentGym/AgentEval}",
                 )
-            found[env] = spec.tasks("test", limit)
+            found[env] = with_agentboard(spec, config.environments).tasks("test", limit)
             continue
         if env not in config.environments.servers:
             raise UserError(

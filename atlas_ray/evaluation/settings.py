@@ -14,6 +14,7 @@ from atlas_ray.config import (
     EngineConfig,
     EnvironmentsConfig,
     LimitsConfig,
+    OpeningsConfig,
     RayConfig,
     Strict,
 )
@@ -59,7 +60,9 @@ class EvaluateConfig(Strict):
         None,
         description="data set that names test tasks by item_id, e.g. AgentGym/AgentEval; built-in ones else",
     )
-    instructions: str | None = Field(None, description="data set whose opening instructions are used")
+    openings: OpeningsConfig | None = Field(
+        None, description="what conversations open with; the environments' own where not given"
+    )
     samples: int = Field(1, ge=1)
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
@@ -70,6 +73,19 @@ class EvaluateConfig(Strict):
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _instructions(cls, values: Any) -> Any:
+        """Takes the name that `openings.data.path` had."""
+        if not isinstance(values, dict) or "instructions" not in values:
+            return values
+        path = values["instructions"]
+        values = {key: value for key, value in values.items() if key != "instructions"}
+        if path is None:
+            return values
+        _log.warning("`instructions` is now `openings: {data: {path: %s}}`, which takes all three opening turns", path)
+        return values | {"openings": values.get("openings") or {"data": {"path": path}}}
 
     @model_validator(mode="before")
     @classmethod

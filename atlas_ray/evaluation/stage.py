@@ -9,14 +9,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
-from atlas_ray.config import DataConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
+from atlas_ray.evaluation.openings import Openings, find_openings
 from atlas_ray.evaluation.paired import Comparison, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.models.endpoint import EndpointSpec
@@ -55,14 +55,12 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
     """
     for env in config.tasks:
         open_session(table.get(env), config.environments)
-    requests = {
-        episode_id(r.task, r.sample, 0): r
-        for r in _requests(config, _instructions(config) if config.instructions else {})
-    }
+    requests = {episode_id(r.task, r.sample, 0): r for r in _requests(config)}
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
     with ExitStack() as stack:
         pool: RolloutPool | None = None
         spec: EngineSpec | EndpointSpec | None = None
+        openings: Openings | None = None
         for arm, folder in folders.items():
             # Another arm more or less changes nothing for this one.
             own = config.model_copy(update={"models": {arm: config.models[arm]}})
@@ -73,6 +71,9 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun = time.monotonic()
             if left:
+                openings = openings or find_openings(config)
+                openings.write_to(folder)
+                left = [replace(request, opening=openings.of(request.task)) for request in left]
                 before, spec = spec, _spec(arm, config)
                 if pool is not None and type(before) is type(spec):
                     pool.load(spec)
@@ -157,25 +158,13 @@ def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[Environ
     return found
 
 
-def _requests(config: EvaluateConfig, instructions: dict[str, str]) -> Iterator[EpisodeRequest]:
+def _requests(config: EvaluateConfig) -> Iterator[EpisodeRequest]:
     sampling = Sampling(config.temperature, config.max_tokens)
-    for env, tasks in test_tasks(config).items():
+    for tasks in test_tasks(config).values():
         for task in tasks:
             for sample in range(config.samples):
                 group = task.id if config.samples > 1 else None
-                yield EpisodeRequest(
-                    task, sampling, config.seed, sample, instruction=instructions.get(env), group=group
-                )
-
-
-def _instructions(config: EvaluateConfig) -> dict[str, str]:
-    """By environment what opens its first trajectory in the data set; environments without one keep their own."""
-    from atlas_ray.trajectories.readers import read_trajectories
-
-    found: dict[str, str] = {}
-    for trajectory in read_trajectories(DataConfig(path=config.instructions or "", limit=1)):
-        found.setdefault(trajectory.env, trajectory.messages[0].content)
-    return found
+                yield EpisodeRequest(task, sampling, config.seed, sample, group=group)
 
 
 def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, title: str, total: int) -> None:

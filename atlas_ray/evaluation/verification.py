@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import VerifyConfig
@@ -160,7 +161,7 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 sample=sample,
                 prefix=replies[:start],
                 recorded=answers[:start],
-                instruction=opening.instruction if opening else None,
+                opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=opening.observation if opening else None,
                 given=given,
                 group=t.id,

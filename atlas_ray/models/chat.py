@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.models.source import check_model, trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.types import Message, Role
 
 # Some templates write today's date into the system turn; results must not depend on the day.
@@ -92,16 +92,18 @@ class ChatFormat:
 
     @classmethod
     def load(cls, model: str, revision: str | None = None) -> ChatFormat:
-        """The format of a model folder or hub id, at a revision of the hub's.
+        """The format of a model folder, URI or hub id, at a revision of the hub's.
 
         Raises:
             UserError: If no tokenizer can be loaded from there, or the model is not safe to load.
         """
         from transformers import AutoTokenizer
 
-        check_model(model)
+        place = local_model(model, whole=False)
         try:
-            return cls(AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=trusted()))
+            tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trusted())
+            tokenizer.name_or_path = model
+            return cls(tokenizer)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None

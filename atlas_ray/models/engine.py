@@ -8,6 +8,7 @@ the batch.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import select
@@ -22,7 +23,7 @@ from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.source import longest, trusted
+from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
 from atlas_ray.types import Message, Task, Usage
 
@@ -113,11 +114,13 @@ class VllmPolicy:
             # Ray leaves an actor one thread; the number changes no result.
             cores = (os.cpu_count() or 1) // self.spec.config.replicas
             os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
+        # Off the loop: many gigabytes may have to come from a store.
+        self._folder = await asyncio.to_thread(local_model, self.spec.model)
         self.chat = ChatFormat.load(self.spec.model, self.spec.revision)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         try:
-            self._engine = AsyncLLM.from_engine_args(_engine_args(self.spec, cpu))
+            self._engine = AsyncLLM.from_engine_args(_engine_args(self.spec, self._folder, cpu))
         except Exception as error:
             raise ModelFailure(
                 f"the engine does not start with {self.spec.model}: {_short(error)}",
@@ -237,16 +240,17 @@ class VllmPolicy:
             ModelFailure: If the engine fails.
         """
         changed = spec.config != self.spec.config or spec.revision != self.spec.revision
-        if self._engine is None or changed or not _alike(self.spec.model, spec.model):
+        folder = await asyncio.to_thread(local_model, spec.model)
+        if self._engine is None or changed or not _alike(self._folder, folder):
             await self.close()
             self.spec = spec
             return await self.start()
         try:
-            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": spec.model})
+            await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
             await self._engine.reset_prefix_cache()
         except Exception as error:
             raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
-        self.spec = spec
+        self.spec, self._folder = spec, folder
 
     async def close(self) -> None:
         """Ends the engine and its processes."""
@@ -308,11 +312,11 @@ def outlive_not(owner: int, end: Callable[[], object]) -> None:
     threading.Thread(target=watch, name="tether", daemon=True).start()
 
 
-def _engine_args(spec: EngineSpec, cpu: bool) -> Any:
+def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return AsyncEngineArgs(
-        **_options(spec.model, spec.config, cpu),
+        **_options(folder, spec.config, cpu),
         revision=spec.revision,
         tokenizer_revision=spec.revision,
         worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
@@ -355,7 +359,7 @@ def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[st
 
     cpu = not torch.cuda.is_available()
     arguments = []
-    for key, value in _options(model, config, cpu).items():
+    for key, value in _options(local_model(model), config, cpu).items():
         name = key.replace("_", "-")
         if isinstance(value, bool):
             arguments.append(f"--{'' if value else 'no-'}{name}")

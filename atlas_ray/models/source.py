@@ -1,6 +1,7 @@
-"""What a model may bring along: weights as safetensors, and code of its own only where the machine's owner allows it.
+"""Where a model lies, and what it may bring along: safetensors, and code only where the machine's owner allows it.
 
-Flows in: a model folder or hub id; flows out: options for whoever loads it, or a refusal before anything is loaded.
+Flows in: a model folder, its URI in an object store, or a hub id; flows out: a local folder (or the id) and options for
+whoever loads it, or a refusal before anything is loaded.
 """
 
 from __future__ import annotations
@@ -8,13 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import UserError
+from atlas_ray.runs.local_copy import local_copy
 
 TRUST_VARIABLE = "ATLAS_TRUST_REMOTE_CODE"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
+_WEIGHTS = ".safetensors"
+_BESIDE = (".json", ".jinja", ".model", ".txt", ".bpe", ".tiktoken", ".py")  # configuration and tokenizer
 
 _log = logging.getLogger(__name__)
 
@@ -32,23 +38,41 @@ def weights() -> dict[str, Any]:
     return {"use_safetensors": True, "trust_remote_code": trusted()}
 
 
-def check_model(model: str) -> None:
+def local_model(model: str, *, whole: bool = True) -> str:
+    """Where a model can be loaded from on this machine: brought here where it lies behind a URI, and looked at.
+
+    Args:
+        model: Folder, URI or hub id; a hub id comes back as it is.
+        whole: False for the configuration and tokenizer alone, without the weights.
+
+    Raises:
+        UserError: If it cannot be found or read, its weights are pickles, or it brings code and that is not allowed.
+        AtlasError: If it cannot be fetched.
+    """
+    if "://" not in model:
+        check_model(model)
+        return model
+    suffixes = (*_BESIDE, _WEIGHTS) if whole else _BESIDE
+    folder = str(local_copy(model, suffixes, partial(_refuse_pickles, model)))
+    check_model(folder, model)
+    return folder
+
+
+def check_model(folder: str, model: str | None = None) -> None:
     """Looks at a model folder; a hub id is left to the loaders, which get the same options.
+
+    Args:
+        folder: Of a model; anything else is passed over.
+        model: What the user calls it; None: the folder.
 
     Raises:
         UserError: If its weights are pickles, or it brings code and that is not allowed.
     """
-    folder = Path(model)
-    if not folder.is_dir():
+    place, model = Path(folder), model or folder
+    if not place.is_dir():
         return
-    files = sorted(file.name for file in folder.iterdir())
-    pickles = [name for name in files if Path(name).suffix in _PICKLES and not name.startswith("training_args")]
-    if pickles and not any(name.endswith(".safetensors") for name in files):
-        raise UserError(
-            f"the weights of {model} are a pickle ({pickles[0]}), which can run any code when it is loaded",
-            "take the model's safetensors, or convert it where you trust it: save_pretrained() writes them",
-        )
-    bringing = [name for name in ("config.json", "tokenizer_config.json") if _brings_code(folder / name)]
+    _refuse_pickles(model, sorted(file.name for file in place.iterdir()))
+    bringing = [name for name in ("config.json", "tokenizer_config.json") if _brings_code(place / name)]
     if bringing and not trusted():
         raise UserError(
             f"{model} brings code of its own ({bringing[0]}: auto_map), which is not run",
@@ -61,12 +85,21 @@ def longest(model: str) -> int:
     from transformers import AutoConfig
 
     try:
-        return int(
-            AutoConfig.from_pretrained(model, trust_remote_code=trusted()).get_text_config().max_position_embeddings
-        )
+        known = AutoConfig.from_pretrained(local_model(model, whole=False), trust_remote_code=trusted())
+        return int(known.get_text_config().max_position_embeddings)
     except (OSError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
+
+
+def _refuse_pickles(model: str, names: Iterable[str]) -> None:
+    own = [name for name in names if "/" not in name]
+    pickles = [name for name in own if Path(name).suffix in _PICKLES and not name.startswith("training_args")]
+    if pickles and not any(name.endswith(_WEIGHTS) for name in own):
+        raise UserError(
+            f"the weights of {model} are a pickle ({pickles[0]}), which can run any code when it is loaded",
+            "take the model's safetensors, or convert it where you trust it: save_pretrained() writes them",
+        )
 
 
 def _brings_code(file: Path) -> bool:

@@ -76,7 +76,7 @@ class Recipe:
         )
         # every section is checked here, before anything runs
         self.select = self._selections()
-        self.units = [self._unit(arm, seed) for arm in self.arms for seed in config.seeds]
+        self.units = [self._unit(name, seed) for name, arm in self.arms.items() if arm.train for seed in config.seeds]
         self.train: dict[str, TrainConfig] = {}
         for name, tiny in self.tiny.items():
             data = DataConfig(path=self.at("collect", self._novice(name)))
@@ -243,12 +243,21 @@ class Recipe:
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
                 **settings,
+                "openings": self._openings(),
                 "tasks": {env: tasks[env] for env in envs},
                 "run": self.at("evaluate", *filter(None, [key])),
                 "models": models,
             },
             where="the recipe's evaluate section",
         )
+
+    def _openings(self) -> Any:
+        """As the section says; the data is the experts', unless it is made here, in the worlds that are evaluated."""
+        settings = self.config.evaluate
+        given = settings.get("openings", {})
+        if "instructions" in settings or not isinstance(self.config.expert, DataConfig):
+            return given or None
+        return {"data": self.expert.model_dump(), **given} if isinstance(given, dict) else given
 
     def _verifications(self) -> dict[int, VerifyConfig]:
         """By seed: it draws the control's starts, and what a model says that is not greedy."""

@@ -16,12 +16,15 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.recipes.stages import selector_words
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.budget import budget
 from atlas_ray.selection.prices import price, price_of
+from atlas_ray.selection.prompt import load_prompt
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.selection.tokens import by_rule
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
-from atlas_ray.types import Usage
+from atlas_ray.types import Message, Trajectory, Usage
 
-_PROMPT_TOKENS, _ANSWER_TOKENS = 900, 400  # of the selector's instructions, of its reply
+_ANSWER_TOKENS = 400  # of the selector's reply
 _SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
 _BUILT_IN_ONLY = ("pddl", "jericho")  # AgentGym has no server and AgentEval no items of them
 
@@ -63,7 +66,20 @@ def plan_lines(recipe: Recipe) -> list[str]:
     lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
     lines += [_verification(config, shapes) for config in recipe.verify.values()]
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
-    return [*said, *_sums(recipe, [line.work for line in lines])]
+    return [*said, *_sums(recipe, [line.work for line in lines]), *_not_included(recipe, shapes)]
+
+
+def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:
+    """Extra arms that were not asked for, and what each would take besides its evaluation."""
+    names = [name for name in recipe.config.extra_arms if name not in recipe.arms]
+    if not names or recipe.tables != list(recipe.config.tables):
+        return
+    whole = Recipe(recipe.config, recipe.config.extra_arms)
+    for name in names:
+        units = [unit for unit in whole.units if unit.arm == name]
+        line = _selection(name, whole.select[whole.arms[name].like or name], shapes)
+        work = _sum([line.work, *(_training(whole, unit.name, shapes).work for unit in units)])
+        yield f"not included, add it by --with {name}: {line.words}{_cost(work, whole)}"
 
 
 def _together(lines: Iterable[Line]) -> Iterator[Line]:
@@ -121,7 +137,8 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
     if isinstance(selector, LlmSelector | ValueSelector | PerplexitySelector) and not shapes:
         words += " (its cost is known once the expert's trajectories are collected)"
     elif isinstance(selector, LlmSelector):
-        read = selector.votes * sum(s.trajectories * (s.tokens + _PROMPT_TOKENS) for s in own.values())
+        asked = sum(s.trajectories * _prompt_tokens(selector, round(s.steps)) for s in own.values())
+        read = selector.votes * (sum(s.trajectories * s.tokens for s in own.values()) + asked)
         calls, written = selector.votes * number, selector.votes * number * _ANSWER_TOKENS
         if selector.engine is not None:
             work = Work(read=read, written=written)
@@ -131,7 +148,7 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
             work = Work(calls=calls, dollars=known.of(usage) if known else 0.0)
         words += (
             f"; {calls:,.0f} calls of {selector.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
-            f"{_PROMPT_TOKENS} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
+            f"{asked / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
         )
         if selector.engine is None and not work.dollars:
             words += ", at an unknown price"
@@ -152,6 +169,13 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
         work = Work(read=sum(s.trajectories * s.tokens for s in own.values()))
         words += f"; {number:,.0f} forward passes, one a trajectory"
     return Line(f"select/{name}", words, work)
+
+
+def _prompt_tokens(selector: LlmSelector, n_steps: int) -> int:
+    """Of the selector's prompt around a trajectory, and of the labels in it."""
+    turns = [Message("user", ""), *[Message("assistant", "", True), Message("user", "")] * n_steps]
+    prompt = load_prompt(selector.prompt_file, selector.prompt)
+    return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(selector.ratio, n_steps)))
 
 
 def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
@@ -243,10 +267,14 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
     return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
 
 
+def remote_environments(config: EvaluateConfig) -> list[str]:
+    """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
+    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in _BUILT_IN_ONLY)]
+
+
 def _needs(recipe: Recipe) -> list[str]:
     """What must be there before it starts: GPUs, environment servers, keys."""
-    played = [(env, config) for config in recipe.evaluations.values() for env in config.tasks]
-    remote = dict.fromkeys(e for e, c in played if table.get(e).world is None or (c.items and e not in _BUILT_IN_ONLY))
+    remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
     asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
     keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}

@@ -31,6 +31,7 @@ class ArmConfig(Strict):
         like: Instead of it, the arm whose selection it shares.
         start: The model it starts from: `base`, or one of the recipe's `backbones`.
         envs: Environments that it is trained and evaluated on; the recipe's where None.
+        train: False: nothing is trained and evaluated, its selection alone is made and counted.
         stand_in: What stands here in the place of the paper's, in words for the tables.
     """
 
@@ -38,6 +39,7 @@ class ArmConfig(Strict):
     like: str | None = None
     start: str = BASE
     envs: list[str] | None = None
+    train: bool = True
     stand_in: str | None = None
 
     @model_validator(mode="before")
@@ -50,6 +52,8 @@ class ArmConfig(Strict):
     def _one_selection(self) -> Self:
         if (self.select is None) == (self.like is None):
             raise ValueError("an arm has either `select` or `like`")
+        if not self.train and self.select is None:
+            raise ValueError("an arm that is not trained has a selection of its own: `select`, not `like`")
         return self
 
 

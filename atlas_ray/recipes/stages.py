@@ -105,17 +105,20 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
     return found
 
 
-def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -> None:
-    """Runs the stages in order; what is finished is passed over by the stages themselves.
+def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *, skip_preflight: bool = False) -> None:
+    """Runs a preflight, then the stages in order; what is finished is passed over by the stages themselves.
 
     Args:
         recipe: What to run.
         only: Names or groups (`train`, `select/gold`) of stages to run; all where empty.
         whole: What the report is about, where that is more.
+        skip_preflight: Starts without it, and records that.
 
     Raises:
-        UserError: If no stage is of such a name.
+        UserError: If no stage is of such a name, or the preflight finds a fault.
     """
+    from atlas_ray.recipes.preflight.run import clear_for, skip
+
     planned = stages(recipe, whole)
     wanted = set(only)
     chosen = [s for s in planned if not wanted or wanted & _names(s.name)]
@@ -123,6 +126,10 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None) -
         tables = [f"; tables: {', '.join(recipe.config.tables)}"] if recipe.config.tables else []
         valid = ", ".join(s.name for s in planned)
         raise UserError(f"the recipe has no stage {', '.join(only)}", f"valid: {valid}{''.join(tables)}")
+    if skip_preflight:
+        skip(recipe)
+    else:
+        clear_for(recipe, [s.name for s in chosen], console)
     spent = weighed = 0.0
     for number, stage in enumerate(chosen, 1):
         pace = spent / weighed if weighed else 1.0

@@ -5,7 +5,7 @@ What is finished is reported; what is not is named as missing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.gather import gather_paper
-from atlas_ray.report.paper.render import as_table, cost_table, write_paper_tables
-from atlas_ray.report.paper.tables import paper_tables
+from atlas_ray.report.paper.render import as_table, chosen_table, cost_table, write_paper_tables
+from atlas_ray.report.paper.tables import PaperTable, paper_tables
 from atlas_ray.report.results import build_results
 from atlas_ray.report.selection_figures import selection_figures
 from atlas_ray.report.site import SiteInput
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import print_table, print_tables
+from atlas_ray.report.tables import Table, print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
@@ -51,7 +51,7 @@ def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
     site = replace(
         site_of(given),
         episodes=_episodes(recipe, given),
-        tables=[shown for made in tables for shown in (as_table(made), *([cost_table(made)] if made.costs else []))],
+        tables=[shown for made in tables for shown in _page_tables(made)],
         figures=[*figure2(runs), *cost_figures(runs), *selection_figures(results, given.selections)],
         downloads=written,
     )
@@ -60,10 +60,19 @@ def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
     asked = [made for made in tables if made.name in (recipe.tables if shown is None else shown)]
     ran = [made for made in asked if any(cell.ours for row in made.rows for cell in row.cells)]
     print_table(*(as_table(made, averages=True) for made in ran))
+    print_table(*(chosen_table(made) for made in asked if made.chosen))
     if written:
         console.print(f"the paper's tables beside ours: {len(written)} files in {folder.child('tables').uri}")
     console.print(f"report: {page}")
     return page
+
+
+def _page_tables(made: PaperTable) -> Iterator[Table]:
+    yield as_table(made)
+    if made.costs:
+        yield cost_table(made)
+    if made.chosen:
+        yield chosen_table(made)
 
 
 def site_of(given: ReportInput) -> SiteInput:
@@ -116,7 +125,7 @@ def gather(recipe: Recipe) -> ReportInput:
         specs=specs,
         n_expected={env: len(tasks) * evaluation.samples for env, tasks in test_tasks(evaluation).items()},
         temperature=evaluation.temperature,
-        instruction=evaluation.instructions or "the environment's own",
+        openings=manifest.get("openings", {}),
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
     )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.types import Episode, Selection, Trajectory
@@ -54,7 +55,7 @@ class ReportInput:
         specs: Rows of the environments evaluated, in the order of the tables.
         n_expected: Episodes that each arm was asked to play, by environment.
         temperature: Of evaluation.
-        instruction: Which opening instructions evaluation used.
+        openings: By environment where the opening turns come from, and their texts, as the manifest has them.
         critical: Name of the arm trained on critical steps, whose benefit is in question.
         max_excluded: Share of infrastructure failures that flags a cell.
     """
@@ -70,6 +71,6 @@ class ReportInput:
     specs: Mapping[str, EnvironmentSpec]
     n_expected: Mapping[str, int]
     temperature: float = 0.0
-    instruction: str = "the environment's own"
+    openings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     critical: str = "gold"
     max_excluded: float = 0.02

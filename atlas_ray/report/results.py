@@ -41,7 +41,8 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "seeds": list(given.seeds),
             "git_commit": given.git_commit,
             "versions": dict(given.versions),
-            "evaluation": {"temperature": given.temperature, "instruction": given.instruction},
+            "evaluation": {"temperature": given.temperature},
+            "openings": {env: dict(opening) for env, opening in given.openings.items()},
             "arms": arms,
             "selectors": [
                 {**row, "against": "gold"}

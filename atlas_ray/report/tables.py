@@ -172,6 +172,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
 def selector_table(results: Mapping[str, Any]) -> Table:
     """How well each selector finds the steps that the expert marked."""
     rows = []
+    critical = results["verdict"]["critical"]
     for row in results["selectors"]:
         failed = f"{row['errors']} failed" if row["errors"] else ""
         rows.append(
@@ -180,11 +181,11 @@ def selector_table(results: Mapping[str, Any]) -> Table:
                 *(Cell(_figure(row[key])) for key in ("precision", "recall", "f1")),
                 Cell(percent(row["requested"])),
                 Cell(percent(row["actual"])),
+                Cell(percent(row["overlap"].get(critical))),
                 Cell(str(row["trajectories"]), failed),
             ]
         )
     names = [row["name"] for row in results["selectors"]]
-    critical = results["verdict"]["critical"]
     return Table(
         "Selectors against the expert's own marks",
         [
@@ -192,10 +193,14 @@ def selector_table(results: Mapping[str, Any]) -> Table:
             *map(Column, ("precision", "recall", "F1")),
             Column("asked", "steps, %"),
             Column("chosen", "steps, %"),
+            Column(critical, "as, %"),
             Column("trajectories"),
         ],
         rows,
-        ["Gold is the expert's uncut annotation; a budget below its length caps recall."],
+        [
+            "Gold is the expert's uncut annotation; a budget below its length caps recall.",
+            f"As {critical}: Jaccard index of the chosen steps with its own.",
+        ],
         names.index(critical) if critical in names else None,
     )
 

@@ -9,10 +9,11 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TypeVar
 
 from atlas_ray.config import LimitsConfig
+from atlas_ray.environments.openings import OpeningTemplate, is_of_task
 from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
@@ -41,7 +42,7 @@ async def run_episode(
     seed: int,
     sample: int = 0,
     max_rounds: int | None = None,
-    instruction: str | None = None,
+    opening: OpeningTemplate | None = None,
     limits: LimitsConfig | None = None,
 ) -> Episode:
     """Plays one episode. A bad rollout is data: only cancellation is raised.
@@ -61,7 +62,7 @@ async def run_episode(
         seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
         sample: Number of the episode among those with the same task and start.
         max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
-        instruction: Opens the conversation in place of the environment's own.
+        opening: How the conversation opens; None: as the environment itself does.
         limits: Seconds for a turn and in all; None: the usual ones.
 
     Returns:
@@ -73,14 +74,12 @@ async def run_episode(
     cap = session.spec.max_rounds if max_rounds is None else max_rounds
     error = None
     try:
-        opening = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
-        if first_observation is not None and not session.spec.same_task(first_observation, opening.observation):
+        own = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
+        if first_observation is not None and not is_of_task(session.spec, first_observation, own.observation):
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
-        if instruction is not None:
-            opening = replace(opening, instruction=instruction)
-        course.messages += opening.messages()
+        course.messages += (opening.applied(session.spec, own) if opening else own).messages()
         with _blame(StopReason.MODEL_ERROR):
-            speaker = policy.open(task, opening.messages(), sampling)
+            speaker = policy.open(task, list(course.messages), sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break

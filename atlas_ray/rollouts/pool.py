@@ -15,6 +15,7 @@ from itertools import count
 from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
+from atlas_ray.environments.agentboard import absolute
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.episode import episode_id
@@ -110,7 +111,7 @@ class RolloutPool:
         max_restarts: int | None = None,
     ) -> None:
         self._spec, self._in_flight, self._retries = spec, in_flight, retries
-        self._environments, self._limits = environments or EnvironmentsConfig(), limits or LimitsConfig()
+        self._environments, self._limits = absolute(environments or EnvironmentsConfig()), limits or LimitsConfig()
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()

@@ -17,6 +17,7 @@ from typing import Any
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.guided import GivenTurn, Guided
@@ -48,7 +49,7 @@ class EpisodeRequest:
     recorded: tuple[str, ...] = ()
     first_observation: str | None = None
     max_rounds: int | None = None
-    instruction: str | None = None
+    opening: OpeningTemplate | None = None
     given: tuple[GivenTurn, ...] = ()
     group: str | None = None
 
@@ -162,7 +163,7 @@ class Replica:
                 seed=request.seed,
                 sample=request.sample,
                 max_rounds=request.max_rounds,
-                instruction=request.instruction,
+                opening=request.opening,
                 limits=self._limits,
             )
         finally:

@@ -15,28 +15,24 @@ import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from atlas_ray import __version__
-from atlas_ray.errors import AtlasError, NoAnswer, UserError
-from atlas_ray.runs.address import below, refuse_credentials
+from atlas_ray.errors import UserError
+from atlas_ray.runs.address import below
+from atlas_ray.runs.store import explained, first_line, in_time, open_store
 from atlas_ray.runs.tables import Record, TableSpec
 from atlas_ray.runs.units import JOB, record_finished
 
 FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
-CONTACT_SECONDS = 30.0
-_REMEDY = "check space, permissions and the address, then run again"
 
 
 class RunFolder:
@@ -50,29 +46,16 @@ class RunFolder:
     stage = ""
 
     def __init__(self, uri: str) -> None:
-        refuse_credentials(uri)
         self.uri = uri
-        try:
-            if "://" in uri:
-                self._fs, self._root = pafs.FileSystem.from_uri(uri)
-            else:
-                self._fs, self._root = pafs.LocalFileSystem(), str(Path(uri).resolve())
-        except (pa.ArrowInvalid, OSError, ValueError) as error:
-            remedy = "give a path or an s3:// or gs:// URI"
-            raise UserError(f"cannot open the run folder {uri!r}: {error}", remedy) from None
+        self._fs, self._root = open_store(uri)
 
     def _info(self, what: Any) -> Any:
-        with _explained(self.uri, "reach"):
+        with explained(self.uri, "reach"):
             return self._fs.get_file_info(what)
 
     def child(self, *names: str) -> RunFolder:
         """A folder below this one."""
         return RunFolder(below(self.uri, *names))
-
-    @property
-    def location(self) -> tuple[pafs.FileSystem, str]:
-        """The file system, and this folder's path there."""
-        return self._fs, self._root.rstrip("/")
 
     def has(self, name: str) -> bool:
         """Whether a file of that name lies here."""
@@ -93,19 +76,7 @@ class RunFolder:
         """
         if isinstance(self._fs, pafs.LocalFileSystem):
             return self.has("manifest.json")
-        asked: Future[bool] = Future()
-
-        def ask() -> None:
-            try:
-                asked.set_result(self.has("manifest.json"))
-            except Exception as error:  # noqa: BLE001 (handed on)
-                asked.set_exception(error)
-
-        threading.Thread(target=ask, daemon=True).start()
-        try:
-            return asked.result(CONTACT_SECONDS)
-        except TimeoutError:
-            raise NoAnswer(f"cannot reach {self.uri}: no answer within {CONTACT_SECONDS:.0f} s", _REMEDY) from None
+        return in_time(self.uri, lambda: self.has("manifest.json"))
 
     def delete(self) -> None:
         """Deletes the folder and all below it."""
@@ -127,8 +98,8 @@ class RunFolder:
         if clean:
             self.delete()
         if self.exists:
-            held = _without_placement(self.read_json("manifest.json")["config"])
-            differing = _differences(held, resolved)
+            held = self.read_json("manifest.json")["config"]
+            differing = _differences(_completed(held, type(config)), resolved)
             if differing:
                 raise UserError(
                     f"{self.uri} holds a run of another configuration; these keys differ:\n    "
@@ -140,7 +111,8 @@ class RunFolder:
             self._fs.create_dir(self._root, recursive=True)
         except OSError as error:
             raise UserError(
-                f"cannot write to {self.uri}: {_first(error)}", "choose another run folder, or check its credentials"
+                f"cannot write to {self.uri}: {first_line(error)}",
+                "choose another run folder, or check its credentials",
             ) from None
         self.write_json("manifest.json", _manifest(resolved, stage))
 
@@ -168,7 +140,7 @@ class RunFolder:
 
     def write_bytes(self, name: str, content: bytes) -> None:
         """Writes a file whole or not at all (an object store's put is atomic already)."""
-        with _explained(self.uri):
+        with explained(self.uri):
             self._fs.create_dir(str(PurePosixPath(self._path(name)).parent), recursive=True)
             if isinstance(self._fs, pafs.LocalFileSystem):
                 partial = self._path(f"{name}.{uuid.uuid4().hex}.partial")
@@ -184,7 +156,7 @@ class RunFolder:
 
     def copy_to(self, folder: Path) -> None:
         """Copies all files here and below into a local folder; others that lie there stay."""
-        with _explained(f"{self.uri} to {folder}", "copy"):
+        with explained(f"{self.uri} to {folder}", "copy"):
             folder.mkdir(parents=True, exist_ok=True)
             pafs.copy_files(
                 self._root, str(folder), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
@@ -290,19 +262,6 @@ class ShardWriter(Generic[Record]):
         self.flush()
 
 
-@contextmanager
-def _explained(uri: str, verb: str = "write to") -> Iterator[None]:
-    """Turns a storage error into one sentence with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise AtlasError(f"cannot {verb} {uri}: {_first(error)}", _REMEDY) from error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
 # Where a stage runs changes nothing about its results, so these keys may differ on resume.
 _PLACEMENT = {
     "ray",
@@ -334,14 +293,20 @@ _PLACEMENT = {
 
 
 def _identity(config: BaseModel) -> dict[str, Any]:
-    identity: dict[str, Any] = _without_placement(config.model_dump(mode="json"))
-    return identity
+    def strip(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: strip(v) for k, v in value.items() if k not in _PLACEMENT}
+        return [strip(v) for v in value] if isinstance(value, list) else value
+
+    return strip(config.model_dump(mode="json"))
 
 
-def _without_placement(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _without_placement(v) for k, v in value.items() if k not in _PLACEMENT}
-    return [_without_placement(v) for v in value] if isinstance(value, list) else value
+def _completed(held: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
+    """A manifest's configuration with the defaults of settings that are newer than the run."""
+    try:
+        return _identity(kind.model_validate(held))
+    except ValidationError:  # a setting that is no more, or has other values now
+        return held
 
 
 def config_digest(config: BaseModel) -> str:

@@ -51,7 +51,7 @@ def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimat
     Raises:
         UserError: If prompt, price list, tokenizer or context are unusable.
     """
-    prompt, known, form = load_prompt(config.prompt_file), price_of(config), form_of(config)
+    prompt, known, form = load_prompt(config.prompt_file, config.prompt), price_of(config), form_of(config)
     count, room = counter(config.tokenizer, config.model), room_of(config)
     shortened = too_long = 0
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.settings import FileSelector
 from atlas_ray.trajectories.readers import Rejected
@@ -81,7 +82,7 @@ def imported(
     rows: dict[str, _Row] = {}
     first: dict[str, int] = {}
     refused: dict[str, str] = {}
-    for line, given, problem in _read(Path(config.path)):
+    for line, given, problem in _read(local_copy(config.path)):
         name = _text(given.get("trajectory_id"))
         try:
             if name is None:

@@ -62,6 +62,8 @@ def asker_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Asker:
 
 def form_of(config: LlmSelector) -> Form:
     """The form that replies are asked for in."""
+    if config.prompt == "paper":
+        return "text"
     if config.structured != "auto":
         return config.structured
     known = price_of(config)
@@ -121,7 +123,7 @@ class Judge:
     def __init__(self, config: LlmSelector, journal: Journal, asker: Asker, seed: int) -> None:
         self._config, self._journal, self._asker = config, journal, asker
         self._seed = seed
-        self._prompt: Prompt = load_prompt(config.prompt_file)
+        self._prompt: Prompt = load_prompt(config.prompt_file, config.prompt)
         self._price: Price | None = price_of(config)
         self._form: Form = form_of(config)
         self._room = room_of(config)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.source import weights
+from atlas_ray.models.source import local_model, weights
 from atlas_ray.selection.perplexity import Scored, readable
 from atlas_ray.types import Trajectory
 
@@ -54,10 +54,10 @@ class TorchScorer:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        self._chat = ChatFormat.load(model)
+        place, self._chat = local_model(model), ChatFormat.load(model)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **weights())
+            loaded = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **weights())
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot load a model from {model!r}: {reason}", "check selector.model") from None

@@ -272,7 +272,7 @@ def _llm(
     config: SelectConfig, selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder
 ) -> Generator[Selection, None, None]:
     """Asks the model, in this process: waiting needs no workers."""
-    mine = load_prompt(selector.prompt_file).hash
+    mine = load_prompt(selector.prompt_file, selector.prompt).hash
     if any(s.prompt_hash != mine for s in folder.read(SELECTIONS) if s.error is None):
         raise UserError(
             f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"

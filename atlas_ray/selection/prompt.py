@@ -19,7 +19,9 @@ from atlas_ray.errors import UserError
 from atlas_ray.selection.answer import ANSWER
 from atlas_ray.types import Trajectory
 
-DEFAULT = "critical_steps_v2.j2"
+# The package's own: `paper` carries the paper's instructions (App. D.1) in its order and asks for its three lines;
+# `improved` says besides what is no critical step, and may ask for JSON.
+_PACKAGED = {"improved": "critical_steps_v2.j2", "paper": "paper.j2"}
 # What could pass for our own labels, tags and answers inside a conversation.
 _LABEL = re.compile(
     r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
@@ -29,6 +31,7 @@ _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
 
 ChatMessages = list[dict[str, str]]
 Form = Literal["text", "json"]  # of the reply: the paper's three lines, or an object
+PromptName = Literal["improved", "paper"]
 
 
 @dataclass(frozen=True)
@@ -76,15 +79,19 @@ class Prompt:
             raise _unusable(self.template.filename, error) from None
 
 
-def load_prompt(file: str | None = None) -> Prompt:
-    """The prompt of the package, or the user's own.
+def load_prompt(file: str | None = None, name: PromptName = "improved") -> Prompt:
+    """One of the package's prompts, or the user's own.
+
+    Args:
+        file: The user's own.
+        name: Of the package's, where there is no file.
 
     Raises:
         UserError: If the file cannot be read, is no valid template, or does not show the conversation.
     """
     try:
         if file is None:
-            text = (resources.files("atlas_ray.selection") / "prompts" / DEFAULT).read_text(encoding="utf-8")
+            text = (resources.files("atlas_ray.selection") / "prompts" / _PACKAGED[name]).read_text(encoding="utf-8")
         else:
             text = Path(file).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -140,4 +147,4 @@ def _shortened(text: str, longest: int) -> str:
 
 
 def _unusable(file: str | None, error: Exception) -> UserError:
-    return UserError(f"the prompt {file or DEFAULT} cannot be used: {error}", "mend selector.prompt_file")
+    return UserError(f"the prompt {file or 'of the package'} cannot be used: {error}", "mend selector.prompt_file")

@@ -189,7 +189,10 @@ class LlmSelector(Strict):
     )
     context: int | None = Field(None, ge=256, description="tokens; longer requests lose the middle of observations")
     tokenizer: str | None = Field(None, description="folder, hub id or tiktoken encoding; a rule for English else")
-    prompt_file: str | None = None
+    prompt: Literal["improved", "paper"] = Field(
+        "improved", description="paper: App. D.1's instructions in its order, answered in its three lines; never json"
+    )
+    prompt_file: str | None = Field(None, description="template of your own, in place of `prompt`")
     prices_file: str | None = Field(None, description="goes before the package's prices.json")
     cache: str | None = Field(None, description="folder of paid replies that runs share")
     max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
@@ -198,6 +201,14 @@ class LlmSelector(Strict):
     def _batches_are_the_endpoints(self) -> LlmSelector:
         if self.engine is not None and self.mode == "batch":
             raise ValueError("mode: batch belongs to an endpoint; leave it out beside engine")
+        return self
+
+    @model_validator(mode="after")
+    def _papers_prompt_is_whole(self) -> LlmSelector:
+        if self.prompt == "paper" and self.structured == "json":
+            raise ValueError("`prompt: paper` asks for three lines of text; leave out `structured: json`")
+        if self.prompt == "paper" and self.prompt_file is not None:
+            raise ValueError("`prompt: paper` and `prompt_file` are two prompts; leave one of them out")
         return self
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from pathlib import Path
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.address import beside
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.own import source_digest
 from atlas_ray.selection.settings import (
@@ -79,7 +79,7 @@ def watch_sources(folder: RunFolder, selector: SelectorConfig, run: str) -> None
     digests = {name: _digest(read_source(name, run)) for name in source_names(selector)}
     if isinstance(selector, FileSelector):
         try:
-            digests[selector.path] = hashlib.sha256(Path(selector.path).read_bytes()).hexdigest()
+            digests[selector.path] = hashlib.sha256(local_copy(selector.path).read_bytes()).hexdigest()
         except OSError as error:
             raise UserError(f"cannot read {selector.path}: {error.strerror}", "check selector.path") from None
     if isinstance(selector, PythonSelector):

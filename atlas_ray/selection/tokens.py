@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.source import trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.selection.prompt import ChatMessages
 
 Counter = Callable[[ChatMessages], int]
@@ -35,7 +35,7 @@ def counter(tokenizer: str | None, model: str) -> Counter:
         UserError: If the tokenizer cannot be loaded.
     """
     if tokenizer is None:
-        if not (Path(model) / "tokenizer_config.json").exists():
+        if "://" not in model and not (Path(model) / "tokenizer_config.json").exists():
             return by_rule
         tokenizer = model
     try:
@@ -119,7 +119,7 @@ def _encoding(name: str) -> Counter | None:
 def _chat_template(folder: str) -> Counter:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
+    tokenizer = AutoTokenizer.from_pretrained(local_model(folder, whole=False), trust_remote_code=trusted())
 
     def count(messages: ChatMessages) -> int:
         return len(tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False))

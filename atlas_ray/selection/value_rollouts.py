@@ -11,6 +11,7 @@ from collections import Counter
 from typing import Any
 
 from atlas_ray.environments import table
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening, same_answer
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.replica import EpisodeRequest
@@ -119,7 +120,7 @@ class Rollouts(ABC):
             recorded=tuple(answers),
             sampling=Sampling(self.selector.temperature, self.selector.max_tokens),
             max_rounds=max_rounds,
-            instruction=self._opening.instruction if self._opening else None,
+            opening=OpeningTemplate.verbatim(self._opening) if self._opening else None,
             first_observation=self._opening.observation if self._opening else None,
             group=self.trajectory.id,
         )

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_
 from atlas_ray.errors import AtlasError
 from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.store import explained, first_line, open_store
 from atlas_ray.training.metrics import METRICS
 
 _COMPLETE = ".metadata"
@@ -110,7 +111,7 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _explained("write", self._folder.uri):
+            with _explained("write to", self._folder.uri):
                 pending.result()
 
     def _tidy(self) -> str | None:
@@ -130,24 +131,26 @@ def _state(module: nn.Module, optimizers: Sequence[optim.Optimizer], step: int) 
 
 @contextmanager
 def _explained(verb: str, uri: str) -> Iterator[None]:
-    """Turns what torch raises of any process into a sentence."""
-    try:
-        yield
-    except (OSError, RuntimeError, CheckpointException) as error:
-        cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
-        why = (str(cause).splitlines() or [type(cause).__name__])[0]
-        remedy = "check space, permissions and the address; the same command goes on from the last checkpoint"
-        raise AtlasError(f"cannot {verb} a checkpoint: {uri}: {why}", remedy) from error
+    """Turns what a store says to any of the processes into a sentence."""
+    with explained(uri, verb):
+        try:
+            yield
+        except CheckpointException as error:
+            cause = next(iter(error.failures.values()))[0]
+            if isinstance(cause, OSError):
+                raise cause from error
+            remedy = "run the same command again; it goes on from the last complete checkpoint"
+            raise AtlasError(f"cannot {verb} {uri}: {first_line(cause)}", remedy) from error
 
 
 def _writer(place: RunFolder) -> dcp.FileSystemWriter:
-    files, path = place.location
+    files, path = open_store(place.uri)
     writer = dcp.FileSystemWriter(path, sync_files=isinstance(files, pafs.LocalFileSystem))
     return _in_store(writer, files, path)
 
 
 def _reader(place: RunFolder) -> dcp.FileSystemReader:
-    files, path = place.location
+    files, path = open_store(place.uri)
     return _in_store(dcp.FileSystemReader(path), files, path)
 
 

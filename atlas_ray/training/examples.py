@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.source import trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.runs.progress import console
 from atlas_ray.text import printable
 from atlas_ray.training.corpus import Corpus
@@ -81,7 +81,8 @@ def prepare(
 def _context(model: str) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(model, trust_remote_code=trusted()), "max_position_embeddings", None)
+    known = AutoConfig.from_pretrained(local_model(model, whole=False), trust_remote_code=trusted())
+    return getattr(known, "max_position_embeddings", None)
 
 
 def show(prepared: Prepared, chat: ChatFormat) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.source import trusted
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -25,7 +25,8 @@ def outline(config: TrainConfig) -> Any:
     with torch.device("meta"):
         try:
             trust = trusted()
-            known = AutoConfig.from_pretrained(config.model, trust_remote_code=trust)
+            place = local_model(config.model, whole=False)
+            known = AutoConfig.from_pretrained(place, trust_remote_code=trust)
             model = AutoModelForCausalLM.from_config(known, trust_remote_code=trust)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
@@ -47,6 +48,7 @@ class ModelShape:
         tables: Embedding and head, which are one where they are tied.
         head: Of the head.
         layer: Of the largest layer.
+        width: Bytes of a weight as the model is written.
         hidden, inner: Width of the residual stream and of the feed-forward part.
         attention: Query heads times their size; `cached` the same for keys and values.
     """
@@ -62,6 +64,7 @@ class ModelShape:
     attention: int
     cached: int
     vocabulary: int
+    width: int
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
@@ -85,4 +88,5 @@ class ModelShape:
             attention=size * text.num_attention_heads,
             cached=size * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
             vocabulary=head.shape[0],
+            width=model.dtype.itemsize,
         )

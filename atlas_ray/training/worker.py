@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from atlas_ray.errors import AtlasError
+from atlas_ray.models.source import local_model
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.masking import Example
 from atlas_ray.training.metrics import Meter, MetricsLog, best_step
@@ -64,7 +66,7 @@ class StopFile:
 
     def _look(self, folder: RunFolder) -> None:
         while not self._found and not self._closed.wait(_LOOK_SECONDS):
-            with suppress(OSError):  # a store that does not answer now
+            with suppress(AtlasError, OSError):  # a store that does not answer now
                 self._found = folder.has(STOP)
 
 
@@ -93,7 +95,7 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     config = job.config
     rank, world = loop.rank_and_world()
     refuse_what_cannot_fit(config, device)
-    model, weights = load_model(config.model)
+    model, weights = load_model(local_model(config.model))
     dtype = model.dtype
     if config.lora is not None:
         from atlas_ray.training.lora import add_adapters

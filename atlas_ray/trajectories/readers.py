@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.text import printable
 from atlas_ray.trajectories.formats import Format, Ids, detect, task_of, to_trajectory
@@ -172,11 +173,9 @@ def _is_run(path: str) -> bool:
 
 
 def _files(config: DataConfig) -> list[Path]:
-    path = Path(config.path)
-    if "://" in config.path:
-        raise UserError(f"{config.path} is no run folder", "give a run folder's URI, or copy the data here")
+    path = local_copy(config.path, _SUFFIXES)
     if not path.exists():
-        path = _from_hub(config) if _is_hub_id(config.path) else _missing(path)
+        path = _from_hub(config) if is_hub_id(config.path) else _missing(path)
     if path.is_file():
         if path.suffix not in _SUFFIXES:
             raise UserError(f"{path} is no kind of file that is read", f"give one of {', '.join(_SUFFIXES)}")
@@ -192,7 +191,8 @@ def _files(config: DataConfig) -> list[Path]:
     return files
 
 
-def _is_hub_id(path: str) -> bool:
+def is_hub_id(path: str) -> bool:
+    """Whether a name is one of the Hugging Face hub's rather than a path here."""
     return bool(_HUB_ID.fullmatch(path)) and not path.endswith(_SUFFIXES) and not Path(path).parent.exists()
 
 

@@ -46,7 +46,7 @@ def _labels(name: str) -> dict[str, str]:
 
 
 def _deployment(name: str, memory: str, replicas: int) -> dict[str, Any]:
-    size = {"cpu": "2", "memory": memory}
+    size = {"cpu": "2", "memory": memory, "ephemeral-storage": "4Gi"}
     container: dict[str, Any] = {
         "name": name,
         "image": f"agentgym-{name}",

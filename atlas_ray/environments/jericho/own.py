@@ -2,20 +2,21 @@
 
 Flows in: a folder of story files, a `NAME.goals.yaml` or `NAME.goals.json` beside a story; flows out: a task per story.
 A subgoal is a text that the story tells when it is reached, as in AgentBoard; a game that jericho knows needs none, its
-score counts then.
+score counts then. Where AgentBoard's `test.jsonl` is there, its rows are the tasks, in its order.
 """
 
 from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from atlas_ray.environments.agentboard import Row, find_rows, folder_with
 from atlas_ray.environments.jericho.world import INSTRUCTION, interpreter, understand
 from atlas_ray.environments.own import Brought, Unscripted
 from atlas_ray.environments.protocol import Opening, StepResult
@@ -24,6 +25,12 @@ from atlas_ray.errors import UserError
 
 _VERSIONS = {".z3": (3, 2), ".z5": (5, 4), ".z8": (8, 8)}  # the story format, and the unit of the length in its header
 _MOST_BYTES, _MOST_LABEL_BYTES, _MOST_LABELS = 2**20, 2**16, 200
+_PLACES = ("data/jericho/z-machine-games-master/jericho-game-suite", "jericho", "data/jericho", ".")
+# AgentBoard's games in the order of its rows
+_AGENTBOARD = (
+    "905 acorncourt afflicted balances dragon jewel library omniquest reverb snacktime zenon zork1 zork2 zork3 "
+    "detective night pentari weapon huntdark loose"
+)
 _PROMPT = re.compile(r"\n\s*>[^\n]*\s*\Z")  # and a status line after it
 _ASKS_HOW_TO_GO_ON = re.compile(r"\brestart,?\s+(?:or\s+)?restore\b", re.IGNORECASE)
 
@@ -45,16 +52,41 @@ class Game:
 
 
 def load(folder: str) -> Brought:
-    """The games of a folder, sorted by name.
+    """The games that AgentBoard's rows name, else those of a folder, sorted by name.
 
     Raises:
         UserError: If there is none, one is damaged, or it is not known when one is won.
     """
+    if (rows := find_rows("jericho", folder)) is not None:
+        return _agentboard(rows, folder)
     found = sorted(file for file in Path(folder).glob("*") if file.suffix.lower() in _VERSIONS)
     if not found:
         raise UserError(f"there is no game in {folder}", f"jericho=FOLDER looks there for {', '.join(_VERSIONS)}")
     games = tuple(_game(file) for file in found)
     return Brought(functools.partial(OwnJericho, games), {game.file.name: 1 for game in games})
+
+
+def _agentboard(rows: list[Row], folder: str) -> Brought:
+    """A row names its game; where none does, AgentBoard's list of 20 tells, in the order of its rows."""
+    wanted = "*.z[358]"
+    place = folder_with(folder, _PLACES, wanted)
+    if place is None:
+        raise UserError(f"AgentBoard's games are not in {folder}", f"it keeps them in {_PLACES[0]}")
+    stories = {file.stem: file for file in sorted(place.glob(wanted))}
+    listed: Sequence[str] = _AGENTBOARD.split() if len(rows) == len(_AGENTBOARD.split()) else ()
+    games: dict[str, Game] = {}
+    for number, row in enumerate(rows):
+        names = [n for n in dict.fromkeys(row.names) if n in stories] or list(listed[number : number + 1])
+        if len(names) != 1 or names[0] not in stories:
+            told = ", ".join([*row.names, *names]) or "none"
+            raise UserError(f"{row.where}: its game ({told}) is not in {place}", "add the game's .z5 or .z8 file")
+        _check(stories[names[0]])
+        subgoals = tuple(dict.fromkeys(_plain(text) for text in row.subgoals))
+        if not all(subgoals):
+            raise UserError(f"{row.where}: a subgoal without a letter", "fetch the file again")
+        title = names[0] if names[0] not in games else f"{names[0]} ({number})"
+        games[title] = Game(stories[names[0]], row.goal, subgoals, 0)
+    return Brought(functools.partial(OwnJericho, tuple(games.values())), dict.fromkeys(games, 1))
 
 
 class OwnJericho(Unscripted):
@@ -172,11 +204,11 @@ def _labels(story: Path) -> tuple[str, tuple[str, ...]]:
     goal, texts = (told.get("goal", ""), told.get("subgoals")) if isinstance(told, dict) else ("", told)
     if not isinstance(goal, str) or not isinstance(texts, list) or not 0 < len(texts) <= _MOST_LABELS:
         raise wrong
-    if not all(isinstance(text, str) and text.strip() for text in texts):
+    if not all(isinstance(text, str) and _plain(text) for text in texts):
         raise wrong
     return goal.strip(), tuple(dict.fromkeys(_plain(text) for text in texts))
 
 
 def _plain(text: str) -> str:
-    """Without capitals and with single spaces, for a story breaks its lines anywhere."""
-    return " ".join(text.split()).casefold()
+    """Letters and digits without capitals, single spaces: a story breaks its lines anywhere; AgentBoard drops marks."""
+    return " ".join(re.sub(r"[^\w\s]", "", text).split()).casefold()

@@ -58,7 +58,7 @@ class Schema:
         return frozenset(tuple(names.get(word, word) for word in fact) for fact in facts)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # the same one only: what is made for it is kept
 class Domain:
     """A parsed domain. `types` names each type's parent, `constants` each constant's type."""
 
@@ -79,8 +79,17 @@ class Domain:
         changing = {fact[0] for schema in self.schemas.values() for fact in (*schema.adds, *schema.deletes)}
         found = {}
         for schema in self.schemas.values():
-            choices = [[name for name, kind in objects.items() if self.is_a(kind, t)] for _, t in schema.parameters]
             lasting = tuple(fact for fact in schema.needs if fact[0] not in changing)
+            choices = [
+                [
+                    name
+                    for name, kind in objects.items()
+                    if self.is_a(kind, wanted)
+                    # a domain without types says by facts what an object is
+                    and all((fact[0], name) in initial for fact in lasting if fact[1:] == (variable,))
+                ]
+                for variable, wanted in schema.parameters
+            ]
             for arguments in itertools.product(*choices):
                 if schema.ground(lasting, arguments) <= initial:
                     action = schema.bind(arguments)
@@ -94,14 +103,8 @@ def parse_domain(text: str) -> Domain:
     Raises:
         ValueError: If it is malformed or uses what is not supported.
     """
-    tokens = iter(re.findall(r"[()]|[^\s()]+", re.sub(r";.*", "", text.lower())))
-    if next(tokens, None) != "(":
-        raise ValueError("a domain starts with a parenthesis")
-    tree = _read(tokens)
-    if tree[0] != "define" or next(tokens, None) is not None:
-        raise ValueError("a domain is one (define ...)")
     name, types, constants, schemas = "", {}, {}, {}
-    for part in tree[1:]:
+    for part in _defined(text):
         match part[0]:
             case "domain":
                 name = part[1]
@@ -122,10 +125,43 @@ def parse_domain(text: str) -> Domain:
     return Domain(name, types, constants, schemas)
 
 
+def parse_problem(text: str) -> tuple[dict[str, str], State, tuple[Fact, ...]]:
+    """Reads a problem.
+
+    Returns:
+        Each object's type, the initial state, and the goal's facts.
+
+    Raises:
+        ValueError: If it is malformed or uses what is not supported.
+    """
+    parts = {part[0]: part[1:] for part in _defined(text)}
+    if not {":init", ":goal"} <= parts.keys():
+        raise ValueError("a problem has an (:init ...) and a (:goal ...)")
+    initial, _ = _conjunction(["and", *parts[":init"]])
+    goal, negated = _conjunction(parts[":goal"][0] if parts[":goal"] else [])
+    if negated or not goal:
+        raise ValueError("a goal is a conjunction of facts")
+    return dict(_typed(parts.get(":objects", []))), frozenset(initial), goal
+
+
 @functools.cache
 def load_domain(name: str) -> Domain:
     """One of the domains that lie beside this module."""
     return parse_domain(resources.files(__package__).joinpath(f"{name}.pddl").read_text("utf-8"))
+
+
+def _defined(text: str) -> list[Any]:
+    """The parts of a text that is one (define ...)."""
+    # a variable begins a word wherever it stands: "?l - level?m - level" occurs
+    tokens = iter(re.findall(r"[()]|[^\s()]+", re.sub(r";.*", "", text.lower()).replace("?", " ?")))
+    if next(tokens, None) != "(":
+        raise ValueError("PDDL starts with a parenthesis")
+    tree = _read(tokens)
+    if not tree or tree[0] != "define" or next(tokens, None) is not None:
+        raise ValueError("PDDL is one (define ...)")
+    if not all(isinstance(part, list) and part and isinstance(part[0], str) for part in tree[1:]):
+        raise ValueError("every part of a (define ...) is a list with a name")
+    return tree[1:]
 
 
 def _read(tokens: Iterator[str]) -> list[Any]:

@@ -59,12 +59,16 @@ inflate <wheel>: with the pump; the wheel must be intact.""",
 # Those domains tell after an action only what it made true.
 DELTAS = frozenset({"barman", "tyreworld"})
 
+# AgentBoard's files have some facts of their own: what is a room, ball or gripper, and `isopen`.
 _FACTS = {
     "gripper": {
         "at-robby": "Robby is at {}.",
         "at": "{} is at {}.",
         "free": "{} is free.",
         "carry": "{} is carrying {}.",
+        "room": "{} is a room.",
+        "ball": "{} is a ball.",
+        "gripper": "{} is a gripper.",
     },
     "blocksworld": {
         "on": "{} is on {}.",
@@ -92,6 +96,7 @@ _FACTS = {
     },
     "tyreworld": {
         "open": "{} is open.",
+        "isopen": "{} is open.",
         "closed": "{} is closed.",
         "unlocked": "{} is unlocked.",
         "have": "You have {}.",
@@ -125,6 +130,11 @@ def state_text(domain: str, facts: Iterable[Fact]) -> str:
 def goal_text(domain: str, goal: Iterable[Fact]) -> str:
     """The sentence that names a goal."""
     return "The goal is to satisfy the following conditions: " + " ".join(fact_text(domain, fact) for fact in goal)
+
+
+def opening_text(domain: str, goal: str, initial: Iterable[Fact]) -> str:
+    """The first observation: the rules, the goal and the whole state."""
+    return f"{RULES[domain]}\n{goal}\n{state_text(domain, initial)}"
 
 
 def action_text(key: Fact) -> str:

@@ -10,9 +10,10 @@ import random
 from types import ModuleType
 
 from atlas_ray.environments.pddl import barman, blocksworld, gripper, texts, tyreworld
+from atlas_ray.environments.pddl.play import EXTRA, PlanningWorld
 from atlas_ray.environments.pddl.problem import Advice, Problem
-from atlas_ray.environments.pddl.strips import Action, Fact, State, load_domain
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.pddl.strips import Action, Fact, load_domain
+from atlas_ray.environments.protocol import Decision, Opening
 from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
 
@@ -77,16 +78,8 @@ def tasks() -> tuple[Problem, ...]:
     return tuple(found.values())
 
 
-INSTRUCTION = texts.INSTRUCTION
-
-
-@functools.lru_cache(512)
-def _ground(problem: Problem) -> dict[Fact, Action]:
-    return load_domain(problem.domain).ground(problem.objects, problem.initial)
-
-
-class Pddl:
-    """The simulator: reward = progress = the largest share of the goal's facts so far; done when all hold."""
+class Pddl(PlanningWorld):
+    """The simulator of this project's own problems, with an expert for each domain."""
 
     def reset(self, index: int) -> Opening:
         """Starts task `index`.
@@ -94,39 +87,15 @@ class Pddl:
         Raises:
             UserError: If there is no such task.
         """
-        self._problem = pick(tasks(), index, "pddl")
-        domain = load_domain(self._problem.domain)
-        self._expert = DOMAINS[domain.name]
-        self._arity = {name: len(schema.parameters) for name, schema in domain.schemas.items()}
-        self._state = self._problem.initial
-        self._before: tuple[State, Fact | None] | None = None
+        problem = pick(tasks(), index, "pddl")
+        self._expert = DOMAINS[problem.domain]
         self._slipped = False
-        self._progress = self._problem.satisfied(self._state)
-        return Opening(INSTRUCTION, _first_observation(self._problem))
+        self._begin(load_domain(problem.domain), problem)
+        return Opening(texts.INSTRUCTION, _first_observation(problem))
 
-    def step(self, action: str) -> StepResult:
-        """Plays one action; an impossible one changes nothing."""
-        domain = self._problem.domain
-        if self._progress == 1:
-            return self._answer(texts.SATISFIED)
-        said = action[:1000].lower()
-        if "check" in said:
-            self._before = (self._state, None)
-            return self._answer("Valid actions are: " + ", ".join([*self._valid(), *_EXTRA]))
-        if "look around" in said:
-            self._before = (self._state, None)
-            return self._answer(texts.state_text(domain, self._state))
-        key = texts.read_action(action, self._arity, self._problem.objects)
-        chosen = self._actions.get(key) if key else None
-        if chosen is None or not chosen.is_possible(self._state):
-            self._before = (self._state, None)
-            return self._answer(texts.INVALID)
-        self._slipped = self._slipped or self._expert.advise(self._state, self._problem).key != chosen.key
-        self._before, self._state = (self._state, chosen.key), chosen.after(self._state)
-        self._progress = max(self._progress, self._problem.satisfied(self._state))
-        shown = self._state - self._before[0] if domain in texts.DELTAS else self._state
-        text = texts.state_text(domain, shown)
-        return self._answer(f"{text} {texts.SATISFIED}" if self._progress == 1 else text)
+    def _taken(self, action: Action) -> None:
+        """Notes whether the expert would have done otherwise."""
+        self._slipped = self._slipped or self._expert.advise(self._state, self._problem).key != action.key
 
     def expert(self, rng: random.Random) -> Decision:
         """Its domain's expert; in some episodes one wrong step, corrected at once."""
@@ -150,16 +119,6 @@ class Pddl:
         mistaken = random.Random(f"{advice.key}/{len(wrong)}").choice(wrong)
         return Decision(decided.thought, texts.action_text(mistaken), category, decided.weight)
 
-    @property
-    def _actions(self) -> dict[Fact, Action]:
-        return _ground(self._problem)
-
-    def _answer(self, text: str) -> StepResult:
-        return StepResult(text, self._progress, self._progress == 1, self._progress)
-
-    def _valid(self) -> list[str]:
-        return [texts.action_text(key) for key, action in self._actions.items() if action.is_possible(self._state)]
-
     def _wrong(self, advice: Advice, names: object) -> list[Fact]:
         """Other possible actions of some names."""
         return [
@@ -179,7 +138,7 @@ class Pddl:
         return _CATEGORIES[advice.kind], advice
 
     def _decide(self, rng: random.Random, advice: Advice, category: Category | None) -> Decision:
-        action = texts.action_text(advice.key) if advice.key[0] in self._arity else _EXTRA[0]
+        action = texts.action_text(advice.key) if advice.key[0] in self._arity else EXTRA[0]
         why = advice.why[0].upper() + advice.why[1:]
         thought = rng.choice(_SAY[category]).format(
             why=advice.why, Why=why, action=action, goal=len(self._problem.goal)
@@ -188,11 +147,7 @@ class Pddl:
         return Decision(thought, action, category, 0.3 + 0.7 * rng.random() if category else 0.0)
 
 
-_EXTRA = ("check valid actions", "look around")
-
-
 def _first_observation(problem: Problem) -> str:
     """The rules, the goal and the whole state."""
     domain = problem.domain
-    goal, state = texts.goal_text(domain, problem.goal), texts.state_text(domain, problem.initial)
-    return f"{texts.RULES[domain]}\n{goal}\n{state}"
+    return texts.opening_text(domain, texts.goal_text(domain, problem.goal), problem.initial)

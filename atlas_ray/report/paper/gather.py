@@ -12,7 +12,7 @@ from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.intervals import Interval
-from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, Start, TrainingCost
+from atlas_ray.report.paper.ours import ArmRuns, ChosenSteps, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.training.metrics import read_metrics
@@ -39,7 +39,18 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         stand_in_envs=recipe.config.stand_ins,
         verification=_verification(recipe),
         verified=BASE,
+        chosen={arm: found for arm in recipe.arms if (found := _chosen(recipe, arm)) is not None},
     )
+
+
+def _chosen(recipe: Recipe, arm: str) -> ChosenSteps | None:
+    """From what the selection wrote down when it was done; the first seed's."""
+    config = recipe.select[recipe.arms[arm].like or arm]
+    found = RunFolder(config.run).finished
+    if found is None or not found.get("requested"):
+        return None
+    failed = sum(found["errors"].values())
+    return ChosenSteps(found["requested"], found["trajectories"] - failed, failed, found["steps"], found["chosen"])
 
 
 def _inherited(recipe: Recipe, arm: str | None) -> str | None:

@@ -107,6 +107,23 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenSteps:
+    """How much of what it was allowed a selection chose (section 4.5.2).
+
+    Attributes:
+        allowed: The ratio m that was asked for.
+        trajectories: With a selection, and `failed` without one.
+        steps, chosen: Of the trajectories with a selection.
+    """
+
+    allowed: float
+    trajectories: int
+    failed: int
+    steps: int
+    chosen: int
+
+
+@dataclass(frozen=True, slots=True)
 class PaperRuns:
     """Everything that the paper's tables are made of.
 
@@ -116,6 +133,7 @@ class PaperRuns:
         stand_in_envs: By table: environments that stand in for the paper's.
         verification: By environment: by kind of start.
         verified: Name of the arm or backbone that Table 6 plays, if it stands among `arms`.
+        chosen: By arm, those that are not trained too: what their selections chose, where a ratio caps it.
     """
 
     arms: Mapping[str, ArmRuns]
@@ -123,6 +141,7 @@ class PaperRuns:
     stand_in_envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     verification: Mapping[str, Mapping[str, Start]] = field(default_factory=dict)
     verified: str | None = None
+    chosen: Mapping[str, ChosenSteps] = field(default_factory=dict)
 
 
 def figure(arm: ArmRuns, env: str) -> Figure | None:

@@ -9,13 +9,13 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from atlas_ray.report.paper.ours import Figure
 from atlas_ray.report.paper.printed import AVERAGES
-from atlas_ray.report.paper.tables import Cost, PaperCell, PaperTable, PaperTableRow
+from atlas_ray.report.paper.tables import ChosenRow, Cost, PaperCell, PaperTable, PaperTableRow
 from atlas_ray.report.tables import Cell, Column, Table
 from atlas_ray.runs.folder import RunFolder
 
@@ -60,6 +60,10 @@ def markdown(table: PaperTable) -> str:
         lines += ["", "What training took, a seed on average:", ""]
         lines += [_md_row(_COST_HEAD), _md_row(["---", *["---:"] * (len(_COST_HEAD) - 1)])]
         lines += [_md_row(list(map(_md, _cost_cells(cost)))) for cost in table.costs]
+    if table.chosen:
+        lines += ["", f"{_CHOSEN_TITLE}:", "", _md_row(_CHOSEN_HEAD)]
+        lines += [_md_row(["---", *["---:"] * (len(_CHOSEN_HEAD) - 1)])]
+        lines += [_md_row(list(map(_md, _chosen_cells(row)))) for row in table.chosen]
     return "\n".join(lines) + "\n"
 
 
@@ -79,10 +83,16 @@ def latex(table: PaperTable) -> str:
     lines += [r"\bottomrule", r"\end{tabular}" + "}" * wide, rf"\caption{{{_tex(table.title)}}}"]
     lines += [rf"\footnotesize {line}" + r" \\" for line in _remarks(table, _tex, "")]
     if table.costs:
-        lines += [r"\medskip", rf"\begin{{tabular}}{{l{'r' * (len(_COST_HEAD) - 1)}}}", r"\toprule"]
-        lines += [_tex_row(_COST_HEAD), r"\midrule", *(_tex_row(_cost_cells(cost)) for cost in table.costs)]
-        lines += [r"\bottomrule", r"\end{tabular}"]
+        lines += _tex_below(_COST_HEAD, map(_cost_cells, table.costs))
+    if table.chosen:
+        lines += _tex_below(_CHOSEN_HEAD, map(_chosen_cells, table.chosen))
     return "\n".join([*lines, r"\end{table*}"]) + "\n"
+
+
+def _tex_below(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+    """A smaller table under another one."""
+    lines = [r"\medskip", rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}", r"\toprule", _tex_row(head), r"\midrule"]
+    return [*lines, *map(_tex_row, rows), r"\bottomrule", r"\end{tabular}"]
 
 
 def as_csv(table: PaperTable) -> str:
@@ -128,6 +138,31 @@ def cost_table(table: PaperTable) -> Table:
     rows = [[Cell(text) for text in _cost_cells(cost)] for cost in table.costs]
     columns = [Column(_COST_HEAD[0], align="left"), *map(Column, _COST_HEAD[1:])]
     return Table(f"{table.title.partition(':')[0]}: what training took", columns, rows)
+
+
+def chosen_table(table: PaperTable) -> Table:
+    """What the selections of Table 3 chose, for the page and the terminal."""
+    rows = [[Cell(text) for text in _chosen_cells(row)] for row in table.chosen]
+    columns = [Column(_CHOSEN_HEAD[0], align="left"), *map(Column, _CHOSEN_HEAD[1:])]
+    return Table(f"{table.title.partition(':')[0]}: {_CHOSEN_TITLE.lower()}", columns, rows, _CHOSEN_NOTES)
+
+
+_CHOSEN_TITLE = "Steps chosen at each maximum (section 4.5.2)"
+_CHOSEN_HEAD = ["row", "at most", "chosen", "steps", "of all steps", "points more", "trajectories"]
+_CHOSEN_NOTES = ["A trajectory of n steps gives max(1, floor(m n)) at most, so short ones may give more than m."]
+
+
+def _chosen_cells(row: ChosenRow) -> list[str]:
+    counted, failed = row.steps, f", {row.steps.failed} failed" if row.steps.failed else ""
+    return [
+        row.row,
+        f"{counted.allowed:.0%}",
+        f"{counted.chosen:,}",
+        f"{counted.steps:,}",
+        f"{row.share:.1%}",
+        "" if row.gain is None else f"{row.gain:+.1f}",
+        f"{counted.trajectories:,}{failed}",
+    ]
 
 
 _COST_HEAD = [

@@ -10,7 +10,17 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from atlas_ray.report.intervals import Interval
-from atlas_ray.report.paper.ours import ArmRuns, Figure, PaperRuns, TrainingCost, figure, gain, mean_figure, mean_gain
+from atlas_ray.report.paper.ours import (
+    ArmRuns,
+    ChosenSteps,
+    Figure,
+    PaperRuns,
+    TrainingCost,
+    figure,
+    gain,
+    mean_figure,
+    mean_gain,
+)
 from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
 
 GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
@@ -74,6 +84,16 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class ChosenRow:
+    """What a selection chose (section 4.5.2), and the points of all steps by which that is more than the row before."""
+
+    row: str
+    steps: ChosenSteps
+    share: float
+    gain: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class PaperTableRow:
     """A printed row with our cells.
 
@@ -104,6 +124,7 @@ class PaperTable:
     rows: tuple[PaperTableRow, ...]
     notes: tuple[str, ...]
     costs: tuple[Cost, ...] = ()
+    chosen: tuple[ChosenRow, ...] = ()
 
 
 def paper_tables(runs: PaperRuns) -> list[PaperTable]:
@@ -122,7 +143,8 @@ def _table(given: PrintedTable, runs: PaperRuns) -> PaperTable:
         placed = runs.rows.get(given.name, {})
         arms = {key: arm for key, name in placed.items() if (arm := runs.arms.get(name))}
     notes = (*_notes(given, rows, runs, arms), *given.notes)
-    return PaperTable(given.name, given.title, given.columns, rows, notes, _costs(arms, runs))
+    chosen = tuple(_chosen(runs)) if given.name == "table3" else ()
+    return PaperTable(given.name, given.title, given.columns, rows, notes, _costs(arms, runs), chosen)
 
 
 def _arm(given: PrintedTable, key: str, env: str | None, runs: PaperRuns) -> ArmRuns | None:
@@ -194,6 +216,17 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
             env = runs.stand_in_envs.get(given.name, {}).get(column, column)
             if alone := gain(ours, theirs, env):
                 yield Claim(env, rival, alone)
+
+
+def _chosen(runs: PaperRuns) -> Iterator[ChosenRow]:
+    """Table 3's critical steps by the ratio that was allowed, those above 30 % too, which nothing is trained on."""
+    placed = runs.rows.get("table3", {})
+    found = [(key, c) for key, arm in placed.items() if key.startswith("critical-") and (c := runs.chosen.get(arm))]
+    before: float | None = None
+    for key, counted in sorted(found, key=lambda pair: pair[1].allowed):
+        share = counted.chosen / counted.steps if counted.steps else 0.0
+        yield ChosenRow(key, counted, share, None if before is None else 100 * (share - before))
+        before = share
 
 
 def _costs(arms: dict[str, ArmRuns], runs: PaperRuns) -> tuple[Cost, ...]:

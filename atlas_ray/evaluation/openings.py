@@ -1,0 +1,289 @@
+"""What evaluation's episodes open with, held against the training data before anything is played.
+
+Flows in: an evaluation's settings; flows out: an opening for each environment and task, or what keeps it from being the
+data's. An environment's first observation is compared with recorded ones by starting a few recorded tasks there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from itertools import combinations, takewhile
+from typing import Any
+
+from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
+from atlas_ray.environments import table
+from atlas_ray.environments.checkout import checkout_opening
+from atlas_ray.environments.client import open_session, own_instruction
+from atlas_ray.environments.openings import OpeningTemplate, surroundings
+from atlas_ray.environments.protocol import Opening
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.trajectories.readers import iter_trajectories
+from atlas_ray.types import Task
+
+_log = logging.getLogger(__name__)
+
+COMPARED = 3  # recorded tasks that an environment's template is found from, and has to fit
+_CANDIDATES = 8  # of them, for some may not be there any more
+_FAILURES = 3  # to start one, from which an environment is given up
+_SHOWN = 60  # characters of a difference
+OWN = "the environment's own"
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentOpening:
+    """How one environment's episodes open.
+
+    Attributes:
+        source: Where that comes from, in words.
+        template: None where the environment's own opening is shown as it is.
+    """
+
+    env: str
+    source: str
+    template: OpeningTemplate | None = None
+
+    def record(self) -> dict[str, Any]:
+        """What a manifest keeps: the source, the texts, and a digest of these."""
+        own = Opening(own_instruction(table.get(self.env)), "")
+        texts = asdict(self.template or OpeningTemplate(own.instruction, own.acknowledgement))
+        del texts["recorded"]
+        digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
+        return {"source": self.source, "digest": digest, **texts}
+
+
+@dataclass(frozen=True, slots=True)
+class OpeningDifference:
+    """What keeps an environment's opening from being its training data's.
+
+    Attributes:
+        item_id: The recorded task that was started, if it came to that.
+        reason: Why there is no comparison, or how the first observations differ.
+    """
+
+    env: str
+    item_id: str | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.item_id or self.env}: {self.reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Openings:
+    """What an evaluation's episodes open with.
+
+    Attributes:
+        environments: By name.
+        recorded: Openings of tasks that the training data has, by the task's id.
+        differences: What keeps environments from opening as their training data does.
+    """
+
+    environments: Mapping[str, EnvironmentOpening]
+    recorded: Mapping[str, Opening] = field(default_factory=dict)
+    differences: tuple[OpeningDifference, ...] = ()
+
+    def of(self, task: Task) -> OpeningTemplate | None:
+        """A task's opening; None for the environment's own."""
+        template, recorded = self.environments[task.env].template, self.recorded.get(task.id)
+        if template is None or recorded is None:
+            return template
+        verbatim = OpeningTemplate.verbatim(recorded)
+        return replace(verbatim, before=template.before, after=template.after, plain=template.plain)
+
+    def write_to(self, folder: RunFolder) -> None:
+        """Notes in a run's manifest what its episodes open with.
+
+        Raises:
+            UserError: If its earlier episodes opened otherwise.
+        """
+        manifest = folder.read_json("manifest.json")
+        now = {env: found.record() for env, found in self.environments.items()}
+        held = manifest.get("openings", {})
+        if other := [env for env in now if env in held and held[env]["digest"] != now[env]["digest"]]:
+            raise UserError(
+                f"earlier episodes in {folder.uri} open otherwise in {', '.join(other)}: {held[other[0]]['source']}",
+                "restore the data or the checkout that they opened with, or start anew with --clean",
+            )
+        folder.write_json("manifest.json", manifest | {"openings": held | now})
+
+
+def find_openings(config: EvaluateConfig) -> Openings:
+    """What an evaluation's episodes open with: training data, else AgentGym's client, else the environment itself.
+
+    Raises:
+        UserError: If an environment with training data does not open as these do, or something cannot be read.
+    """
+    found = examine(config)
+    if found.differences:
+        envs = dict.fromkeys(difference.env for difference in found.differences)
+        lines = "\n    ".join(str(difference) for difference in found.differences)
+        raise UserError(
+            f"{', '.join(envs)}: evaluation does not open as the training data does:\n    {lines}",
+            "serve the environments that the data was recorded in (AgentGym's: environments.servers), give the data "
+            f"that belongs to these (openings.data), or accept it: openings.differing: [{', '.join(envs)}]",
+        )
+    return found
+
+
+def examine(config: EvaluateConfig) -> Openings:
+    """The same with what differs as a part of the answer; nothing is written, and only recorded tasks are started.
+
+    Raises:
+        UserError: If data or checkout cannot be read.
+    """
+    given = config.openings or OpeningsConfig()
+    for name in given.differing:
+        table.get(name)
+    wanted = {task.id for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
+    rows = _read(given.data, set(config.tasks), wanted) if given.data else {}
+    return asyncio.run(_examine(config.tasks, rows, given, config.environments))
+
+
+@dataclass
+class _Rows:
+    """One environment's rows: how often each pair of first turns occurs, some tasks of each, and the tasks wanted."""
+
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    tasks: dict[tuple[str, str], dict[str, Opening]] = field(default_factory=dict)
+    wanted: dict[str, Opening] = field(default_factory=dict)
+    otherwise: int = 0
+
+
+def _read(data: DataConfig, envs: set[str], wanted: set[str]) -> dict[str, _Rows]:
+    """Rows by environment; of the rows themselves only a few are kept."""
+    envs = envs & set(data.envs) if data.envs is not None else envs
+    found: dict[str, _Rows] = {}
+    if not envs:
+        return found
+    for trajectory in iter_trajectories(data.model_copy(update={"envs": sorted(envs)}), []):
+        rows, opening = found.setdefault(trajectory.env, _Rows()), Opening.recorded(trajectory)
+        if opening is None:
+            rows.otherwise += 1
+            continue
+        kind = (opening.instruction, opening.acknowledgement)
+        rows.kinds[kind] += 1
+        tasks = rows.tasks.setdefault(kind, {})
+        if len(tasks) < _CANDIDATES:
+            tasks.setdefault(trajectory.item_id, opening)
+        if trajectory.task.id in wanted:
+            rows.wanted.setdefault(trajectory.task.id, opening)
+    return found
+
+
+async def _examine(
+    envs: Iterable[str], rows: Mapping[str, _Rows], given: OpeningsConfig, environments: EnvironmentsConfig
+) -> Openings:
+    found: dict[str, EnvironmentOpening] = {}
+    differences: list[OpeningDifference] = []
+    compared = await asyncio.gather(*(_of_data(env, rows[env], given, environments) for env in rows))
+    for opening, different in compared:
+        found[opening.env] = opening
+        differences += different
+    for env in envs:
+        if env not in found:
+            found[env], different = _of_others(env, given, environments)
+            differences += different
+    alike = [known for env, known in rows.items() if env not in given.differing]
+    verbatim = {key: opening for known in alike for key, opening in known.wanted.items()}
+    return Openings({env: found[env] for env in envs}, verbatim, tuple(differences))
+
+
+async def _of_data(
+    env: str, rows: _Rows, given: OpeningsConfig, environments: EnvironmentsConfig
+) -> tuple[EnvironmentOpening, list[OpeningDifference]]:
+    """An environment's opening from its training data, and what speaks against it."""
+    ((kind, count),) = rows.kinds.most_common(1) or [(("", ""), 0)]
+    total = rows.kinds.total() + rows.otherwise
+    if 2 * count <= total:
+        reason = (
+            f"no two of three opening turns are common to most of its {total} trajectories; the commonest begin {count}"
+        )
+        return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason)] * (env not in given.differing)
+    source = f"training data ({count} of {total} trajectories)"
+    template = OpeningTemplate(*kind)
+    if env in given.differing:
+        source += ", but for the first observation"
+        return EnvironmentOpening(env, source, template), []
+    around, differences = await _compare(env, rows.tasks[kind], environments)
+    if around is not None:
+        template = replace(template, before=around[0], after=around[1], plain=around[2])
+    return EnvironmentOpening(env, source, template), differences
+
+
+async def _compare(
+    env: str, tasks: Mapping[str, Opening], environments: EnvironmentsConfig
+) -> tuple[tuple[str, str, bool] | None, list[OpeningDifference]]:
+    """What recorded first observations put around the environment's text; that is the same for all, or differs."""
+    spec = table.get(env)
+    found: dict[str, tuple[str, str, bool]] = {}
+    differences: list[OpeningDifference] = []
+    failures: list[OpeningDifference] = []
+    session = None
+    try:
+        session = open_session(spec, environments)
+        for item_id, recorded in tasks.items():
+            if len(found) + len(differences) == COMPARED or len(failures) == _FAILURES:
+                break
+            try:
+                told = (await session.reset(Task(env, item_id))).observation
+            except AtlasError as error:
+                failures.append(OpeningDifference(env, item_id, f"it cannot be started: {error.what}"))
+                continue
+            around = surroundings(spec, recorded.observation, told)
+            if around is not None:
+                found[item_id] = around
+            else:
+                differences.append(OpeningDifference(env, item_id, _difference(recorded.observation, told)))
+    except UserError as error:
+        failures.append(OpeningDifference(env, None, error.what))
+    finally:
+        if session is not None:
+            await session.close()
+    if len(set(found.values())) > 1:
+        (one, first), (other, second) = next((a, b) for a, b in combinations(found.items(), 2) if a[1] != b[1])
+        at = next(i for i in range(3) if first[i] != second[i])
+        what = ("before", "behind", "around")[at] + " the environment's text"
+        differences.append(OpeningDifference(env, other, f"{what} {_difference(str(first[at]), str(second[at]), one)}"))
+    # a task that cannot be started says nothing about those that can
+    return next(iter(found.values()), None), differences or ([] if found else failures)
+
+
+def _difference(recorded: str, told: str, other: str | None = None) -> str:
+    """Where two texts part."""
+    alike = takewhile(lambda pair: pair[0] == pair[1], zip(recorded, told, strict=False))
+    at = sum(1 for _ in alike)
+    shown = [f"{text[at : at + _SHOWN]!r}" for text in (recorded, told)]
+    if other is not None:
+        return f"the data has {shown[1]}, but {shown[0]} in {other} (character {at + 1})"
+    return f"turn 3 has {shown[0]} in the data, and the environment tells {shown[1]} (character {at + 1})"
+
+
+def _of_others(
+    env: str, given: OpeningsConfig, environments: EnvironmentsConfig
+) -> tuple[EnvironmentOpening, list[OpeningDifference]]:
+    """The opening of an environment without training data: AgentGym's where a server plays it, else its own."""
+    if env not in environments.servers:
+        return EnvironmentOpening(env, OWN), []
+    if given.agentgym is not None:
+        try:
+            read = checkout_opening(given.agentgym, env)
+        except UserError as error:
+            return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, error.what)]
+        if read is not None:
+            return EnvironmentOpening(env, f"AgentGym's {read[1]}", read[0]), []
+    if given != OpeningsConfig():
+        _log.warning(
+            "%s: no training data and no AgentGym client of it is at hand (openings.agentgym: CHECKOUT), so "
+            "conversations open with this package's own instruction",
+            env,
+        )
+    return EnvironmentOpening(env, OWN), []

@@ -1,0 +1,83 @@
+"""What a recipe reads of the Hugging Face hub, so that all of it can be fetched before a GPU is held.
+
+Flows in: a `Recipe`; flows out: models and data sets with their revisions. Nothing is called or loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from atlas_ray.config import DataConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectorConfig, ValueSelector
+from atlas_ray.trajectories.readers import is_hub_id
+
+_NEWEST = "main"
+
+
+@dataclass(frozen=True, slots=True)
+class HubFiles:
+    """A repository of the hub at a revision."""
+
+    kind: Literal["model", "dataset"]
+    id: str
+    revision: str
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id} {self.revision}"
+
+
+def hub_files(recipe: Recipe) -> list[HubFiles]:
+    """Every repository that a recipe's stages read: models that are trained, played, judge or score, then data.
+
+    Models behind endpoints, folders and URIs are none; of a repository at the same revision there is one.
+    """
+    models = [("model", name, revision) for name, revision in _models(recipe)]
+    data = [("dataset", name, revision) for name, revision in _data(recipe)]
+    found = dict.fromkeys(
+        HubFiles(kind, name, revision or _NEWEST)  # type: ignore[arg-type]
+        for kind, name, revision in [*models, *data]
+        if is_hub_id(name)
+    )
+    return list(found)
+
+
+def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
+    for name in recipe.backbones:
+        yield recipe.path_of(name), None
+    for evaluation in recipe.evaluations.values():
+        for model in evaluation.models.values():
+            if not isinstance(model, ModelConfig):
+                yield model, None
+            elif model.endpoint is None:
+                yield model.path, model.revision
+    for selection in recipe.select.values():
+        yield from ((name, None) for name in _of_selector(selection.selector))
+    for verification in recipe.verify.values():
+        yield verification.model, None
+
+
+def _of_selector(selector: SelectorConfig) -> Iterator[str]:
+    """Models that a selector loads, or whose tokenizer it does."""
+    if isinstance(selector, PerplexitySelector | ValueSelector):
+        yield selector.model
+    if isinstance(selector, LlmSelector):
+        if selector.engine is not None:
+            yield selector.model
+        if selector.tokenizer is not None:
+            yield selector.tokenizer
+
+
+def _data(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
+    sections: list[DataConfig] = [recipe.expert, *(v.data for v in recipe.verify.values())]
+    for evaluation in recipe.evaluations.values():
+        sections += _of_evaluation(evaluation)
+    yield from ((section.path, section.revision) for section in sections)
+
+
+def _of_evaluation(evaluation: EvaluateConfig) -> list[DataConfig]:
+    opened = evaluation.openings.data if evaluation.openings else None
+    return [data for data in (evaluation.items, opened) if data is not None]

@@ -1,0 +1,83 @@
+"""Data before a run: trajectories that can be read, test tasks that can be told.
+
+Flows in: a recipe; flows out: findings, and a short recorded trajectory of each environment for the servers to replay.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.openings import examine
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.recipes.preflight.findings import Finding, attempt
+from atlas_ray.recipes.preflight.hub import require_cached
+from atlas_ray.recipes.preflight.pending import Pending
+from atlas_ray.trajectories.readers import Rejected, read_trajectories
+from atlas_ray.types import Trajectory
+
+
+def check_data(pending: Pending) -> tuple[list[Finding], dict[str, Trajectory]]:
+    """Reads the expert's trajectories, if they are brought.
+
+    Returns:
+        Findings, and by environment the shortest trajectory that has a step.
+    """
+    recorded: dict[str, Trajectory] = {}
+    config = pending.data
+    if config is None:
+        return [], recorded
+
+    def read() -> str:
+        require_cached(config.path, "dataset", config.revision)
+        rejected: list[Rejected] = []
+        found = read_trajectories(config, rejected)
+        if not found:
+            why = f"; the first of {len(rejected)} unusable rows: {rejected[0].reason}" if rejected else ""
+            raise UserError(f"{config.path} holds no usable trajectory{why}", "`atlas trajectories stats` says more")
+        for t in found:
+            if t.steps and (t.env not in recorded or len(t.steps) < len(recorded[t.env].steps)):
+                recorded[t.env] = t
+        counts = Counter(t.env for t in found)
+        told = ", ".join(f"{env} {n:,}" for env, n in counts.items())
+        return f"{len(found):,} trajectories ({told})" + (f", {len(rejected):,} rows unusable" if rejected else "")
+
+    return attempt("data", config.path, read), recorded
+
+
+def check_items(pending: Pending) -> list[Finding]:
+    """Test tasks of every evaluation that is left."""
+    found: list[Finding] = []
+    for key, config in pending.evaluations.items():
+
+        def count(config: EvaluateConfig = config) -> str:
+            if config.items is not None:
+                require_cached(config.items.path, "dataset", config.items.revision)
+            tasks = test_tasks(config)
+            return ", ".join(f"{env} {len(ids)}" for env, ids in tasks.items())
+
+        subject = config.items.path if config.items is not None else "built-in tasks"
+        found += attempt("items", f"{subject}, {key}" if key else subject, count)
+    return found
+
+
+def check_prompts(pending: Pending) -> list[Finding]:
+    """Whether evaluation opens conversations as the data does that models are trained on (App. D.2)."""
+    found: list[Finding] = []
+    for config in pending.evaluations.values():
+        if config.openings is not None:
+            found += attempt("prompts", ", ".join(config.tasks), lambda c=config: _opened(c))  # type: ignore[misc]
+    return found
+
+
+def _opened(config: EvaluateConfig) -> list[Finding]:
+    openings = examine(config)
+    differing = {d.env for d in openings.differences}
+    remedy = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
+    found = [Finding("prompts", d.env, "failed", str(d), remedy) for d in openings.differences]
+    return found + [
+        Finding("prompts", env, "ok", opening.source)
+        for env, opening in openings.environments.items()
+        if env not in differing
+    ]

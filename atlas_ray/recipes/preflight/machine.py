@@ -1,0 +1,58 @@
+"""GPUs and disk before a run. Flows in: a recipe; flows out: findings. Ray is asked only where a cluster is named."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from atlas_ray.errors import UserError
+from atlas_ray.recipes.preflight.findings import Finding, attempt
+from atlas_ray.recipes.preflight.pending import Pending
+
+
+def check_gpus(pending: Pending) -> list[Finding]:
+    """As many GPUs as the training that wants most, where training says that it wants any."""
+    wanted = max((c.workers for c in pending.train.values() if c.use_gpu), default=0)
+    return attempt("GPUs", f"{wanted} for training", lambda: _gpus(pending, wanted)) if wanted else []
+
+
+def _gpus(pending: Pending, wanted: int) -> str:
+    config = pending.recipe.config.ray
+    if config.address or os.environ.get("RAY_ADDRESS"):
+        from atlas_ray.runs import placement
+        from atlas_ray.runs.cluster import connect
+
+        connect(config)
+        have, where = int(placement.gpus()), "the cluster"
+    else:
+        import torch
+
+        have, where = torch.cuda.device_count(), "this machine"
+    if have < wanted:
+        raise UserError(
+            f"training wants {wanted} GPUs, {where} has {have}",
+            "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)",
+        )
+    return f"{where} has {have}"
+
+
+def check_disk(pending: Pending) -> list[Finding]:
+    """Room for what the recipe's training writes, where the run folders lie on this machine."""
+    runs, need = pending.recipe.root, 0.0
+    return attempt("disk", runs, lambda: _disk(runs, need)) if need else []
+
+
+def _disk(runs: str, need: float) -> str | list[Finding]:
+    words = f"about {need / 1e9:.1f} GB needed at most"
+    if "://" in runs:
+        return [Finding("disk", runs, "not checked", f"{words}; a store's room is not known here")]
+    at = Path(runs).resolve()
+    while not at.exists():
+        at = at.parent
+    free = shutil.disk_usage(at).free
+    if free < need:
+        raise UserError(
+            f"{at} has {free / 1e9:.1f} GB free, {words}", "set `runs` to a larger disk, or train fewer arms"
+        )
+    return f"{free / 1e9:,.0f} GB free, {words}"

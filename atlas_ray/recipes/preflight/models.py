@@ -1,0 +1,136 @@
+"""Models before a run: templates that can be masked, contexts long enough, endpoints that answer one token.
+
+Flows in: a recipe; flows out: findings. Weights are not loaded: that a model fits its device says `machine.py`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.source import longest
+from atlas_ray.recipes.preflight.findings import Finding, attempt
+from atlas_ray.recipes.preflight.hub import require_cached
+from atlas_ray.recipes.preflight.pending import Pending
+from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, ValueSelector
+
+
+@dataclass(frozen=True, slots=True)
+class NeededModel:
+    """A model that a run loads.
+
+    Attributes:
+        tokens: Longest conversation that it is given; None for as long as it takes.
+    """
+
+    path: str
+    revision: str | None = None
+    tokens: int | None = None
+
+
+def check_models(pending: Pending) -> list[Finding]:
+    """Every model that exists before the run: what the run trains itself is not looked for."""
+    found: list[Finding] = []
+    needed: dict[tuple[str, str | None], NeededModel] = {}
+    for model in _needed(pending):
+        known = needed.setdefault((model.path, model.revision), model)
+        if (model.tokens or 0) > (known.tokens or 0):
+            needed[model.path, model.revision] = model
+    for model in needed.values():
+        found += attempt("model", model.path, lambda m=model: _usable(m))  # type: ignore[misc]
+    return found
+
+
+def check_keys(pending: Pending) -> list[Finding]:
+    """Every endpoint is asked for one token, which costs about as much."""
+    found: list[Finding] = []
+    judges = [c.selector for c in pending.select.values() if isinstance(c.selector, LlmSelector)]
+    for judge in (j for j in judges if j.engine is None):
+        subject = f"{judge.model} at {judge.endpoint.base_url}"
+        found += attempt("key", subject, lambda j=judge: asyncio.run(_judges(j)))  # type: ignore[misc]
+    for name, model in _played(pending.evaluations.values()):
+        if isinstance(model, ModelConfig) and model.endpoint is not None:
+            subject = f"{model.path} at {model.endpoint.base_url}"
+            found += attempt("key", subject, lambda n=name, m=model: asyncio.run(_plays(n, m)))  # type: ignore[misc]
+    return list(dict.fromkeys(found))
+
+
+def _needed(pending: Pending) -> Iterator[NeededModel]:
+    made = pending.made_here
+    for train in pending.train.values():
+        if train.model not in made:
+            yield NeededModel(train.model, tokens=train.max_length)
+    for select in pending.select.values():
+        match select.selector:
+            case ValueSelector(model=path, engine=engine) | LlmSelector(model=path, engine=engine) if (
+                engine is not None
+            ):
+                if path not in made:
+                    yield NeededModel(path, tokens=engine.max_model_len)
+            case PerplexitySelector(model=path) if path not in made:
+                yield NeededModel(path)
+    for evaluation in pending.evaluations.values():
+        for _, model in _played([evaluation]):
+            own = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
+            if own.endpoint is None and own.path not in made:
+                yield NeededModel(own.path, own.revision, own.max_model_len or evaluation.engine.max_model_len)
+    for verify in pending.verify:
+        if verify.model not in made:
+            yield NeededModel(verify.model, tokens=verify.engine.max_model_len)
+
+
+def _played(evaluations: Iterable[EvaluateConfig]) -> Iterator[tuple[str, str | ModelConfig]]:
+    for evaluation in evaluations:
+        yield from evaluation.models.items()
+
+
+def _usable(model: NeededModel) -> str:
+    """What a model's template and context are; raises where they do not do.
+
+    Raises:
+        UserError: If there is no such model, its template cannot be masked, its context is too short, or a folder
+            holds no weights.
+    """
+    require_cached(model.path, "model", model.revision)
+    folder = Path(model.path)
+    if folder.is_dir() and not any(folder.glob("*.safetensors")):
+        raise UserError(f"{model.path} holds no weights (*.safetensors)", "copy the whole model there")
+    chat = ChatFormat.load(model.path, model.revision)
+    context = longest(model.path)
+    if model.tokens is not None and model.tokens > context:
+        raise UserError(
+            f"{model.path} was made for {context:,} tokens, and is asked to read {model.tokens:,}",
+            f"set max_model_len (evaluation) or max_length (training) to {context} or less",
+        )
+    return f"template ends replies with {chat.end_of_turn.strip()!r}, context {context:,} tokens"
+
+
+async def _judges(selector: LlmSelector) -> str:
+    from atlas_ray.selection.asker import Question
+    from atlas_ray.selection.client import ChatClient
+
+    once = selector.endpoint.model_copy(update={"max_retries": 0})
+    client = ChatClient(selector.model_copy(update={"endpoint": once}))
+    try:
+        done = await client.complete(Question([{"role": "user", "content": "Say OK."}], 0.0, 1))
+    finally:
+        await client.close()
+    return f"answers, {done.usage.prompt_tokens + done.usage.completion_tokens} tokens"
+
+
+async def _plays(name: str, model: ModelConfig) -> str:
+    from atlas_ray.models.endpoint import EndpointSpec
+    from atlas_ray.models.protocol import Sampling
+
+    assert model.endpoint is not None
+    policy = await EndpointSpec(name, model.path, model.endpoint.model_copy(update={"max_retries": 0})).build()
+    try:
+        reply = await policy.complete([{"role": "user", "content": "Say OK."}], Sampling(0.0, 1), 0)
+    finally:
+        await policy.close()
+    return f"answers, {reply.usage.prompt_tokens + reply.usage.completion_tokens} tokens"

@@ -1,0 +1,292 @@
+"""What lies behind a URI, brought to this machine once: models and data files, for libraries that read paths alone.
+
+Flows in: the URI of a file or folder in an object store; flows out: a local path below this machine's cache. Any number
+of processes may ask at once: one fetches, the others wait. A copy bears the digest of what the store lists (names,
+sizes, entity tags), appears whole or not at all, and is replaced when the store lists something else, so that two
+versions never mix. What a killed process had fetched whole is not fetched again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from threading import Lock
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.address import name_of
+from atlas_ray.runs.progress import Tracker, console
+from atlas_ray.runs.store import explained, in_time, open_store
+from atlas_ray.text import printable
+
+CACHE_VARIABLE = "ATLAS_CACHE"
+_THREADS = 16
+_PIECE = 16 << 20  # bytes that one request asks for
+_ATTEMPTS = 3  # at something that changes while it is fetched
+_MB = 1_000_000
+_SPARE = 64 << 20  # bytes of the disk that are left free
+_ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
+
+
+def cache_folder() -> Path:
+    """Where this machine's copies lie: `ATLAS_CACHE`, or `atlas-ray` in the user's cache folder."""
+    given = os.environ.get(CACHE_VARIABLE)
+    return Path(given) if given else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "atlas-ray"
+
+
+def local_copy(
+    uri: str, suffixes: tuple[str, ...] | None = None, check: Callable[[list[str]], None] | None = None
+) -> Path:
+    """A local path with what lies behind a URI; a path, and a `file://` URI, is its own copy.
+
+    Args:
+        uri: Of a file or folder.
+        suffixes: Of a folder only files whose names end so; None: all.
+        check: Given the names of all files there before any is fetched; refuses them by raising.
+
+    Raises:
+        UserError: If nothing lies there, it may not be read, or a name leads out of its folder.
+        AtlasError: If the store fails, the disk is too small, or it does not stop changing.
+        NoAnswer: If the store does not answer in time.
+    """
+    if "://" not in uri:
+        return Path(uri)
+    remote = _Remote(uri, *open_store(uri))
+    if isinstance(remote.fs, pafs.LocalFileSystem):
+        return Path(remote.root)
+    home = _home(uri, suffixes)
+    for _ in range(_ATTEMPTS):
+        files = remote.files(suffixes, check)
+        version = home / _digest(files)
+        copy = version / (name_of(uri) or "root")
+        if not _whole(copy, files):
+            with _alone(home, uri):
+                if not _whole(copy, files):  # another process may have brought it meanwhile
+                    partial = version.with_suffix(_PARTIAL)
+                    remote.fetch(files, partial / copy.name)
+                    if remote.files(suffixes) != files:
+                        shutil.rmtree(partial)
+                        continue
+                    _put_in_place(home, partial, version)
+        os.utime(version)  # when it was last asked for
+        return copy
+    raise AtlasError(f"{uri} changes while it is read", "wait until whatever writes there has ended, then run again")
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """What the cache holds of one URI: its size in bytes, and when it was last asked for (seconds since 1970)."""
+
+    uri: str
+    folder: Path
+    size: int
+    used: float
+
+
+def copies() -> list[Copy]:
+    """All that this machine's cache holds, what is not whole too; the largest first."""
+    found = []
+    for address in cache_folder().glob(f"*/{_ADDRESS}"):
+        home = address.parent
+        size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
+        used = max(path.stat().st_mtime for path in home.iterdir())
+        found.append(Copy(address.read_text(), home, size, used))
+    return sorted(found, key=lambda copy: (-copy.size, copy.uri))
+
+
+def remove(copy: Copy) -> bool:
+    """Deletes what the cache holds of a URI, unless a process is fetching it; says whether it did."""
+    from filelock import FileLock, Timeout
+
+    try:
+        with FileLock(copy.folder / _LOCK, timeout=0):
+            shutil.rmtree(copy.folder)
+    except Timeout:
+        return False
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file as the store lists it; `version` is its entity tag, or its time where a store has none."""
+
+    size: int
+    version: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """A file or folder in a store. A file's own name below itself is empty."""
+
+    uri: str
+    fs: pafs.FileSystem
+    root: str
+
+    def files(
+        self, suffixes: tuple[str, ...] | None, check: Callable[[list[str]], None] | None = None
+    ) -> dict[str, _File]:
+        """Files by name.
+
+        Raises:
+            UserError: If there is none, or a name leads out of its folder.
+        """
+        with explained(self.uri, "reach"):
+            top = in_time(self.uri, lambda: self.fs.get_file_info(self.root))
+            if top.type == pafs.FileType.NotFound:
+                raise UserError(f"nothing lies at {self.uri}", "check the address, its region and its endpoint")
+            if top.type == pafs.FileType.File:
+                found = {"": top}
+            else:
+                inside = self.fs.get_file_info(pafs.FileSelector(self.root, recursive=True))
+                prefix = self.root.rstrip("/") + "/"
+                found = {i.path.removeprefix(prefix): i for i in inside if i.type == pafs.FileType.File}
+        if check is not None:
+            check(sorted(found))
+        if suffixes is not None and "" not in found:
+            found = {name: info for name, info in found.items() if name.endswith(suffixes)}
+        if not found:
+            raise UserError(f"{self.uri} holds no file{_ending(suffixes)}", "check the address")
+        if strange := [name for name in found if ".." in PurePosixPath(name).parts or name.startswith("/")]:
+            what = f"{self.uri} holds {printable(strange[0])!r}, which would lie outside of its folder"
+            raise UserError(what, "rename it there")
+        with explained(self.uri, "read"), ThreadPoolExecutor(_THREADS) as pool:
+            versions = pool.map(self._version, found.values())
+            return {
+                name: _File(info.size, version) for (name, info), version in zip(found.items(), versions, strict=True)
+            }
+
+    def _version(self, info: Any) -> str:
+        with self.fs.open_input_file(info.path) as source:
+            told = source.metadata() or {}
+        tags = [value for key, value in told.items() if _text(key).lower() == "etag"]
+        return _text(tags[0]) if tags else str(info.mtime_ns)
+
+    def fetch(self, files: Mapping[str, _File], into: Path) -> None:
+        """Brings what is missing of some files; each bears its name once it is whole.
+
+        Raises:
+            UserError: If one may not be read.
+            AtlasError: If the disk is too small, or reading or writing fails.
+        """
+        missing = {name: file.size for name, file in files.items() if _size(into / name) != file.size}
+        total, need = sum(file.size for file in files.values()), sum(missing.values())
+        place = into.parent.parent
+        if need + _SPARE > (free := shutil.disk_usage(place).free):
+            raise AtlasError(
+                f"{self.uri} takes {need / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left",
+                f"set {CACHE_VARIABLE} to a folder on a larger disk, or free some: `atlas cache` lists the copies",
+            )
+        files_at_once, pieces = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
+        with Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) as tracker:
+            arrived = _counter(tracker, total - need)
+            try:
+                asked = {
+                    name: files_at_once.submit(self._bring, name, size, into / name, pieces, arrived)
+                    for name, size in missing.items()
+                }
+                for name, one in asked.items():
+                    with explained(f"{self.uri}, {name}" if name else self.uri, "fetch"):
+                        one.result()
+            finally:
+                for pool in (files_at_once, pieces):
+                    pool.shutdown(cancel_futures=True)
+
+    def _bring(
+        self, name: str, size: int, to: Path, pieces: ThreadPoolExecutor, arrived: Callable[[int], None]
+    ) -> None:
+        """Brings one file, piece by piece."""
+        to.parent.mkdir(parents=True, exist_ok=True)
+        part = to.with_name(to.name + _PARTIAL)
+        where = f"{self.root.rstrip('/')}/{name}" if name else self.root
+        with self.fs.open_input_file(where) as source, part.open("wb") as target:
+
+            def bring(start: int) -> None:
+                count = min(_PIECE, size - start)
+                content = source.read_at(count, start)
+                if len(content) < count or os.pwrite(target.fileno(), content, start) < count:
+                    raise OSError(f"only a part of bytes {start} to {start + count} arrived")
+                arrived(count)
+
+            for _ in pieces.map(bring, range(0, size, _PIECE)):
+                pass
+        part.rename(to)
+
+
+def _counter(tracker: Tracker, before: int) -> Callable[[int], None]:
+    """Tells a tracker of megabytes about bytes, from any thread."""
+    lock, counted = Lock(), before
+
+    def arrived(count: int) -> None:
+        nonlocal counted
+        with lock:
+            tracker.advance((counted + count) // _MB - counted // _MB)
+            counted += count
+
+    return arrived
+
+
+def _home(uri: str, suffixes: tuple[str, ...] | None) -> Path:
+    """The folder of a URI's copies, by a name that people recognise."""
+    key = hashlib.sha256("\n".join([uri, *(suffixes or ())]).encode()).hexdigest()[:12]
+    return cache_folder() / f"{re.sub(r'[^A-Za-z0-9._-]', '_', name_of(uri))[:64]}-{key}"
+
+
+@contextmanager
+def _alone(home: Path, uri: str) -> Iterator[None]:
+    """Holds the lock of a URI's copies."""
+    from filelock import FileLock, Timeout
+
+    with explained(str(home)):
+        home.mkdir(parents=True, exist_ok=True)
+        (home / _ADDRESS).write_text(uri)
+    lock = FileLock(home / _LOCK)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        console.print(f"waiting for another process, which fetches {uri}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _put_in_place(home: Path, partial: Path, version: Path) -> None:
+    """Gives a fetched version its name, and deletes those before it."""
+    with explained(str(home)):
+        shutil.rmtree(version, ignore_errors=True)  # one that is no longer whole
+        partial.rename(version)
+        for other in home.iterdir():
+            if other.is_dir() and other != version:
+                shutil.rmtree(other)
+
+
+def _whole(copy: Path, files: Mapping[str, _File]) -> bool:
+    """Whether every file is there with its size."""
+    return all(_size(copy / name) == file.size for name, file in files.items())
+
+
+def _size(file: Path) -> int | None:
+    return file.stat().st_size if file.is_file() else None
+
+
+def _digest(files: Mapping[str, _File]) -> str:
+    lines = (f"{name}\0{file.size}\0{file.version}\n" for name, file in sorted(files.items()))
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()[:16]
+
+
+def _ending(suffixes: tuple[str, ...] | None) -> str:
+    return f" whose name ends in {', '.join(suffixes)}" if suffixes else ""
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else value

@@ -1,0 +1,193 @@
+"""128 episodes at once on servers with the manners of AgentGym's: none lost, none mixed up, no id made in vain."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+from aiohttp import web
+
+from atlas_ray.environments import client, server
+from atlas_ray.environments.probe import probe
+from atlas_ray.errors import EnvironmentFailure
+from atlas_ray.types import Episode, StopReason, Task
+from tests.agentgym import TASKS, AgentGym
+from tests.serving import remote, running
+from tests.test_fourteen import episode, winning
+
+AT_ONCE = 128
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0.02)
+
+
+async def play(name: str, url: str, episodes: int = AT_ONCE) -> list[Episode]:
+    """Episodes of a winning policy, `AT_ONCE` at a time, each in a session of its own."""
+    seats = asyncio.Semaphore(AT_ONCE)
+
+    async def one(number: int) -> Episode:
+        async with seats, remote(name, url, timeout_s=60.0) as session:
+            return await episode(session, winning(name), number % TASKS, sample=number // TASKS)
+
+    return await asyncio.gather(*map(one, range(episodes)))
+
+
+def none_lost_or_mixed(name: str, played: list[Episode]) -> None:
+    """Every episode was won, and every answer is about its own task."""
+    assert {one.stop_reason: one.error for one in played} == {StopReason.DONE: None}
+    assert all(one.success for one in played)
+    assert len({one.id for one in played}) == len(played)
+    for one in played:
+        index = one.item_id.rsplit("_", 1)[1]
+        told = [m.content for m in one.messages if m.role == "user"][3:]
+        assert sum(f"task {index}," in text for text in told) >= 3, (one.item_id, told)
+
+
+def asked(*gyms: AgentGym) -> Counter[str]:
+    return Counter(endpoint for gym in gyms for endpoint, _ in gym.log)
+
+
+def out_of_order(gym: AgentGym) -> web.Application:
+    """Makes environments in threads: the later ones may be ready first."""
+    app, rng = gym.app(), random.Random(1)
+
+    @web.middleware
+    async def slowly(request: web.Request, handler: server.Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if request.path.endswith("/create"):
+            await asyncio.sleep(rng.random() / 5)
+        return answer
+
+    app.middlewares.append(slowly)
+    return app
+
+
+@pytest.mark.parametrize("name", ["sciworld", "weather", "movie", "maze", "webshop"])
+async def test_ids_that_come_out_of_order_are_no_restart(name: str) -> None:
+    gym = AgentGym(name)
+    async with running(out_of_order(gym)) as url:
+        none_lost_or_mixed(name, await play(name, url))
+    counts = asked(gym)
+    assert counts["create"] <= AT_ONCE * 1.01
+    assert counts["reset"] == AT_ONCE
+
+
+async def test_an_id_given_to_several_at_once_is_nobody_elses() -> None:
+    """AgentGym's sciworld reads the next id before it starts a Java machine, and counts on after it."""
+    gym = AgentGym("sciworld")
+    app, ids = gym.app(), itertools.count()
+    taken = [next(ids)]
+
+    @web.middleware
+    async def race(request: web.Request, handler: server.Handler) -> web.StreamResponse:
+        if request.path != "/create":
+            return await handler(request)
+        gym.ids = iter([taken[0]])
+        answer = await handler(request)
+        await asyncio.sleep(0.05)
+        taken[0] = next(ids)
+        return answer
+
+    app.middlewares.append(race)
+    async with running(app) as url:
+        none_lost_or_mixed("sciworld", await play("sciworld", url))
+    assert asked(gym)["create"] <= 2 * AT_ONCE
+
+
+def closes_after_a_crash(gym: AgentGym) -> web.Application:
+    """As uvicorn after an exception that nobody handled: it answers, writes the exception down, closes the socket."""
+    app = gym.app()
+
+    @web.middleware
+    async def close(request: web.Request, handler: server.Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if answer.status == 500:
+            await answer.prepare(request)
+            await answer.write_eof()
+            assert request.transport is not None
+            asyncio.get_running_loop().call_later(0.01, request.transport.close)
+        return answer
+
+    app.middlewares.append(close)
+    return app
+
+
+async def test_the_doctor_is_content_with_a_server_that_closes_sockets_after_a_crash() -> None:
+    async with running(closes_after_a_crash(AgentGym("weather"))) as url:
+        for _ in range(4):
+            found = await probe(url, "weather")
+            assert (found.ok, found.reachable, found.tasks, found.replay) == (True, "yes", "0 to 99", "exact")
+
+
+async def test_a_closed_socket_costs_nothing() -> None:
+    """Between its steps others ask for tasks that are not there, on the socket that it uses."""
+    gym = AgentGym("weather")
+    async with (
+        running(closes_after_a_crash(gym)) as url,
+        remote("weather", url) as session,
+        remote("weather", url) as bad,
+    ):
+        await session.reset(Task("weather", "weather_7"))
+        for reply in winning("weather"):
+            with pytest.raises(EnvironmentFailure, match="HTTP 500"):
+                await bad.reset(Task("weather", f"weather_{TASKS}"))
+            result = await session.step(reply)
+    assert result.done
+    counts = asked(gym)
+    assert counts["step"] == len(winning("weather"))
+    assert counts["create"] == counts["reset"]  # each that is refused is asked for under an id of its own
+
+
+async def test_sockets_closed_after_crashes_lose_none_of_many() -> None:
+    gym = AgentGym("weather")
+    async with running(closes_after_a_crash(gym)) as url:
+        played, *found = await asyncio.gather(play("weather", url), *(probe(url, "weather") for _ in range(4)))
+    none_lost_or_mixed("weather", played)
+    assert all(one.ok for one in found)
+    assert asked(gym)["create"] <= AT_ONCE * 1.01 + 2 * len(found)
+
+
+@asynccontextmanager
+async def restarting(name: str, steps: int) -> AsyncIterator[tuple[str, list[AgentGym]]]:
+    """A server whose process ends when it has played so many steps; the next counts its ids from the first on."""
+    gyms, enough = [AgentGym(name)], asyncio.Event()
+    app = gyms[0].app()
+
+    @web.middleware
+    async def count(request: web.Request, handler: server.Handler) -> web.StreamResponse:
+        answer = await handler(request)
+        if asked(gyms[0])["step"] >= steps:
+            enough.set()
+        return answer
+
+    app.middlewares.append(count)
+
+    async def restart() -> None:
+        await enough.wait()
+        await first.__aexit__(None, None, None)
+        gyms.append(AgentGym(name))
+        await stack.enter_async_context(running(gyms[1].app(), int(url.rsplit(":", 1)[1])))
+
+    async with contextlib.AsyncExitStack() as stack:
+        first = running(app)
+        url = await first.__aenter__()
+        restarted = asyncio.create_task(restart())
+        yield url, gyms
+        await asyncio.wait_for(restarted, 10)
+
+
+@pytest.mark.parametrize("name", ["weather", "textcraft", "sciworld", "maze", "webshop"])
+async def test_a_server_that_restarts_loses_no_episode(name: str) -> None:
+    async with restarting(name, 2 * AT_ONCE) as (url, gyms):
+        none_lost_or_mixed(name, await play(name, url, 2 * AT_ONCE))
+    before, after = asked(gyms[0])["create"], asked(gyms[1])["create"]
+    assert before <= AT_ONCE * 1.01
+    assert after <= AT_ONCE * 1.01

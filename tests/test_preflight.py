@@ -1,0 +1,256 @@
+"""The preflight of a recipe: every fault at once, each with a remedy, before a stage runs; what is well is left alone.
+
+Servers, an endpoint and models are real; nothing of Ray or vLLM is needed to look.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from atlas_ray.cli import app
+from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.server import create_app
+from atlas_ray.environments.table import get
+from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.recipes import stages
+from atlas_ray.recipes.preflight import hub
+from atlas_ray.recipes.preflight.findings import Finding, failure_lines, failures, findings_table
+from atlas_ray.recipes.preflight.run import RECORD, preflight
+from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.trajectories.writers import write_agenttraj
+from atlas_ray.types import Task, Trajectory
+from tests.fake_endpoint import FakeEndpoint
+from tests.serving import served
+from tests.tiny import tiny_llama, tiny_tokenizer
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    with served(create_app(["maze", "textcraft"])) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def dead() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A folder with weights and a tokenizer; its context is 2,048 tokens."""
+    folder, tokenizer = tmp_path_factory.mktemp("model"), tiny_tokenizer()
+    tiny_llama(len(tokenizer)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def experts() -> list[Trajectory]:
+    """A trajectory of each environment that the server has."""
+
+    async def play(env: str) -> Trajectory:
+        task, spec = Task(env, f"{env}_9"), get(env)
+        episode = await run_episode(ScriptedPolicy("expert"), LocalSession(spec), task, sampling=Sampling(), seed=0)
+        return Trajectory(task.id, env, task.item_id, episode.messages, episode.reward)
+
+    return [asyncio.run(play(env)) for env in ("maze", "textcraft")]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, server: str, model: str, experts: list[Trajectory]) -> dict[str, Any]:
+    """A recipe with nothing wrong."""
+    write_agenttraj(tmp_path / "data.json", experts)
+    items = [{"item_id": f"{env}_{i}", "conversations": None} for env in ("maze", "textcraft") for i in range(3)]
+    (tmp_path / "items.json").write_text(json.dumps(items))
+    return {
+        "name": "checked",
+        "runs": str(tmp_path / "runs"),
+        "expert": {"path": str(tmp_path / "data.json")},
+        "base": model,
+        "arms": {"random": {"name": "random"}},
+        "critical": "random",
+        "train": {"max_length": 1024, "use_gpu": False},
+        "evaluate": {
+            "tasks": {"maze": 2, "textcraft": 2},
+            "items": {"path": str(tmp_path / "items.json")},
+            "engine": {"max_model_len": 1024},
+        },
+        "environments": {"servers": {"maze": [server], "textcraft": [server]}},
+    }
+
+
+def written(tmp_path: Path, recipe: dict[str, Any]) -> str:
+    file = tmp_path / "recipe.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return str(file)
+
+
+def found_in(tmp_path: Path, recipe: dict[str, Any]) -> list[Finding]:
+    return preflight(stages.opened(written(tmp_path, recipe))[0])
+
+
+def wrong_in(tmp_path: Path, recipe: dict[str, Any]) -> dict[str, str]:
+    """What failed by kind and subject."""
+    return {f"{f.check} {f.subject}": f"{f.detail} | {f.remedy}" for f in failures(found_in(tmp_path, recipe))}
+
+
+def test_a_sound_recipe_passes_and_each_environment_replays_its_shortest_trajectory(
+    tmp_path: Path, recipe: Any
+) -> None:
+    found = found_in(tmp_path, recipe)
+    assert failure_lines(found) == []
+    replayed = {f.subject.split("/")[0]: f.detail for f in found if f.check == "replay"}
+    assert set(replayed) == {"maze", "textcraft"}
+    assert all("as recorded, reward 1 (as recorded)" in words for words in replayed.values())
+    assert {f.check for f in found} >= {"data", "items", "server", "replay", "prompts", "model"}
+
+
+def test_three_planted_faults_are_named_at_once(tmp_path: Path, recipe: Any, dead: str, model: str) -> None:
+    bare = tmp_path / "bare"
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = None
+    tiny_llama(len(tokenizer)).save_pretrained(bare)
+    tokenizer.save_pretrained(bare)
+    recipe["environments"]["servers"]["textcraft"] = [dead]
+    recipe["models"] = {"rival": str(bare)}
+    (tmp_path / "items.json").write_text(json.dumps([{"item_id": "narnia_0"}, {"item_id": "textcraft_1"}]))
+    recipe["evaluate"]["tasks"] = {"maze": 2, "textcraft": 1}
+    file = written(tmp_path, recipe)
+
+    result = CliRunner().invoke(app, ["doctor", file])
+    assert result.exit_code == 1
+    words = " ".join(result.output.split())
+    assert f"server, textcraft at {dead}" in words
+    assert "no chat template" in words
+    assert "narnia" in words
+    lines = failure_lines(found_in(tmp_path, recipe))
+    assert len([line for line in lines if line[0].isdigit()]) == 3
+    assert not (tmp_path / "runs").exists()
+
+    with pytest.raises(UserError, match="3 fault"):
+        stages.run(stages.opened(file)[0])
+    assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
+
+
+def test_a_trajectory_that_ends_at_another_reward_or_is_answered_otherwise_is_named(
+    tmp_path: Path, recipe: Any, experts: list[Trajectory]
+) -> None:
+    maze, textcraft = experts
+    changed = [replace(m, content=m.content + " Not so.") if i == 4 else m for i, m in enumerate(maze.messages)]
+    write_agenttraj(tmp_path / "data.json", [replace(maze, messages=tuple(changed)), replace(textcraft, reward=0.25)])
+    wrong = {key.split()[0] + key.split()[1].split("/")[0]: words for key, words in wrong_in(tmp_path, recipe).items()}
+    assert "step 1 was answered otherwise than recorded" in wrong["replaymaze"]
+    assert "reward 1, recorded is 0.25" in wrong["replaytextcraft"]
+
+
+def test_missing_servers_data_models_and_short_contexts(tmp_path: Path, recipe: Any, model: str) -> None:
+    del recipe["environments"]["servers"]["maze"]
+    recipe["expert"]["path"] = str(tmp_path / "nothing.json")
+    recipe["train"]["max_length"] = 9000
+    recipe["models"] = {"rival": str(tmp_path / "no-model" / "here")}
+    wrong = wrong_in(tmp_path, recipe)
+    assert "no server is named" in wrong["server maze"]
+    assert "nothing.json" in wrong[f"data {tmp_path / 'nothing.json'}"]
+    assert "made for 2,048 tokens, and is asked to read 9,000" in wrong[f"model {model}"]
+    assert any("no-model" in key for key in wrong)
+
+
+@pytest.mark.parametrize("kind", ["judge", "player"])
+def test_endpoints_are_asked_for_one_token(
+    tmp_path: Path, recipe: Any, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    from aiohttp import web
+
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "FAKE_KEY"}
+    if kind == "judge":
+        recipe["arms"]["llm"] = {"name": "llm", "model": "judge", "endpoint": address}
+    else:
+        recipe["models"] = {"player": {"path": "player", "endpoint": address}}
+    file = written(tmp_path, recipe)
+    extra = ["player"] if kind == "player" else []
+
+    def look() -> list[Finding]:
+        return [f for f in preflight(stages.opened(file, extra=extra)[0]) if f.check == "key"]
+
+    (found,) = look()
+    assert (found.result, found.subject) == ("ok", f"{kind} at {address['base_url']}")
+    assert [call["max_tokens"] for call in endpoint.calls] == [1]
+    endpoint.answer = lambda body, call: web.Response(status=401, text="no")
+    (found,) = look()
+    assert found.result == "failed"
+    assert len(endpoint.calls) == 2
+    monkeypatch.delenv("FAKE_KEY")
+    assert look()[0].result == ("failed" if kind == "player" else look()[0].result)
+
+
+def test_gpus_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe["train"] |= {"use_gpu": True, "workers": 4}
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert "wants 4 GPUs, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    assert not any(key.startswith("GPUs") for key in wrong_in(tmp_path, recipe))
+
+
+def test_only_what_will_run_is_looked_at(tmp_path: Path, recipe: Any, dead: str) -> None:
+    recipe["environments"]["servers"]["maze"] = [dead]
+    opened = stages.opened(written(tmp_path, recipe))[0]
+    assert failures(preflight(opened))
+    assert {f.check for f in preflight(opened, ["train/random"])} <= {"data", "model", "disk"}
+    for config in opened.train.values():
+        RunFolder(config.run).finish()
+    assert preflight(opened, ["train/random"]) == []
+
+
+def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("report", "", lambda: None)])
+    opened = stages.opened(written(tmp_path, recipe))[0]
+    stages.run(opened, skip_preflight=True)
+    assert RunFolder(opened.root).read_json(RECORD)["skipped"] is True
+    stages.run(opened)
+    assert RunFolder(opened.root).read_json(RECORD)["skipped"] is False
+
+
+def test_a_silent_hub_is_asked_once(tmp_path: Path, recipe: Any, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    asked: list[str] = []
+    silent = hub._silent
+    monkeypatch.setattr(hub, "_silent", lambda address: asked.append(address) or silent(address))
+    monkeypatch.setattr(constants, "ENDPOINT", dead)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    recipe["models"] = {f"rival{i}": f"someone/model{i}" for i in range(3)}
+    found = found_in(tmp_path, recipe)
+    assert asked == [dead]
+    assert [f.result for f in found if f.check == "hub"] == ["not checked"]
+    lines = failure_lines(found)
+    assert "someone/model0, someone/model1, someone/model2: not in the hub's cache" in lines[0]
+    assert constants.HF_HUB_OFFLINE is False
+
+
+def test_texts_from_outside_are_spelt_out() -> None:
+    import io
+
+    from rich.console import Console
+
+    found = [Finding("data", "a\x1b[2Jb", "failed", "\x1b]0;title\x07[red]x[/red]", "mend\x9b it")]
+    out = io.StringIO()
+    Console(file=out, width=100, markup=False).print(findings_table(found))
+    assert "\x1b" not in out.getvalue()
+    assert "[red]x[/red]" in out.getvalue()
