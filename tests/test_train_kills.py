@@ -152,9 +152,9 @@ def test_one_worker_goes_on_where_two_were_killed(tmp_path: Path) -> None:
 
 
 def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: None, tmp_path: Path) -> None:
-    # 200 steps of one epoch: but for the signal there is no checkpoint before the end
+    # 700 steps of one epoch: but for the signal there is no checkpoint before the end
     config = a_long_run(tmp_path, epochs=1, global_batch=1, checkpoint_steps=10_000)
-    many = [*TRAJECTORIES_HERE] * 30
+    many = [*TRAJECTORIES_HERE] * 100
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n, t in enumerate(many)]
     seen: list[int] = []
 
@@ -164,16 +164,16 @@ def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: 
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"training stopped at step \d+ of 210") as stopped:
+    with pytest.raises(Stopped, match=r"training stopped at step \d+ of 700") as stopped:
         train(config, many, None, terminate)
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert not RunFolder(config.run).has("stop")
     kept = kept_lines(tmp_path)
-    assert 5 <= len(kept) < 210
+    assert 5 <= len(kept) < 700
     assert f"step {len(kept)} of" in str(stopped.value)
     train(config, many, None)
-    assert len(written_lines(tmp_path)) == 210
+    assert len(written_lines(tmp_path)) == 700
     assert written_lines(tmp_path)[: len(kept)] == kept
 
 

@@ -148,8 +148,9 @@ class Disk:
 
 def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
     """What a run takes on the disk or in the store that its folder is in, without its tokens and metrics."""
-    adapter = config.lora is not None and config.lora.export == "adapter"
-    model = 4 * shape.trained if adapter else shape.width * shape.parameters
+    adapters = shape.trained if config.lora is not None else 0
+    alone = config.lora is not None and config.lora.export == "adapter"
+    model = 4 * adapters if alone else shape.width * (shape.parameters - adapters)
     return Disk(model, _state(config, shape), config.keep_checkpoint)
 
 
