@@ -46,6 +46,10 @@ class RayConfig(Strict):
     num_cpus: int | None = None
 
 
+# Of nodes, in Ray's forms: `a`, `!a`, `in(a, b)`.
+LabelSelector = dict[str, str]
+
+
 class EngineConfig(Strict):
     """One vLLM engine replica and how many of them."""
 
@@ -57,6 +61,10 @@ class EngineConfig(Strict):
     episodes_in_flight: int = Field(256, ge=1, description="per replica")
     gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
     cpu_kv_cache_gb: int = Field(1, ge=1, description="key-value cache where the engine runs on CPU")
+    label_selector: LabelSelector | None = Field(
+        None, description="labels of the nodes it runs on; None: `group: rollout` where the cluster has such nodes"
+    )
+    start_s: float = Field(900.0, gt=0, description="that an engine may take to start; raise it for slow storage")
 
 
 class EnvironmentsConfig(Strict):

@@ -116,6 +116,18 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> 
     assert line.endswith("of 999.0 GB: fits")
 
 
+def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_path: Path) -> None:
+    """Four A100s of 40 GB, and the paper's of 80."""
+    config = llama_8b(tmp_path, workers=4, use_gpu=True, memory_gb=40)
+    assert the_memory(config).states < 40 * GB < the_memory(config).total
+    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*workers: 8"):
+        memory_lines(config)
+    [line] = memory_lines(config.model_copy(update={"memory_gb": 48}))
+    assert "of 48.0 GB: may not fit; set " in line
+    [line] = memory_lines(config.model_copy(update={"memory_gb": 80}))
+    assert line.endswith("of 80.0 GB: fits")
+
+
 def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     base, data = write_base(tmp_path / "base"), write_data(tmp_path)
     config = a_config(model=base, data=data, epochs=2, validation_fraction=0.3, selection=str(tmp_path / "none"))

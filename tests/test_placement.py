@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +19,9 @@ from atlas_ray.models.engine import EngineSpec
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs import placement
 from atlas_ray.runs.placement import fits, require_within
+from tests.test_training import write_base
 
+ROOT = Path(__file__).parents[1]
 ENGINE = {"CPU": 1, "GPU": 4}
 
 
@@ -78,6 +85,70 @@ def test_a_node_that_is_lost_and_one_that_joins_are_told_of_once(
         "waiting for room for 2 training workers of 2 CPU each; the cluster has 1 node of 2 CPU"
         " there is room for 2 training workers of 2 CPU each; the cluster has 2 nodes of 2 CPU"
     )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "carried"),
+    [
+        (None, True),
+        ({"group": "train"}, True),
+        ({"group": "rollout"}, False),
+        ({"group": "!rollout"}, True),
+        ({"group": "in(rollout, train)"}, True),
+        ({"group": "!in(rollout, train)"}, False),
+        ({"group": "train", "zone": "a"}, False),
+        ({"zone": "!a"}, True),
+    ],
+)
+def test_labels_are_compared_as_ray_does(wanted: dict[str, str] | None, carried: bool) -> None:
+    assert placement.carries({"group": "train"}, wanted) is carried
+
+
+@pytest.mark.parametrize(
+    ("groups", "bundle", "labels"),
+    [
+        ([("train", 8, 2), ("rollout", 1, 16)], {"CPU": 1, "GPU": 1}, {"group": "rollout"}),
+        ([("train", 8, 2), ("rollout", 1, 16)], {"CPU": 1, "GPU": 4}, {}),  # a judge of 70 B: none of them holds it
+        ([("train", 8, 2)], {"CPU": 1, "GPU": 1}, {}),  # no such group
+        ([], {"CPU": 1}, {}),
+    ],
+)
+def test_engines_go_to_the_group_for_rollouts_if_it_holds_them(
+    monkeypatch: pytest.MonkeyPatch,
+    groups: list[tuple[str, int, int]],
+    bundle: dict[str, float],
+    labels: dict[str, str],
+) -> None:
+    """The groups of an autoscaler count, though none of their nodes has been started."""
+    from ray._private.state import state
+
+    named = [SimpleNamespace(name=n, resources={"CPU": 8, "GPU": gpus}, max_count=most) for n, gpus, most in groups]
+    monkeypatch.setattr(state, "get_cluster_config", lambda: SimpleNamespace(node_group_configs=named))
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {}, "Labels": {}}])
+    assert placement.labels_for(placement.ROLLOUT, None, bundle) == labels
+    assert placement.labels_for(placement.ROLLOUT, {"zone": "a"}, bundle) == {"zone": "a"}
+    trained = {"group": "train"} if groups else {}
+    assert placement.labels_for(placement.TRAIN) == trained
+
+
+def test_training_and_engines_run_on_the_nodes_that_are_labelled_for_them(tmp_path: Path) -> None:
+    model = write_base(tmp_path / "base")
+    program = [sys.executable, "-m", "tests.labelled_nodes", str(tmp_path), model]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    environment |= {"RAY_AUTH_MODE": "disabled", "RAY_worker_niceness": "0", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(program, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert found.pop("engines") == ["rollout"]
+    assert "rollout" not in found.pop("engines elsewhere")
+    assert found.pop("training") == ["train", "train"]
+    refused = {what: words.partition("\n")[0] for what, words in found.items()}
+    assert refused == {
+        "too many": "cannot place 5 engine replicas of 1 CPU each on nodes with group=rollout: "
+        "the cluster has 1 node of 4 CPU of that kind",
+        "nowhere": "cannot place 2 training workers of 1 CPU each on nodes with zone=moon: "
+        "the cluster has no nodes of that kind",
+    }
 
 
 @pytest.mark.usefixtures("ray_cluster")

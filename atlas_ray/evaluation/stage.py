@@ -100,6 +100,8 @@ def _pool(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> RolloutPoo
         spec,
         replicas=replicas,
         in_flight=in_flight,
+        labels=config.engine.label_selector,
+        start_s=config.engine.start_s,
         environments=config.environments,
         limits=config.limits,
         retries=config.retries,

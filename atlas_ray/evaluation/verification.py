@@ -71,6 +71,8 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
                 EngineSpec("base", reachable(config.model), config.engine),
                 replicas=config.engine.replicas,
                 in_flight=config.engine.episodes_in_flight,
+                labels=config.engine.label_selector,
+                start_s=config.engine.start_s,
                 environments=config.environments,
                 limits=config.limits,
                 retries=config.retries,

@@ -22,7 +22,7 @@ from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
-from atlas_ray.runs.placement import PLACE, engine_gpus, require
+from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.types import Episode, StopReason
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
@@ -90,6 +90,8 @@ class RolloutPool:
         limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
         max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
+        labels: Of the nodes that replicas run on; None: those of the group for rollouts, where they need GPUs.
+        start_s: Seconds that a replica may take to start.
 
     Attributes:
         restarts: Replicas replaced so far.
@@ -109,6 +111,8 @@ class RolloutPool:
         limits: LimitsConfig | None = None,
         retries: int = 2,
         max_restarts: int | None = None,
+        labels: Labels | None = None,
+        start_s: float = START_SECONDS,
     ) -> None:
         self._spec, self._in_flight, self._retries = spec, in_flight, retries
         self._environments, self._limits = absolute(environments or EnvironmentsConfig()), limits or LimitsConfig()
@@ -118,8 +122,8 @@ class RolloutPool:
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
         self._meter = Meter()
-        self._gpus = engine_gpus(spec.gpus)
-        require({"CPU": 1, "GPU": self._gpus}, replicas, "engine replicas", PLACE)
+        self._start_s = start_s
+        self._place = place_engines(spec.gpus, replicas, labels)
         try:
             self._seats = [self._seat(index) for index in range(replicas)]
             self._await_starts()
@@ -244,10 +248,8 @@ class RolloutPool:
 
         replica: Any = ray.remote(Replica)
         actor = replica.options(
-            num_cpus=1,
-            num_gpus=self._gpus,
+            **self._place,
             max_concurrency=_CALLS,
-            scheduling_strategy="SPREAD",
             enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
         ).remote(self._spec, self._environments, self._limits)
         seat = _Seat(index, actor, time.monotonic())
@@ -333,8 +335,8 @@ class RolloutPool:
             return
         waited = time.monotonic() - min(seat.since for seat in starting)
         words = waiting_for(len(starting), len(self._seats), waited, self._spec.gpus)
-        if waited > START_SECONDS and (everyone or len(starting) == len(self._seats)):
-            raise AtlasError(words, "ask for fewer replicas (engine.replicas), or give Ray more resources")
+        if waited > self._start_s and (everyone or len(starting) == len(self._seats)):
+            raise AtlasError(words, "ask for fewer replicas (engine.replicas), raise engine.start_s, or give Ray more")
         if waited > _REMIND_SECONDS:
             _log.warning(words)
 

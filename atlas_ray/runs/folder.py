@@ -289,6 +289,8 @@ _PLACEMENT = {
     "episodes_in_flight",
     "gpu_memory_utilization",
     "cpu_kv_cache_gb",
+    "label_selector",
+    "start_s",
 }
 
 

@@ -20,7 +20,7 @@ from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, connect, is_death, waiting_for
 from atlas_ray.runs.folder import reachable
-from atlas_ray.runs.placement import PLACE, engine_gpus, require
+from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.selection.asker import Completion, Question
 from atlas_ray.types import Message
 
@@ -123,6 +123,8 @@ class EngineAsker:
         in_flight: Questions that a replica takes at once; more wait.
         ray: How to reach Ray, where this process is not connected.
         address: What judgements are cached by, beside the model's name.
+        labels: Of the nodes that replicas run on; None: those of the group for rollouts, where they need GPUs.
+        start_s: Seconds that a replica may take to start.
     """
 
     def __init__(
@@ -133,9 +135,11 @@ class EngineAsker:
         in_flight: int = 256,
         ray: RayConfig | None = None,
         address: str = "engine",
+        labels: Labels | None = None,
+        start_s: float = START_SECONDS,
     ) -> None:
         self._spec, self._replicas, self._in_flight, self._ray = spec, replicas, in_flight, ray or RayConfig()
-        self._address = address
+        self._address, self._labels, self._start_s = address, labels, start_s
         self._seats: list[_Seat] = []
         self._starts: set[asyncio.Task[None]] = set()
         self._deaths_in_a_row = 0
@@ -153,6 +157,8 @@ class EngineAsker:
             in_flight=config.episodes_in_flight,
             ray=ray,
             address=f"vLLM engine ({config.dtype})",
+            labels=config.label_selector,
+            start_s=config.start_s,
         )
 
     @property
@@ -198,8 +204,7 @@ class EngineAsker:
     def _open(self) -> None:
         if not self._seats:
             connect(self._ray)
-            self._gpus = engine_gpus(self._spec.gpus)
-            require({"CPU": 1, "GPU": self._gpus}, self._replicas, "engine replicas", PLACE)
+            self._place = place_engines(self._spec.gpus, self._replicas, self._labels)
             self._seats = [self._seat(index) for index in range(self._replicas)]
 
     async def _answered(self, question: Question) -> Completion:
@@ -264,10 +269,8 @@ class EngineAsker:
         seat = _Seat(
             index,
             replica.options(
-                num_cpus=1,
-                num_gpus=self._gpus,
+                **self._place,
                 max_concurrency=self._in_flight + _SPARE_CALLS,
-                scheduling_strategy="SPREAD",
             ).remote(self._spec),
         )
         task = asyncio.create_task(self._start(seat))
@@ -302,8 +305,8 @@ class EngineAsker:
     def _remind(self, waited: float) -> None:
         starting = sum(seat.pid is None for seat in self._seats)
         words = waiting_for(starting, self._replicas, waited, self._spec.gpus)
-        if waited > START_SECONDS and starting == self._replicas:
-            raise AtlasError(words, "ask for fewer replicas (selector.engine.replicas), or give Ray more resources")
+        if waited > self._start_s and starting == self._replicas:
+            raise AtlasError(words, "lower selector.engine.replicas, raise selector.engine.start_s, or give Ray more")
         _log.warning(words)
 
     def _replace(self, seat: _Seat, error: BaseException) -> None:

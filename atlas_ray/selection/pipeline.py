@@ -177,7 +177,9 @@ def _perplexity(
     # A whole number of workers to a GPU, lest the last ones find no room.
     share = 1 / ceil(selector.workers / gpus) if gpus else 0.0
     remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"
-    placement.require({"CPU": 1, "GPU": share}, selector.workers, "scoring workers", remedy)
+    need = {"CPU": 1, "GPU": share}
+    labels = placement.labels_for(placement.ROLLOUT, None if share else {}, need)
+    placement.require(need, selector.workers, "scoring workers", remedy, labels)
     scored = from_arrow_refs(refs).map_batches(
         _PerplexityWorker,
         fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), share),
@@ -186,6 +188,7 @@ def _perplexity(
         compute=ActorPoolStrategy(size=selector.workers),
         num_cpus=1,
         num_gpus=share,
+        label_selector=labels or None,
     )
     try:
         for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -42,6 +42,8 @@ def select_value(
         EngineSpec("base", reachable(selector.model), selector.engine),
         replicas=selector.engine.replicas,
         in_flight=selector.engine.episodes_in_flight,
+        labels=selector.engine.label_selector,
+        start_s=selector.engine.start_s,
         environments=config.environments,
         limits=selector.limits,
     ) as pool:

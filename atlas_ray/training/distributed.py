@@ -208,7 +208,8 @@ def _fit(job: Job, corpus: Corpus) -> int:
     use_gpu = placement.gpus() > 0 if config.use_gpu is None else config.use_gpu
     need = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
     remedy = f"lower workers or cpus_per_worker{', leave use_gpu out' if config.use_gpu else ''}, or add nodes"
-    placement.require(need, config.workers, "training workers", remedy)
+    labels = placement.labels_for(placement.TRAIN, config.label_selector)
+    placement.require(need, config.workers, "training workers", remedy, labels)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config={
@@ -220,7 +221,10 @@ def _fit(job: Job, corpus: Corpus) -> int:
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers, use_gpu=use_gpu, resources_per_worker={"CPU": config.cpus_per_worker}
+            num_workers=config.workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker},
+            label_selector=labels or None,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
             name=job.digest,
@@ -233,7 +237,7 @@ def _fit(job: Job, corpus: Corpus) -> int:
     try:
         with (
             _on_sigterm(lambda: folder.write_bytes(STOP, b"")),
-            placement.watched(need, config.workers, "training workers"),
+            placement.watched(need, config.workers, "training workers", labels=labels),
         ):
             ended = trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:

@@ -30,6 +30,7 @@ _LOGIT_ROWS = 2048  # as in the loss
 _PAPERS_GPU = "A100"
 _PROCESS_ON_CPU = 0.7 * _GB  # torch, transformers and Ray themselves
 _MOST_WORKERS = 256
+_SURELY = 1.1  # activations are an estimate: what is this far above a GPU's memory is refused, what is less is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +205,7 @@ def memory_lines(config: TrainConfig) -> list[str]:
     """One line on whether a worker fits its device, as far as this process can know it.
 
     Raises:
-        UserError: If weights, gradients and moments alone do not fit.
+        UserError: If weights, gradients and moments alone do not fit, or on a GPU the peak is far above it.
     """
     import torch
 
@@ -217,7 +218,7 @@ def refuse_what_cannot_fit(config: TrainConfig, device: torch.device) -> None:
     """The same on the worker itself, which knows its device.
 
     Raises:
-        UserError: If weights, gradients and moments alone do not fit.
+        UserError: If weights, gradients and moments alone do not fit, or on a GPU the peak is far above it.
     """
     _judge(config, device.type == "cuda", _device_memory(config, device))
 
@@ -232,6 +233,12 @@ def _judge(config: TrainConfig, cuda: bool, have: float | None) -> str:
             f"{config.model} needs {need.states / _GB:.1f} GB on each of {config.workers} worker(s) for weights, "
             f"gradients and moments alone, and has {have / _GB:.1f} GB",
             remedy(config, cuda, have),
+        )
+    if cuda and need.total > _SURELY * have:
+        raise UserError(
+            f"{config.model} needs about {need.total / _GB:.1f} GB on each of {config.workers} worker(s) at the worst "
+            f"moment of a step ({need}), and has {have / _GB:.1f} GB",
+            f"{remedy(config, cuda, have)}; or set memory_gb to what you know to be enough",
         )
     if need.total > have:
         return f"{line} of {have / _GB:.1f} GB: may not fit; {remedy(config, cuda, have)}"

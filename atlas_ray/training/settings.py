@@ -6,7 +6,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import DataConfig, RayConfig, Strict
+from atlas_ray.config import DataConfig, LabelSelector, RayConfig, Strict
 from atlas_ray.trajectories.settings import CollectConfig
 
 Objective = Literal["token", "step", "trajectory"]
@@ -52,6 +52,9 @@ class TrainConfig(Strict):
     workers: int = Field(1, ge=1)
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: int = Field(1, ge=1)
+    label_selector: LabelSelector | None = Field(
+        None, description="labels of the workers' nodes; None: `group: train` where the cluster has such nodes"
+    )
     lora: LoraConfig | None = None
     validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the tasks held back from training")
     keep: Literal["last", "best"] = Field("last", description="best: the epoch of least validation loss")
