@@ -153,7 +153,7 @@ def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tm
     assert (lora.peak, lora.finished) == (2 * n + 2 * 12 * trained, 2 * n)
     assert the_disk(lora=LoraConfig(rank=16, export="adapter")).finished == 4 * trained
     assert str(full) == (
-        "disk: at most 194.5 GB (the model, 15.0, and two checkpoints of 89.7; one being written is in the hosts' "
+        "disk: at most 194.4 GB (the model, 15.0, and two checkpoints of 89.7; one being written is in the hosts' "
         "memory too), 15.0 GB when it is finished"
     )
 
