@@ -53,8 +53,6 @@ def _disk(runs: str, need: float) -> str | list[Finding]:
         at = at.parent
     free = shutil.disk_usage(at).free
     if free < need:
-        raise UserError(
-            f"{at} has {free / 1e9:.1f} GB free, {words}",
-            "set `runs` to a larger disk, train fewer arms, or correct assume.parameters",
-        )
+        remedy = "set `runs` to a larger disk, train fewer arms, or correct assume.parameters"
+        raise UserError(f"{at} has {free / 1e9:.1f} GB free, {words}", remedy)
     return f"{free / 1e9:,.0f} GB free, {words}"
