@@ -361,10 +361,11 @@ def trajectories_stats(
     rejected: list[Any] = []
     settings = _load("DataConfig", None, [f"path={path}", *(set_ or [])])
     Console().print(statistics_table(read_trajectories(settings, rejected)))
-    for row in rejected[:5]:
+    unusable = [row for row in rejected if row.unknown is None]
+    for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)
-    if rejected:
-        typer.echo(f"{len(rejected)} rows rejected", err=True)
+    if unusable:
+        typer.echo(f"{len(unusable)} rows rejected", err=True)
 
 
 def _say(folder: Any, what: str) -> None:

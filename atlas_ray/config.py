@@ -71,6 +71,11 @@ class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: dict[str, list[str]] = {}
+    alfworld_mappings: str | list[str] | None = Field(
+        None,
+        description="numbers of ALFWorld's games, for data that calls them by task and trial: AgentGym's checkout or "
+        "its mappings_*.json, or the folder that `atlas serve alfworld --data` serves",
+    )
     agentboard: dict[str, str] = Field(
         {},
         description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",

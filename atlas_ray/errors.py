@@ -1,5 +1,9 @@
 """Errors that say what is wrong, where, and what to do. The command line prints them without a traceback."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 from atlas_ray.text import printable
 
 
@@ -20,6 +24,18 @@ class UserError(AtlasError):
     """The user's own mistake: a wrong key, a missing file, an unknown name. Exit code 2."""
 
     exit_code = 2
+
+
+def together(problems: Sequence[UserError]) -> UserError:
+    """One error of several, each with its own remedy.
+
+    Args:
+        problems: One or more.
+    """
+    if len(problems) == 1:
+        return problems[0]
+    lines = [f"{number}. {p.what}\n     {p.remedy}" for number, p in enumerate(problems, 1)]
+    return UserError("\n  ".join([f"{len(problems)} things are wrong:", *lines]), "nothing was run; mend all of them")
 
 
 class Stopped(AtlasError):

@@ -46,10 +46,16 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One task of one environment; `item_id` is the data set's, e.g. `maze_17`."""
+    """One task of one environment.
+
+    Attributes:
+        item_id: The data set's, e.g. `maze_17`.
+        index: Its number at the environment's server, where the id does not carry it.
+    """
 
     env: str
     item_id: str
+    index: int | None = field(default=None, compare=False)
 
     @property
     def id(self) -> str:
@@ -238,13 +244,15 @@ class Episode:
     """A policy acting in an environment from step `start_step` on. A bad rollout is data, not a crash.
 
     Attributes:
-        id: Unique in a run: task, sample and start, e.g. `maze/maze_17@0+3` (sample 0, after expert step 3).
+        id: Unique in a run: task or trajectory, sample and start, e.g. `maze/maze_17#2@0+3` (sample 0, after step 3 of
+            the task's second trajectory).
         start_step: Number of expert steps replayed before the policy acted.
         reward: Final reward scaled to [0, 1].
         raw_reward: The environment's own figure.
         rounds: Turns that the policy took (replayed ones not counted).
         seconds: Wall time.
         gold: Marks of a scripted policy on its own turns, else None.
+        trajectory: Whose steps were replayed or put in, or None.
     """
 
     id: str
@@ -265,3 +273,4 @@ class Episode:
     seconds: float = 0.0
     error: str | None = None
     gold: tuple[GoldStep, ...] | None = None
+    trajectory: str | None = None

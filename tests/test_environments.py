@@ -159,7 +159,7 @@ def test_another_seed_gives_other_words(env: str) -> None:
 def test_replay_gives_the_same_observations(env: str) -> None:
     for one in all_played(env, "novice")[:20]:
         simulator, spec = world(env), get(env)
-        simulator.reset(spec.index(one.task))
+        simulator.reset(spec.index(one.task.rpartition("/")[2]))
         actions = [spec.take_action(reply) for reply in one.replies]
         assert [simulator.step(action or "").observation for action in actions] == one.observations[1:]
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from atlas_ray.config import validate
+from atlas_ray.config import DataConfig, validate
+from atlas_ray.environments.maze import Maze
+from atlas_ray.environments.own import Brought
+from atlas_ray.environments.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
+from atlas_ray.evaluation.items import item_figures, item_lines, problems, strangers
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.rollouts.pool import FixedSpec
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
+from atlas_ray.types import Message, Task
+from tests import agentgym
+from tests.agentgym import AgentGym
 from tests.fake_endpoint import FakeEndpoint
+from tests.forms import EVAL, KNOWN, TRIALS, write_eval, write_mappings
+from tests.serving import served
+from tests.test_fourteen import Recite, winning
 
 
 def config(run: Path, **given: Any) -> EvaluateConfig:
@@ -47,8 +61,7 @@ def test_a_data_set_names_the_tasks_and_built_in_ones_fill_up(tmp_path: Path) ->
     [
         ({"sciworld": None}, ["webshop_7"], "which test tasks sciworld has is not known here"),
         ({"webshop": 2}, ["webshop_7"], "webshop has 1 test tasks, 2 were asked for"),
-        ({"maze": 1}, ["maze_7"], "names tasks of maze, which its server holds, and none is named"),
-        ({"webshop": 1}, ["strange_7"], "items.json, row 1: .*names no known environment"),
+        ({"maze": 1}, ["maze_7"], "names tasks of maze, for which no server is named"),
     ],
 )
 @pytest.mark.usefixtures("elsewhere")
@@ -59,6 +72,131 @@ def test_tasks_that_are_not_there_are_asked_for(
     given = config(tmp_path, items=items(tmp_path, *ids), tasks=tasks, environments={"servers": servers})
     with pytest.raises(UserError, match=complaint):
         tasks_of(given)
+
+
+def test_every_known_item_is_played_and_the_unknown_are_named_and_counted(tmp_path: Path) -> None:
+    servers = {env: ["http://127.0.0.1:1"] for env in KNOWN}
+    named = write_eval(tmp_path / "eval", maze=["sqlgym_1", "12"])
+    tasks: dict[str, Any] = dict.fromkeys(KNOWN)
+    del tasks["todo"]
+    given = config(tmp_path, items=named, tasks=tasks, environments={"servers": servers})
+    found = tasks_of(given)
+    assert {task.item_id for tasks in found.values() for task in tasks} == {
+        item_id for ids in EVAL.values() for item_id in ids if not re.match("sqlgym|webarena|.*todo", item_id)
+    }
+    assert found["maze"] == [Task("maze", f"lmrlgym_maze_{number}") for number in (12, 0, 24)]
+    assert found["sheet"][1] == Task("sheet", "tool_sheet_19")
+    assert problems(given, ask=False) == []
+    assert item_lines(given) == [
+        "items: 7 rows of environments that are not known here are skipped: sqlgym 4, webarena 2, 12 1",
+        "items: not asked for in evaluate.tasks: todo 2",
+    ]
+    assert item_figures(given) == {"items": {"rejected": 0, "skipped": {"sqlgym": 4, "webarena": 2, "12": 1}}}
+
+
+def test_items_that_agentgym_has_no_environment_of_either_are_a_fault_beforehand(tmp_path: Path) -> None:
+    servers = {"maze": ["http://127.0.0.1:1"]}
+    for more, said in ((["webarena_1"], []), (["narnia_1", "narnia_2"], ["narnia 2"])):
+        named = write_eval(tmp_path / more[0], maze=more)
+        given = config(tmp_path, items=named, environments={"servers": servers})
+        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in strangers(given)] == said
+        assert problems(given, ask=False) == []
+
+
+def test_what_is_wrong_with_test_tasks_is_said_all_at_once(tmp_path: Path) -> None:
+    (tmp_path / "items.json").write_text(
+        json.dumps([{"item_id": i} for i in ("maze_x", "movie_3", "/".join(TRIALS[0]), 7)])
+    )
+    given = config(
+        tmp_path,
+        items={"path": str(tmp_path / "items.json")},
+        tasks={"maze": None, "movie": 1, "alfworld": 1, "textcraft": 1000, "mazes": 1},
+        environments={"servers": {"maze": ["http://127.0.0.1:1"], "alfworld": ["127.0.0.1:1"]}},
+    )
+    said = [(p.what, p.remedy) for p in problems(given, ask=False)]
+    assert [what.partition("\n")[0] for what, _ in said] == [
+        "evaluate.items names tasks of movie, for which no server is named",
+        "textcraft has 100 test tasks, 1000 were asked for",
+        "no environment is called 'mazes'",
+        "the server '127.0.0.1:1' of alfworld is no address",
+        "maze: item id 'maze_x' carries no number of a task",
+        f"alfworld: item id '{'/'.join(TRIALS[0])}' names a game, and nothing tells its number at the server",
+    ]
+    assert all(remedy for _, remedy in said)
+    assert "1 rows name no task; the first:" in item_lines(given)[0]
+    with pytest.raises(UserError, match="6 things are wrong") as refused:
+        stage.evaluate(given)
+    assert all(what in str(refused.value) and remedy in str(refused.value) for what, remedy in said)
+    assert not (tmp_path / "a").exists()
+
+
+def test_items_that_cannot_be_read_are_a_problem_like_others(tmp_path: Path) -> None:
+    [wrong] = problems(config(tmp_path, items={"path": str(tmp_path / "eval")}))
+    assert "eval does not exist" in wrong.what
+
+
+class Knowing:
+    """A policy that wins in every environment of the stand-ins."""
+
+    name = "knowing"
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recite:
+        return Recite(winning(task.env))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_items_in_their_published_forms_are_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agentgym, "TASKS", 10_000)
+    monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(Knowing()))
+    named = write_eval(tmp_path / "eval", alfworld=["_".join(TRIALS[0]), "/".join(TRIALS[1])])
+    servers = {env: AgentGym(env) for env in KNOWN}
+    with ExitStack() as stack:
+        at = {env: [stack.enter_context(served(server.app()))] for env, server in servers.items()}
+        mappings = write_mappings(tmp_path / "AgentGym")
+        asked = {"servers": at, "alfworld_mappings": mappings}
+        found = stage.evaluate(config(tmp_path / "run", items=named, tasks=dict.fromkeys(KNOWN), environments=asked))[
+            "a"
+        ]
+    assert {r.env: (r.n, r.success) for r in found} == {
+        env: (3 if env == "maze" else 4 if env == "alfworld" else 2, 1.0) for env in KNOWN
+    }
+    assert not any(r.excluded or r.flagged for r in found)
+    begun = {env: {body[s.index_key] for name, body in s.log if name == "reset"} for env, s in servers.items()}
+    assert begun["alfworld"] == {2420, 2421, 0, 1}
+    assert (begun["maze"], begun["sheet"], begun["wordle"]) == ({0, 12, 24}, {0, 19}, {3, 9})
+    finished = RunFolder(str(tmp_path / "run" / "a")).finished
+    assert finished is not None
+    assert finished["items"] == {"rejected": 0, "skipped": {"sqlgym": 3, "webarena": 2}}
+
+
+# --- servers without items ---
+
+
+def test_our_own_server_has_the_built_in_test_tasks(tmp_path: Path) -> None:
+    with served(create_app(["maze", "weather"])) as url:
+        asked = {"servers": {"maze": [url, f"{url}/maze/"], "weather": [url]}}
+        assert problems(config(tmp_path, tasks={"maze": 40, "weather": 2}, environments=asked)) == []
+
+
+def test_an_agentgym_server_is_not_asked_for_built_in_tasks(tmp_path: Path) -> None:
+    with served(AgentGym("maze").app()) as url:
+        given = config(tmp_path, tasks={"maze": 40}, environments={"servers": {"maze": [url]}})
+        with pytest.raises(UserError, match=f"maze at {url}: a server of AgentGym's kind, whose test tasks") as refused:
+            stage.evaluate(given)
+        assert "evaluate.items: {path: AgentGym/AgentEval}" in refused.value.remedy
+        named = DataConfig(**items(tmp_path, "maze_3"))
+        assert problems(given.model_copy(update={"items": named, "tasks": {"maze": 1}})) == []
+
+
+def test_a_server_with_fewer_tasks_and_one_that_is_silent_are_told_apart(tmp_path: Path) -> None:
+    two = Brought(Maze, {"test": 2, "train": 200})
+    with served(create_app(["maze"], brought={"maze": two})) as url:
+        servers = {"maze": [url], "pddl": ["http://127.0.0.1:1"]}
+        said = [
+            p.what for p in problems(config(tmp_path, tasks={"maze": 3, "pddl": 1}, environments={"servers": servers}))
+        ]
+    assert said[0] == f"maze at {url}: it has 2 test tasks, 3 were asked for"
+    assert said[1].startswith("pddl at http://127.0.0.1:1: it does not answer")
 
 
 @pytest.mark.usefixtures("ray_cluster")

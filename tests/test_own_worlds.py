@@ -245,7 +245,7 @@ def test_a_game_is_played_as_the_built_in_ones(houses: Path) -> None:
     first = world.reset(0).observation
     assert first.startswith("You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a count")
     assert "\nYour task is to: put a egg in diningtable.\nAVAILABLE ACTIONS: go to cabinet 1," in first
-    assert world.task_type == "pick_and_place_simple"
+    assert world.task_type == "pick_and_place_simple-Egg-None-DiningTable-1/trial_1"
     assert world.step("fly").observation == "Nothing happens."
     results = [world.step(action) for action in TO_THE_TABLE]
     assert [(result.reward, result.done) for result in results] == [(0.0, False)] * 3 + [(1.0, True)]

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
+from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.evaluation.metrics import wilson
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import (
     ArmRuns,
@@ -161,6 +163,73 @@ def test_whole_averages_are_held_against_the_printed_ones() -> None:
     found = mean_figure(arm("a", {env: [1, 0] for env in envs}), envs)
     assert found is not None
     assert (found.value, found.of, found.n) == (pytest.approx(50.0), (), 20)
+
+
+BUILT_IN = {"jericho": "built in, not AgentBoard's", "pddl": "built in, not AgentBoard's"}
+HELD_OUT = {"academia": [1, 0], "sheet": [1, 1], "jericho": [0, 0], "pddl": [0, 1]}
+
+
+def test_built_in_jericho_and_pddl_are_labelled_and_held_against_nothing() -> None:
+    arms = {"atlas": arm("atlas", HELD_OUT), "all": arm("all", {env: [0, 0] for env in HELD_OUT})}
+    rows = {"table1": {"atlas": "atlas", "all": "all"}, "table3": {"critical-30": "atlas"}}
+    made = table("table1", PaperRuns(arms, rows, other_tasks=BUILT_IN))
+    atlas = {cell.column: cell for cell in next(row for row in made.rows if row.key == "atlas").cells}
+    assert [atlas[env].ours and round(atlas[env].ours.value, 6) for env in HELD_OUT] == [50, 100, 0, 50]
+    assert [atlas[env].difference is None for env in HELD_OUT] == [False, False, True, True]
+    assert [atlas[env].paper for env in ("jericho", "pddl")] == [18.21, 15.84]
+    # the average is of what can be compared, and held against the paper's mean of the same
+    average = atlas["held_out_avg"]
+    assert average.ours is not None
+    assert (average.ours.value, average.ours.of) == (75.0, ("academia", "sheet"))
+    assert average.fair == pytest.approx((49.39 + 70.0) / 2)
+    claims = [claim.words for row in made.rows if row.key == "atlas" for claim in row.claims]
+    assert claims[0].startswith("held out (academia, sheet alone): +75.0 points")
+    (note,) = [note for note in made.notes if note.startswith("§")]
+    assert note.startswith("§ jericho, pddl: built in, not AgentBoard's. Held against none of the paper's figures")
+    assert "| 50.0§ [" in markdown(made)
+    assert r"& 50.0\S{} [" in latex(made)
+    lines = {line["column"]: line for line in cells(as_csv(made)) if line["arm"] == "atlas"}
+    assert (lines["pddl"]["other_tasks"], lines["pddl"]["difference"]) == ("built in, not AgentBoard's", "")
+    assert (lines["sheet"]["other_tasks"], lines["sheet"]["difference"]) == ("", "50.61")
+    page = as_table(made)
+    shown = next(row for row in page.rows if row[0].text.startswith("ATLAS"))[-2]
+    assert (shown.text, "built in, not AgentBoard's paper 15.84" in shown.note) == ("50.0§", True)
+    # Table 3 prints averages alone
+    (third,) = [note for note in table("table3", PaperRuns(arms, rows, other_tasks=BUILT_IN)).notes if "§" in note]
+    assert third == note
+
+
+def test_agentboards_own_jericho_and_pddl_are_the_papers_columns_again() -> None:
+    runs = PaperRuns({"atlas": arm("atlas", HELD_OUT)}, {"table1": {"atlas": "atlas"}})
+    made = table("table1", runs)
+    atlas = {cell.column: cell for cell in next(row for row in made.rows if row.key == "atlas").cells}
+    assert atlas["pddl"].difference == pytest.approx(50 - 15.84)
+    assert atlas["held_out_avg"].fair == 38.36
+    assert "§" not in markdown(made)
+
+
+def test_an_average_of_built_in_worlds_alone_is_shown_and_held_against_nothing() -> None:
+    runs = PaperRuns(
+        {"atlas": arm("atlas", {"pddl": [1, 0]})}, {"table3": {"critical-30": "atlas"}}, other_tasks=BUILT_IN
+    )
+    made = table("table3", runs)
+    average = next(row for row in made.rows if row.key == "critical-30").cells[1]
+    assert average.ours is not None
+    assert (average.ours.value, average.fair, average.difference) == (50.0, None, None)
+    assert "50.0§‡" in markdown(made)
+
+
+def test_whose_tasks_an_environments_are() -> None:
+    envs = ("maze", "webshop", "jericho", "pddl")
+    none = EnvironmentsConfig()
+    assert other_tasks(envs, none) == BUILT_IN | dict.fromkeys(envs[:2], "built in, not AgentGym's")
+    servers = {env: ["http://127.0.0.1:1"] for env in ("maze", "webshop", "pddl")}
+    assert other_tasks(envs, EnvironmentsConfig(servers=servers)) == {
+        "jericho": "built in, not AgentBoard's",
+        "pddl": "a server's, not known to be AgentBoard's",
+    }
+    boards = {"jericho": "AgentBoard", "pddl": "AgentBoard"}
+    assert other_tasks(envs, EnvironmentsConfig(servers=servers, agentboard=boards)) == {}
 
 
 def test_a_row_is_held_against_the_papers_rival_task_by_task() -> None:

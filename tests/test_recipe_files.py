@@ -245,6 +245,10 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     assert isinstance(ours, LlmSelector)
     assert ours.model_copy(update={"prompt": "paper"}) == asked["atlas"]
     assert any(line.startswith("not included, add it by --with atlas-improved: ") and " $" in line for line in plan)
+    for env in ("jericho", "pddl"):  # no server of AgentGym's has them
+        assert any(line.startswith(f"{env}: built in, not AgentBoard's (environments.agentboard)") for line in plan)
+    given = load_recipe(str(JOBS / "paper.yaml"), [f"environments.agentboard.{e}=x" for e in ("jericho", "pddl")])
+    assert not any("AgentBoard" in line for line in plan_lines(Recipe(given)))
     for env in ("babyai", "weather"):  # App. B.3
         value = found.select[f"{env}-value"].selector
         assert isinstance(value, ValueSelector)

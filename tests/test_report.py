@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import print_tables, selector_table, success_table, verdict_table
+from atlas_ray.report.tables import detail_table, print_tables, selector_table, success_table, verdict_table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 
@@ -155,6 +156,18 @@ def test_selectors_are_measured_against_gold() -> None:
     assert gold["categories"] == {"Plan Creation": 2}
     # 4 steps stand in the tenths 1, 3, 6 and 8
     assert gold["positions"] == [None, 0.0, None, 1.0, None, None, 0.0, None, 0.0, None]
+
+
+def test_environments_with_other_tasks_than_the_papers_are_marked_in_every_table() -> None:
+    words = "built in, not AgentBoard's"
+    given = replace(realistic(), other_tasks={"blocksworld": words})
+    results = build_results(given)
+    for shown in (success_table(results), detail_table(results), verdict_table(results)):
+        texts = [column.title for column in shown.columns] + [cell.text for row in shown.rows for cell in row]
+        assert "blocksworld §" in texts, shown.title
+        assert "blocksworld" not in texts
+        assert f"§ blocksworld: {words}." in shown.notes
+    assert not any("§" in note for note in success_table(build_results(realistic())).notes)
 
 
 def test_how_far_a_selector_agrees_with_the_critical_one_stands_in_the_table() -> None:

@@ -144,7 +144,7 @@ async def test_bounds_of_the_server():
         async with http.post("/step", data=io.BytesIO(b"x" * (2**20 + 1))) as response:
             assert response.status == 413
         async with http.get("/") as response:
-            assert await response.text() == "ok"
+            assert await response.json() == {"atlas_ray": {"maze": 70}}
         async with http.get("/nowhere") as response:
             assert (response.status, await response.json()) == (404, {"detail": "Not Found"})
 

@@ -6,6 +6,7 @@ import asyncio
 import json
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,41 @@ def test_rows_by_hand() -> None:
     table = verification_table(found)
     assert table.row_count == 3
     assert "maze, from other step: excluded replay_mismatch 1" in str(table.caption)
+
+
+def test_every_trajectory_of_a_task_has_starts_of_its_own(tmp_path: Path) -> None:
+    """AgentTraj-L has 215 trajectories from maze's 26 starts."""
+    (one,) = asyncio.run(experts(1))
+    data = [replace(one, id=name) for name in (one.id, f"{one.id}#2", f"{one.id}#3")]
+    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, data)
+    chosen = [Selection(t.id, t.env, t.item_id, "x", None, len(t.steps), (2, 4)) for t in data]
+    RunFolder(str(tmp_path / "selection")).write_shard(SELECTIONS, chosen)
+    values = {"run": str(tmp_path / "run"), "model": "m", "data": DataConfig(path=str(tmp_path / "data"))}
+    settings = validate(VerifyConfig, values | {"selection": str(tmp_path / "selection")})
+    asked = [request for planned in verification._plan(settings) for request in _requests(planned, settings)]
+    ids = [request.id for request in asked if not request.given]
+    assert len(set(ids)) == len(ids) == 1 + 3 * 4
+    assert [name for name in ids if name.endswith("+0")] == [f"{one.id}@0+0"]  # which needs no trajectory
+    assert {f"{t.id}@0+2" for t in data} <= set(ids)
+    assert [request.id for request in asked if request.given] == [f"{t.id}@0+0" for t in data]
+    assert verification.plan_lines(settings)[0].startswith("3 trajectories of 1 task, 16 episodes")
+
+
+def test_starts_of_a_tasks_trajectories_are_rows_of_one_task() -> None:
+    first, second = "maze/maze_1", "maze/maze_1#2"
+    begin: dict[str, dict[Start, set[int]]] = {
+        first: {"from scratch": {0}, "from critical step": {2}, "from other step": {3}},
+        second: {"from scratch": set(), "from critical step": {3}, "from other step": set()},
+    }
+    played = [
+        *(an_episode(1, start, start == 2) for start in (0, 2, 3)),
+        replace(an_episode(1, 3, False), id=f"{second}@0+3", trajectory=second),
+    ]
+    scratch, critical, other = rows(begin, {}, {first: 8, second: 4}, played, [])
+    assert (scratch.starts, scratch.result.n) == (1, 1)
+    assert (critical.starts, critical.result.n, critical.result.distinct_tasks) == (2, 2, 1)
+    assert (critical.result.success, critical.position) == (0.5, pytest.approx((2 / 8 + 3 / 4) / 2))
+    assert (other.starts, other.result.success) == (1, 0.0)
 
 
 async def experts(n: int) -> list[Trajectory]:

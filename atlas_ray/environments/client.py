@@ -85,7 +85,7 @@ class HttpSession:
             UserError: If its item id carries no index.
             EnvironmentFailure: If the server cannot.
         """
-        index = self.spec.index(task.item_id)
+        index = self.spec.number(task)
         self._wire = self._wire or Wire.join()
         self._task, self._played = task, []
 
@@ -191,7 +191,7 @@ class HttpSession:
             ReplayMismatch: If the episode does not repeat itself.
         """
         assert self._task is not None
-        text = await lease.reset(self.spec.index(self._task.item_id))
+        text = await lease.reset(self.spec.number(self._task))
         same = self.spec.same_task(self._opening, text)
         for action, before in self._played:
             if not same:

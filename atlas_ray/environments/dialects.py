@@ -51,6 +51,9 @@ class Dialect:
 # what AgentGym's client of alfworld puts between the first observation and the actions
 AVAILABLE_ACTIONS = "\nAVAILABLE ACTIONS: "
 
+# by which our own server tells at its root how many test tasks it has of each environment
+OWN_SERVER = "atlas_ray"
+
 GENERIC = Dialect()
 _SCORED = ("observation", "reward", "score", "deleted", "done")
 _TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)

@@ -6,6 +6,7 @@ Flows in: NAME=PATH as on the command line; flows out: a `Brought` by name, whos
 from __future__ import annotations
 
 import importlib
+import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -27,6 +28,11 @@ class Brought:
 
     world: Callable[[], World]
     parts: Mapping[str, int]
+
+    @property
+    def n_test(self) -> int:
+        """Tasks of all parts, or of those before the training part where there is one."""
+        return sum(size for _, size in itertools.takewhile(lambda part: part[0] != "train", self.parts.items()))
 
     def __str__(self) -> str:
         first, told = 0, list[str]()

@@ -1,6 +1,6 @@
-"""What one environment server can do, found out by playing a little: for `atlas doctor`.
+"""What one environment server can do, found out by playing a little: for `atlas doctor`; and whose tasks it has.
 
-Flows in: an address and an environment; flows out: a `Probe` in words.
+Flows in: an address and an environment; flows out: a `Probe` in words, or a `Standing`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 from atlas_ray.environments import table
 from atlas_ray.environments.client import check_address
+from atlas_ray.environments.dialects import DIALECTS, GENERIC, OWN_SERVER
 from atlas_ray.environments.protocol import EnvironmentSpec, same_answer
-from atlas_ray.environments.wire import Fault, Lease, Wire
+from atlas_ray.environments.wire import Fault, Lease, Wire, request_json
 from atlas_ray.errors import UserError
 
 MOST_TASKS = 4096  # looked for; some servers take any number
@@ -74,6 +75,36 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
         return replace(found, ok=False, reachable="yes", **{key: f"no: {fault}"})
     finally:
         await asyncio.gather(*(lease.drop() for lease in leases))
+        await wire.leave()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Whose tasks a server has.
+
+    Attributes:
+        tasks: How many test tasks one of `atlas serve` has, numbered as the built-in ones; None of any other server.
+        numbered_otherwise: Whether AgentGym numbers the environment's tasks, so that another server's may be those.
+        fault: Why it does not answer at all, else empty.
+    """
+
+    tasks: int | None = None
+    numbered_otherwise: bool = True
+    fault: str = ""
+
+
+async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
+    """Asks a server whose it is; ours say so at their root, and AgentGym's are told by saying anything else."""
+    agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
+    wire = Wire.join()
+    try:
+        answer = await request_json(wire.http, "GET", url.rstrip("/") + "/", None, timeout_s)
+        ours = answer.get(OWN_SERVER) if isinstance(answer, dict) else None
+        tasks = ours.get(name) if isinstance(ours, dict) else None
+        return Standing(tasks if isinstance(tasks, int) else None, agentgyms)
+    except Fault as fault:
+        return Standing(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
+    finally:
         await wire.leave()
 
 

@@ -101,7 +101,8 @@ class World(Protocol):
         ...
 
 
-_LAST_NUMBER = re.compile(r"_(\d+)$")
+# a name and one number; the last one in `trial_T20190907_174127_043461` belongs to a time
+_NUMBERED = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*_)+([0-9]{1,18})")
 
 
 @dataclass(frozen=True)
@@ -144,18 +145,26 @@ class EnvironmentSpec:
     replay: Literal["exact", "tolerant"] = "exact"
 
     def index(self, item_id: str) -> int:
-        """The task index behind an item id: the integer after its last underscore.
+        """The task index that an item id of the form NAME_NUMBER carries.
 
         Raises:
-            UserError: If the id carries none.
+            UserError: If it has another form.
         """
-        found = _LAST_NUMBER.search(item_id)
+        found = _NUMBERED.fullmatch(item_id)
         if not found:
             raise UserError(
-                f"{self.name}: item id {item_id!r} does not end in _<integer>",
-                "use ids of the form NAME_17",
+                f"{self.name}: item id {item_id[:200]!r} carries no number of a task",
+                f"ids of {self.name} are of the form NAME_NUMBER, e.g. {self.name}_17",
             )
         return int(found[1])
+
+    def number(self, task: Task) -> int:
+        """The number under which the environment knows a task.
+
+        Raises:
+            UserError: If it was not looked up (`environments.numbers`), and the id does not carry it.
+        """
+        return self.index(task.item_id) if task.index is None else task.index
 
     def tasks(self, split: Split, limit: int | None = None) -> list[Task]:
         """The first `limit` built-in tasks of a split; the splits never overlap.
@@ -243,7 +252,7 @@ class LocalSession:
 
     async def reset(self, task: Task) -> Opening:
         self._reward = 0.0
-        return self._world.reset(self.spec.index(task.item_id))
+        return self._world.reset(self.spec.number(task))
 
     async def step(self, reply: str) -> StepResult:
         action = self.spec.take_action(reply)

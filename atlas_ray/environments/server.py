@@ -23,7 +23,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError, create_model
 
 from atlas_ray.environments import table
-from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
+from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC, OWN_SERVER
 from atlas_ray.environments.own import Brought, bring
 from atlas_ray.environments.patience import KEEP_SECONDS, MAX_BODY, body_of, hurry, note
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
@@ -61,13 +61,19 @@ def create_app(
     if not names:
         raise UserError("no environment to serve", "name at least one, e.g. maze")
     app = web.Application(client_max_size=MAX_BODY, middlewares=[_plain_errors, _guard(token)])
-    app.router.add_get("/", _health)
+    tests: dict[str, int] = {}
+
+    async def root(_: web.Request) -> web.StreamResponse:
+        return web.json_response({OWN_SERVER: tests})
+
+    app.router.add_get("/", root)
     for name in dict.fromkeys(names):
         spec = table.get(name)
         if brought and name in brought:
-            spec = replace(spec, world=brought[name].world)
+            spec = replace(spec, world=brought[name].world, n_test=brought[name].n_test)
+        tests[name] = spec.n_test
         desk = _Desk(spec, max_sessions, idle_seconds, clock)
-        app.router.add_get(f"/{name}/", _health)
+        app.router.add_get(f"/{name}/", root)
         for prefix in [f"/{name}"] + ([""] if len(set(names)) == 1 else []):
             desk.add_routes(app.router, prefix)
     return app
@@ -372,10 +378,6 @@ def _checked(form: type[Any], value: Any, where: str) -> Any:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise _Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None
-
-
-async def _health(_: web.Request) -> web.StreamResponse:
-    return web.Response(text="ok")
 
 
 @web.middleware

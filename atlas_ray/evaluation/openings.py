@@ -20,6 +20,7 @@ from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.checkout import checkout_opening
 from atlas_ray.environments.client import open_session, own_instruction
+from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, UserError
@@ -234,7 +235,7 @@ async def _compare(
             if len(found) + len(differences) == COMPARED or len(failures) == _FAILURES:
                 break
             try:
-                told = (await session.reset(Task(env, item_id))).observation
+                told = (await session.reset(numbered(Task(env, item_id), environments))).observation
             except AtlasError as error:
                 failures.append(OpeningDifference(env, item_id, f"it cannot be started: {error.what}"))
                 continue

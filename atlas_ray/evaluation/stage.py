@@ -12,9 +12,8 @@ from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 
 from atlas_ray.environments import table
-from atlas_ray.environments.client import open_session
-from atlas_ray.errors import AtlasError
-from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.errors import AtlasError, together
+from atlas_ray.evaluation.items import foreign, item_figures, item_lines, problems, test_tasks
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.openings import Openings, find_openings
 from atlas_ray.evaluation.paired import Comparison, compare_all
@@ -22,11 +21,10 @@ from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
-from atlas_ray.runs.progress import Tracker
+from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.selection.prices import price
 from atlas_ray.types import Episode, Usage
@@ -53,9 +51,11 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
             world, or a model cannot be used.
         AtlasError: If engines or environments fail as a whole.
     """
-    for env in config.tasks:
-        open_session(table.get(env), config.environments)
-    requests = {episode_id(r.task, r.sample, 0): r for r in _requests(config)}
+    if wrong := problems(config, ask=False):
+        raise together(wrong)
+    for line in item_lines(config):
+        console.print(line)
+    requests = {r.id: r for r in _requests(config)}
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
     with ExitStack() as stack:
         pool: RolloutPool | None = None
@@ -71,6 +71,8 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun = time.monotonic()
             if left:
+                if pool is None and (wrong := foreign(config)):
+                    raise together(wrong)
                 openings = openings or find_openings(config)
                 openings.write_to(folder)
                 left = [replace(request, opening=openings.of(request.task)) for request in left]
@@ -127,6 +129,7 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
         f"{models} models ({', '.join(config.models)}) x {sum(tasks.values())} tasks x {samples} samples"
         f" = {models * samples * sum(tasks.values()):,} episodes",
         "tasks: " + ", ".join(f"{env} {n}" for env, n in tasks.items()),
+        *item_lines(config),
         f"at most {calls:,} replies of at most {config.max_tokens} tokens, {_payers(config)}",
     ]
 
@@ -212,6 +215,7 @@ def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),
         **paid,
+        **item_figures(config),
         prefix_cache_hit_rate=round(usage.hit_rate, 4),
         results=[asdict(result) for result in results(episodes, config)],
     )

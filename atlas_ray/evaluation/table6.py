@@ -26,7 +26,7 @@ class Row:
         result: Per task the mean over its starts, then over the tasks that have such a start.
         starts: Starts with an episode that counts.
         by_start: The environment's metric averaged over starts instead, each weighing the same.
-        by_ordinal: The same of each task's first such start, its second, and so on.
+        by_ordinal: The same of each trajectory's first such start, its second, and so on.
         position: Mean of start / |tau| over the starts: nearness to the goal.
         put_in: Share of the critical steps that could be put in (`iterative` alone).
         gain: Difference from scratch, over the tasks that both have.
@@ -56,20 +56,20 @@ def rows(
     """Environment by environment, the kinds of start in Table 6's order, then the control.
 
     Args:
-        plan: By task id, after which steps each kind of start begins.
-        given: By task id, the turns put in by `iterative`.
-        lengths: By task id, |tau|.
+        plan: By trajectory id, after which steps each kind of start begins.
+        given: By trajectory id, the turns put in by `iterative`.
+        lengths: By trajectory id, |tau|.
         episodes: Of all starts; a start may serve one kind only, and scratch none but itself.
         iterative: Episodes with the critical steps put in.
         max_excluded: See `summarise`.
     """
     found = []
-    for env in dict.fromkeys(task.split("/")[0] for task in plan):
-        here = [e for e in episodes if e.env == env and _task(e) in plan]
+    for env in dict.fromkeys(name.split("/")[0] for name in plan):
+        here = [e for e in episodes if e.env == env and _followed(e) in plan]
         played: dict[Kind, list[Episode]] = {
-            kind: [e for e in here if e.start_step in plan[_task(e)][kind]] for kind in get_args(Start)
+            kind: [e for e in here if e.start_step in plan[_followed(e)][kind]] for kind in get_args(Start)
         }
-        played["iterative"] = [e for e in iterative if e.env == env and _task(e) in plan]
+        played["iterative"] = [e for e in iterative if e.env == env and _followed(e) in plan]
 
         def over(ours: Kind, theirs: Kind, played: dict[Kind, list[Episode]] = played) -> Comparison | None:
             return next(compare(ours, theirs, played[ours], played[theirs]), None)
@@ -106,16 +106,16 @@ def _row(
     valid = [e for e in played if not e.stop_reason.is_infrastructure]
     samples: dict[tuple[str, int], list[float]] = defaultdict(list)
     for e in valid:
-        samples[_task(e), e.start_step].append(float(getattr(e, spec.metric)))
+        samples[_followed(e), e.start_step].append(float(getattr(e, spec.metric)))
     by_start = {key: fmean(values) for key, values in sorted(samples.items())}
     ordinals: dict[int, list[float]] = defaultdict(list)
     seen: dict[str, int] = defaultdict(int)
-    for (task, _), value in by_start.items():
-        ordinals[seen[task]].append(value)
-        seen[task] += 1
+    for (name, _), value in by_start.items():
+        ordinals[seen[name]].append(value)
+        seen[name] += 1
     share = None
     if kind == "iterative" and valid:
-        share = fmean(put_in(e, given[_task(e)]) / len(given[_task(e)]) for e in valid)
+        share = fmean(put_in(e, given[_followed(e)]) / len(given[_followed(e)]) for e in valid)
     return Row(
         env=env,
         start=kind,
@@ -123,11 +123,12 @@ def _row(
         starts=len(by_start),
         by_start=fmean(by_start.values()) if by_start else None,
         by_ordinal=tuple(fmean(values) for _, values in sorted(ordinals.items())),
-        position=fmean(e.start_step / lengths[_task(e)] for e in played),
+        position=fmean(e.start_step / lengths[_followed(e)] for e in played),
         put_in=share,
         gain=gain,
     )
 
 
-def _task(episode: Episode) -> str:
-    return f"{episode.env}/{episode.item_id}"
+def _followed(episode: Episode) -> str:
+    """The trajectory whose steps an episode has; older records name it by the task."""
+    return episode.trajectory or f"{episode.env}/{episode.item_id}"

@@ -16,15 +16,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
+from atlas_ray.environments.numbers import unplayable
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
-from atlas_ray.errors import UserError
+from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.guided import GivenTurn
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
@@ -48,7 +48,7 @@ class Planned:
 
 
 def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
-    """Plays every start of every task, or goes on where an earlier run stopped.
+    """Plays every start of every trajectory, or goes on where an earlier run stopped.
 
     Returns:
         Table 6's rows, also written to `results.json`.
@@ -63,7 +63,7 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     plan = _plan(config)
     requests = [request for task in plan for request in _requests(task, config)]
     done, apart = folder.done(EPISODES), folder.done(ITERATIVE)
-    left = [r for r in requests if episode_id(r.task, r.sample, len(r.prefix)) not in (apart if r.given else done)]
+    left = [r for r in requests if r.id not in (apart if r.given else done)]
     if left:
         connect(config.ray)
         with (
@@ -93,9 +93,9 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     every = [*episodes, *iterative]
     usage = sum((e.usage for e in every), Usage())
     found = rows(
-        {t.trajectory.task.id: t.starts for t in plan},
-        {t.trajectory.task.id: _given(t) for t in plan},
-        {t.trajectory.task.id: len(t.trajectory.steps) for t in plan},
+        {t.trajectory.id: t.starts for t in plan},
+        {t.trajectory.id: _given(t) for t in plan},
+        {t.trajectory.id: len(t.trajectory.steps) for t in plan},
         episodes,
         iterative,
         config.max_excluded,
@@ -116,7 +116,9 @@ def plan_lines(config: VerifyConfig) -> list[str]:
     plan = _plan(config)
     episodes = sum(len(list(_requests(task, config))) for task in plan)
     kinds = "from scratch, after each critical step, after as many others near by"
-    return [f"{len(plan)} tasks, {episodes} episodes: {kinds}{', critical steps put in' * config.iterative}"]
+    tasks = len({planned.trajectory.task.id for planned in plan})
+    words = f"{len(plan)} trajectories of {tasks} task{'s' * (tasks > 1)}" if tasks < len(plan) else f"{tasks} tasks"
+    return [f"{words}, {episodes} episodes: {kinds}{', critical steps put in' * config.iterative}"]
 
 
 def starts(trajectory: Trajectory, chosen: Sequence[int], seed: int) -> dict[Start, set[int]]:
@@ -135,12 +137,25 @@ def starts(trajectory: Trajectory, chosen: Sequence[int], seed: int) -> dict[Sta
 
 
 def _plan(config: VerifyConfig) -> list[Planned]:
-    """The selected trajectories; one a task: another one's prefix would bear the same episode's name."""
+    """The selected trajectories; of a task with several of them, one starts from scratch for all.
+
+    Raises:
+        UserError: If there is none, or a task has no number at the environment that would play it.
+    """
     chosen = {s.trajectory_id: s.chosen for s in RunFolder(config.selection).read(SELECTIONS) if s.error is None}
-    found = [t for t in read_trajectories(config.data) if t.id == t.task.id and chosen.get(t.id)]
+    found = [t for t in read_trajectories(config.data) if chosen.get(t.id)]
     if not found:
         raise UserError(f"{config.selection} chose no step in {config.data.path}", "select and verify the same data")
-    return [Planned(t, chosen[t.id], starts(t, chosen[t.id], config.seed)) for t in found]
+    if wrong := unplayable((t.task for t in found), config.environments):
+        raise together(wrong)
+    plan, scratched = list[Planned](), set[str]()
+    for t in found:
+        begins = starts(t, chosen[t.id], config.seed)
+        if t.task.id in scratched:
+            begins["from scratch"] = set()
+        scratched.add(t.task.id)
+        plan.append(Planned(t, chosen[t.id], begins))
+    return plan
 
 
 def _given(task: Planned) -> tuple[GivenTurn, ...]:
@@ -166,5 +181,6 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=opening.observation if opening else None,
                 given=given,
+                trajectory=t.id,
                 group=t.id,
             )

@@ -40,7 +40,7 @@ class ScriptedSpeaker:
             raise UserError(f"{task.env} has no scripted {role}", "only built-in environments have one")
         self._task, self._seed, self._steps = task, seed, 0
         self._world = self._spec.world()
-        self._world.reset(self._spec.index(task.item_id))
+        self._world.reset(self._spec.number(task))
         self._decide = self._world.expert if role == "expert" else self._world.novice
 
     async def speak(self, seed: int) -> Reply:

@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from atlas_ray.environments import table
+from atlas_ray.environments.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe
@@ -27,7 +29,6 @@ from atlas_ray.types import Message, Trajectory, Usage
 
 _ANSWER_TOKENS = 400  # of the selector's reply
 _SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
-_BUILT_IN_ONLY = ("pddl", "jericho")  # AgentGym has no server and AgentEval no items of them
 
 
 @dataclass
@@ -226,7 +227,7 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if table.get(env).world is not None and (config.items is None or env in _BUILT_IN_ONLY):
+    if table.get(env).world is not None and (config.items is None or env in NAMES):
         return len(table.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)
@@ -270,7 +271,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
 
 def remote_environments(config: EvaluateConfig) -> list[str]:
     """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
-    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in _BUILT_IN_ONLY)]
+    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in NAMES)]
 
 
 def _needs(recipe: Recipe) -> list[str]:
@@ -287,6 +288,10 @@ def _needs(recipe: Recipe) -> list[str]:
         lines.append(f"needs GPUs: {workers} for training, those again for engines")
     if missing:
         lines.append(f"needs servers, in environments.servers: {', '.join(missing)}")
+    played = {env for config in recipe.evaluations.values() for env in config.tasks}
+    boards = played & set(NAMES) if recipe.config.tables else set()
+    for env, words in other_tasks(sorted(boards), recipe.config.environments).items():
+        lines.append(f"{env}: {words} (environments.agentboard); held against none of the paper's figures")
     if keys:
         lines.append(f"needs keys in the environment: {', '.join(sorted(keys))}")
     return lines

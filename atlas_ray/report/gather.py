@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.gather import gather_paper
@@ -128,6 +129,7 @@ def gather(recipe: Recipe) -> ReportInput:
         openings=manifest.get("openings", {}),
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
+        other_tasks=other_tasks(evaluation.tasks, evaluation.environments) if recipe.config.tables else {},
     )
 
 

@@ -57,6 +57,7 @@ class ReportInput:
         temperature: Of evaluation.
         openings: By environment where the opening turns come from, and their texts, as the manifest has them.
         critical: Name of the arm trained on critical steps, whose benefit is in question.
+        other_tasks: Beside the paper's tables, environments whose tasks are not the paper's, and whose they are.
         max_excluded: Share of infrastructure failures that flags a cell.
     """
 
@@ -74,3 +75,4 @@ class ReportInput:
     openings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     critical: str = "gold"
     max_excluded: float = 0.02
+    other_tasks: Mapping[str, str] = field(default_factory=dict)

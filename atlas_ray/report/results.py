@@ -43,6 +43,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "versions": dict(given.versions),
             "evaluation": {"temperature": given.temperature},
             "openings": {env: dict(opening) for env, opening in given.openings.items()},
+            "other_tasks": dict(given.other_tasks),
             "arms": arms,
             "selectors": [
                 {**row, "against": "gold"}

@@ -84,13 +84,14 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes = ["Success in per cent with its 95 % interval. Bold: the highest figure of a column, which is no claim."]
     if any(cell.flagged for row in rows for cell in row):
         notes.append(f"{FLAG} Too many episodes were excluded for reasons of infrastructure, or are missing.")
+    notes += _other_tasks(results)
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
         "Every arm on the test tasks",
         [
             Column("arm", align="left"),
-            *(Column(name, HELD[held]) for held, name in keys),
+            *(Column(_marked(name, results), HELD[held]) for held, name in keys),
             Column("steps", "loss, %"),
             Column("tokens", "loss, %"),
         ],
@@ -128,13 +129,13 @@ def verdict_table(results: Mapping[str, Any]) -> Table:
     by_place = {(s["scope"], s["against"]): s for s in statements}
     rows = [
         [
-            Cell(scope, HELD[held] if scope != GROUPS[held] else ""),
+            Cell(_marked(scope, results), HELD[held] if scope != GROUPS[held] else ""),
             *(_difference(by_place.get((scope, rival))) for rival in rivals),
         ]
         for held, scope in scopes
     ]
     columns = [Column("environment", align="left"), *(Column(rival, "against") for rival in rivals)]
-    notes = [results["verdict"]["method"]]
+    notes = [results["verdict"]["method"], *_other_tasks(results)]
     return Table(f"What {results['verdict']['critical']} gains, in points of success", columns, rows, notes)
 
 
@@ -155,7 +156,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
             rows.append(
                 [
                     Cell(arm["name"]),
-                    Cell(cell["env"]),
+                    Cell(_marked(cell["env"], results)),
                     Cell(str(cell["n"])),
                     Cell(str(cell["distinct_tasks"])),
                     Cell(percent(cell["success"]), _limits(cell["ci95"]), flagged=cell["flagged"]),
@@ -166,7 +167,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
             )
     titles = ("episodes", "tasks", "success", "reward", "progress")
     columns = [Column("arm", align="left"), Column("environment", align="left"), *map(Column, titles)]
-    return Table("Every cell", [*columns, Column("excluded", align="left")], rows)
+    return Table("Every cell", [*columns, Column("excluded", align="left")], rows, _other_tasks(results))
 
 
 def selector_table(results: Mapping[str, Any]) -> Table:
@@ -292,6 +293,18 @@ def _rich_cell(cell: Cell) -> Text:
     if cell.note:
         text.append(f"\n{cell.note}", "dim")
     return text
+
+
+def _marked(env: str, results: Mapping[str, Any]) -> str:
+    """An environment's name, marked where its tasks are not the paper's."""
+    return f"{env} §" if env in results["other_tasks"] else env
+
+
+def _other_tasks(results: Mapping[str, Any]) -> list[str]:
+    by_words: dict[str, list[str]] = {}
+    for env, words in results["other_tasks"].items():
+        by_words.setdefault(words, []).append(env)
+    return [f"§ {', '.join(envs)}: {words}." for words, envs in by_words.items()]
 
 
 _Key = tuple[str, str]

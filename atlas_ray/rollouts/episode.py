@@ -25,9 +25,9 @@ A = TypeVar("A")
 T = TypeVar("T")
 
 
-def episode_id(task: Task, sample: int, start_step: int) -> str:
-    """The unit that is never done twice, e.g. `maze/maze_17@0+3`."""
-    return f"{task.id}@{sample}+{start_step}"
+def episode_id(task: Task, sample: int, start_step: int, trajectory: str | None = None) -> str:
+    """The unit that is never done twice, e.g. `maze/maze_17@0+3`; by trajectory where one is followed."""
+    return f"{trajectory or task.id}@{sample}+{start_step}"
 
 
 async def run_episode(
@@ -44,6 +44,7 @@ async def run_episode(
     max_rounds: int | None = None,
     opening: OpeningTemplate | None = None,
     limits: LimitsConfig | None = None,
+    trajectory: str | None = None,
 ) -> Episode:
     """Plays one episode. A bad rollout is data: only cancellation is raised.
 
@@ -64,6 +65,7 @@ async def run_episode(
         max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
         opening: How the conversation opens; None: as the environment itself does.
         limits: Seconds for a turn and in all; None: the usual ones.
+        trajectory: Id of the one whose steps are replayed or put in; the episode is named after it. None: its task.
 
     Returns:
         The episode. Failures and timeouts of the environment end it as `env_error` (`replay_mismatch` where it lost the
@@ -98,7 +100,7 @@ async def run_episode(
         stop, error = end.reason, end.error
     reward = session.spec.scale(course.result.reward)
     return Episode(
-        id=episode_id(task, sample, len(prefix)),
+        id=episode_id(task, sample, len(prefix), trajectory),
         env=task.env,
         item_id=task.item_id,
         policy=policy.name,
@@ -116,6 +118,7 @@ async def run_episode(
         seconds=time.monotonic() - clock.begun,
         error=error,
         gold=course.gold(),
+        trajectory=trajectory,
     )
 
 

@@ -10,15 +10,15 @@ import logging
 import queue
 import time
 from collections.abc import Generator, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentboard import absolute
+from atlas_ray.environments.numbers import numbered
 from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
-from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
 from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
@@ -140,10 +140,12 @@ class RolloutPool:
             requests: What to play. None among them means: not yet, ask again when another episode has finished.
 
         Raises:
-            UserError: If an environment of a request cannot be played.
+            UserError: If an environment or a task of a request cannot be played.
             AtlasError: If replicas keep dying.
         """
-        backlog, homes = Backlog(iter(requests), self._in_flight), dict[str, int]()
+        # numbers are looked up here, for the files that tell them may lie on this machine alone
+        known = (r and replace(r, task=numbered(r.task, self._environments)) for r in requests)
+        backlog, homes = Backlog(known, self._in_flight), dict[str, int]()
         try:
             while True:
                 while seats := [s for s in self._seats if s.ready and s.flying < self._in_flight]:
@@ -366,7 +368,7 @@ def _choose(attempt: Attempt, seats: list[_Seat], homes: dict[str, int], in_flig
 def _given_up(request: EpisodeRequest) -> Episode:
     """The record of an episode under which replicas die."""
     return Episode(
-        id=episode_id(request.task, request.sample, len(request.prefix)),
+        id=request.id,
         env=request.task.env,
         item_id=request.task.item_id,
         policy="",
@@ -381,4 +383,5 @@ def _given_up(request: EpisodeRequest) -> Episode:
         rounds=0,
         stop_reason=StopReason.MODEL_ERROR,
         error=f"{MAX_DEATHS} replicas died while they played this episode",
+        trajectory=request.trajectory,
     )

@@ -22,7 +22,7 @@ from atlas_ray.environments.table import get
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import episode_id, run_episode
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.runs.cluster import AGAIN
 from atlas_ray.types import Episode, Task
@@ -38,6 +38,7 @@ class EpisodeRequest:
 
     Attributes:
         given: Turns that are said for the policy where it sees what an expert saw before them.
+        trajectory: Whose steps those of the prefix or the given turns are; episodes are named after it.
         group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
     """
 
@@ -51,7 +52,13 @@ class EpisodeRequest:
     max_rounds: int | None = None
     opening: OpeningTemplate | None = None
     given: tuple[GivenTurn, ...] = ()
+    trajectory: str | None = None
     group: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the episode."""
+        return episode_id(self.task, self.sample, len(self.prefix), self.trajectory)
 
 
 # A policy may also have `load(spec)` (goes on as another), `close()`, `under_way` (requests that it works at), and
@@ -165,6 +172,7 @@ class Replica:
                 max_rounds=request.max_rounds,
                 opening=request.opening,
                 limits=self._limits,
+                trajectory=request.trajectory,
             )
         finally:
             with suppress(Exception):

@@ -175,6 +175,7 @@ EPISODES: TableSpec[Episode] = TableSpec(
             ("seconds", pa.float64()),
             ("error", pa.string()),
             ("gold", _GOLD),
+            ("trajectory", pa.string()),
         ]
     ),
     _episode_row,

@@ -15,7 +15,7 @@ from atlas_ray.selection.prompt import ChatMessages, load_prompt
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
 from atlas_ray.selection.shortening import fitted
 from atlas_ray.selection.tokens import by_rule, counter, total
-from atlas_ray.trajectories.readers import Rejected, read_trajectories
+from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures
 from atlas_ray.types import Trajectory, Usage
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
@@ -89,11 +89,12 @@ def estimate_lines(config: SelectConfig) -> list[str]:
     """
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
+    refused = rejected_figures(rejected)["rejected"]
     folder = RunFolder(config.run)
     done = folder.done(SELECTIONS) if folder.exists else set()
     todo = [t for t in trajectories if t.id not in done]
     steps = sum(len(t.steps) for t in todo)
-    lines = [f"{len(todo)} trajectories with {steps} steps to judge, {len(done)} done, {len(rejected)} rows rejected"]
+    lines = [f"{len(todo)} trajectories with {steps} steps to judge, {len(done)} done, {refused} rows rejected"]
     selector = config.selector
     if getattr(selector, "scores", None):
         lines.append("scores are read again: no model call, no dollars")

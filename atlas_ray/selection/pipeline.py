@@ -48,7 +48,7 @@ from atlas_ray.selection.settings import (
 from atlas_ray.selection.sources import watch_sources
 from atlas_ray.selection.submissions import BATCHES
 from atlas_ray.selection.value import value_figures
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
+from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     figures = _figures(folder.read(SELECTIONS), config)
     if isinstance(config.selector, LlmSelector):
         folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
-    folder.finish(**figures, rejected=len(rejected), seconds=round(time.monotonic() - begun, 3))
+    folder.finish(**figures, **rejected_figures(rejected), seconds=round(time.monotonic() - begun, 3))
     return folder
 
 

@@ -9,6 +9,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from typing import Protocol
 
+from atlas_ray.environments.numbers import unplayable
+from atlas_ray.errors import together
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.folder import reachable
 from atlas_ray.selection.settings import SelectConfig, ValueSelector
@@ -32,11 +34,14 @@ def select_value(
     """Selections by value, from rollouts of the configured model on a pool of engines.
 
     Raises:
+        UserError: If a task has no number at the environment that would play it.
         AtlasError: If Ray cannot be reached, or the engines do not start or keep dying.
     """
     from atlas_ray.models.engine import EngineSpec
     from atlas_ray.runs.cluster import connect
 
+    if wrong := unplayable((t.task for t in todo), config.environments):
+        raise together(wrong)
     connect(config.ray)
     with RolloutPool(
         EngineSpec("base", reachable(selector.model), selector.engine),

@@ -122,6 +122,7 @@ class Rollouts(ABC):
             max_rounds=max_rounds,
             opening=OpeningTemplate.verbatim(self._opening) if self._opening else None,
             first_observation=self._opening.observation if self._opening else None,
+            trajectory=self.trajectory.id,
             group=self.trajectory.id,
         )
 

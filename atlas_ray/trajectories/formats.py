@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from atlas_ray.environments.alfworld.mappings import game_of
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.checks import check_gold, check_messages, check_reward, check_text, kind
 from atlas_ray.types import Message, Role, Trajectory
@@ -19,6 +20,7 @@ Format = Literal["agenttraj", "sharegpt", "openai", "atlas"]
 # prefix of an item id -> environment; ALFWorld's ids start with the task's type
 _ENVIRONMENTS = ["academia", "alfworld", "babyai", "blocksworld", "jericho", "maze", "movie", "pddl", "sciworld"]
 _ENVIRONMENTS += ["sheet", "textcraft", "todo", "weather", "webshop", "wordle"]
+NOT_PLAYED = ("sqlgym", "webarena", "searchqa")  # AgentGym's others: its data names them, and nothing here plays them
 _PREFIXES = {name: name for name in _ENVIRONMENTS} | {
     "look_at_obj_in_light": "alfworld",
     "pick_and_place": "alfworld",
@@ -27,9 +29,14 @@ _PREFIXES = {name: name for name in _ENVIRONMENTS} | {
     "pick_heat_then_place": "alfworld",
     "pick_two_obj": "alfworld",
 }
-_PREFIX = re.compile(rf"(?:lmrlgym_)?({'|'.join(sorted(_PREFIXES, key=len, reverse=True))})(?![A-Za-z0-9])")
+# AgentGym puts the collection before some names, and BabyAI's own ids begin with its own spelling
+_PREFIX = re.compile(
+    rf"(?:lmrlgym_|tool_)?({'|'.join(sorted([*_PREFIXES, 'BabyAI'], key=len, reverse=True))})(?![A-Za-z0-9])"
+)
 _NUMBER = re.compile(r"#[1-9][0-9]*$")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_COUNTED = re.compile(r"[_-]?\d.*$", re.DOTALL)  # what tells the tasks of an environment apart
+_LONGEST = 60  # characters of an unknown name
 
 # the answer to an opening instruction: nobody should learn it
 _ACKNOWLEDGEMENT = re.compile(
@@ -47,16 +54,26 @@ _ROLES: dict[str, Role] = {
 }
 
 
+class UnknownEnvironment(DataError):
+    """A row of an environment that is not known here; `name` is what its id calls it."""
+
+    def __init__(self, item_id: str) -> None:
+        remedy = "rows of an environment of your own carry a key `env`"
+        super().__init__(f"item id {item_id!r} names no known environment", remedy)
+        self.name = (_COUNTED.sub("", item_id) or item_id)[:_LONGEST]
+
+
 def environment_of(item_id: str) -> str:
     """The environment that an item id names, e.g. `maze` for `lmrlgym_maze_3`.
 
     Raises:
-        DataError: If its prefix is unknown.
+        UnknownEnvironment: If its prefix is unknown.
     """
-    found = _PREFIX.match(item_id)
-    if not found:
-        raise DataError(f"item id {item_id!r} names no known environment", "add a key `env` to the row")
-    return _PREFIXES[found[1]]
+    if found := _PREFIX.match(item_id):
+        return _PREFIXES.get(found[1], found[1].lower())
+    if game_of(item_id):  # in a folder, as ALFWorld's own files are
+        return "alfworld"
+    raise UnknownEnvironment(item_id)
 
 
 def detect(row: Any) -> Format | None:
@@ -77,13 +94,16 @@ def task_of(row: Any) -> tuple[str, str]:
     """Environment and item id of a row.
 
     Raises:
-        DataError: If the row is not an object, or has no item id of a known environment.
+        UnknownEnvironment: If the id names an environment that is not known here, and no `env` says otherwise.
+        DataError: If the row is not an object, or has no item id.
     """
     if not isinstance(row, Mapping):
         raise DataError(f"the row is not an object but {kind(row)}")
     item_id = row.get("id") if row.get("item_id") is None else row["item_id"]
     if item_id is None:
         raise DataError("the row has no item_id", "name its task, e.g. maze_17")
+    if isinstance(item_id, int):
+        raise DataError(f"the item_id is a bare number, {item_id}", "name the task with its environment, e.g. maze_17")
     if not check_text(item_id, "item_id").strip():
         raise DataError("the item_id is empty")
     env = row.get("env")
@@ -103,6 +123,11 @@ def to_trajectory(row: Any, form: Format) -> Trajectory:
     env, item_id = task_of(row)
     key = "messages" if form in ("openai", "atlas") else "conversations"
     turns = row.get(key)
+    if turns is None and key in row:
+        raise DataError(
+            f"the row names a task without a trajectory ({key} is null), as those of AgentEval do",
+            "name such a data set in evaluate.items, and one with conversations here",
+        )
     if not isinstance(turns, list):
         raise DataError(f"{key} is not a list but {kind(turns)}" if key in row else f"the row has no {key}")
     messages = tuple(_TURNS[form](turn, number) for number, turn in enumerate(turns, 1))

@@ -1,7 +1,8 @@
 """Reads expert trajectories: files, folders, run folders and Hugging Face data sets, one row at a time.
 
 Flows in: a `DataConfig`; flows out: checked trajectories with unique ids, and a `Rejected` for every row that is
-unusable, so that nothing is dropped in silence.
+unusable, so that nothing is dropped in silence. Rows of environments that are not known here are skipped and counted by
+name; where `envs` says which environments are wanted, all others are passed over unread.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +28,14 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.text import printable
-from atlas_ray.trajectories.formats import Format, Ids, detect, task_of, to_trajectory
+from atlas_ray.trajectories.formats import Format, Ids, UnknownEnvironment, detect, task_of, to_trajectory
 from atlas_ray.types import Trajectory
 
 _log = logging.getLogger(__name__)
 
 _SUFFIXES = (".json", ".jsonl", ".parquet")
 _PEEK = 16  # rows that a file's format is told from
+_NAMED = 8  # unknown environments that a sentence names
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 # what lies in data folders beside the data
 _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "manifest.json", "finished.json", "rejected.jsonl"}
@@ -40,11 +43,16 @@ _NOT_DATA = {"dataset_info.json", "dataset_infos.json", "manifest.json", "finish
 
 @dataclass(frozen=True, slots=True)
 class Rejected:
-    """A row that is unusable: its file, its place there (line, or element from 1) and why."""
+    """A row that is unusable: its file, its place there (line, or element from 1) and why.
+
+    Attributes:
+        unknown: The environment that it names, where the reason is that none of this name is known.
+    """
 
     file: str
     row: int
     reason: str
+    unknown: str | None = None
 
     def __str__(self) -> str:
         return printable(f"{self.file}, row {self.row}: {self.reason}")
@@ -60,12 +68,15 @@ def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None
     Raises:
         UserError: If the data cannot be found or read as a whole, or holds nothing of an environment asked for.
     """
-    unusable: list[Rejected] = []
-    found = list(iter_trajectories(config, unusable))
+    passed: list[Rejected] = []
+    found = list(iter_trajectories(config, passed))
+    unusable = [row for row in passed if row.unknown is None]
     if rejected is not None:
-        rejected.extend(unusable)
+        rejected.extend(passed)
     elif unusable:
         _log.warning("%d rows of %s are unusable; the first: %s", len(unusable), config.path, unusable[0])
+    if line := skipped_line(passed):
+        _say_once(f"{config.path}: {line}")
     held = {t.env for t in found}
     missing = [env for env in config.envs or [] if env not in held]
     if missing:
@@ -75,6 +86,32 @@ def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None
             "check `envs` and the data; `atlas trajectories stats` counts what is there",
         )
     return found
+
+
+def rejected_figures(rejected: Sequence[Rejected]) -> dict[str, Any]:
+    """For a run's record: how many rows are unusable, and how many were skipped of each unknown environment."""
+    skipped = _skipped(rejected)
+    return {"rejected": len(rejected) - skipped.total()} | ({"skipped": dict(skipped.most_common())} if skipped else {})
+
+
+def skipped_line(rejected: Iterable[Rejected]) -> str:
+    """What was skipped because no such environment is known, in words; empty where nothing was."""
+    skipped = _skipped(rejected)
+    if not skipped:
+        return ""
+    named = ", ".join(printable(f"{name} {count}") for name, count in skipped.most_common(_NAMED))
+    more = f" and {len(skipped) - _NAMED} more names" if len(skipped) > _NAMED else ""
+    return f"{skipped.total()} rows of environments that are not known here are skipped: {named}{more}"
+
+
+def _skipped(rejected: Iterable[Rejected]) -> Counter[str]:
+    return Counter(row.unknown for row in rejected if row.unknown is not None)
+
+
+@cache
+def _say_once(line: str) -> None:
+    """Many stages of one process read the same data."""
+    _log.warning(line)
 
 
 def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[Trajectory]:
@@ -91,7 +128,7 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         try:
             trajectory = _wanted(read, config)
         except DataError as error:
-            rejected.append(Rejected(file, number, error.what + (f"; {error.remedy}" if error.remedy else "")))
+            rejected.append(_rejected(file, number, error))
             continue
         if trajectory is None or (config.limit is not None and taken[trajectory.env] >= config.limit):
             continue
@@ -101,29 +138,55 @@ def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[
         yield trajectory if unique == trajectory.id else replace(trajectory, id=unique)
 
 
-def read_items(config: DataConfig) -> dict[str, list[str]]:
-    """Item ids by environment, in the order read and each once: rows need no conversation (AgentEval has none).
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Item ids by environment, in the order read and each once, and the rows that name no known one's task."""
+
+    ids: dict[str, list[str]]
+    rejected: list[Rejected]
+
+
+def read_items(config: DataConfig) -> Items:
+    """The tasks that a data set names: rows need no conversation (AgentEval has none).
 
     Raises:
-        UserError: If the data cannot be found or read, or a row names no task.
+        UserError: If the data cannot be found or read as a whole.
     """
     found: dict[str, dict[str, None]] = {}
+    rejected: list[Rejected] = []
     for file, number, row in _rows(config):
         try:
-            if isinstance(row, _Row) and row.error is not None:
-                raise DataError(row.error)
-            env, item_id = task_of(row.value) if isinstance(row, _Row) else (row.env, row.item_id)
+            if isinstance(row, _Row):
+                task = _task(row, config)
+            else:
+                task = (row.env, row.item_id) if _asked(row.env, config) else None
         except DataError as error:
-            raise UserError(f"{file}, row {number}: {error.what}", "every row of test tasks needs an item_id") from None
-        if config.envs is None or env in config.envs:
-            found.setdefault(env, {})[item_id] = None
-    return {env: list(ids)[: config.limit] for env, ids in found.items()}
+            rejected.append(_rejected(file, number, error))
+            continue
+        if task is not None:
+            found.setdefault(task[0], {})[task[1]] = None
+    return Items({env: list(ids)[: config.limit] for env, ids in found.items()}, rejected)
 
 
-def write_rejected(folder: RunFolder, rejected: list[Rejected]) -> None:
-    """Writes `rejected.jsonl`, one row a line; an empty file says that every row was usable."""
-    lines = (json.dumps(asdict(r), ensure_ascii=False) + "\n" for r in rejected)
+def write_rejected(folder: RunFolder, rejected: Sequence[Rejected]) -> None:
+    """Writes `rejected.jsonl`: each unusable row, and once each environment that is not known here.
+
+    An empty file says that every row was usable.
+    """
+    skipped, rows = _skipped(rejected), list[dict[str, Any]]()
+    for one in rejected:
+        row = {"file": one.file, "row": one.row, "reason": one.reason}
+        if one.unknown is None:
+            rows.append(row)
+        elif count := skipped.pop(one.unknown, 0):
+            rows.append(row | {"environment": one.unknown, "rows": count})
+    lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     folder.write_bytes("rejected.jsonl", "".join(lines).encode(errors="backslashreplace"))
+
+
+def _rejected(file: str, number: int, error: DataError) -> Rejected:
+    reason = error.what + (f"; {error.remedy}" if error.remedy else "")
+    return Rejected(file, number, reason, error.name if isinstance(error, UnknownEnvironment) else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +201,29 @@ class _Row:
 def _wanted(row: _Row | Trajectory, config: DataConfig) -> Trajectory | None:
     """The row's trajectory, or None where its environment is not asked for."""
     if isinstance(row, Trajectory):
-        return row if config.envs is None or row.env in config.envs else None
+        return row if _asked(row.env, config) else None
+    return to_trajectory(row.value, row.form) if _task(row, config) else None
+
+
+def _task(row: _Row, config: DataConfig) -> tuple[str, str] | None:
+    """Environment and item id of a row, or None where its environment is not asked for.
+
+    Raises:
+        DataError: If it names none.
+    """
     if row.error is not None:
         raise DataError(row.error)
-    env, _ = task_of(row.value)
-    return to_trajectory(row.value, row.form) if config.envs is None or env in config.envs else None
+    try:
+        task = task_of(row.value)
+    except UnknownEnvironment:
+        if config.envs is not None:
+            return None
+        raise
+    return task if _asked(task[0], config) else None
+
+
+def _asked(env: str, config: DataConfig) -> bool:
+    return config.envs is None or env in config.envs
 
 
 def _rows(config: DataConfig) -> Iterator[tuple[str, int, _Row | Trajectory]]:

@@ -39,6 +39,16 @@ def load(folder: str) -> Brought:
     Raises:
         UserError: If there is none, or a file is no game.
     """
+    parts, games = games_in(folder)
+    return Brought(functools.partial(OwnAlfWorld, tuple(games)), parts)
+
+
+def games_in(folder: str) -> tuple[dict[str, int], list[Path]]:
+    """How many games each part has, and all of them in the order of their numbers.
+
+    Raises:
+        UserError: As `load`.
+    """
     root, parts, games = Path(folder) / "json_2.1.1", dict[str, int](), list[Path]()
     for part in _PARTS:
         found = sorted(file for file in root.glob(f"{part}/*/*/game.tw-pddl") if _is_played(file.relative_to(root)))
@@ -50,7 +60,7 @@ def load(folder: str) -> Brought:
             f"there is no game in {folder}",
             f"alfworld=FOLDER looks for json_2.1.1/{_PARTS[0]}/TASK/TRIAL/game.tw-pddl, as alfworld-download makes it",
         )
-    return Brought(functools.partial(OwnAlfWorld, tuple(games)), parts)
+    return parts, games
 
 
 class OwnAlfWorld(Unscripted):
@@ -65,7 +75,7 @@ class OwnAlfWorld(Unscripted):
         self._games = games
         self._engine: Engine | None = None
         self._end: StepResult | None = None
-        self.task_type = ""  # in AgentGym's names
+        self.task_type = ""  # TASK/TRIAL, as AgentGym's server tells it
 
     def reset(self, index: int) -> Opening:
         """Starts game `index`.
@@ -81,7 +91,7 @@ class OwnAlfWorld(Unscripted):
             raise EnvironmentFailure(error.what, error.remedy) from None
         if scene is None:
             raise EnvironmentFailure(f"{file}: said to be unsolvable now", "start the server again")
-        self._end, self.task_type = None, file.parent.parent.name.partition("-")[0]
+        self._end, self.task_type = None, f"{file.parent.parent.name}/{file.parent.name}"
         self._engine = self._engine or Engine()
         try:
             text = self._engine.begin(scene.problem, scene.sentence)

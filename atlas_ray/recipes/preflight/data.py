@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 
+from atlas_ray.environments.numbers import unplayable
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.items import item_lines, problems, strangers, test_tasks
 from atlas_ray.evaluation.openings import examine
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
 from atlas_ray.recipes.preflight.pending import Pending
-from atlas_ray.trajectories.readers import Rejected, read_trajectories
+from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, skipped_line
 from atlas_ray.types import Trajectory
 
 
@@ -29,7 +30,7 @@ def check_data(pending: Pending) -> tuple[list[Finding], dict[str, Trajectory]]:
     if config is None:
         return [], recorded
 
-    def read() -> str:
+    def read() -> list[Finding]:
         require_cached(config.path, "dataset", config.revision)
         rejected: list[Rejected] = []
         found = read_trajectories(config, rejected)
@@ -39,9 +40,15 @@ def check_data(pending: Pending) -> tuple[list[Finding], dict[str, Trajectory]]:
         for t in found:
             if t.steps and (t.env not in recorded or len(t.steps) < len(recorded[t.env].steps)):
                 recorded[t.env] = t
-        counts = Counter(t.env for t in found)
+        counts, unusable = Counter(t.env for t in found), rejected_figures(rejected)["rejected"]
         told = ", ".join(f"{env} {n:,}" for env, n in counts.items())
-        return f"{len(found):,} trajectories ({told})" + (f", {len(rejected):,} rows unusable" if rejected else "")
+        said = f"{len(found):,} trajectories ({told})" + (f", {unusable:,} rows unusable" if unusable else "")
+        skipped = skipped_line(rejected)
+        wrong = unplayable((t.task for t in found if pending.plays(t.env)), pending.recipe.config.environments)
+        return [
+            Finding("data", config.path, "ok", f"{said}; {skipped}" if skipped else said),
+            *(Finding("data", config.path, "failed", one.what, one.remedy) for one in wrong),
+        ]
 
     return attempt("data", config.path, read), recorded
 
@@ -50,15 +57,18 @@ def check_items(pending: Pending) -> list[Finding]:
     """Test tasks of every evaluation that is left."""
     found: list[Finding] = []
     for key, config in pending.evaluations.items():
+        subject = config.items.path if config.items is not None else "built-in tasks"
+        subject += f", {key}" if key else ""
 
-        def count(config: EvaluateConfig = config) -> str:
+        def count(config: EvaluateConfig = config, subject: str = subject) -> list[Finding]:
             if config.items is not None:
                 require_cached(config.items.path, "dataset", config.items.revision)
-            tasks = test_tasks(config)
-            return ", ".join(f"{env} {len(ids)}" for env, ids in tasks.items())
+            if wrong := [*problems(config), *strangers(config)]:
+                return [Finding("items", subject, "failed", one.what, one.remedy) for one in wrong]
+            told = ", ".join(f"{env} {len(ids)}" for env, ids in test_tasks(config).items())
+            return [Finding("items", subject, "ok", line) for line in (told, *item_lines(config))]
 
-        subject = config.items.path if config.items is not None else "built-in tasks"
-        found += attempt("items", f"{subject}, {key}" if key else subject, count)
+        found += attempt("items", subject, count)
     return found
 
 

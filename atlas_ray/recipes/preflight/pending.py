@@ -81,6 +81,12 @@ class Pending:
         """Environments whose test tasks are a server's own, named by items."""
         return {env for c in self.evaluations.values() for env in remote_environments(c)}
 
+    def plays(self, env: str) -> bool:
+        """Whether episodes start from trajectories of an environment: to value their steps, or to verify them."""
+        data = [c.data for c in self.select.values() if isinstance(c.selector, ValueSelector) and not c.selector.scores]
+        data += [c.data for c in self.verify]
+        return any(d.envs is None or env in d.envs for d in data)
+
     @property
     def environments(self) -> list[str]:
         """Environments in which episodes will be played."""

@@ -11,6 +11,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.client import open_session
+from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.probe import probe
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, EnvironmentFailure
@@ -74,7 +75,7 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
             episode = await run_episode(
                 _Given(),
                 session,
-                trajectory.task,
+                numbered(trajectory.task, config),
                 prefix=[step.reply for step in steps],
                 recorded=answers,
                 first_observation=None if opening is None else opening.observation,

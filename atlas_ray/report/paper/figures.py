@@ -8,7 +8,7 @@ from matplotlib import style
 from matplotlib.figure import Figure as Drawing
 
 from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, WIDTH, bare, short, to_svg
-from atlas_ray.report.paper.ours import ArmRuns, PaperRuns, mean_figure
+from atlas_ray.report.paper.ours import ArmRuns, PaperRuns
 from atlas_ray.report.paper.printed import printed
 from atlas_ray.report.paper.tables import GROUPS, members
 from atlas_ray.report.site import Figure
@@ -39,7 +39,7 @@ def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
             for side, kind, key in ((-1, "all", keys[0]), (1, "atlas", keys[1])):
                 at, colour = x + side * (_BAR / 2 + 0.01), ACCENT if kind == "atlas" else INK
                 arm = runs.arms.get(runs.rows["figure2"].get(f"{prefix}/{kind}", ""))
-                found = mean_figure(arm, members(average)) if arm else None
+                found = runs.mean(arm, members(average)) if arm else None
                 if found is not None:
                     axes.bar(at, found.value, _BAR, color=colour, alpha=0.75, linewidth=0)
                     axes.plot([at, at], [found.low, found.high], color=colour, linewidth=1.2)
@@ -51,11 +51,13 @@ def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
         bare(axes)
         axes.grid(axis="y")
         svg = to_svg(figure, f"figure2-{average}", f"Three backbones, {group}")
-    envs = sorted({env for arm in _shown(runs) for env in members(average) if arm.scores.get(env)})
+    shown = [(arm, runs.averaged(arm, members(average))) for arm in _shown(runs)]
+    envs = sorted({env for arm, among in shown for env in among if arm.scores.get(env)})
+    whose = sorted({runs.other_tasks[env] for env in envs if env in runs.other_tasks})
     models = ", ".join(f"{arm.name}: {arm.model}" for arm in _shown(runs))
     caption = (
         f"Left of each pair all steps, right ATLAS's; lines across: the paper's averages, of all its environments. "
-        f"Ours: {', '.join(envs) or 'none'} ({count} episodes). {models}."
+        f"Ours: {', '.join(envs) or 'none'} ({count} episodes{''.join(f'; {words}' for words in whose)}). {models}."
     )
     return Figure(f"figure2-{average.replace('_', '-')}", f"Figure 2: backbones, {group}", caption, svg)
 
@@ -71,7 +73,7 @@ def cost_figures(runs: PaperRuns) -> list[Figure]:
         dots = []
         for arm in runs.arms.values():
             seconds = [cost.device_seconds for cost in arm.training.values() if cost.device_seconds]
-            mean = mean_figure(arm, members(average))
+            mean = runs.mean(arm, members(average))
             if seconds and mean is not None:
                 dots.append((sum(seconds) / len(seconds), mean, arm.name))
         played = Counter(mean.of for _, mean, _ in dots)

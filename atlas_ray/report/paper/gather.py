@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
 from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.intervals import Interval
@@ -39,8 +40,17 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         stand_in_envs=recipe.config.stand_ins,
         verification=_verification(recipe),
         verified=BASE,
+        other_tasks=other_tasks(_played(recipe), recipe.config.environments),
         chosen={arm: found for arm in recipe.arms if (found := _chosen(recipe, arm)) is not None},
     )
+
+
+def _played(recipe: Recipe) -> Iterator[str]:
+    """Environments of evaluations and verifications."""
+    for evaluation in recipe.evaluations.values():
+        yield from evaluation.tasks
+    for verification in recipe.verify.values():
+        yield from verification.data.envs or ()
 
 
 def _chosen(recipe: Recipe, arm: str) -> ChosenSteps | None:

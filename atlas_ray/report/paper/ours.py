@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from atlas_ray.environments import table
@@ -133,6 +133,8 @@ class PaperRuns:
         stand_in_envs: By table: environments that stand in for the paper's.
         verification: By environment: by kind of start.
         verified: Name of the arm or backbone that Table 6 plays, if it stands among `arms`.
+        other_tasks: Environments whose tasks here are not the paper's, and whose they are, in words: their figures are
+            held against none of the paper's, and no average that is has a part in them.
         chosen: By arm, those that are not trained too: what their selections chose, where a ratio caps it.
     """
 
@@ -142,6 +144,18 @@ class PaperRuns:
     verification: Mapping[str, Mapping[str, Start]] = field(default_factory=dict)
     verified: str | None = None
     chosen: Mapping[str, ChosenSteps] = field(default_factory=dict)
+    other_tasks: Mapping[str, str] = field(default_factory=dict)
+
+    def averaged(self, arm: ArmRuns, envs: Sequence[str]) -> list[str]:
+        """Of which of these environments an arm's average is: those with the paper's tasks, all where none has them."""
+        known = [env for env in envs if env not in self.other_tasks]
+        return known if any(any(arm.scores.get(env, {}).values()) for env in known) else list(envs)
+
+    def mean(self, arm: ArmRuns, envs: Sequence[str]) -> Figure | None:
+        """An arm's average of these environments (`averaged`); `of` names its parts where they are not all of them."""
+        parts = self.averaged(arm, envs)
+        found = mean_figure(arm, parts)
+        return replace(found, of=tuple(parts)) if found and not found.of and len(parts) < len(envs) else found
 
 
 def figure(arm: ArmRuns, env: str) -> Figure | None:

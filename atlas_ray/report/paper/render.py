@@ -21,7 +21,7 @@ from atlas_ray.runs.folder import RunFolder
 
 _HEADINGS = {"held_in_avg": "held-in average", "held_out_avg": "held-out average"}
 _CSV = (
-    *("table", "section", "row", "arm", "column", "env"),
+    *("table", "section", "row", "arm", "column", "env", "other_tasks"),
     *("ours", "low", "high", "spread", "n", "seeds", "errors", "flagged", "of"),
     *("paper", "quoted", "held_against", "difference"),
 )
@@ -29,7 +29,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
     c: f"\\{c}" for c in "&%$#_{}"
 }
 _TEX |= {"`": r"\textasciigrave{}", "<": "$<$", ">": "$>$", "|": "$|$"}
-_TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "–": "--", "−": "$-$"}
+_TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}", "–": "--", "−": "$-$"}
 FORMS = ("md", "tex", "csv", "json")
 _FITTING = 3  # columns that a page is wide enough for
 
@@ -215,7 +215,7 @@ def _ours(cell: PaperCell) -> str:
     if found is None:
         return ""
     env = f" in {cell.env}" if cell.env else ""
-    marks = ("‡" if found.of else "") + ("†" if found.flagged else "")
+    marks = ("§" if cell.other_tasks else "") + ("‡" if found.of else "") + ("†" if found.flagged else "")
     spread = "" if found.spread is None else f" ± {found.spread:.1f}"
     errors = f", {found.errors} excluded" if found.errors else ""
     return f"{found.value:.1f}{marks}{spread} [{found.low:.0f}–{found.high:.0f}] n={found.n}{env}{errors}"
@@ -232,11 +232,14 @@ def _page_cell(cell: PaperCell) -> Cell:
     note = f"[{found.low:.0f}–{found.high:.0f}]" + ("" if found.spread is None else f" ± {found.spread:.1f}")
     if cell.env:
         note += f" in {cell.env}"
+    if cell.other_tasks:
+        note += f" {cell.other_tasks}"
     if cell.paper is not None:
         note += f" paper {_paper(cell)}"
     if cell.difference is not None:
         note += f" ({_difference(cell)})"
-    return Cell(f"{found.value:.1f}" + ("‡" if found.of else ""), note, flagged=found.flagged)
+    marks = ("§" if cell.other_tasks else "") + ("‡" if found.of else "")
+    return Cell(f"{found.value:.1f}{marks}", note, flagged=found.flagged)
 
 
 def _remarks(table: PaperTable, escape: Any, bullet: str = "- ") -> list[str]:
@@ -255,6 +258,7 @@ def _flat(table: PaperTable) -> Iterator[dict[str, Any]]:
                 "arm": row.arm or "",
                 "column": cell.column,
                 "env": cell.env or "",
+                "other_tasks": cell.other_tasks or "",
                 "paper": "" if cell.paper is None else f"{cell.paper:.2f}",
                 "quoted": "yes" if cell.quoted else "",
                 "held_against": "" if cell.fair is None or found is None else f"{cell.fair:.2f}",

@@ -18,7 +18,6 @@ from atlas_ray.report.paper.ours import (
     TrainingCost,
     figure,
     gain,
-    mean_figure,
     mean_gain,
 )
 from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
@@ -41,6 +40,7 @@ class PaperCell:
         fair: What ours is held against: the paper's, or for an average of some environments the paper's mean of those.
         quoted: Whether the paper takes its figure from elsewhere.
         env: Where ours was played, if in another environment than the column's: nothing is fair then.
+        other_tasks: Whose tasks ours was played on, where they are not the paper's: nothing is fair then either.
     """
 
     column: str
@@ -49,6 +49,7 @@ class PaperCell:
     fair: float | None
     quoted: bool = False
     env: str | None = None
+    other_tasks: str | None = None
 
     @property
     def difference(self) -> float | None:
@@ -164,17 +165,20 @@ def _cell(given: PrintedTable, row: PrintedRow, column: str, runs: PaperRuns) ->
     paper, quoted = row.figures.get(column), column in row.quoted
     env = runs.stand_in_envs.get(given.name, {}).get(column, column)
     elsewhere = env if env != column else None
-    comparable = paper if elsewhere is None else None
+    whose = runs.other_tasks.get(env)
+    comparable = paper if elsewhere is None and whose is None else None
     if given.name == "table6":
         start = runs.verification.get(env, {}).get(row.key)
-        return PaperCell(column, start.figure if start else None, paper, comparable, env=elsewhere)
+        return PaperCell(column, start.figure if start else None, paper, comparable, env=elsewhere, other_tasks=whose)
     arm = _arm(given, row.key, column, runs)
     if arm is None:
         return PaperCell(column, None, paper, paper, quoted)
     if column not in AVERAGES:
-        return PaperCell(column, figure(arm, env), paper, comparable, quoted, elsewhere)
-    ours = mean_figure(arm, members(column))
+        return PaperCell(column, figure(arm, env), paper, comparable, quoted, elsewhere, whose)
+    ours = runs.mean(arm, members(column))
     fair = paper
+    if ours is not None and any(env in runs.other_tasks for env in ours.of or members(column)):
+        return PaperCell(column, ours, paper, None, quoted, other_tasks="not the paper's tasks")
     if ours is not None and ours.of:
         printed_cells = row.behind or row.figures
         known = [printed_cells[env] for env in ours.of if env in printed_cells]
@@ -208,7 +212,7 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
         if ours is None or theirs is None or ours is theirs:
             continue
         if column in AVERAGES:
-            if pooled := mean_gain(ours, theirs, members(column)):
+            if pooled := mean_gain(ours, theirs, runs.averaged(ours, members(column))):
                 found, envs = pooled
                 some = f" ({', '.join(envs)} alone)" if len(envs) < len(members(column)) else ""
                 yield Claim(f"{GROUPS[column]}{some}", rival, found)
@@ -290,6 +294,7 @@ def _notes(
         return
     seeds = sorted({cell.ours.seeds for cell in cells if cell.ours})
     yield f"Ours: {' or '.join(map(str, seeds))} seed(s), 95 % intervals over tasks; ± is the deviation between seeds."
+    yield from _whose_tasks(given, cells, runs)
     for env, other in runs.stand_in_envs.get(given.name, {}).items():
         yield f"Stand-in: {other} for {env}."
     placed = list(arms.values())
@@ -306,7 +311,7 @@ def _notes(
     partial = dict.fromkeys(cell.ours.of for cell in cells if cell.ours and cell.ours.of)
     for envs in partial:
         yield (
-            f"An average marked ‡ is of {', '.join(envs)} alone; the difference is to the paper's mean of the same, "
+            f"An average marked ‡ is of {', '.join(envs)} alone; a difference is to the paper's mean of the same, "
             "where it prints them."
         )
     for arm in {arm.name: arm for arm in placed}.values():
@@ -318,3 +323,16 @@ def _notes(
         yield "†: more than 2 % of the episodes were excluded for reasons of infrastructure, or are missing."
     if any(cell.quoted for row in rows for cell in row.cells):
         yield "q: quoted by the paper from elsewhere."
+
+
+def _whose_tasks(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRuns) -> Iterator[str]:
+    """Which environments here have other tasks than the paper's, by whose they are."""
+    stand_ins = runs.stand_in_envs.get(given.name, {})
+    averaged = [env for cell in cells if cell.column in AVERAGES for env in members(cell.column)]
+    here = dict.fromkeys(env for column in (*given.columns, *averaged) if (env := stand_ins.get(column, column)))
+    by_words: dict[str, list[str]] = {}
+    for env in here:
+        if env in runs.other_tasks:
+            by_words.setdefault(runs.other_tasks[env], []).append(env)
+    for words, envs in by_words.items():
+        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures, and in no average that is."
