@@ -12,6 +12,7 @@ import typer
 from atlas_ray.environments.commands import environments_app, serve
 from atlas_ray.errors import AtlasError, NoAnswer
 from atlas_ray.recipes.commands import doctor
+from atlas_ray.runs.commands import cache, status
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -63,11 +64,8 @@ _SETTINGS = {
 def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
     from atlas_ray import config
 
-    overrides = list(overrides or [])
-    if given.get("data"):
-        overrides.insert(0, f"data.path={given['data']}")
-    given.pop("data", None)
-    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides, **given)
+    given["data.path"] = given.pop("data", None)
+    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides or [], **given)
 
 
 def _show(config: BaseModel, *lines: str) -> None:
@@ -287,24 +285,6 @@ def report(
     report_recipe(opened(recipe, set_ or [], extra or [], [])[1])
 
 
-@app.command()
-def status(
-    runs: Annotated[
-        list[str] | None, typer.Argument(help="Run folders or recipes' folders: paths, s3:// or gs:// URIs.")
-    ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is finished, or Ctrl-C.")] = False,
-) -> None:
-    """Show which stages of a run are finished, and what they counted."""
-    from rich.console import Console
-
-    from atlas_ray.runs.status import status_table, watch_status
-
-    if watch:
-        watch_status(runs or ["runs"], Console())
-    else:
-        Console().print(status_table(runs or ["runs"]))
-
-
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
@@ -328,6 +308,8 @@ def submit(
 
 
 app.command()(serve)
+app.command()(status)
+app.command()(cache)
 app.command()(doctor)
 
 
@@ -359,7 +341,7 @@ def trajectories_stats(
     from atlas_ray.trajectories.statistics import statistics_table
 
     rejected: list[Any] = []
-    settings = _load("DataConfig", None, [f"path={path}", *(set_ or [])])
+    settings = _load("DataConfig", None, set_, path=path)
     Console().print(statistics_table(read_trajectories(settings, rejected)))
     unusable = [row for row in rejected if row.unknown is None]
     for row in unusable[:5]:

@@ -8,21 +8,29 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.address import refuse_credentials
 
 
 class Strict(BaseModel):
-    """Frozen, and closed to unknown keys."""
+    """Frozen, and closed to unknown keys. An empty section (`train:` with nothing below) is as if it were not there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_sections(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        empty = {name for name, field in cls.model_fields.items() if not _takes_none(field.annotation)}
+        return {key: value for key, value in values.items() if value is not None or key not in empty}
 
 
 class DataConfig(Strict):
@@ -115,6 +123,24 @@ class EndpointConfig(Strict):
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
+def read_yaml(file: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
+    """What a YAML file holds: UTF-8, or UTF-16 behind a byte order mark, whatever the machine's own encoding is.
+
+    Raises:
+        UserError: If it cannot be read, is no text in these, or no YAML.
+    """
+    try:
+        return yaml.load(Path(file).read_bytes(), loader)  # noqa: S506 (a safe loader)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}", "check its name") from None
+    except yaml.reader.ReaderError as error:
+        raise UserError(
+            f"{file} is no text in UTF-8: {error.reason} at byte {error.position}", "save it as UTF-8"
+        ) from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
+
+
 def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] = (), **given: Any) -> _Config:
     """Reads a configuration.
 
@@ -122,25 +148,20 @@ def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] 
         kind: The model to fill.
         file: YAML file, or None.
         overrides: `a.b=c` strings; values are parsed as YAML.
-        **given: Values from dedicated command-line options; None is ignored.
+        **given: Values from dedicated command-line options by their dotted keys; None is ignored.
 
     Raises:
         UserError: A missing file, bad YAML, an unknown key (with the closest valid one), or a bad value.
     """
     values: dict[str, Any] = {}
     if file:
-        try:
-            loaded = yaml.safe_load(Path(file).read_text())
-        except OSError as error:
-            raise UserError(f"cannot read the configuration {file}: {error.strerror}", "check --config") from None
-        except yaml.YAMLError as error:
-            raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
+        loaded = read_yaml(file)
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"{file} holds no mapping", "write keys and values: `data: {path: ...}`")
         values = loaded or {}
-    for name, value in given.items():
+    for key, value in given.items():
         if value is not None:
-            values[name] = value
+            _put(values, key.split("."), value, key)
     for override in overrides:
         assign(values, override)
     return validate(kind, values, where=file)
@@ -166,17 +187,33 @@ def assign(values: dict[str, Any], override: str) -> None:
     key, sign, text = override.partition("=")
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")
-    *parents, last = key.strip().split(".")
-    at = values
-    for parent in parents:
-        child = at.setdefault(parent, {})
-        if not isinstance(child, dict):
-            raise UserError(f"--set {override!r}: {parent} is not a section", "check the key")
-        at = child
     try:
-        at[last] = yaml.safe_load(text)
+        value = yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: the value is not valid YAML", "quote it") from None
+    _put(values, key.strip().split("."), value, f"--set {override!r}")
+
+
+def _put(values: dict[str, Any], path: Sequence[str], value: Any, what: str) -> None:
+    """Sets a value in nested sections; empty ones are filled."""
+    *parents, last = path
+    at = values
+    for parent in parents:
+        if at.get(parent) is None:
+            at[parent] = {}
+        at = at[parent]
+        if not isinstance(at, dict):
+            raise UserError(f"{what}: {parent} is not a section", "check the key")
+    at[last] = value
+
+
+def _takes_none(annotation: Any) -> bool:
+    """Whether None is a value of a field of this type."""
+    if typing.get_origin(annotation) is typing.Annotated:
+        annotation = typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return any(map(_takes_none, typing.get_args(annotation)))
+    return annotation is Any or annotation is types.NoneType
 
 
 def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, message: str, given: Any) -> str:

@@ -10,10 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from atlas_ray.cli import app
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs import local_copy as module
-from atlas_ray.runs.local_copy import CACHE_VARIABLE, cache_folder, copies, local_copy, remove
+from atlas_ray.runs.local_copy import CACHE_VARIABLE, cache_folder, copies, fetching, local_copy, remove
 from tests.store import Store
 
 MODEL = {"config.json": b"{}", "model.safetensors": b"w" * 3_000_000, "deep/er/tokenizer.json": b"tokens"}
@@ -194,6 +196,15 @@ def test_progress_is_shown_in_megabytes(model: str, capsys: pytest.CaptureFixtur
     assert "(MB): 3/3" in shown
 
 
+def test_a_process_says_how_far_it_is(model: str, store: Store) -> None:
+    told = []
+    store.on_get = lambda path: told.append(fetching())
+    local_copy(model)
+    assert all(what.startswith(model) for what in told)
+    assert f"{model}: 0.0 of 0.0 GB" in told
+    assert fetching() == ""
+
+
 def test_copies_are_listed_and_removed(model: str, store: Store, cache: Path) -> None:
     assert copies() == []
     folder = local_copy(model)
@@ -206,6 +217,22 @@ def test_copies_are_listed_and_removed(model: str, store: Store, cache: Path) ->
     assert not folder.exists()
     assert copies() == [small]
     assert held(local_copy(model)) == MODEL
+
+
+def test_the_command_lists_and_deletes_copies(model: str, cache: Path) -> None:
+    assert f"no copies in {cache}" in CliRunner().invoke(app, ["cache"]).output.replace("\n", "")
+    folder = local_copy(model)
+    assert "model" in CliRunner().invoke(app, ["cache"]).output
+    assert folder.exists()
+    assert "yes" in CliRunner().invoke(app, ["cache", "--clean"]).output
+    assert copies() == []
+
+
+def test_a_copy_that_is_being_fetched_is_not_deleted(model: str, store: Store) -> None:
+    refused = []
+    store.on_get = lambda path: refused.append([remove(copy) for copy in copies()])
+    local_copy(model)
+    assert refused == [[False]] * 5
 
 
 def test_where_copies_lie(monkeypatch: pytest.MonkeyPatch) -> None:

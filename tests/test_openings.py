@@ -346,6 +346,22 @@ def test_a_recorded_task_that_cannot_be_started_says_nothing_about_the_others(tm
     assert [d.item_id for d in lost] == ["maze_999", "maze_998"]
 
 
+def test_a_task_is_known_by_its_number_and_what_nobody_opens_is_said_to_be_ours(
+    tmp_path: Path, serving: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    data = {
+        "data": {"path": written(tmp_path / "data.json", [row("lmrlgym_maze_17", "Walk.", "Yes.", "task 17, step 0")])}
+    }
+    servers = serving(AgentGym("maze"), AgentGym("sheet"))
+    with caplog.at_level(logging.WARNING):
+        found = find_openings(settings(tmp_path, ("maze", "sheet"), openings=data, environments=servers))
+    assert found.of(Task("maze", "maze_17")) == OpeningTemplate("Walk.", "Yes.", recorded="task 17, step 0")
+    assert found.of(Task("maze", "maze_1")) == OpeningTemplate("Walk.", "Yes.")
+    assert found.of(Task("sheet", "sheet_1")) is None
+    assert found.environments["sheet"].source == "the environment's own, in this package's words"
+    assert "sheet: no training data and no AgentGym client of it is at hand" in caplog.text
+
+
 def test_built_in_worlds_keep_their_own_without_data(tmp_path: Path) -> None:
     found = find_openings(validate(EvaluateConfig, {"models": {"base": "x"}, "tasks": {"maze": 2}}))
     assert found.of(Task("maze", "maze_1")) is None

@@ -17,7 +17,9 @@ import pytest
 from atlas_ray.environments import table
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts import pool as module
 from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.runs.cluster import fetched_by
 from atlas_ray.types import Episode, Message, StopReason, Task, Usage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -227,3 +229,24 @@ def test_what_no_replica_can_do_is_said_at_once() -> None:
 
     with pytest.raises(ModelFailure, match="no such model"):
         RolloutPool(Broken())
+
+
+def test_replicas_are_waited_for_as_long_as_they_fetch_their_model(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    told = ["", "s3://bucket/model: 1.0 of 16.0 GB"]
+    monkeypatch.setattr(module, "fetched_by", lambda replicas: told.pop())
+    with RolloutPool(FixedSpec(Sleeper())) as pool:
+        [seat] = pool._seats
+        seat.pid, seat.since = None, time.monotonic() - 2 * module.START_SECONDS
+        pool._remind(everyone=True)
+        assert "replicas fetch s3://bucket/model: 1.0 of 16.0 GB" in caplog.text
+        assert time.monotonic() - seat.since < module.START_SECONDS
+        seat.since -= 2 * module.START_SECONDS
+        with pytest.raises(AtlasError, match="1 of 1 replicas have not started"):
+            pool._remind(everyone=True)
+
+
+def test_a_replica_says_what_it_fetches() -> None:
+    with RolloutPool(FixedSpec(Sleeper(), 0)) as pool:
+        assert fetched_by([seat.actor for seat in pool._seats]) == ""

@@ -67,7 +67,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     ("text", "complaint"),
     [
         ("include: [own.yaml]", r"own.yaml includes itself"),
-        ("include: [absent.yaml]", r"cannot read the recipe .*absent.yaml, included by own.yaml"),
+        ("include: [absent.yaml]", r"cannot read .*absent.yaml: .* \(included by own.yaml\)"),
         ("a: [", "not valid YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not valid YAML"),
         ("- a", "holds no mapping"),

@@ -84,17 +84,17 @@ class Openings:
 
     Attributes:
         environments: By name.
-        recorded: Openings of tasks that the training data has, by the task's id.
+        recorded: Openings of tasks that the training data has, by environment and number.
         differences: What keeps environments from opening as their training data does.
     """
 
     environments: Mapping[str, EnvironmentOpening]
-    recorded: Mapping[str, Opening] = field(default_factory=dict)
+    recorded: Mapping[tuple[str, int | str], Opening] = field(default_factory=dict)
     differences: tuple[OpeningDifference, ...] = ()
 
     def of(self, task: Task) -> OpeningTemplate | None:
         """A task's opening; None for the environment's own."""
-        template, recorded = self.environments[task.env].template, self.recorded.get(task.id)
+        template, recorded = self.environments[task.env].template, self.recorded.get(_key(task))
         if template is None or recorded is None:
             return template
         verbatim = OpeningTemplate.verbatim(recorded)
@@ -144,9 +144,17 @@ def examine(config: EvaluateConfig) -> Openings:
     given = config.openings or OpeningsConfig()
     for name in given.differing:
         table.get(name)
-    wanted = {task.id for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
+    wanted = {_key(task) for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
     rows = _read(given.data, set(config.tasks), wanted) if given.data else {}
     return asyncio.run(_examine(config.tasks, rows, given, config.environments))
+
+
+def _key(task: Task) -> tuple[str, int | str]:
+    """What tells whether two ids are one task's: the number that they carry, `maze_3` being `lmrlgym_maze_3`."""
+    try:
+        return task.env, table.get(task.env).index(task.item_id)
+    except UserError:
+        return task.env, task.item_id
 
 
 @dataclass
@@ -155,11 +163,11 @@ class _Rows:
 
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     tasks: dict[tuple[str, str], dict[str, Opening]] = field(default_factory=dict)
-    wanted: dict[str, Opening] = field(default_factory=dict)
+    wanted: dict[tuple[str, int | str], Opening] = field(default_factory=dict)
     otherwise: int = 0
 
 
-def _read(data: DataConfig, envs: set[str], wanted: set[str]) -> dict[str, _Rows]:
+def _read(data: DataConfig, envs: set[str], wanted: set[tuple[str, int | str]]) -> dict[str, _Rows]:
     """Rows by environment; of the rows themselves only a few are kept."""
     envs = envs & set(data.envs) if data.envs is not None else envs
     found: dict[str, _Rows] = {}
@@ -175,8 +183,8 @@ def _read(data: DataConfig, envs: set[str], wanted: set[str]) -> dict[str, _Rows
         tasks = rows.tasks.setdefault(kind, {})
         if len(tasks) < _CANDIDATES:
             tasks.setdefault(trajectory.item_id, opening)
-        if trajectory.task.id in wanted:
-            rows.wanted.setdefault(trajectory.task.id, opening)
+        if (key := _key(trajectory.task)) in wanted:
+            rows.wanted.setdefault(key, opening)
     return found
 
 
@@ -281,10 +289,10 @@ def _of_others(
             return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, error.what)]
         if read is not None:
             return EnvironmentOpening(env, f"AgentGym's {read[1]}", read[0]), []
-    if given != OpeningsConfig():
+    if given.data is not None:
         _log.warning(
             "%s: no training data and no AgentGym client of it is at hand (openings.agentgym: CHECKOUT), so "
             "conversations open with this package's own instruction",
             env,
         )
-    return EnvironmentOpening(env, OWN), []
+    return EnvironmentOpening(env, f"{OWN}, in this package's words" if given.data else OWN), []

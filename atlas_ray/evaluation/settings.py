@@ -93,8 +93,8 @@ class EvaluateConfig(Strict):
         """Puts the environments of a suite in its place: those that are built in or have a server."""
         if not isinstance(values, dict) or not isinstance(values.get("tasks"), dict):
             return values
-        given = values.get("environments", {})
-        servers = given.servers if isinstance(given, EnvironmentsConfig) else given.get("servers", {})
+        given = values.get("environments")
+        servers = given.servers if isinstance(given, EnvironmentsConfig) else (given or {}).get("servers") or {}
         tasks: dict[str, Any] = {}
         for name, limit in values["tasks"].items():
             tasks |= dict.fromkeys(suite(name, servers), limit)

@@ -184,6 +184,9 @@ class Recipe:
         # models that score steps are the arm's own, before it is trained, unless it says otherwise
         if isinstance(selector, PerplexitySelector | ValueSelector) and "model" not in selector.model_fields_set:
             selector = selector.model_copy(update={"model": self.path_of(start)})
+        if isinstance(selector, ComplementSelector) and selector.reference in self.arms:
+            # of what was drawn under the same seed
+            selector = selector.model_copy(update={"reference": self._named(selector.reference, seed)})
         return SelectConfig(
             run=self.at("select", name),
             data=self._data(self.arms[arm].envs),

@@ -12,7 +12,7 @@ from typing import Any, Self
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from atlas_ray.config import DataConfig, EnvironmentsConfig, RayConfig, Strict, assign, validate
+from atlas_ray.config import DataConfig, EnvironmentsConfig, RayConfig, Strict, assign, read_yaml, validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.selection.settings import SelectorConfig
@@ -178,15 +178,13 @@ def _read(file: Path, within: tuple[Path, ...]) -> dict[str, Any]:
     if at in within:
         raise UserError(f"{file} includes itself, by way of {within[-1].name}", "break the circle")
     try:
-        own = yaml.load(file.read_text(), _Loader)  # noqa: S506 (a safe loader)
-    except OSError as error:
-        where = f", included by {within[-1].name}" if within else ""
-        raise UserError(f"cannot read the recipe {file}{where}: {error.strerror}", "check its name") from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
+        own = read_yaml(file, _Loader)
+    except UserError as error:
+        where = f" (included by {within[-1].name})" if within else ""
+        raise UserError(f"{error.what}{where}", error.remedy) from None
     if not isinstance(own, dict):
         raise UserError(f"{file} holds no mapping", "write keys and values: `arms: {gold: {name: gold}}`")
-    included = own.pop("include", [])
+    included = own.pop("include", None) or []
     if isinstance(included, str):
         included = [included]
     values: dict[str, Any] = {}

@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from rich.text import Text
@@ -185,15 +187,17 @@ def _train_tiny(recipe: Recipe, name: str) -> None:
     tiny, train = recipe.tiny[name], recipe.train[name]
     if RunFolder(train.run).finished is None:
         words = [t for c in recipe.collections().values() for t in read_trajectories(DataConfig(path=c.run))]
-        size = write_untrained(
-            recipe.at("collect", untrained(name)),
-            words,
-            hidden_size=tiny.hidden_size,
-            layers=tiny.layers,
-            heads=tiny.heads,
-            context=tiny.context,
-            seed=recipe.config.seeds[0],
-        )
+        with TemporaryDirectory() as made:
+            size = write_untrained(
+                made,
+                words,
+                hidden_size=tiny.hidden_size,
+                layers=tiny.layers,
+                heads=tiny.heads,
+                context=tiny.context,
+                seed=recipe.config.seeds[0],
+            )
+            RunFolder(recipe.at("collect", untrained(name))).copy_from(Path(made))
         what = "tiny model" if name == BASE else f"tiny model {name}"
         console.print(f"{what}: {size / 1e6:.2f} M parameters")
     train_agent(train)

@@ -21,7 +21,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
-from atlas_ray.runs.cluster import START_SECONDS, cause_of, is_death, waiting_for
+from atlas_ray.runs.cluster import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
 from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.types import Episode, StopReason
 
@@ -334,6 +334,11 @@ class RolloutPool:
         """Says what a replica that does not start is waiting for; too long a wait ends the run."""
         starting = [seat for seat in self._seats if not seat.ready]
         if not starting:
+            return
+        if told := fetched_by(seat.actor for seat in starting):
+            for seat in starting:
+                seat.since = time.monotonic()
+            _log.warning("replicas fetch %s", told)
             return
         waited = time.monotonic() - min(seat.since for seat in starting)
         words = waiting_for(len(starting), len(self._seats), waited, self._spec.gpus)

@@ -25,6 +25,7 @@ from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import episode_id, run_episode
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.runs.cluster import AGAIN
+from atlas_ray.runs.local_copy import fetching
 from atlas_ray.types import Episode, Task
 
 _UNWIND_SECONDS = 8.0  # for the sessions of episodes that are left early; the driver waits a little longer
@@ -104,6 +105,10 @@ class Replica:
         gc.freeze()
         gc.set_threshold(_YOUNG)
         return os.getpid()
+
+    async def fetching(self) -> str:
+        """What it fetches from a store, before it can start."""
+        return fetching()
 
     async def play(self, requests: Sequence[tuple[int, EpisodeRequest]]) -> None:
         """Begins episodes, each with the number under which `ended` will tell of it."""

@@ -10,6 +10,8 @@ import os
 import secrets
 import socket
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from atlas_ray.errors import AtlasError, UserError
 
 START_SECONDS = 900.0  # that an actor may take to start
 _ANSWER_SECONDS = 10.0  # that an address may take to answer
+_TELL_SECONDS = 1.0  # that a replica may take to say what it does
 AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
 
 
@@ -146,6 +149,19 @@ def cause_of(error: BaseException) -> AtlasError:
         return cause
     last = str(error).strip().splitlines()[-1]
     return AtlasError(f"a replica failed: {last}", AGAIN)
+
+
+def fetched_by(replicas: Iterable[Any]) -> str:
+    """What replicas that have not started fetch from a store; empty where none does, or none has a place yet."""
+    import ray
+
+    asked = [replica.fetching.remote() for replica in replicas]
+    answered, _ = ray.wait(asked, num_returns=len(asked), timeout=_TELL_SECONDS)
+    told: dict[str, None] = {}
+    for answer in answered:
+        with suppress(ray.exceptions.RayError):  # one that died: its start says so
+            told[ray.get(answer)] = None
+    return ", ".join(filter(None, told))
 
 
 def waiting_for(starting: int, replicas: int, seconds: float, gpus: int) -> str:

@@ -162,6 +162,11 @@ class RunFolder:
                 self._root, str(folder), source_filesystem=self._fs, destination_filesystem=pafs.LocalFileSystem()
             )
 
+    def copy_from(self, folder: Path) -> None:
+        """Copies all files of a local folder, and below it, here; others that lie here stay."""
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            self.write_bytes(str(file.relative_to(folder)), file.read_bytes())
+
     def remove(self, name: str) -> None:
         """Deletes a file where there is one."""
         if self.has(name):

@@ -35,6 +35,8 @@ _ATTEMPTS = 3  # at something that changes while it is fetched
 _MB = 1_000_000
 _SPARE = 64 << 20  # bytes of the disk that are left free
 _ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
+_WAITS = "another process fetches it"
+_under_way: dict[str, str] = {}  # by URI how far it is
 
 
 def cache_folder() -> Path:
@@ -80,6 +82,11 @@ def local_copy(
         os.utime(version)  # when it was last asked for
         return copy
     raise AtlasError(f"{uri} changes while it is read", "wait until whatever writes there has ended, then run again")
+
+
+def fetching() -> str:
+    """What this process fetches or waits for right now, and how far it is; empty where nothing."""
+    return ", ".join(f"{uri}: {how_far}" for uri, how_far in list(_under_way.items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +194,8 @@ class _Remote:
             )
         files_at_once, pieces = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
         with Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) as tracker:
-            arrived = _counter(tracker, total - need)
+            _under_way[self.uri] = _how_far(total - need, total)
+            arrived = _counter(self.uri, tracker, total - need, total)
             try:
                 asked = {
                     name: files_at_once.submit(self._bring, name, size, into / name, pieces, arrived)
@@ -221,8 +229,8 @@ class _Remote:
         part.rename(to)
 
 
-def _counter(tracker: Tracker, before: int) -> Callable[[int], None]:
-    """Tells a tracker of megabytes about bytes, from any thread."""
+def _counter(uri: str, tracker: Tracker, before: int, total: int) -> Callable[[int], None]:
+    """Tells a tracker of megabytes, and whoever asks, about bytes; from any thread."""
     lock, counted = Lock(), before
 
     def arrived(count: int) -> None:
@@ -230,8 +238,13 @@ def _counter(tracker: Tracker, before: int) -> Callable[[int], None]:
         with lock:
             tracker.advance((counted + count) // _MB - counted // _MB)
             counted += count
+            _under_way[uri] = _how_far(counted, total)
 
     return arrived
+
+
+def _how_far(count: int, total: int) -> str:
+    return f"{count / 1e9:.1f} of {total / 1e9:.1f} GB"
 
 
 def _home(uri: str, suffixes: tuple[str, ...] | None) -> Path:
@@ -249,15 +262,17 @@ def _alone(home: Path, uri: str) -> Iterator[None]:
         home.mkdir(parents=True, exist_ok=True)
         (home / _ADDRESS).write_text(uri)
     lock = FileLock(home / _LOCK)
+    _under_way[uri] = _WAITS
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        console.print(f"waiting for another process, which fetches {uri}")
-        lock.acquire()
-    try:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            console.print(f"{uri}: {_WAITS}")
+            lock.acquire()
         yield
     finally:
         lock.release()
+        _under_way.pop(uri, None)
 
 
 def _put_in_place(home: Path, partial: Path, version: Path) -> None:

@@ -18,8 +18,9 @@ from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
-from atlas_ray.runs.cluster import START_SECONDS, cause_of, connect, is_death, waiting_for
+from atlas_ray.runs.cluster import START_SECONDS, cause_of, connect, fetched_by, is_death, waiting_for
 from atlas_ray.runs.folder import reachable
+from atlas_ray.runs.local_copy import fetching
 from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.selection.asker import Completion, Question
 from atlas_ray.types import Message
@@ -74,6 +75,10 @@ class AnswerReplica:
         """
         self._model = await build_model(self._spec)
         return os.getpid()
+
+    async def fetching(self) -> str:
+        """What it fetches from a store, before it can start."""
+        return fetching()
 
     async def answer(self, question: Question) -> Completion:
         """One reply.
@@ -287,7 +292,12 @@ class EngineAsker:
         try:
             while not started.done():
                 await asyncio.wait([started], timeout=_REMIND_SECONDS)
-                if not started.done():
+                if started.done():
+                    break
+                if told := await asyncio.to_thread(fetched_by, [seat.actor]):
+                    begun = time.monotonic()
+                    _log.warning("engine %d fetches %s", seat.index, told)
+                else:
                     self._remind(time.monotonic() - begun)
             seat.pid = started.result()
         except ray.exceptions.RayError as error:
