@@ -10,7 +10,7 @@ import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -89,6 +89,11 @@ class EnvironmentsConfig(Strict):
         description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
     )
     timeout_s: float = Field(60.0, gt=0, description="of one request")
+    replay_tolerance: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
+        {},
+        description="environment -> share of an answer's words and numbers that may differ where recorded steps are "
+        "played again; `atlas environments list` shows the usual ones",
+    )
 
 
 class OpeningsConfig(Strict):

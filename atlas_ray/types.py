@@ -12,6 +12,8 @@ from enum import StrEnum
 from typing import Literal
 
 Role = Literal["system", "user", "assistant"]
+# how answers compare with the recorded ones: the same, within the environment's tolerance, or neither
+Replay = Literal["exact", "near", "differs"]
 
 
 class Category(StrEnum):
@@ -206,6 +208,7 @@ class Selection:
         probed: First turns drawn after steps 0..T-1 where the value selector is economical, else empty.
         rejoined: Those among them that did as the expert did, and were not played on.
         excluded: Rollouts that infrastructure spoilt, by cause.
+        replays: Starts by how the environment repeated the expert's steps before them (`Replay`).
         categories: Category by step, for chosen steps that have one.
         shortened: Characters of observations that the model was not shown, for its context is too short.
         error: Why there is no selection, or None.
@@ -224,6 +227,7 @@ class Selection:
     probed: tuple[int, ...] = ()
     rejoined: tuple[int, ...] = ()
     excluded: Mapping[str, int] = field(default_factory=dict)
+    replays: Mapping[str, int] = field(default_factory=dict)
     categories: Mapping[int, Category] = field(default_factory=dict)
     plan: str | None = None
     reason: str | None = None
@@ -253,6 +257,7 @@ class Episode:
         seconds: Wall time.
         gold: Marks of a scripted policy on its own turns, else None.
         trajectory: Whose steps were replayed or put in, or None.
+        replay: How the environment repeated the expert's steps; None where there were none, or none to compare with.
     """
 
     id: str
@@ -274,3 +279,4 @@ class Episode:
     error: str | None = None
     gold: tuple[GoldStep, ...] | None = None
     trajectory: str | None = None
+    replay: Replay | None = None

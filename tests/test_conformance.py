@@ -230,3 +230,47 @@ async def test_ids_are_neither_shared_nor_handed_out_again(name: str) -> None:
     async with connected(name) as client:  # a restarted server
         ids += [await client.create() for _ in range(2)]
     assert len(set(ids)) == len(ids)
+
+
+async def test_wordles_words_are_told_before_any_reset() -> None:
+    """AgentGym's client asks for them once, and shows them in front of every task."""
+    async with connected("wordle") as client:
+        number = await client.create()
+        words = await client.ask("GET", "filtered_vocab", {"id": number})
+        assert len(words) == len(set(words)) >= 11
+        for index in range(3):
+            await client.reset(number, index)
+            assert set(await client.ask("GET", "filtered_vocab", {"id": number})) < set(words)
+            guessed = await client.step(number, " ".join(words[0]))
+            assert guessed["done"] in (True, False)
+
+
+# what AgentGym's clients send from making an environment to the first action, in order
+ORDERS = {
+    **dict.fromkeys(("maze", "babyai", "textcraft", "sciworld", "alfworld"), ("create", "reset", "step")),
+    "wordle": ("create", "filtered_vocab", "reset", "step"),
+    **dict.fromkeys(
+        ("webshop", "weather", "movie", "todo", "academia", "sheet"), ("create", "reset", "observation", "step")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ORDERS)
+async def test_agentgyms_clients_are_answered_in_their_own_order(name: str) -> None:
+    """Each episode on the same id, and the second as the first."""
+    spec = table.get(name)
+    index = spec.index(spec.tasks("test", 1)[0].item_id)
+    async with connected(name) as client:
+        number, told = await client.create(), list[list[Any]]()
+        for _ in range(2):
+            answers: list[Any] = []
+            for endpoint in ORDERS[name][1:]:
+                if endpoint == "reset":
+                    answers.append(await client.reset(number, index))
+                elif endpoint == "step":
+                    answers.append(await client.step(number, "look"))
+                elif endpoint == "observation" or not told:
+                    answers.append(await client.ask("GET", endpoint, {client.form.key: number}))
+                    assert answers[-1]
+            told.append(answers)
+        assert told[0][-len(told[1]) :] == told[1]

@@ -353,7 +353,7 @@ def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], m
         *("out", "built", "in", "-", "300", "100", "15", "reward", "exact")
     ]
     assert [cell for cell in lines["sciworld"] if cell != "│"] == [
-        *("in", "built", "in", "sciworld", "2120", "200", "30", "reward", "tolerant")
+        *("in", "built", "in", "sciworld", "2120", "200", "30", "reward", "within", "1%")
     ]
 
 

@@ -11,7 +11,8 @@ import pytest
 from atlas_ray.environments import table
 from atlas_ray.environments.dialects import DIALECTS
 from atlas_ray.environments.probe import probe
-from atlas_ray.environments.wire import Fault, Refusal, Wire, request_json
+from atlas_ray.environments.requests import Fault, Refusal, request_json
+from atlas_ray.environments.wire import Wire
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.types import Episode, Message, StopReason, Task

@@ -112,7 +112,8 @@ def closes_after_a_crash(gym: AgentGym) -> web.Application:
         if answer.status == 500:
             await answer.prepare(request)
             await answer.write_eof()
-            assert request.transport is not None
+            assert isinstance(request.transport, asyncio.Transport)
+            request.transport.pause_reading()
             asyncio.get_running_loop().call_later(0.01, request.transport.close)
         return answer
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
@@ -21,9 +22,9 @@ from atlas_ray.environments.protocol import (
     Opening,
     Session,
     StepResult,
-    same_answer,
 )
-from atlas_ray.environments.wire import Fault, Lease, Refusal, Wire
+from atlas_ray.environments.requests import Fault, Refusal
+from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.types import Task
 
@@ -42,9 +43,10 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
     Raises:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
-    for name in (*config.servers, *config.agentboard):
+    for name in (*config.servers, *config.agentboard, *config.replay_tolerance):
         table.get(name)
     servers = config.servers.get(spec.name)
+    spec = replace(spec, tolerance=config.replay_tolerance.get(spec.name, spec.tolerance))
     if servers:
         return HttpSession(spec, servers, config.timeout_s)
     return LocalSession(with_agentboard(spec, config))
@@ -197,7 +199,7 @@ class HttpSession:
             if not same:
                 break
             again = await lease.step(action)
-            same = same_answer(again.observation, before.observation)
+            same = self.spec.compare(before.observation, again.observation) != "differs"
             same &= (again.reward, again.done) == (before.reward, before.done)
         if not same:
             await self._drop()

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from atlas_ray.environments.protocol import EnvironmentSpec, Opening, same_answer
+from atlas_ray.environments.protocol import EnvironmentSpec, Opening
+from atlas_ray.environments.replay import same_answer
 
 
 @dataclass(frozen=True, slots=True)

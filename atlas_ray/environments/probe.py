@@ -13,9 +13,12 @@ from dataclasses import dataclass, replace
 from atlas_ray.environments import table
 from atlas_ray.environments.client import check_address
 from atlas_ray.environments.dialects import DIALECTS, GENERIC, OWN_SERVER
-from atlas_ray.environments.protocol import EnvironmentSpec, same_answer
-from atlas_ray.environments.wire import Fault, Lease, Wire, request_json
+from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.environments.replay import worst
+from atlas_ray.environments.requests import Fault, request_json
+from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import UserError
+from atlas_ray.types import Replay
 
 MOST_TASKS = 4096  # looked for; some servers take any number
 
@@ -38,7 +41,7 @@ class Probe:
         ok: Whether it can be used at all; a replay that differs does not forbid it.
         tasks: Which tasks were to be had, e.g. "0 to 24"; else why none was.
         replay: "exact" where task 0 and a few actions gave the same texts and rewards twice, "lines in another order",
-            or what differed.
+            "nearly" (within the environment's tolerance), or what differed.
     """
 
     ok: bool = False
@@ -66,7 +69,7 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
             turns = [(await leases[-1].reset(0), 0.0)]
             found = replace(found, ok=True, tasks="0")
             played.append(turns + await _play(leases[-1], spec))
-        found = replace(found, replay=_compare(*played))
+        found = replace(found, replay=_compare(spec, *played))
         return replace(found, tasks=await _tasks(leases[-1], timeout_s))
     except Fault as fault:
         if not fault.answered:
@@ -119,13 +122,17 @@ async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:
     return turns
 
 
-def _compare(once: list[tuple[str, float]], again: list[tuple[str, float]]) -> str:
+def _compare(spec: EnvironmentSpec, once: list[tuple[str, float]], again: list[tuple[str, float]]) -> str:
     if once == again:
         return "exact"
+    found: Replay | None = None
     for turn, ((a, reward), (b, other)) in enumerate(zip(once, again, strict=False)):
-        if not same_answer(a, b) or reward != other:
+        found = worst(found, spec.compare(a, b))
+        if found == "differs" or reward != other:
             return f"differs after {turn} actions"
-    return "lines in another order" if len(once) == len(again) else "differs in length"
+    if len(once) != len(again):
+        return "differs in length"
+    return "lines in another order" if found == "exact" else "nearly"
 
 
 async def _tasks(lease: Lease, seconds: float) -> str:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from atlas_ray.environments.replay import compare, same_answer
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category, Message, Task, Trajectory
+from atlas_ray.types import Category, Message, Replay, Task, Trajectory
 
 Split = Literal["train", "test"]
 
@@ -123,8 +124,8 @@ class EnvironmentSpec:
         extra: The extra of this package that the built-in world needs, or None.
         names_task: What of the first observation names the task, where the rest differs between servers or tellings:
             a pattern, whose last match counts. None: all of it.
-        replay: Whether the same actions give the same texts ("exact"), or only nearly: then texts are compared line by
-            line in any order, and a difference is counted as such.
+        tolerance: Share of an answer's words and numbers that may differ from the recorded ones where an episode is
+            played again; 0 where the same actions give the same texts, but for the order of lines.
     """
 
     name: str
@@ -142,7 +143,7 @@ class EnvironmentSpec:
     extra: str | None = None
     names_task: str | None = None
     plain: Callable[[str], str] | None = None
-    replay: Literal["exact", "tolerant"] = "exact"
+    tolerance: float = 0.0
 
     def index(self, item_id: str) -> int:
         """The task index that an item id of the form NAME_NUMBER carries.
@@ -186,28 +187,39 @@ class EnvironmentSpec:
     def same_task(self, one: str, other: str) -> bool:
         """Whether two first observations may be of one task: they agree in what names it, as far as both do."""
         if self.names_task is None:
-            return same_answer(one, other)
+            return self.compare(one, other) != "differs"
         found = [re.findall(self.names_task, text) for text in (one, other)]
         return not all(found) or same_answer(found[0][-1], found[1][-1])
+
+    def compare(self, recorded: str, told: str) -> Replay:
+        """How an answer compares with the one that was recorded for the same actions."""
+        return compare(recorded, told, self.tolerance)
 
     def take_action(self, reply: str) -> str | None:
         """The action in a model's reply, or None where the reply is malformed (an error turn, no call).
 
-        Rules (AgentGym's, per environment): `first` what follows the first "Action:", else the whole text; `last` what
-        follows the last one; `single` one line after exactly one marker, letters, digits, commas and spaces only;
-        `whole` the text as it is.
+        The rules are those of AgentGym's clients, per environment:
+        `first`: what stands between the first "Action:" and the next one; without a marker the whole text.
+        `last`: what follows the last one; without a marker nothing, but the whole text where it holds WebShop's
+            `search[` or `click[`.
+        `single`: the line after the only one, without what is no letter, digit, comma or space, each white space one
+            space; nothing without a marker. More than one marker is malformed.
+        `whole`: the text as it is; the tools look for the action themselves.
         """
         text = reply.removesuffix("</s>").strip()
-        if self.action_rule == "whole":
-            return text
-        if self.action_rule == "first":
-            return text.split("Action:", 1)[-1].strip()
-        if self.action_rule == "last":
-            return text.rsplit("Action:", 1)[-1].strip() if "Action:" in text else ""
+        parts = text.split("Action:")
+        match self.action_rule:
+            case "whole":
+                return text
+            case "first":
+                return parts[min(1, len(parts) - 1)].strip()
+            case "last":
+                bare = len(parts) == 1 and "search[" not in text and "click[" not in text
+                return "" if bare else parts[-1].strip()
         found = re.findall(r"Action:\s*(.*?)(?=\n|$)", text)
         if len(found) > 1:
             return None
-        return re.sub(r"[^A-Za-z0-9, ]+", "", found[0]).strip() if found else ""
+        return " ".join(re.sub(r"[^A-Za-z0-9, ]+", "", found[0]).split()) if found else ""
 
 
 class Session(Protocol):
@@ -283,12 +295,3 @@ def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:
     """
     ordered = sorted(weights, key=lambda pair: (-pair[1], pair[0]))
     return {step: rank for rank, (step, _) in enumerate(ordered, 1)}
-
-
-def same_answer(one: str, other: str) -> bool:
-    """Whether two observations agree but for the order of lines: some servers list things in another one each time."""
-    return _lines(one) == _lines(other)
-
-
-def _lines(text: str) -> list[str]:
-    return sorted(line.strip() for line in text.splitlines() if line.strip())

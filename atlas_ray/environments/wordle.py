@@ -87,7 +87,8 @@ class Wordle:
     """The simulator: reward 1 and done when solved; done after six guesses, invalid ones included."""
 
     def __init__(self) -> None:
-        self.vocabulary: list[str] = []
+        # AgentGym's client asks once, before any task, and shows that in front of each
+        self.vocabulary = [word for family in FAMILIES for word in family]
 
     def reset(self, index: int) -> Opening:
         """Starts task `index`.

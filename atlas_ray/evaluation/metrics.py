@@ -12,8 +12,9 @@ from typing import Literal
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.types import Episode
+from atlas_ray.types import Episode, StopReason
 
+OVERFLOW_MARKED = 0.1  # share of overflowed episodes from which a figure is marked: it says little of the policy
 _RESAMPLES = 2000
 _Z = NormalDist().inv_cdf(0.975)
 
@@ -32,6 +33,8 @@ class EnvironmentResult:
         reward_ci95, progress_ci95: Percentile bootstrap limits.
         excluded: Infrastructure failures by cause; they do not count.
         flagged: Whether too many were excluded, or episodes are missing.
+        overflowed: Share of the episodes that count which ended because the conversation no longer fitted the model's
+            context; None where none counts.
     """
 
     env: str
@@ -47,6 +50,7 @@ class EnvironmentResult:
     progress_ci95: tuple[float, float] | None
     excluded: dict[str, int]
     flagged: bool
+    overflowed: float | None = None
 
     @property
     def figure(self) -> tuple[float | None, tuple[float, float] | None]:
@@ -83,7 +87,18 @@ def summarise(
         progress_ci95=bootstrap(progress, derive_seed("bootstrap", spec.name)) if progress else None,
         excluded=dict(sorted(excluded.items())),
         flagged=excluded.total() > max_excluded * n_expected or len(episodes) < n_expected,
+        overflowed=overflowed(counted),
     )
+
+
+def overflowed(counted: Sequence[Episode]) -> float | None:
+    """Share of episodes that ended with a full context; None where there are none."""
+    return fmean(e.stop_reason is StopReason.CONTEXT_OVERFLOW for e in counted) if counted else None
+
+
+def many_overflowed(share: float | None) -> bool:
+    """Whether so many episodes ended with a full context that a figure is to be read with care."""
+    return share is not None and share >= OVERFLOW_MARKED
 
 
 def wilson(rate: float, n: int) -> tuple[float, float]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal, get_args
 
 from atlas_ray.environments import table
+from atlas_ray.environments.replay import count_starts
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.paired import Comparison, compare
 from atlas_ray.models.guided import GivenTurn, GivenTurns
@@ -31,6 +32,7 @@ class Row:
         put_in: Share of the critical steps that could be put in (`iterative` alone).
         gain: Difference from scratch, over the tasks that both have.
         over_control: The critical steps' difference from the control.
+        replays: Starts after steps of the expert's by how the environment repeated those.
     """
 
     env: str
@@ -43,6 +45,7 @@ class Row:
     put_in: float | None
     gain: Comparison | None
     over_control: Comparison | None = None
+    replays: dict[str, int] = field(default_factory=dict)
 
 
 def rows(
@@ -126,6 +129,7 @@ def _row(
         position=fmean(e.start_step / lengths[_followed(e)] for e in played),
         put_in=share,
         gain=gain,
+        replays=count_starts(((_followed(e), e.start_step), e.replay) for e in played),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from atlas_ray.environments.protocol import same_answer
+from atlas_ray.environments.replay import same_answer
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.types import Message, Task
 

@@ -5,6 +5,7 @@ Flows in: records (`ReportInput`); flows out: one plain dict, the same for the s
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from itertools import chain
@@ -49,6 +50,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
                 {**row, "against": "gold"}
                 for row in compare_selections(list(given.selections.items()), given.trajectories)
             ],
+            "replays": list(_replays(given)),
             "checks": checks,
             "verdict": judge(given, arms, checks),
             "seconds": dict(given.seconds),
@@ -71,6 +73,18 @@ def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
         "environments": cells,
         "averages": list(_averages(cells)),
     }
+
+
+def _replays(given: ReportInput) -> Iterator[dict[str, Any]]:
+    """By selector and environment, the starts of its rollouts by how the environment repeats the steps before them."""
+    for name, selections in given.selections.items():
+        found: dict[str, Counter[str]] = {}
+        for selection in selections:
+            if selection.replays:
+                found.setdefault(selection.env, Counter()).update(selection.replays)
+        for env, counts in sorted(found.items()):
+            share = 1 - counts["differs"] / counts.total()
+            yield {"selector": name, "env": env, "replays": dict(sorted(counts.items())), "share": share}
 
 
 def _thinned(losses: Sequence[float]) -> list[list[float]]:

@@ -14,12 +14,13 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from atlas_ray.evaluation.metrics import EnvironmentResult
+from atlas_ray.evaluation.metrics import EnvironmentResult, many_overflowed
 from atlas_ray.report.intervals import limits, percent, points
 from atlas_ray.report.verdict import GROUPS
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
+OVERFLOW = "¶"
 AVERAGE = "average"
 
 
@@ -41,6 +42,7 @@ class Cell:
     best: bool = False
     flagged: bool = False
     tone: str = ""
+    overflowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +86,9 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes = ["Success in per cent with its 95 % interval. Bold: the highest figure of a column, which is no claim."]
     if any(cell.flagged for row in rows for cell in row):
         notes.append(f"{FLAG} Too many episodes were excluded for reasons of infrastructure, or are missing.")
+    notes += overflow_notes(
+        (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
+    )
     notes += _other_tasks(results)
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
@@ -111,14 +116,27 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
             table.add_row(
                 model,
                 cell.env,
-                percent(cell.success),
+                percent(cell.success) + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
                 percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
                 str(cell.n),
                 excluded + (f" {FLAG}" if cell.flagged else ""),
             )
+    marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
+    table.caption, table.caption_justify = "\n".join(overflow_notes(marked)) or None, "left"
     return table
+
+
+def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:
+    """A sentence on the cells that are marked, if any: (model, environment, share of overflowed episodes)."""
+    marked = [f"{name} in {env} {percent(share, 0)} %" for name, env, share in cells if many_overflowed(share)]
+    if not marked:
+        return []
+    return [
+        f"{OVERFLOW} Share of episodes that ended because the conversation no longer fitted the model's context: "
+        f"{', '.join(marked)}."
+    ]
 
 
 def verdict_table(results: Mapping[str, Any]) -> Table:
@@ -159,14 +177,16 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(_marked(cell["env"], results)),
                     Cell(str(cell["n"])),
                     Cell(str(cell["distinct_tasks"])),
-                    Cell(percent(cell["success"]), _limits(cell["ci95"]), flagged=cell["flagged"]),
+                    _score(cell, None),
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
+                    Cell(percent(cell.get("overflowed"), 0)),
                     Cell(excluded or "none"),
                 ]
             )
     titles = ("episodes", "tasks", "success", "reward", "progress")
     columns = [Column("arm", align="left"), Column("environment", align="left"), *map(Column, titles)]
+    columns.append(Column("context full, %"))
     return Table("Every cell", [*columns, Column("excluded", align="left")], rows, _other_tasks(results))
 
 
@@ -222,6 +242,24 @@ def overlap_table(results: Mapping[str, Any]) -> Table:
         "only ids can tell."
     )
     return Table("Training and test tasks", columns, rows, [note])
+
+
+def replay_table(results: Mapping[str, Any]) -> Table:
+    """How many of the starts that values were estimated from an environment repeats as recorded."""
+    rows = [
+        [
+            Cell(row["selector"]),
+            Cell(row["env"]),
+            Cell(str(sum(row["replays"].values()))),
+            *(Cell(str(row["replays"].get(kind, 0))) for kind in ("exact", "near", "differs")),
+            Cell(percent(row["share"])),
+        ]
+        for row in results.get("replays", ())
+    ]
+    columns = [Column("selector", align="left"), Column("environment", align="left"), Column("starts")]
+    columns += [*map(Column, ("exactly", "within tolerance", "not at all")), Column("replay, %")]
+    note = "Rollouts begin where the expert's recorded steps lead: none can where those are answered otherwise."
+    return Table("Starts that replay", columns, rows, [note])
 
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -288,8 +326,7 @@ def to_rich(table: Table) -> RichTable:
 
 def _rich_cell(cell: Cell) -> Text:
     text = Text(cell.text, "bold" if cell.best else "")
-    if cell.flagged:
-        text.append(FLAG)
+    text.append(FLAG * cell.flagged + OVERFLOW * cell.overflowed)
     if cell.note:
         text.append(f"\n{cell.note}", "dim")
     return text
@@ -329,7 +366,8 @@ def _score(cell: Mapping[str, Any] | None, best: float | None) -> Cell:
     if cell is None or cell["success"] is None:
         return Cell(percent(None), flagged=bool(cell and cell.get("flagged")))
     success = cell["success"]
-    return Cell(percent(success), _limits(cell["ci95"]), success == best, cell.get("flagged", False))
+    marks = {"flagged": cell.get("flagged", False), "overflowed": many_overflowed(cell.get("overflowed"))}
+    return Cell(percent(success), _limits(cell["ci95"]), success == best, **marks)
 
 
 def _limits(pair: Sequence[float] | None) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from rich import box
 from rich.table import Table
 
+from atlas_ray.environments.replay import replay_words
 from atlas_ray.evaluation.metrics import EnvironmentResult
 from atlas_ray.evaluation.paired import Comparison
 from atlas_ray.evaluation.table6 import Row
@@ -49,6 +50,7 @@ def verification_table(rows: Sequence[Row]) -> Table:
         f"{row.env}: {percent(row.put_in, 0)} % of critical steps put in" for row in rows if row.put_in is not None
     ]
     said += [f"{row.env}, {row.start}: excluded {excluded(row.result)}" for row in rows if row.result.excluded]
+    said += [f"{row.env}, {row.start}: {replay_words(row.replays)}" for row in rows if row.replays]
     said += [
         f"{row.env}: critical step over other step near by {_difference(row.over_control)}"
         for row in rows

@@ -14,12 +14,13 @@ from typing import TypeVar
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.openings import OpeningTemplate, is_of_task
-from atlas_ray.environments.protocol import Session, StepResult, gold_ranks, same_answer
+from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
+from atlas_ray.environments.replay import worst
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
 from atlas_ray.models.stops import cut_reply
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Task, Usage
+from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -56,7 +57,7 @@ async def run_episode(
         task: What to play.
         prefix: Expert replies to replay before the policy acts.
         recorded: What the expert was answered after each of them (or after the first few); compared with what comes
-            now but for the order of lines. Empty: no comparison.
+            now, with the environment's tolerance. Empty: no comparison.
         first_observation: What the expert saw first: another task may have the same id on another server. None: no
             comparison.
         sampling: How replies are drawn.
@@ -78,6 +79,7 @@ async def run_episode(
     try:
         own = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
         if first_observation is not None and not is_of_task(session.spec, first_observation, own.observation):
+            course.replay = "differs" if prefix else None
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         course.messages += (opening.applied(session.spec, own) if opening else own).messages()
         with _blame(StopReason.MODEL_ERROR):
@@ -88,7 +90,10 @@ async def run_episode(
             with _blame(StopReason.MODEL_ERROR):
                 speaker.repeat(given)
             await course.act(given, session, speaker, clock)
-            if turn < len(recorded) and not same_answer(recorded[turn], course.result.observation):
+            if turn < len(recorded):
+                now = session.spec.compare(recorded[turn], course.result.observation)
+                course.replay = worst(course.replay, now)
+            if course.replay == "differs":
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
             drawn = derive_seed(seed, task.id, sample, len(prefix), course.turns)
@@ -119,6 +124,7 @@ async def run_episode(
         error=error,
         gold=course.gold(),
         trajectory=trajectory,
+        replay=course.replay,
     )
 
 
@@ -132,6 +138,7 @@ class _Course:
     turns: int = 0
     rounds: int = 0
     usage: Usage = field(default_factory=Usage)
+    replay: Replay | None = None
     marks: list[tuple[int, Category, float]] = field(default_factory=list)
 
     def take(self, reply: Reply) -> None:

@@ -67,8 +67,8 @@ def _trajectory(row: dict[str, Any]) -> Trajectory:
 def _selection_row(s: Selection) -> dict[str, Any]:
     row = {name: getattr(s, name) for name in s.__slots__}
     categories = json.dumps({str(step): str(c) for step, c in sorted(s.categories.items())})
-    excluded = json.dumps(dict(sorted(s.excluded.items())))
-    return row | {"id": s.id, "categories": categories, "excluded": excluded, "usage": asdict(s.usage)}
+    counts = {name: json.dumps(dict(sorted(getattr(s, name).items()))) for name in ("excluded", "replays")}
+    return row | {"id": s.id, "categories": categories, **counts, "usage": asdict(s.usage)}
 
 
 def _selection(row: dict[str, Any]) -> Selection:
@@ -83,6 +83,7 @@ def _selection(row: dict[str, Any]) -> Selection:
             "probed": tuple(row["probed"]),
             "rejoined": tuple(row["rejoined"]),
             "excluded": json.loads(row["excluded"]),
+            "replays": json.loads(row.get("replays") or "{}"),
             "categories": {int(step): Category(c) for step, c in json.loads(row["categories"]).items()},
             "usage": Usage(**row["usage"]),
         }
@@ -139,6 +140,7 @@ SELECTIONS: TableSpec[Selection] = TableSpec(
             ("probed", pa.list_(pa.int32())),
             ("rejoined", pa.list_(pa.int32())),
             ("excluded", pa.string()),
+            ("replays", pa.string()),
             ("categories", pa.string()),
             ("plan", pa.string()),
             ("reason", pa.string()),
@@ -176,6 +178,7 @@ EPISODES: TableSpec[Episode] = TableSpec(
             ("error", pa.string()),
             ("gold", _GOLD),
             ("trajectory", pa.string()),
+            ("replay", pa.string()),
         ]
     ),
     _episode_row,

@@ -8,7 +8,7 @@ estimator, threshold or ratio is a re-read (`rescore`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
@@ -98,18 +98,26 @@ def rescore(selection: Selection, selector: ValueSelector) -> Selection:
 
 
 def value_figures(selections: Iterable[Selection], selector: ValueSelector) -> dict[str, Any]:
-    """What became of the rollouts of a run: counts, causes of exclusion by environment, what each device saved."""
+    """What became of the rollouts of a run: counts, by environment causes of exclusion and starts by how they replay,
+    what each device saved."""
     excluded: dict[str, Counter[str]] = {}
+    replays: dict[str, Counter[str]] = {}
     counts: Counter[str] = Counter()
     for s in selections:
         counts["generated_tokens"] += s.usage.completion_tokens
         if s.excluded:
             excluded.setdefault(s.env, Counter()).update(s.excluded)
+        if s.replays:
+            replays.setdefault(s.env, Counter()).update(s.replays)
         if selector.mode == "economical":
             counts.update(saved(s.probed, s.rejoined, [len(r) for r in s.rewards[:-1]], selector.rollouts))
         else:
             counts["rollouts"] += sum(len(r) for r in s.rewards[:-1])
-    return {**counts, "excluded": {env: dict(sorted(causes.items())) for env, causes in sorted(excluded.items())}}
+    return {**counts, "excluded": _sorted(excluded), "replays": _sorted(replays)}
+
+
+def _sorted(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:
+    return {env: dict(sorted(found.items())) for env, found in sorted(counts.items())}
 
 
 def _above(scores: Sequence[float], threshold: float, ratio: float | None) -> tuple[int, ...]:

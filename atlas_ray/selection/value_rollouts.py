@@ -12,7 +12,8 @@ from typing import Any
 
 from atlas_ray.environments import table
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.protocol import Opening, same_answer
+from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.replay import count_starts
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.replica import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
@@ -20,7 +21,7 @@ from atlas_ray.selection.budget import record
 from atlas_ray.selection.economy import Ask, Ladder
 from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value import rescore
-from atlas_ray.types import Episode, Selection, StopReason, Trajectory, Usage, split_react
+from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, Usage, split_react
 
 _SAME_REWARD = 1e-9
 
@@ -46,6 +47,7 @@ class Rollouts(ABC):
         self._seed, self._steps, self._reward = seed, trajectory.steps, trajectory.reward
         self._opening = Opening.recorded(trajectory)
         self._excluded: Counter[StopReason] = Counter()
+        self._replays: list[tuple[int, Replay | None]] = []
         self._errors: list[str] = []
         self._usage = Usage()
 
@@ -59,6 +61,7 @@ class Rollouts(ABC):
         """Takes one episode; what infrastructure spoilt is counted and left out."""
         self.missing -= 1
         self._usage += episode.usage
+        self._replays.append((len(request.prefix), episode.replay))
         if episode.stop_reason.is_infrastructure:
             self._excluded[episode.stop_reason] += 1
             self._errors.append(episode.error or "no cause given")
@@ -77,6 +80,7 @@ class Rollouts(ABC):
             "model": self.selector.model,
             "usage": self._usage,
             "excluded": {str(cause): count for cause, count in self._excluded.items()},
+            "replays": count_starts(self._replays),
             **self._evidence(),
         }
         empty = self._empty()
@@ -170,7 +174,7 @@ class Economical(Rollouts):
         self._ladder: Ladder | None = None
         self._asks: dict[int, Ask] = {}
         self._replayed = False
-        self._cap = table.get(trajectory.env).max_rounds
+        self._spec = table.get(trajectory.env)
 
     def _next(self) -> list[EpisodeRequest]:
         if self._reward is None:
@@ -195,7 +199,7 @@ class Economical(Rollouts):
         if request.max_rounds is None:
             own = ask.rest is not None  # the turn that the probe took counts as well
             return self._ladder.played(ask, episode.reward, episode.rounds + own)
-        cut = episode.stop_reason is StopReason.MAX_ROUNDS and request.max_rounds < self._cap
+        cut = episode.stop_reason is StopReason.MAX_ROUNDS and request.max_rounds < self._spec.max_rounds
         if episode.rounds == 0:
             return self._ladder.played(ask, episode.reward, 0)
         reply, answer = (message.content for message in episode.messages[-2:])
@@ -213,7 +217,8 @@ class Economical(Rollouts):
             action = split_react(reply)[1].split()
             same = bool(action) and action == expert.action.split()
         if t < len(self._steps):
-            return same and same_answer(answer, self._steps[t].observation)
+            seen = self._spec.compare(self._steps[t].observation, answer)
+            return same and seen != "differs"
         assert self._reward is not None
         return same and abs(episode.reward - self._reward) < _SAME_REWARD
 

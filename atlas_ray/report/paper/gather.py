@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.environments import table
 from atlas_ray.evaluation.items import test_tasks
+from atlas_ray.evaluation.metrics import many_overflowed, overflowed
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.settings import BASE
@@ -90,6 +92,7 @@ def _runs(
         scores={env: {seed: _scores(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
         excluded={env: {seed: _excluded(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
         expected=expected,
+        overflowed={env: _overflowed(chain.from_iterable(played.values()), env) for env in config.tasks},
         training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
         backbone=_tiny(recipe, recipe.arms[name].start if name in recipe.arms else name),
     )
@@ -111,6 +114,11 @@ def _scores(episodes: list[Episode], env: str) -> dict[tuple[str, int], float]:
 
 def _excluded(episodes: list[Episode], env: str) -> dict[str, int]:
     return dict(Counter(str(e.stop_reason) for e in episodes if e.env == env and e.stop_reason.is_infrastructure))
+
+
+def _overflowed(episodes: Iterable[Episode], env: str) -> float:
+    """Share of the episodes that count which ended with a full context."""
+    return overflowed([e for e in episodes if e.env == env and not e.stop_reason.is_infrastructure]) or 0.0
 
 
 def _cost(recipe: Recipe, unit: str) -> TrainingCost:
@@ -147,7 +155,8 @@ def _verification(recipe: Recipe) -> dict[str, dict[str, Start]]:
     for (env, kind), rows in found.items():
         if shown := _start([row["result"] for row in rows]):
             gain, over = (_points([row[name] for row in rows]) for name in ("gain", "over_control"))
-            starts[env][kind] = Start(shown, gain, over)
+            replays = sum((Counter(row.get("replays") or {}) for row in rows), Counter[str]())
+            starts[env][kind] = Start(shown, gain, over, replays)
     return starts
 
 
@@ -168,6 +177,7 @@ def _start(results: Sequence[Mapping[str, Any]]) -> Figure | None:
         spread=stdev(values) if len(values) > 1 else None,
         errors=sum(sum(r["excluded"].values()) for r in results),
         flagged=any(r["flagged"] for r in results),
+        overflowed=any(many_overflowed(r.get("overflowed")) for r in results),
     )
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
 from atlas_ray.environments import table
-from atlas_ray.evaluation.metrics import bootstrap, wilson
+from atlas_ray.evaluation.metrics import bootstrap, many_overflowed, wilson
 from atlas_ray.report.intervals import Interval, average, paired_difference
 from atlas_ray.runs.seeds import derive_seed
 
@@ -54,6 +54,7 @@ class ArmRuns:
         expected: By environment: episodes that a seed was asked for.
         training: By seed.
         backbone: The model trained on the spot that stands here for the paper's, in words, or None.
+        overflowed: By environment: share of the episodes that ended with a full context.
     """
 
     name: str
@@ -64,6 +65,7 @@ class ArmRuns:
     expected: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[int, TrainingCost] = field(default_factory=dict)
     backbone: str | None = None
+    overflowed: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +80,7 @@ class Figure:
         errors: Episodes excluded for reasons of infrastructure.
         flagged: Whether more than 2 % were excluded or episodes are missing.
         of: Environments that an average is of; empty where it is of all that the table prints.
+        overflowed: Whether it is marked because many episodes ended with a full context.
     """
 
     value: float
@@ -89,6 +92,7 @@ class Figure:
     errors: int
     flagged: bool
     of: tuple[str, ...] = ()
+    overflowed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +103,13 @@ class Start:
         figure: In per cent.
         gain: Over scratch, in points, on the tasks that both have; None from scratch.
         over_control: The critical steps' over the control's, likewise.
+        replays: Starts after steps of the expert's by how the environment repeated those.
     """
 
     figure: Figure
     gain: Interval | None = None
     over_control: Interval | None = None
+    replays: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +190,7 @@ def figure(arm: ArmRuns, env: str) -> Figure | None:
         stdev(means) if len(means) > 1 else None,
         errors,
         errors > MAX_EXCLUDED * asked or n + errors < asked,
+        overflowed=many_overflowed(arm.overflowed.get(env)),
     )
 
 
@@ -209,6 +216,7 @@ def mean_figure(arm: ArmRuns, envs: Sequence[str]) -> Figure | None:
         sum(p.errors for p in parts.values()),
         any(p.flagged for p in parts.values()),
         tuple(parts) if len(parts) < len(envs) else (),
+        any(p.overflowed for p in parts.values()),
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 from atlas_ray.report.paper.ours import Figure
 from atlas_ray.report.paper.printed import AVERAGES
 from atlas_ray.report.paper.tables import ChosenRow, Cost, PaperCell, PaperTable, PaperTableRow
-from atlas_ray.report.tables import Cell, Column, Table
+from atlas_ray.report.tables import FLAG, OVERFLOW, Cell, Column, Table
 from atlas_ray.runs.folder import RunFolder
 
 _HEADINGS = {"held_in_avg": "held-in average", "held_out_avg": "held-out average"}
@@ -29,7 +29,7 @@ _TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciic
     c: f"\\{c}" for c in "&%$#_{}"
 }
 _TEX |= {"`": r"\textasciigrave{}", "<": "$<$", ">": "$>$", "|": "$|$"}
-_TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}", "–": "--", "−": "$-$"}
+_TEX |= {"±": r"$\pm$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}", "¶": r"\P{}", "–": "--", "−": "$-$"}
 FORMS = ("md", "tex", "csv", "json")
 _FITTING = 3  # columns that a page is wide enough for
 
@@ -215,7 +215,7 @@ def _ours(cell: PaperCell) -> str:
     if found is None:
         return ""
     env = f" in {cell.env}" if cell.env else ""
-    marks = ("§" if cell.other_tasks else "") + ("‡" if found.of else "") + ("†" if found.flagged else "")
+    marks = "§" * bool(cell.other_tasks) + "‡" * bool(found.of) + FLAG * found.flagged + OVERFLOW * found.overflowed
     spread = "" if found.spread is None else f" ± {found.spread:.1f}"
     errors = f", {found.errors} excluded" if found.errors else ""
     return f"{found.value:.1f}{marks}{spread} [{found.low:.0f}–{found.high:.0f}] n={found.n}{env}{errors}"
@@ -238,8 +238,8 @@ def _page_cell(cell: PaperCell) -> Cell:
         note += f" paper {_paper(cell)}"
     if cell.difference is not None:
         note += f" ({_difference(cell)})"
-    marks = ("§" if cell.other_tasks else "") + ("‡" if found.of else "")
-    return Cell(f"{found.value:.1f}{marks}", note, flagged=found.flagged)
+    marks = "§" * bool(cell.other_tasks) + "‡" * bool(found.of)
+    return Cell(f"{found.value:.1f}{marks}", note, flagged=found.flagged, overflowed=found.overflowed)
 
 
 def _remarks(table: PaperTable, escape: Any, bullet: str = "- ") -> list[str]:

@@ -5,10 +5,13 @@ A cell without a run is empty, never the paper's figure.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
+from atlas_ray.environments.replay import replay_words
+from atlas_ray.evaluation.metrics import OVERFLOW_MARKED
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import (
     ArmRuns,
@@ -319,10 +322,25 @@ def _notes(
             lost = sum(sum(found.values()) for found in causes.values())
             if lost and figure(arm, env) is None:
                 yield f"No episode of `{arm.name}` in {env} counts: {lost} were excluded for reasons of infrastructure."
-    if any(cell.ours and cell.ours.flagged for cell in cells):
-        yield "†: more than 2 % of the episodes were excluded for reasons of infrastructure, or are missing."
+    yield from _mark_notes(given, cells, runs)
     if any(cell.quoted for row in rows for cell in row.cells):
         yield "q: quoted by the paper from elsewhere."
+
+
+def _mark_notes(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRuns) -> Iterator[str]:
+    """What the marks of the cells mean, and how many of Table 6's starts replay."""
+    if any(cell.ours and cell.ours.flagged for cell in cells):
+        yield "†: more than 2 % of the episodes were excluded for reasons of infrastructure, or are missing."
+    if any(cell.ours and cell.ours.overflowed for cell in cells):
+        yield (
+            f"¶: at least {OVERFLOW_MARKED:.0%} of the episodes ended because the conversation no longer fitted the "
+            "model's context."
+        )
+    if given.name == "table6":
+        for env, starts in runs.verification.items():
+            replays = sum((Counter(start.replays) for start in starts.values()), Counter[str]())
+            if replays:
+                yield f"{env}: {replay_words(replays)} as recorded."
 
 
 def _whose_tasks(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRuns) -> Iterator[str]:
