@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,6 +18,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.address import refuse_credentials
+
+
+class Placement(Enum):
+    """Marks a setting of where or how fast a run goes, which changes nothing about its results: it may differ when the
+    run is resumed. `ADDRESSES`: of a mapping the values alone, e.g. where a server stands, not which there are."""
+
+    FREE = "free"
+    ADDRESSES = "addresses"
+
+
+PLACEMENT = Placement.FREE
 
 
 class Strict(BaseModel):
@@ -61,24 +73,28 @@ LabelSelector = dict[str, str]
 class EngineConfig(Strict):
     """One vLLM engine replica and how many of them."""
 
-    replicas: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
+    replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(None, ge=16)
-    max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
-    episodes_in_flight: int = Field(256, ge=1, description="per replica")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    cpu_kv_cache_gb: int = Field(1, ge=1, description="key-value cache where the engine runs on CPU")
-    label_selector: LabelSelector | None = Field(
+    max_num_seqs: Annotated[int, PLACEMENT] = Field(256, ge=1, description="sequences that the engine decodes at once")
+    episodes_in_flight: Annotated[int, PLACEMENT] = Field(256, ge=1, description="per replica")
+    gpu_memory_utilization: Annotated[float, PLACEMENT] = Field(0.9, gt=0, le=1)
+    cpu_kv_cache_gb: Annotated[int, PLACEMENT] = Field(
+        1, ge=1, description="key-value cache where the engine runs on CPU"
+    )
+    label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
         None, description="labels of the nodes it runs on; None: `group: rollout` where the cluster has such nodes"
     )
-    start_s: float = Field(900.0, gt=0, description="that an engine may take to start; raise it for slow storage")
+    start_s: Annotated[float, PLACEMENT] = Field(
+        900.0, gt=0, description="that an engine may take to start; raise it for slow storage"
+    )
 
 
 class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
-    servers: dict[str, list[str]] = {}
+    servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
         None,
         description="numbers of ALFWorld's games, for data that calls them by task and trial: AgentGym's checkout or "
@@ -88,7 +104,7 @@ class EnvironmentsConfig(Strict):
         {},
         description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
     )
-    timeout_s: float = Field(60.0, gt=0, description="of one request")
+    timeout_s: Annotated[float, PLACEMENT] = Field(60.0, gt=0, description="of one request")
     replay_tolerance: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {},
         description="environment -> share of an answer's words and numbers that may differ where recorded steps are "
@@ -118,11 +134,11 @@ class LimitsConfig(Strict):
 class EndpointConfig(Strict):
     """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
 
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
     api_key_env: str = "OPENAI_API_KEY"
-    timeout_s: float = Field(120.0, gt=0)
-    concurrency: int = Field(64, ge=1)
-    max_retries: int = Field(6, ge=0)
+    timeout_s: Annotated[float, PLACEMENT] = Field(120.0, gt=0)
+    concurrency: Annotated[int, PLACEMENT] = Field(64, ge=1)
+    max_retries: Annotated[int, PLACEMENT] = Field(6, ge=0)
 
 
 _Config = TypeVar("_Config", bound=BaseModel)

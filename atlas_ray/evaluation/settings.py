@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -51,7 +52,7 @@ class ModelConfig(Strict):
 class EvaluateConfig(Strict):
     """Models in live environments; greedy, as AgentGym's evaluator."""
 
-    run: str = "runs/evaluate"
+    run: Annotated[str, PLACEMENT] = "runs/evaluate"
     models: dict[str, str | ModelConfig] = Field(description="arm name -> model folder or hub id")
     tasks: dict[str, int | None] = Field(
         description="environment, or suite (held_in, held_out) -> number of test tasks (null: all)"
@@ -67,12 +68,12 @@ class EvaluateConfig(Strict):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: int = Field(2, ge=0)
-    limits: LimitsConfig = LimitsConfig()
+    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -105,7 +106,7 @@ class EvaluateConfig(Strict):
 class VerifyConfig(Strict):
     """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
-    run: str = "runs/verify"
+    run: Annotated[str, PLACEMENT] = "runs/verify"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     data: DataConfig
     selection: str = Field(description="run folder of a selection of the same data")
@@ -114,9 +115,9 @@ class VerifyConfig(Strict):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: int = Field(2, ge=0)
-    limits: LimitsConfig = LimitsConfig()
+    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -109,23 +109,31 @@ def success_table(results: Mapping[str, Any]) -> Table:
 def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
     """Success, reward and progress of several models by environment, for the terminal."""
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
-    table = RichTable(*columns, box=box.SIMPLE, padding=0)
+    table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
         for cell in cells:
             excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
+            lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
                 cell.env,
-                percent(cell.success) + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
+                percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
                 percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
-                str(cell.n),
-                excluded + (f" {FLAG}" if cell.flagged else ""),
+                f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
+                excluded,
             )
+            if cell.flagged:
+                flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
     marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    table.caption, table.caption_justify = "\n".join(overflow_notes(marked)) or None, "left"
+    table.caption, table.caption_justify = "\n".join([*flags, *overflow_notes(marked)]) or None, "left"
     return table
+
+
+def _why(cell: EnvironmentResult) -> str:
+    lost = sum(cell.excluded.values())
+    return f"; {lost} failed for reasons of infrastructure and are left out" if lost else "; others were not played"
 
 
 def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:

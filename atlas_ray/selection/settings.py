@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -113,7 +114,7 @@ class PerplexitySelector(Strict):
     engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, PLACEMENT] = Field(1, ge=1)
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
 
@@ -155,7 +156,7 @@ class ValueSelector(Strict):
     economy: Economy = Field(Economy(), description="read by the economical mode only")
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
     engine: EngineConfig = EngineConfig()
-    limits: LimitsConfig = LimitsConfig()
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
 
     @model_validator(mode="after")
     def _has_an_estimator(self) -> ValueSelector:
@@ -167,8 +168,10 @@ class ValueSelector(Strict):
 class SelectorEndpoint(EndpointConfig):
     """The endpoint that judges, and how much it may be asked; 429 and its like slow the calls down besides."""
 
-    requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0, description="prompts, and replies at their longest")
+    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="prompts, and replies at their longest"
+    )
 
 
 class LlmSelector(Strict):
@@ -193,9 +196,11 @@ class LlmSelector(Strict):
         "improved", description="paper: App. D.1's instructions in its order, answered in its three lines; never json"
     )
     prompt_file: str | None = Field(None, description="template of your own, in place of `prompt`")
-    prices_file: str | None = Field(None, description="goes before the package's prices.json")
-    cache: str | None = Field(None, description="folder of paid replies that runs share")
-    max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
+    prices_file: Annotated[str | None, PLACEMENT] = Field(None, description="goes before the package's prices.json")
+    cache: Annotated[str | None, PLACEMENT] = Field(None, description="folder of paid replies that runs share")
+    max_cost: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="US dollars; stops cleanly and resumes"
+    )
 
     @model_validator(mode="after")
     def _batches_are_the_endpoints(self) -> LlmSelector:
@@ -243,9 +248,9 @@ SelectorConfig = Annotated[
 class SelectConfig(Strict):
     """Critical steps of a data set by one selector."""
 
-    run: str = "runs/select"
+    run: Annotated[str, PLACEMENT] = "runs/select"
     data: DataConfig
     selector: SelectorConfig = LlmSelector()
     seed: int = 0
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
