@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.local_copy import local_copy
+from atlas_ray.runs.progress import console
 
 TRUST_VARIABLE = "ATLAS_TRUST_REMOTE_CODE"
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
@@ -56,6 +58,24 @@ def local_model(model: str, *, whole: bool = True) -> str:
     folder = str(local_copy(model, suffixes, partial(_refuse_pickles, model)))
     check_model(folder, model)
     return folder
+
+
+def fetch_for_workers(model: str) -> None:
+    """Fetches a model ahead of Ray's workers where this machine is the only node: its progress is seen here alone.
+
+    Raises:
+        UserError: As `local_model`.
+        AtlasError: As `local_model`.
+    """
+    if "://" not in model:
+        return
+    import ray
+
+    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
+    if hosts == [socket.gethostname()]:
+        local_model(model)
+    else:
+        console.print(f"{model} is fetched by every node that uses it, once")
 
 
 def check_model(folder: str, model: str | None = None) -> None:

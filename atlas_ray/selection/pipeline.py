@@ -18,6 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.source import fetch_for_workers
 from atlas_ray.runs import placement
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
@@ -173,6 +174,7 @@ def _perplexity(
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
     # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
     refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
+    fetch_for_workers(selector.model)
     gpus = placement.gpus()
     # A whole number of workers to a GPU, lest the last ones find no room.
     share = 1 / ceil(selector.workers / gpus) if gpus else 0.0

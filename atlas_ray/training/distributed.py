@@ -28,6 +28,7 @@ import pyarrow as pa
 
 from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.source import fetch_for_workers
 from atlas_ray.runs import placement
 from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, reachable
@@ -126,6 +127,7 @@ def train(
                 progress(metrics)
 
         connect(config.ray)
+        fetch_for_workers(config.model)
         with Follower(folder, follow):
             reached = _fit(job, corpus)
     if reached < total:
