@@ -151,11 +151,13 @@ def evaluate(
         return _show(settings, *plan_lines(settings))
     from rich.console import Console
 
+    from atlas_ray.evaluation.provenance import other_tasks
     from atlas_ray.evaluation.stage import comparisons
     from atlas_ray.report.tables import evaluation_table
     from atlas_ray.report.terminal import paired_table
 
-    Console().print(evaluation_table(stage(settings, clean=clean)))
+    results = stage(settings, clean=clean)
+    Console().print(evaluation_table(results, other_tasks(settings.tasks, settings.environments)))
     if found := comparisons(settings):
         Console().print(paired_table(found))
 

@@ -205,7 +205,9 @@ def test_what_an_extra_arm_costs_is_said_before_it_is_included(tmp_path: Path) -
     )
     config = load_recipe(write(tmp_path, own=common + f"runs: {tmp_path}\n" + text))
     (line,) = [line for line in plan_lines(Recipe(config)) if "--with" in line]
-    assert line.startswith("not included, add it by --with paid: steps by `llm`, at most 30%; 215 calls of gpt-4o")
+    assert line.startswith(
+        "not included, add it by --with paid: steps by `llm`, at most 30%, by the paper's prompt; 215 "
+    )
     assert line.endswith("at list price")
     assert "dollars for endpoints: none" in plan_lines(Recipe(config))
     assert not [line for line in plan_lines(Recipe(config, ["paid"])) if "not included" in line]

@@ -164,7 +164,8 @@ def _names(stage: str) -> set[str]:
 def selector_words(selector: SelectorConfig) -> str:
     """A selector and its budget in words."""
     ratio = getattr(selector, "ratio", None)
-    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "")
+    prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
+    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt
 
 
 def _select(config: SelectConfig) -> None:

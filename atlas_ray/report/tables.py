@@ -106,8 +106,16 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal."""
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]], other_tasks: Mapping[str, str] | None = None
+) -> RichTable:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
+    """
+    given = {"other_tasks": other_tasks or {}}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
     table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
@@ -116,7 +124,7 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
             lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
-                cell.env,
+                _marked(cell.env, given),
                 percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
@@ -127,7 +135,8 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
             if cell.flagged:
                 flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
     marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    table.caption, table.caption_justify = "\n".join([*flags, *overflow_notes(marked)]) or None, "left"
+    notes = [*_other_tasks(given), *flags, *overflow_notes(marked)]
+    table.caption, table.caption_justify = "\n".join(notes) or None, "left"
     return table
 
 

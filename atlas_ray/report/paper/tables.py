@@ -353,4 +353,4 @@ def _whose_tasks(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRun
         if env in runs.other_tasks:
             by_words.setdefault(runs.other_tasks[env], []).append(env)
     for words, envs in by_words.items():
-        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures, and in no average that is."
+        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures; not in averages that are."
