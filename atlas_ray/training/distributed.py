@@ -111,7 +111,7 @@ def train(
     from atlas_ray.runs.cluster import connect
 
     begun = time.monotonic()
-    chat = ChatFormat.load(config.model)
+    chat = ChatFormat.load(config.model, template=config.chat_template)
     corpus = tokens_for(config, trajectories, chat, partial(render_on_ray, config, chat))
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     show(prepared, chat)
@@ -163,7 +163,7 @@ def render_on_ray(
     refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
     rendered = from_arrow_refs(refs).map_batches(
         _render,  # type: ignore[arg-type]
-        fn_kwargs={"model": reachable(config.model)},
+        fn_kwargs={"model": reachable(config.model), "template": config.chat_template},
         batch_size=None,
         batch_format="pyarrow",
     )
@@ -180,10 +180,10 @@ def render_on_ray(
         ) from error
 
 
-def _render(table: pa.Table, model: str) -> pa.Table:
+def _render(table: pa.Table, model: str, template: str | None) -> pa.Table:
     """One task's chunk; an error of our own travels as a row, for Ray Data would hand on its text alone."""
     try:
-        rendered, error = pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model))), None
+        rendered, error = pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model, template))), None
     except AtlasError as failure:
         nothing = np.zeros(0, np.int32)
         rendered, error = TOKENS.to_table([Tokens("", nothing, nothing)]), json.dumps([failure.what, failure.remedy])
@@ -191,9 +191,9 @@ def _render(table: pa.Table, model: str) -> pa.Table:
 
 
 @cache
-def _chat_format(model: str) -> ChatFormat:
+def _chat_format(model: str, template: str | None) -> ChatFormat:
     """Loaded once in a process, which runs many tasks."""
-    return ChatFormat.load(model)
+    return ChatFormat.load(model, template=template)
 
 
 def _fit(job: Job, corpus: Corpus) -> int:

@@ -283,7 +283,8 @@ def estimate_lines(config: TrainConfig) -> list[str]:
         lines.append(f"{config.selection} is not finished: counted as if all steps were chosen")
     training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
     sample = training[:: max(1, len(training) // _SAMPLE)]
-    prepared = prepare(config, Corpus.of(sample, ChatFormat.load(config.model)), sample, selections)
+    chat = ChatFormat.load(config.model, template=config.chat_template)
+    prepared = prepare(config, Corpus.of(sample, chat), sample, selections)
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count = round(scale * len(prepared.examples))
     tokens = scale * sum(example.length for example in prepared.examples)

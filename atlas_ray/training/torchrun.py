@@ -52,7 +52,7 @@ def train_here(config: TrainConfig) -> None:
             drop_checkpoints(config)
         return
     selections = None if config.selection is None else read_selection(config.selection)
-    trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model)
+    trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model, template=config.chat_template)
     if not first:
         dist.barrier()  # the first process renders
     corpus = tokens_for(config, trajectories, chat, partial(render, chat=chat))
