@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,22 +15,6 @@ from atlas_ray.training.job import figures_of, make_job
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import Job, run_worker
 from atlas_ray.types import Selection, Trajectory
-
-
-class OneFolder:
-    """Checkpoints of one process, all of them kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield max(self.folder.glob("*"), default=None)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        path = self.folder / f"{step:06d}"
-        path.mkdir(parents=True)
-        write(path)
 
 
 def run_alone(
@@ -48,7 +30,7 @@ def run_alone(
     """
     chat = ChatFormat.load(config.model, template=config.chat_template)
     prepared, job = make_job(config, chat, Corpus.of(trajectories, chat), trajectories, selections)
-    reached = run_worker(job, OneFolder(Path(config.run) / "checkpoints"), torch.device("cpu"), stop)
+    reached = run_worker(job, torch.device("cpu"), stop)
     folder = RunFolder(config.run)
     write_tokenizer(folder, chat.tokenizer)
     return reached, figures_of(prepared, job, folder), job
