@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from atlas_ray.config import (
     PLACEMENT,
+    BackboneConfig,
+    ChatTemplate,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -38,14 +40,10 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     return found
 
 
-class ModelConfig(Strict):
+class ModelConfig(BackboneConfig):
     """A model as it is: a folder or hub id, or with `endpoint` the name that an OpenAI-compatible endpoint gives it."""
 
-    path: str
     revision: str | None = Field(None, description="of the hub; pin one to make a run repeatable")
-    max_model_len: int | None = Field(
-        None, ge=16, description="context, where the engine's own setting is not to be used"
-    )
     endpoint: EndpointConfig | None = None
 
 
@@ -102,12 +100,24 @@ class EvaluateConfig(Strict):
         # named by itself, an environment has its own number
         return values | {"tasks": tasks | {k: v for k, v in values["tasks"].items() if k in tasks}}
 
+    @model_validator(mode="after")
+    def _one_cap_for_all(self) -> Self:
+        for name, model in self.models.items():
+            own = model.max_model_len if isinstance(model, ModelConfig) else None
+            if own is not None and own > self.engine.cap:
+                raise ValueError(
+                    f"the model `{name}` asks for a context of {own}, but all models of a comparison have "
+                    f"{self.engine.cap}: raise engine.max_model_len for all, or leave the model's out"
+                )
+        return self
+
 
 class VerifyConfig(Strict):
     """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
     run: Annotated[str, PLACEMENT] = "runs/verify"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     data: DataConfig
     selection: str = Field(description="run folder of a selection of the same data")
     iterative: bool = Field(True, description="also one episode with the critical steps put in")

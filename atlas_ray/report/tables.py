@@ -90,6 +90,8 @@ def success_table(results: Mapping[str, Any]) -> Table:
         (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
     )
     notes += _other_tasks(results)
+    notes += context_notes({arm["name"]: arm["context"] for arm in arms})
+    notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
@@ -106,8 +108,29 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal."""
+def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
+    """What conversations could have in tokens, by model, where it is known; those that could have less by name."""
+    known = {name: context for name, context in contexts.items() if context is not None}
+    if not known:
+        return []
+    most = max(known.values())
+    less = [f"{name} {context:,}" for name, context in known.items() if context < most]
+    return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
+
+
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]],
+    other_tasks: Mapping[str, str] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> RichTable:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
+        failures: Why models could not be loaded: they stand there without figures.
+    """
+    given = {"other_tasks": other_tasks or {}}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
     table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
@@ -116,7 +139,7 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
             lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
-                cell.env,
+                _marked(cell.env, given),
                 percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
@@ -126,8 +149,12 @@ def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> Rich
             )
             if cell.flagged:
                 flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
+    for model in failures or {}:
+        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
     marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    table.caption, table.caption_justify = "\n".join([*flags, *overflow_notes(marked)]) or None, "left"
+    said = [*_other_tasks(given), *flags, *overflow_notes(marked)]
+    said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
+    table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
 
 
@@ -189,7 +216,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
                     Cell(percent(cell.get("overflowed"), 0)),
-                    Cell(excluded or "none"),
+                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
                 ]
             )
     titles = ("episodes", "tasks", "success", "reward", "progress")

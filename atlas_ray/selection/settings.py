@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from atlas_ray.config import (
     PLACEMENT,
+    ChatTemplate,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -110,11 +111,14 @@ class PerplexitySelector(Strict):
     name: Literal["perplexity"] = "perplexity"
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
-    dtype: Literal["bfloat16", "float32"] = "float32"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPU")
     engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
-    workers: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    workers: Annotated[int | None, PLACEMENT] = Field(
+        None, ge=1, description="null: one to each GPU of the cluster, one on CPU"
+    )
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
 
@@ -145,6 +149,7 @@ class ValueSelector(Strict):
 
     name: Literal["value"] = "value"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     rollouts: int = Field(5, ge=1)
     temperature: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import PLACEMENT, DataConfig, LabelSelector, RayConfig, Strict
+from atlas_ray.config import PLACEMENT, ChatTemplate, DataConfig, LabelSelector, RayConfig, Strict
 from atlas_ray.trajectories.settings import CollectConfig
 
 Objective = Literal["token", "step", "trajectory"]
@@ -29,6 +29,9 @@ class TrainConfig(Strict):
 
     run: Annotated[str, PLACEMENT] = "runs/train"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(
+        None, description="of the model, where its tokenizer's is not used; the trained model brings it along"
+    )
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
     rendered: Annotated[str | None, PLACEMENT] = Field(
@@ -64,7 +67,12 @@ class TrainConfig(Strict):
     memory_gb: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="of one worker's device, for the estimate; None: looked up"
     )
-    checkpoint_steps: int = Field(25, ge=1)
+    checkpoint_steps: Annotated[int, PLACEMENT] = Field(
+        25, ge=1, description="optimizer steps between checkpoints; each epoch ends in one"
+    )
+    keep_checkpoint: Annotated[bool, PLACEMENT] = Field(
+        False, description="keep the last one of a finished run: twelve bytes a weight"
+    )
     max_failures: Annotated[int, PLACEMENT] = Field(2, ge=0)
     seed: int = 0
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
