@@ -36,9 +36,7 @@ _ATTEMPTS = 3  # at something that changes while it is fetched
 _MB = 1_000_000
 _SHOWN = 10_000_000  # bytes from which on progress is shown
 _SPARE = 64 << 20  # bytes of the disk that are left free at least
-_FREE_SHARE = (
-    0.1  # of the disk that is left free while there are old copies to delete; Ray refuses to work from 0.05 on
-)
+_FREE_SHARE = 0.1  # of the disk that is left free while there are old copies to delete; Ray wants 0.05
 _LATELY_SECONDS = 3600.0  # within which a copy that was asked for may still be read
 _ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
 _WAITS = "another process fetches it"
@@ -120,7 +118,7 @@ def copies() -> list[Copy]:
     for address in cache_folder().glob(f"*/{_ADDRESS}"):
         home = address.parent
         size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
-        used = max(path.stat().st_mtime for path in home.iterdir())
+        used = max((path.stat().st_mtime for path in home.iterdir() if path.is_dir()), default=0.0)
         found.append(Copy(address.read_text(), home, size, used))
     return sorted(found, key=lambda copy: (-copy.size, copy.uri))
 
