@@ -144,20 +144,19 @@ def evaluate(
 ) -> None:
     """Play test tasks with one or several models in live environments."""
     settings = _load("EvaluateConfig", config, set_, run=run)
-    from atlas_ray.evaluation.stage import evaluate as stage
-    from atlas_ray.evaluation.stage import plan_lines
+    from atlas_ray.evaluation import stage
 
     if dry_run:
-        return _show(settings, *plan_lines(settings))
-    from rich.console import Console
+        return _show(settings, *stage.plan_lines(settings))
+    from atlas_ray.errors import ModelUnavailable
+    from atlas_ray.report.terminal import print_evaluation
 
-    from atlas_ray.evaluation.stage import comparisons
-    from atlas_ray.report.tables import evaluation_table
-    from atlas_ray.report.terminal import paired_table
-
-    Console().print(evaluation_table(stage(settings, clean=clean)))
-    if found := comparisons(settings):
-        Console().print(paired_table(found))
+    try:
+        stage.evaluate(settings, clean=clean)
+    except ModelUnavailable:  # what the others reached is shown as well
+        print_evaluation(settings)
+        raise
+    print_evaluation(settings)
 
 
 @app.command()
@@ -321,13 +320,16 @@ def view_mask(
         str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")
     ] = None,
     trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="Built-in name or file; the tokenizer's own else.")
+    ] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""
     from rich.console import Console
 
     from atlas_ray.training.view import view
 
-    Console().print(view(data, model, selection, trajectory))
+    Console().print(view(data, model, selection, trajectory, chat_template))
 
 
 @trajectories_app.command("stats")

@@ -9,14 +9,32 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from atlas_ray.errors import UserError
+from atlas_ray.models.template import read_template
 from atlas_ray.runs.address import refuse_credentials
+
+CONTEXT = 8192  # tokens that every model of a comparison gets, or fewer where it was made for fewer
+
+# In place of the tokenizer's own: the name of a built-in one, a file, or Jinja text; settings hold the text.
+ChatTemplate = Annotated[str, AfterValidator(read_template)]
+
+
+class Placement(Enum):
+    """Marks a setting of where or how fast a run goes, which changes nothing about its results: it may differ when the
+    run is resumed. `ADDRESSES`: of a mapping the values alone, e.g. where a server stands, not which there are."""
+
+    FREE = "free"
+    ADDRESSES = "addresses"
+
+
+PLACEMENT = Placement.FREE
 
 
 class Strict(BaseModel):
@@ -61,24 +79,51 @@ LabelSelector = dict[str, str]
 class EngineConfig(Strict):
     """One vLLM engine replica and how many of them."""
 
-    replicas: int = Field(1, ge=1)
-    tensor_parallel: int = Field(1, ge=1)
+    replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    max_model_len: int | None = Field(None, ge=16)
-    max_num_seqs: int = Field(256, ge=1, description="sequences that the engine decodes at once")
-    episodes_in_flight: int = Field(256, ge=1, description="per replica")
-    gpu_memory_utilization: float = Field(0.9, gt=0, le=1)
-    cpu_kv_cache_gb: int = Field(1, ge=1, description="key-value cache where the engine runs on CPU")
-    label_selector: LabelSelector | None = Field(
+    max_model_len: int | None = Field(
+        None, ge=16, description=f"context in tokens, at most the model's own; models that are compared: {CONTEXT}"
+    )
+    max_num_seqs: Annotated[int, PLACEMENT] = Field(256, ge=1, description="sequences that the engine decodes at once")
+    episodes_in_flight: Annotated[int, PLACEMENT] = Field(256, ge=1, description="per replica")
+    gpu_memory_utilization: Annotated[float, PLACEMENT] = Field(0.9, gt=0, le=1)
+    cpu_kv_cache_gb: Annotated[int, PLACEMENT] = Field(
+        1, ge=1, description="key-value cache where the engine runs on CPU"
+    )
+    label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
         None, description="labels of the nodes it runs on; None: `group: rollout` where the cluster has such nodes"
     )
-    start_s: float = Field(900.0, gt=0, description="that an engine may take to start; raise it for slow storage")
+    start_s: Annotated[float, PLACEMENT] = Field(
+        900.0, gt=0, description="that an engine may take to start; raise it for slow storage"
+    )
+
+    @property
+    def cap(self) -> int:
+        """Tokens that every model of a comparison gets at most, whatever it was made for."""
+        return self.max_model_len or CONTEXT
+
+    def capped(self, own: int | None = None) -> Self:
+        """The same with the cap written down: `own` where a model is to get less."""
+        return self.model_copy(update={"max_model_len": min(self.cap, own or self.cap)})
+
+
+class BackboneConfig(Strict):
+    """A model to start from: a folder or hub id, with what its files do not say."""
+
+    path: str
+    chat_template: ChatTemplate | None = Field(
+        None, description="built-in name, file or Jinja text; the tokenizer's own else"
+    )
+    max_model_len: int | None = Field(
+        None, ge=16, description="context of this model alone, where it is to be less than the cap of all"
+    )
 
 
 class EnvironmentsConfig(Strict):
     """Servers by environment; an environment without one is the built-in of that name."""
 
-    servers: dict[str, list[str]] = {}
+    servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
         None,
         description="numbers of ALFWorld's games, for data that calls them by task and trial: AgentGym's checkout or "
@@ -88,7 +133,7 @@ class EnvironmentsConfig(Strict):
         {},
         description="AgentBoard's checkout or data set, of `jericho` and `pddl`: its tasks in place of the built-in",
     )
-    timeout_s: float = Field(60.0, gt=0, description="of one request")
+    timeout_s: Annotated[float, PLACEMENT] = Field(60.0, gt=0, description="of one request")
     replay_tolerance: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         {},
         description="environment -> share of an answer's words and numbers that may differ where recorded steps are "
@@ -118,11 +163,11 @@ class LimitsConfig(Strict):
 class EndpointConfig(Strict):
     """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
 
-    base_url: str = "https://api.openai.com/v1"
+    base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
     api_key_env: str = "OPENAI_API_KEY"
-    timeout_s: float = Field(120.0, gt=0)
-    concurrency: int = Field(64, ge=1)
-    max_retries: int = Field(6, ge=0)
+    timeout_s: Annotated[float, PLACEMENT] = Field(120.0, gt=0)
+    concurrency: Annotated[int, PLACEMENT] = Field(64, ge=1)
+    max_retries: Annotated[int, PLACEMENT] = Field(6, ge=0)
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -250,6 +295,9 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
         close = difflib.get_close_matches(str(given.get("name")), _tags(model), 1)
         hint = f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(_tags(model))}"
         return f"unknown `{key}.name` {given.get('name')!r}; {hint}"
+    message = message.removeprefix("Value error, ")
+    if not key:  # of the whole file, which need not be shown again
+        return message
     return f"`{key}`: {message[0].lower()}{message[1:]}" + (f" (got {given!r})" if given is not None else "")
 
 
@@ -263,11 +311,22 @@ def _tags(union: Any) -> list[str]:
 
 
 def _by_tag(model: Any, tag: str) -> Any:
-    """The member of a union of models whose `name` is `tag`."""
-    members = typing.get_args(model) if isinstance(model, types.UnionType) or typing.get_args(model) else ()
-    for member in members:
-        if getattr(member, "model_fields", {}).get("name", None) is not None and (
-            member.model_fields["name"].default == tag
-        ):
+    """The member of a union of models whose `name`, or class, is `tag`."""
+    for member in _members(model):
+        named = getattr(member, "model_fields", {}).get("name")
+        if tag in (getattr(member, "__name__", ""), named.default if named is not None else None):
             return member
     return model
+
+
+def _members(union: Any) -> list[Any]:
+    """The types of a union, whatever is annotated to it or to them; none of what is no union."""
+    if typing.get_origin(union) is typing.Annotated:
+        union = typing.get_args(union)[0]
+    if typing.get_origin(union) not in (typing.Union, types.UnionType):
+        return []
+    return [kind for part in typing.get_args(union) for kind in (_members(part) or [_bare(part)])]
+
+
+def _bare(kind: Any) -> Any:
+    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind

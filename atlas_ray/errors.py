@@ -26,6 +26,14 @@ class UserError(AtlasError):
     exit_code = 2
 
 
+class PlacementError(UserError):
+    """The cluster has no room for what a stage asks for, whichever model it is."""
+
+
+class ModelUnavailable(AtlasError):
+    """A model cannot be loaded; the reason is written down, and what does not need it is done or goes on."""
+
+
 def together(problems: Sequence[UserError]) -> UserError:
     """One error of several, each with its own remedy.
 

@@ -72,13 +72,15 @@ class Game:
 class AgentGym:
     """One environment's server. `log` holds every request: (endpoint, body or query).
 
-    `told` are first observations by task, where they are not the game's own; `vocabulary` is wordle's.
+    `told` are first observations by task, where they are not the game's own; `vocabulary` is wordle's, `names` are of
+    alfworld's games.
     """
 
     env: str
     games: dict[int, Game] = field(default_factory=dict)
     log: list[tuple[str, Any]] = field(default_factory=list)
     told: dict[int, str] = field(default_factory=dict)
+    names: dict[int, str] = field(default_factory=dict)
     vocabulary: list[str] = field(default_factory=lambda: ["crane", "solar"])
 
     def __post_init__(self) -> None:
@@ -159,7 +161,7 @@ class AgentGym:
                 about = {"task_name": "boil", "var_num": 0, "task_description": f"Task Description: {index}"}
                 return web.json_response({**about, **plain, "score": 0, "deleted": False})
             case "alfworld":
-                kept = {"id": number, "observation": game.text, "task_type": "look_at_obj"}
+                kept = {"id": number, "observation": game.text, "task_type": self.names.get(index, "look_at_obj")}
                 return web.json_response({**kept, "available_actions": ["go 1", "look"]})
         return web.json_response(self._goal(game) if self.tool else plain)
 

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from atlas_ray.config import validate
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.template import TEMPLATES, read_template
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.training.export import write_tokenizer
 from atlas_ray.types import Message
 from tests.tiny import LLAMA_TEMPLATE, MISTRAL_TEMPLATE, QWEN_TEMPLATE, REWRITING_TEMPLATE, WORDS, tiny_tokenizer
 
@@ -180,3 +187,54 @@ def test_conversations_start_with_a_user_turn(roles: list[str]) -> None:
         CHATS["llama"].render([Message(role, "go") for role in roles])  # type: ignore[arg-type]
     with pytest.raises(DataError, match="must"):
         CHATS["llama"].opening([Message("user", "go"), Message("assistant", "OK")])
+
+
+LLAMA_2 = {
+    "agentlm": "<s>[INST] <<SYS>>\nYou are a helpful, respectful and honest assistant.\n<</SYS>>\n\n"
+    "go left [/INST] OK </s><s>[INST] the wall is here [/INST] Thought: see\nAction: go up </s><s>[INST] win [/INST]",
+    "agentevol": "<s>[INST] go left [/INST] OK</s><s>[INST] the wall is here [/INST] Thought: see\nAction: go up</s>"
+    "<s>[INST] win [/INST]",
+}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_built_in_templates_write_turns_as_the_models_were_trained_on_them(name: str) -> None:
+    tokenizer = tiny_tokenizer("", "</s>")
+    with pytest.raises(UserError, match="has no chat template"):
+        ChatFormat(tokenizer)
+    tokenizer.chat_template = read_template(name)
+    chat = ChatFormat(tokenizer)
+    assert chat._template(CONVERSATION) == LLAMA_2[name]
+    rendered = chat.render(CONVERSATION)
+    spans = [rendered.ids[start:end] for start, end in filter(None, rendered.spans)]
+    assert all(chat.tokenizer.decode(ids).endswith("</s>") for ids in spans)
+    appended = chat.opening(CONVERSATION[:1]) + chat.reply("OK") + chat.observation("the wall is here")
+    assert appended == chat.opening(CONVERSATION[:3])
+    with_system = chat._template([Message("system", "rule"), *CONVERSATION[:1]])
+    assert "rule" in with_system
+    assert "helpful" not in with_system
+
+
+def test_a_template_is_a_name_a_file_or_its_own_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.jinja").write_text(LLAMA_TEMPLATE)
+    (tmp_path / "no.jinja").write_text("hello")
+    assert read_template(str(tmp_path / "mine.jinja")) == read_template(LLAMA_TEMPLATE) == LLAMA_TEMPLATE
+    models = {"a": {"path": "x", "chat_template": str(tmp_path / "mine.jinja")}}
+    found = validate(EvaluateConfig, {"models": models, "tasks": {"maze": 1}})
+    assert getattr(found.models["a"], "chat_template", None) == LLAMA_TEMPLATE  # in the manifest stands the text
+    for bad, why in ((str(tmp_path / "none"), "No such file"), (str(tmp_path / "no.jinja"), "holds no Jinja")):
+        models["a"]["chat_template"] = bad
+        with pytest.raises(UserError, match=rf"`models.a.chat_template`.*{why}"):
+            validate(EvaluateConfig, {"models": models, "tasks": {"maze": 1}})
+
+
+def test_a_model_without_a_template_is_loaded_with_one_and_handed_on_with_it(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer("")
+    tokenizer.chat_template = None
+    tokenizer.save_pretrained(tmp_path / "bare")
+    with pytest.raises(UserError, match=r"has no chat template\n.*set the model's chat_template"):
+        ChatFormat.load(str(tmp_path / "bare"))
+    chat = ChatFormat.load(str(tmp_path / "bare"), template=LLAMA_TEMPLATE)
+    assert chat.render(CONVERSATION) == CHATS["llama"].render(CONVERSATION)
+    write_tokenizer(RunFolder(str(tmp_path / "trained")), chat.tokenizer)
+    assert ChatFormat.load(str(tmp_path / "trained" / "model")).render(CONVERSATION) == chat.render(CONVERSATION)

@@ -107,6 +107,16 @@ async def test_swapped_weights_are_as_good_as_fresh_ones(engine: VllmPolicy, tin
     assert engine._engine is kept
 
 
+async def test_a_model_that_is_refused_leaves_the_engine_as_it_was(engine: VllmPolicy, tmp_path: Path) -> None:
+    own, kept = await converse_all(engine, range(3), DRAWN, 3), engine._engine
+    (tmp_path / "tokenizer_config.json").write_text("{ no json")
+    for bad in (str(tmp_path / "nowhere"), str(tmp_path)):
+        with pytest.raises(UserError, match="cannot load a tokenizer"):
+            await engine.load(replace(engine.spec, name="bad", model=bad))
+    assert (engine.name, engine._engine) == ("tiny", kept)
+    assert await converse_all(engine, range(3), DRAWN, 3) == own
+
+
 async def test_a_full_context_ends_the_conversation(engine: VllmPolicy) -> None:
     speaker = engine.open(TASK, opening(0), Sampling(0.0, 4000))
     speaker.repeat(sentence(random.Random(0), engine.context - 200))

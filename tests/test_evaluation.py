@@ -73,16 +73,31 @@ class Metered(ScriptedPolicy):
         return speaker
 
 
+UNUSABLE = {
+    "refused": UserError("it has no chat template", "set one"),
+    "jammed": ModelFailure("the engine does not start: out of memory"),
+}
+
+
 @dataclass(frozen=True)
 class Scripted:
-    """Stands where `EngineSpec` does; the model says who plays, or names the file while which nobody can."""
+    """Stands where `EngineSpec` does; the model says who plays, or names the file while which nobody can.
+
+    One of `UNUSABLE` cannot be loaded before there is a file of its name.
+    """
 
     name: str
     model: Any
     config: Any
+    revision: str | None = None
+    chat_template: str | None = None
     gpus: int = 0
 
     async def build(self) -> Policy:
+        if (error := UNUSABLE.get(Path(self.model).name)) is not None:
+            if not Path(self.model).exists():
+                raise error
+            return ScriptedPolicy("expert")
         if self.name == "metered":
             return Metered(self.model)
         return Flaky(self.model) if "/" in self.model else ScriptedPolicy(self.model)

@@ -150,6 +150,7 @@ def test_items_in_their_published_forms_are_played(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(Knowing()))
     named = write_eval(tmp_path / "eval", alfworld=["_".join(TRIALS[0]), "/".join(TRIALS[1])])
     servers = {env: AgentGym(env) for env in KNOWN}
+    servers["alfworld"].names = {number: "/".join(trial) for number, trial in TRIALS.items()}
     with ExitStack() as stack:
         at = {env: [stack.enter_context(served(server.app()))] for env, server in servers.items()}
         mappings = write_mappings(tmp_path / "AgentGym")

@@ -189,7 +189,12 @@ def test_a_disk_that_is_too_small(model: str, store: Store, monkeypatch: pytest.
     assert store.read() == []
 
 
-def test_progress_is_shown_in_megabytes(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_shown_in_megabytes_unless_there_are_few(
+    model: str, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    local_copy(model, suffixes=(".json",))
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(module, "_SHOWN", 1_000_000)
     local_copy(model)
     shown = capsys.readouterr().err.replace("\n", "")
     assert "fetch s3://bucket/runs/gold/model" in shown

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import math
+import re
 
 import pytest
+from rich.console import Console
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.evaluation.metrics import bootstrap, summarise, wilson
+from atlas_ray.report.tables import evaluation_table
 from atlas_ray.types import Episode, StopReason
 
 SPEC = EnvironmentSpec("maze", "in", 15, "success", "first")
@@ -94,3 +98,18 @@ def test_nothing_played_has_no_figures() -> None:
     found = summarise([], SPEC, 5)
     assert (found.n, found.success, found.ci95, found.reward, found.progress) == (0, None, None, None, None)
     assert found.flagged
+
+
+def test_a_cell_that_lost_episodes_looks_suspicious_on_the_screen() -> None:
+    lost = [episode(n, 0.0, stop=StopReason.ENV_ERROR) for n in range(25, 40)]
+    played = [episode(n, 1.0) for n in range(25)]
+    console = Console(width=120, record=True, file=io.StringIO())
+    shown = {"tuned": [summarise([*played, *lost], SPEC, 40)], "base": [summarise([*played[:24], *lost], SPEC, 40)]}
+    console.print(evaluation_table(shown | {"whole": [summarise(played, SPEC, 25)]}))
+    text = console.export_text()
+    assert re.search(r"tuned +maze +100.0 \u2020 .* 25 of 40 +env_error 15", text)
+    assert (
+        "\u2020 tuned, maze: the figures are of 25 episodes alone; 15 failed for reasons of infrastructure"
+        in " ".join(text.split())
+    )
+    assert re.search(r"whole +maze +100.0 +\d.* 25 +-", text)

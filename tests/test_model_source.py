@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import LlamaConfig
 
 from atlas_ray.config import DataConfig, EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.engine import EngineSpec, server_options
-from atlas_ray.models.source import TRUST_VARIABLE, check_model, weights
+from atlas_ray.models.engine import EngineSpec, _options, server_options
+from atlas_ray.models.source import TRUST_VARIABLE, check_model, longest, weights
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Message, Trajectory
 
@@ -111,3 +112,20 @@ def test_other_folders_are_left_to_the_loaders(tmp_path: Path) -> None:
     check_model(str(tmp_path))
     with pytest.raises(UserError, match="cannot load a tokenizer"):
         ChatFormat.load(str(tmp_path))
+
+
+def test_an_engine_gets_no_more_context_than_its_model_was_made_for(tmp_path: Path) -> None:
+    config = LlamaConfig(max_position_embeddings=1024)
+    config.save_pretrained(tmp_path / "plain")
+    config.rope_parameters = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+    config.save_pretrained(tmp_path / "stretched")
+    asked = EngineConfig().capped()
+    for name, lengths in (("plain", (1024, 512)), ("stretched", (4096, 512))):
+        model = str(tmp_path / name)
+        found = [_options(model, engine, cpu=True)["max_model_len"] for engine in (asked, asked.capped(512))]
+        assert tuple(found) == lengths
+        assert longest(model) == lengths[0]
+    assert _options(str(tmp_path / "plain"), EngineConfig(), cpu=False)["max_model_len"] is None
+    (tmp_path / "plain" / "config.json").write_text("{")
+    with pytest.raises(UserError, match="cannot load the configuration of"):
+        longest(str(tmp_path / "plain"))

@@ -11,9 +11,11 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.alfworld.mappings import game_of, numbers
 from atlas_ray.environments.numbers import numbered, unplayable
 from atlas_ray.environments.table import get
-from atlas_ray.errors import UserError
+from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task
+from tests.agentgym import AgentGym
 from tests.forms import TRIALS, write_mappings
+from tests.serving import remote, running
 
 TASK, TRIAL = TRIALS[1]
 FORMS = [
@@ -121,6 +123,19 @@ def test_a_mapping_that_is_none_is_said_to_be_none(content: str | None, complain
     [wrong] = unplayable([], EnvironmentsConfig(alfworld_mappings=str(file)))
     assert complaint in wrong.what
     assert "mappings_train.json" in wrong.remedy
+
+
+async def test_a_server_that_plays_another_game_under_the_number_is_found_out(tmp_path: Path) -> None:
+    settings = EnvironmentsConfig(servers=SERVED, alfworld_mappings=write_mappings(tmp_path / "AgentGym"))
+    task = numbered(Task("alfworld", f"{TASK}_{TRIAL}"), settings)
+    server = AgentGym("alfworld", names={1: f"{TASK}/{TRIAL}"})
+    async with running(server.app()) as url, remote("alfworld", url) as session:
+        assert (await session.reset(task)).observation.startswith("task 1, step 0")
+        server.names[1] = "/".join(TRIALS[0])
+        with pytest.raises(EnvironmentFailure, match=f"number 1 is the game {TRIALS[0][0]}") as failure:
+            await session.reset(task)
+        assert "environments.alfworld_mappings must be the server's own" in failure.value.remedy
+        await session.reset(Task("alfworld", "alfworld_1"))  # which says nothing of the game
 
 
 def test_a_folder_without_mappings_is_named(tmp_path: Path) -> None:

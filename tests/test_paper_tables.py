@@ -387,3 +387,12 @@ def test_files_of_every_form(tmp_path: Path) -> None:
     written = write_paper_tables(RunFolder(str(tmp_path)), paper_tables(NOTHING))
     assert len(written) == 28
     assert all((tmp_path / path).stat().st_size for path in written)
+
+
+def test_contexts_are_named_where_a_model_was_made_for_less() -> None:
+    arms = {name: arm(name, {"maze": [1]}, context=context) for name, context in (("a", 8192), ("b", 4096))}
+    rows = {"table1": {"atlas": "a", "agentlm-7b": "b"}}
+    notes = table("table1", PaperRuns(arms, rows)).notes
+    assert "Context: 8,192 tokens; less, for they were made for less: `b` 4,096." in notes
+    alone = table("table1", PaperRuns(arms, {"table1": {"atlas": "a"}})).notes
+    assert "Context: 8,192 tokens." in alone

@@ -15,10 +15,10 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.perplexity import engine_of, readable, select_perplexity
+from atlas_ray.selection.perplexity import dtype_of, engine_of, readable, select_perplexity, workers_of
 from atlas_ray.selection.perplexity_torch import TorchScorer, packs
 from atlas_ray.selection.perplexity_vllm import VllmScorer
-from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.pipeline import _with_dtype, select_steps
 from atlas_ray.selection.settings import PerplexitySelector
 from atlas_ray.types import Message, Selection, Trajectory
 from tests.test_selection import config_of, data_in
@@ -106,6 +106,27 @@ def test_the_hardest_steps_are_chosen() -> None:
     found = select_perplexity(expert(["a"] * 4), config, (2.0, 9.0, 3.0, 9.0))
     assert (found.chosen, found.scores, found.model) == ((2, 4), (2.0, 9.0, 3.0, 9.0), "m")
     assert "not a number" in (select_perplexity(expert(["a"]), config, (math.nan,)).error or "")
+
+
+def test_a_worker_to_each_gpu_in_bfloat16_unless_it_says_otherwise() -> None:
+    plain, told = PerplexitySelector(), PerplexitySelector(workers=3, dtype="float32")
+    assert [workers_of(plain, gpus, 100) for gpus in (0, 1, 8)] == [1, 1, 8]
+    assert (workers_of(plain, 8, 5), workers_of(told, 8, 100), workers_of(told, 0, 100)) == (5, 3, 3)
+    assert [dtype_of(plain, gpus) for gpus in (0, 0.5, 8)] == ["float32", "bfloat16", "bfloat16"]
+    assert {dtype_of(told, gpus) for gpus in (0, 8)} == {"float32"}
+    assert [engine_of(plain, gpus) for gpus in (0, 8)] == ["vllm", "torch"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_goes_on_in_the_number_format_in_which_it_began(tmp_path: Path) -> None:
+    def settled(clean: bool = False, **given: str) -> str:
+        config = config_of(tmp_path / "run", {"path": "x"}, {"name": "perplexity", **given})
+        return str(getattr(_with_dtype(config, RunFolder(config.run), clean).selector, "dtype", None))
+
+    assert settled() == "float32"  # no GPU here
+    begun = config_of(tmp_path / "run", {"path": "x"}, {"name": "perplexity", "dtype": "bfloat16"})
+    RunFolder(begun.run).begin(begun, stage="select")
+    assert [settled(), settled(dtype="float32"), settled(clean=True)] == ["bfloat16", "float32", "float32"]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
 from atlas_ray.types import Task, Trajectory
+from tests.agentgym import AgentGym
 from tests.fake_endpoint import FakeEndpoint
+from tests.forms import TRIALS, write_eval, write_mappings
 from tests.serving import served
 from tests.tiny import tiny_llama, tiny_tokenizer
 
@@ -146,6 +148,41 @@ def test_three_planted_faults_are_named_at_once(tmp_path: Path, recipe: Any, dea
     with pytest.raises(UserError, match="3 fault"):
         stages.run(stages.opened(file)[0])
     assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
+
+
+def test_agentevals_items_are_named_and_counted_before_any_stage(tmp_path: Path, recipe: Any) -> None:
+    recipe["evaluate"]["items"] = write_eval(tmp_path / "eval", alfworld=["_".join(TRIALS[0]), "/".join(TRIALS[1])])
+    recipe["evaluate"]["tasks"] = {"maze": 3, "alfworld": 4}
+    with served(AgentGym("alfworld").app()) as url:
+        recipe["environments"]["servers"]["alfworld"] = [url]
+        file = written(tmp_path, recipe)
+        with pytest.raises(UserError, match="1 fault"):
+            stages.run(stages.opened(file)[0])
+        assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
+        [said] = [words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("items")]
+        assert "names a game, and nothing tells its number at the server; 1 more are like it" in said
+        assert "| environments.alfworld_mappings takes AgentGym's checkout" in said
+        recipe["environments"]["alfworld_mappings"] = write_mappings(tmp_path / "AgentGym")
+        found = found_in(tmp_path, recipe)
+    assert failure_lines(found) == []
+    assert [f.detail for f in found if f.check == "items"] == [
+        "alfworld 4, maze 3",
+        "items: 5 rows of environments that are not known here are skipped: sqlgym 3, webarena 2",
+        "items: not asked for in evaluate.tasks: babyai 2, movie 2, sciworld 2, textcraft 2, todo 2, academia 2, "
+        "sheet 2, weather 2, webshop 2, wordle 2",
+    ]
+
+
+def test_trajectories_without_numbers_are_a_fault_where_episodes_start_from_them(
+    tmp_path: Path, recipe: Any, experts: list[Trajectory], dead: str
+) -> None:
+    game = replace(experts[0], id="x", env="alfworld", item_id="/".join(TRIALS[0]))
+    write_agenttraj(tmp_path / "data.json", [*experts, game])
+    recipe["expert"]["envs"] = ["maze", "textcraft", "alfworld"]
+    assert wrong_in(tmp_path, recipe) == {}  # to train on, a trajectory needs no server
+    recipe["arms"]["value"] = {"select": {"name": "value", "engine": {"max_model_len": 1024}}}
+    wrong = wrong_in(tmp_path, recipe)
+    assert "names a game of ALFWorld's, and the built-in world has others" in wrong[f"data {tmp_path / 'data.json'}"]
 
 
 def test_a_trajectory_that_ends_at_another_reward_or_is_answered_otherwise_is_named(

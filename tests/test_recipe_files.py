@@ -7,7 +7,10 @@ from typing import Any
 
 import pytest
 
+from atlas_ray.config import EngineConfig
 from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.models.template import read_template
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import plan_lines
 from atlas_ray.recipes.settings import load_recipe
@@ -146,7 +149,7 @@ def test_tiny_backbones_that_ask_for_the_same_novice_share_it(tmp_path: Path) ->
     text = f"arms: {{gold: {{name: gold}}, b: {{like: gold, start: wide}}}}\nbackbones: {{wide: {tiny}}}"
     found = recipe(tmp_path, text.replace("arms", f"base: {tiny}\narms", 1).replace("base: some/model\n", ""))
     assert list(found.collections()) == ["expert", "novice"]
-    assert found.train["b"].model == found.path_of("wide") == f"{tmp_path}/small/train/wide/model"
+    assert found.train["b"].model == found.start_of("wide").path == f"{tmp_path}/small/train/wide/model"
     assert found.train["wide"].model != found.train["base"].model
 
 
@@ -205,7 +208,9 @@ def test_what_an_extra_arm_costs_is_said_before_it_is_included(tmp_path: Path) -
     )
     config = load_recipe(write(tmp_path, own=common + f"runs: {tmp_path}\n" + text))
     (line,) = [line for line in plan_lines(Recipe(config)) if "--with" in line]
-    assert line.startswith("not included, add it by --with paid: steps by `llm`, at most 30%; 215 calls of gpt-4o")
+    assert line.startswith(
+        "not included, add it by --with paid: steps by `llm`, at most 30%, by the paper's prompt; 215 "
+    )
     assert line.endswith("at list price")
     assert "dollars for endpoints: none" in plan_lines(Recipe(config))
     assert not [line for line in plan_lines(Recipe(config, ["paid"])) if "not included" in line]
@@ -256,6 +261,75 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     assert any("needs keys in the environment: OPENAI_API_KEY" in line for line in plan)
 
 
+def test_what_scores_and_verifies_has_the_engines_that_evaluation_has() -> None:
+    found = Recipe(load_recipe(str(JOBS / "paper.yaml")))
+    engine = found.evaluations[""].engine
+    assert (engine.replicas, engine.max_model_len) == (4, 8192)
+    assert {c.engine for c in [*found.evaluations.values(), *found.verify.values()]} == {engine}
+    assert {found.select[name].selector.engine for name in ("babyai-value", "weather-value")} == {engine}  # type: ignore[union-attr]
+    perplexity = found.select["perplexity"].selector
+    assert (getattr(perplexity, "workers", 0), getattr(perplexity, "dtype", "")) == (4, "auto")
+    plan = "\n".join(plan_lines(found))
+    assert "select/babyai-value: " in plan
+    assert plan.count("; 4 engine replica(s)") == 2 + len(found.evaluations)
+    assert "one a trajectory; 4 worker(s), bfloat16 on GPUs" in plan
+    # the quickstart's own numbers stand
+    small = Recipe(load_recipe(str(JOBS / "quickstart.yaml"))).select
+    assert getattr(small["value"].selector, "engine", None) == EngineConfig(replicas=2)
+    assert getattr(small["perplexity"].selector, "workers", 0) is None
+
+
+def test_one_context_for_all_models_of_a_comparison(tmp_path: Path) -> None:
+    arms = "arms: {gold: {name: gold}, v: {name: value}, other: {like: gold, start: small}}\nverify: {}\n"
+    backbones = "backbones: {small: {path: org/small, max_model_len: 4096}}\n"
+    found = recipe(tmp_path, arms + backbones)
+    models = found.evaluations[""].models
+    assert found.evaluations[""].engine.cap == 8192
+    assert {name: getattr(model, "max_model_len", None) for name, model in models.items()} == {
+        "base": None,
+        "small": 4096,
+        "gold": None,
+        "v": None,
+        "other": 4096,
+    }
+    longer = recipe(tmp_path, arms + backbones + "train: {max_length: 16384}\n")
+    engines = [longer.evaluations[""].engine, longer.verify[0].engine, longer.select["v"].selector.engine]  # type: ignore[union-attr]
+    assert [engine.cap for engine in engines] == [16384] * 3
+    with pytest.raises(UserError, match=r"the model `m` asks for a context of 9000, but all models .* have 8192"):
+        recipe(tmp_path, arms + backbones + "models: {m: {path: org/m, max_model_len: 9000}}\n")
+
+
+def test_a_backbones_chat_template_goes_where_its_tokenizer_is_read(tmp_path: Path) -> None:
+    base = "base: {path: org/base, chat_template: agentlm}\n"
+    text = base + "arms: {p: {name: perplexity}, v: {name: value}, w: {name: value, model: org/w}}\n"
+    text += "verify: {}\nverify_arm: p\n"
+    found = Recipe(load_recipe(write(tmp_path, own=COMMON.replace("base: some/model\n", "") + text)))
+    template = read_template("agentlm")
+    selectors = [found.select[name].selector for name in ("p", "v", "w")]
+    assert [getattr(s, "chat_template", "") for s in selectors] == [template, template, None]
+    assert [getattr(s, "model", "") for s in selectors] == ["org/base", "org/base", "org/w"]
+    assert (found.train["p"].chat_template, found.verify[0].chat_template) == (template, template)
+    models = found.evaluations[""].models
+    assert models["base"] == ModelConfig(path="org/base", chat_template="agentlm")
+    assert models["p"] == found.at("train", "p", "model")  # it brings its template along
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("base: {pth: x}", r"unknown key `base.pth`; did you mean `path`\?"),
+        ("base: {path: x, endpoint: {}}", "unknown key `base.endpoint`"),
+        ("backbones: {b: {novice: {envs: [maze], tasks: 3}, layer: 3}}", "`backbones.b.layer`; did you mean `layers`"),
+        ("backbones: {b: {path: x, chat_template: none}}", "`backbones.b.chat_template`.*no chat template"),
+    ],
+)
+def test_a_wrong_backbone_is_held_against_what_it_is_meant_to_be(tmp_path: Path, text: str, complaint: str) -> None:
+    common = COMMON if text.startswith("backbones") else COMMON.replace("base: some/model\n", "")
+    with pytest.raises(UserError, match=complaint) as caught:
+        load_recipe(write(tmp_path, own=common + "arms: {a: {name: all}}\n" + text))
+    assert "valid string" not in str(caught.value)
+
+
 def test_the_laptops_recipe_is_the_same_graph() -> None:
     paper, laptop = (load_recipe(str(JOBS / f"{name}.yaml")) for name in ("paper", "paper-laptop"))
     assert list(laptop.arms) == list(paper.arms)
@@ -275,3 +349,15 @@ def test_a_tables_name_narrows_and_a_stages_name_picks() -> None:
     wanted, whole, names = opened(str(JOBS / "paper.yaml"), only=["table2", "select"])
     assert names == ["select"]
     assert set(wanted.arms) == {"all", "atlas", "non-critical"} < set(whole.arms)
+
+
+def test_the_plan_counts_what_training_takes_on_disk(tmp_path: Path) -> None:
+    arms = "arms: {all: {name: all}, gold: {name: gold, ratio: 0.3}}\nseeds: 2\nassume: {parameters: 8.0e9}\n"
+
+    def said(more: str) -> str:
+        (line,) = [line for line in plan_lines(recipe(tmp_path, arms + more)) if line.startswith("disk: ")]
+        return line
+
+    assert said("").startswith("disk: at most 256 GB = 64 GB of 4 trained models")  # 4 x 16 + 2 x 96
+    assert said("train: {keep_checkpoint: true}").startswith("disk: at most 544 GB = 448 GB")  # 4 x (16 + 96) + 96
+    assert said("train: {lora: {}}").startswith("disk: at most 64 GB")

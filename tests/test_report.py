@@ -12,13 +12,21 @@ import pytest
 from rich.console import Console
 
 from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.evaluation.metrics import summarise
 from atlas_ray.report.figures import draw
 from atlas_ray.report.gather import site_of
 from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
-from atlas_ray.report.tables import detail_table, print_tables, selector_table, success_table, verdict_table
+from atlas_ray.report.tables import (
+    detail_table,
+    evaluation_table,
+    print_tables,
+    selector_table,
+    success_table,
+    verdict_table,
+)
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 
@@ -167,6 +175,10 @@ def test_environments_with_other_tasks_than_the_papers_are_marked_in_every_table
         assert "blocksworld §" in texts, shown.title
         assert "blocksworld" not in texts
         assert f"§ blocksworld: {words}." in shown.notes
+    cells = [summarise([], SPECS["blocksworld"], 1, 0.02)]
+    terminal = evaluation_table({"base": cells}, {"blocksworld": words})
+    assert list(terminal.columns[1].cells) == ["blocksworld §"]
+    assert str(terminal.caption).splitlines()[0] == f"§ blocksworld: {words}."
     assert not any("§" in note for note in success_table(build_results(realistic())).notes)
 
 

@@ -6,12 +6,16 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Annotated, Any
 
 import pytest
 from pydantic import BaseModel
 
+from atlas_ray.config import PLACEMENT, validate
 from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.runs.folder import COMPACT_FROM, RunFolder, config_digest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
@@ -30,8 +34,8 @@ from atlas_ray.types import (
 
 class Config(BaseModel):
     seed: int = 0
-    run: str = "here"
-    workers: int = 1
+    run: Annotated[str, PLACEMENT] = "here"
+    workers: Annotated[int, PLACEMENT] = 1
     ratio: float = 0.3
 
 
@@ -91,6 +95,14 @@ def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record)
     assert folder.read(table) == [record]
 
 
+def test_episodes_of_a_folder_from_before_trajectories_were_recorded_are_read_and_gone_on_from(tmp_path: Path) -> None:
+    folder, whole = RunFolder(str(tmp_path)), EPISODES.to_table([an_episode(1)])
+    folder.write_table(EPISODES, whole.drop_columns(["trajectory"]))
+    folder.write_shard(EPISODES, [replace(an_episode(2), trajectory="maze/maze_2#2")])
+    assert [e.trajectory for e in folder.read(EPISODES)] == [None, "maze/maze_2#2"]
+    assert folder.done(EPISODES) == {"maze/maze_1@0+0", "maze/maze_2@0+0"}
+
+
 def test_an_episode_written_twice_is_counted_once_and_the_latest_wins(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path))
     folder.write_shard(EPISODES, [an_episode(1, error="engine died", reward=0.0), an_episode(2)])
@@ -147,6 +159,40 @@ def test_a_run_of_another_configuration_is_refused_and_the_keys_named(tmp_path: 
 def test_where_a_stage_runs_is_not_part_of_its_identity() -> None:
     assert config_digest(Config(workers=3)) == config_digest(Config())
     assert config_digest(Config(seed=1)) != config_digest(Config())
+
+
+def evaluation(server: str = "http://a:1", key: str = "http://x/v1", **given: Any) -> EvaluateConfig:
+    models = {name: {"path": f"{name}-model", "endpoint": {"base_url": key}} for name in ("cache", "run", "limits")}
+    values = {"models": models, "tasks": {"maze": 3}, "environments": {"servers": {"maze": [server]}}}
+    return validate(EvaluateConfig, values | given)
+
+
+def test_arms_may_be_called_as_settings_of_placement_are(tmp_path: Path) -> None:
+    folder, config = RunFolder(str(tmp_path)), evaluation()
+    folder.begin(config, stage="evaluate")
+    assert set(folder.read_json("manifest.json")["config"]["models"]) == {"cache", "run", "limits"}
+    changed = config.model_copy(update={"models": config.models | {"cache": "another"}})
+    with pytest.raises(UserError, match=r"models\.cache"):
+        folder.begin(changed, stage="evaluate")
+
+
+def test_a_run_goes_on_when_a_server_an_endpoint_or_the_retries_move(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.begin(evaluation(), stage="evaluate")
+    folder.begin(evaluation("http://b:2", "http://y/v1", retries=9, limits={"turn_s": 5}), stage="evaluate")
+    with pytest.raises(UserError, match=r"environments\.servers\.maze"):  # the built-in world has other tasks
+        folder.begin(evaluation(environments={}), stage="evaluate")
+
+
+def test_a_run_made_when_placement_was_told_by_name_goes_on(tmp_path: Path) -> None:
+    folder, config = RunFolder(str(tmp_path)), evaluation()
+    folder.begin(config, stage="evaluate")
+    manifest = folder.read_json("manifest.json")
+    held = manifest["config"] | {"retries": 2, "environments": {"servers": {"maze": ["http://a:1"]}}}
+    for model in held["models"].values():
+        model["endpoint"]["base_url"] = "http://x/v1"
+    folder.write_json("manifest.json", manifest | {"config": held})
+    folder.begin(config, stage="evaluate")
 
 
 def test_no_secret_reaches_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

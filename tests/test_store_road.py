@@ -26,7 +26,7 @@ from atlas_ray.training.distributed import train_agent
 from atlas_ray.training.estimate import memory_lines
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import LoraConfig
-from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.readers import Rejected, read_trajectories
 from tests.store import Store
 from tests.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, write_base
 
@@ -147,6 +147,16 @@ def test_an_adapter_names_its_base_where_everyone_finds_it(ray_cluster: None, st
     train_agent(config)
     adapter = Path(local_model(below(config.run, "model")))
     assert json.loads((adapter / "adapter_config.json").read_text())["base_model_name_or_path"] == base
+
+
+def test_an_unusable_row_is_named_by_its_uri(store: Store) -> None:
+    store.put("bucket/data/more/train.jsonl", b"{}\n")
+    rejected: list[Rejected] = []
+    read_trajectories(DataConfig(path=store.uri("bucket/data")), rejected)
+    assert [row.file for row in rejected] == [store.uri("bucket/data/more/train.jsonl")]
+    store.put("bucket/broken.json", b"[")
+    with pytest.raises(UserError, match=r"^s3://bucket/broken\.json.* is not valid JSON"):
+        read_trajectories(DataConfig(path=store.uri("bucket/broken.json")))
 
 
 def test_a_table_of_selections_in_a_store(store: Store, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import TypeVar
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
 from atlas_ray.environments.agentboard import with_agentboard
+from atlas_ray.environments.alfworld.mappings import game_of
 from atlas_ray.environments.protocol import (
     MALFORMED,
     EnvironmentSpec,
@@ -26,6 +27,7 @@ from atlas_ray.environments.protocol import (
 from atlas_ray.environments.requests import Fault, Refusal
 from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
+from atlas_ray.text import printable
 from atlas_ray.types import Task
 
 RECOVERIES = 3
@@ -93,7 +95,15 @@ class HttpSession:
 
         async def begin(attempt: int) -> str:
             lease = await self._take(attempt)
-            return await lease.reset(index)
+            text = await lease.reset(index)
+            named = game_of(task.item_id)
+            if named and lease.game and lease.game != named:
+                where, played = lease.connection.server, printable(lease.game)
+                raise EnvironmentFailure(
+                    f"alfworld at {where}: number {index} is the game {played}, and {named} was to be played",
+                    "environments.alfworld_mappings must be the server's own: AgentGym's, or the folder that it serves",
+                )
+            return text
 
         self._opening = await self._persist(begin)
         return Opening(self._instruction, self._opening)

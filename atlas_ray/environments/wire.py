@@ -83,12 +83,13 @@ class Lease:
     Attributes:
         since: When it was made, on the loop's clock.
         lost: Whether the server is known to have forgotten it.
+        game: What alfworld's server says that it plays, as TASK/TRIAL; else empty.
         quiet: Set while no request about it is in flight.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection, self.number = connection, number
-        self.since, self.lost = asyncio.get_running_loop().time(), False
+        self.since, self.lost, self.game = asyncio.get_running_loop().time(), False, ""
         self.quiet = asyncio.Event()
         self.quiet.set()
 
@@ -111,6 +112,7 @@ class Lease:
                 case "description":
                     text = body["task_description"] + "\n" + body["observation"]
                 case "actions":
+                    self.game = str(body.get("task_type") or "")
                     text = body["observation"] + AVAILABLE_ACTIONS + ",".join(body["available_actions"])
                 case _:
                     text = body["observation"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container
-from typing import Any
+from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
+    BackboneConfig,
+    ChatTemplate,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -37,21 +40,17 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     return found
 
 
-class ModelConfig(Strict):
+class ModelConfig(BackboneConfig):
     """A model as it is: a folder or hub id, or with `endpoint` the name that an OpenAI-compatible endpoint gives it."""
 
-    path: str
     revision: str | None = Field(None, description="of the hub; pin one to make a run repeatable")
-    max_model_len: int | None = Field(
-        None, ge=16, description="context, where the engine's own setting is not to be used"
-    )
     endpoint: EndpointConfig | None = None
 
 
 class EvaluateConfig(Strict):
     """Models in live environments; greedy, as AgentGym's evaluator."""
 
-    run: str = "runs/evaluate"
+    run: Annotated[str, PLACEMENT] = "runs/evaluate"
     models: dict[str, str | ModelConfig] = Field(description="arm name -> model folder or hub id")
     tasks: dict[str, int | None] = Field(
         description="environment, or suite (held_in, held_out) -> number of test tasks (null: all)"
@@ -67,12 +66,12 @@ class EvaluateConfig(Strict):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: int = Field(2, ge=0)
-    limits: LimitsConfig = LimitsConfig()
+    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
     @model_validator(mode="before")
     @classmethod
@@ -101,12 +100,24 @@ class EvaluateConfig(Strict):
         # named by itself, an environment has its own number
         return values | {"tasks": tasks | {k: v for k, v in values["tasks"].items() if k in tasks}}
 
+    @model_validator(mode="after")
+    def _one_cap_for_all(self) -> Self:
+        for name, model in self.models.items():
+            own = model.max_model_len if isinstance(model, ModelConfig) else None
+            if own is not None and own > self.engine.cap:
+                raise ValueError(
+                    f"the model `{name}` asks for a context of {own}, but all models of a comparison have "
+                    f"{self.engine.cap}: raise engine.max_model_len for all, or leave the model's out"
+                )
+        return self
+
 
 class VerifyConfig(Strict):
     """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
-    run: str = "runs/verify"
+    run: Annotated[str, PLACEMENT] = "runs/verify"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     data: DataConfig
     selection: str = Field(description="run folder of a selection of the same data")
     iterative: bool = Field(True, description="also one episode with the critical steps put in")
@@ -114,9 +125,9 @@ class VerifyConfig(Strict):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: int = Field(2, ge=0)
-    limits: LimitsConfig = LimitsConfig()
+    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
     seed: int = 0
     engine: EngineConfig = EngineConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

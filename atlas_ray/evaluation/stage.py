@@ -11,8 +11,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
 
+from rich.text import Text
+
 from atlas_ray.environments import table
-from atlas_ray.errors import AtlasError, together
+from atlas_ray.errors import AtlasError, ModelUnavailable, UserError, together
 from atlas_ray.evaluation.items import foreign, item_figures, item_lines, problems, test_tasks
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.openings import Openings, find_openings
@@ -24,6 +26,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.loading import failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.selection.prices import price
@@ -47,8 +50,9 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
         Per arm one result for each environment, in the order of `config.tasks`.
 
     Raises:
-        UserError: If a folder holds a run of another configuration, an environment has neither a server nor a built-in
-            world, or a model cannot be used.
+        UserError: If a folder holds a run of another configuration, or an environment has neither a server nor a
+            built-in world.
+        ModelUnavailable: If models could not be loaded; all others are evaluated then.
         AtlasError: If engines or environments fail as a whole.
     """
     if wrong := problems(config, ask=False):
@@ -57,6 +61,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
         console.print(line)
     requests = {r.id: r for r in _requests(config)}
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
+    missing: dict[str, ModelUnavailable] = {}
     with ExitStack() as stack:
         pool: RolloutPool | None = None
         spec: EngineSpec | EndpointSpec | None = None
@@ -69,28 +74,62 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
             left = [request for key, request in requests.items() if key not in done]
             if not left and folder.finished is not None:
                 continue
-            begun = time.monotonic()
+            begun, context = time.monotonic(), None
             if left:
                 if pool is None and (wrong := foreign(config)):
                     raise together(wrong)
                 openings = openings or find_openings(config)
                 openings.write_to(folder)
                 left = [replace(request, opening=openings.of(request.task)) for request in left]
-                before, spec = spec, _spec(arm, config)
-                if pool is not None and type(before) is type(spec):
-                    pool.load(spec)
-                else:
-                    # an engine's actor holds GPUs, an endpoint's none
-                    stack.close()
-                    connect(config.ray)
-                    pool = stack.enter_context(_pool(spec, config))
+                connect(config.ray)
+                try:
+                    with loading(folder, arm):
+                        before, spec = spec, _spec(arm, config)
+                        if pool is not None and type(before) is type(spec):
+                            pool.load(spec)
+                        else:
+                            # an engine's actor holds GPUs, an endpoint's none
+                            stack.close()
+                            pool = stack.enter_context(_pool(spec, config))
+                except ModelUnavailable as error:
+                    console.print(Text(f"left out: {error.what}", "red"))
+                    missing[arm], pool = error, None
+                    stack.close()  # the next model gets engines that hold no part of this one
+                    continue
+                context = pool.context
                 _play(pool, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
-            _finish(folder, own, time.monotonic() - begun)
+            _finish(folder, own, time.monotonic() - begun, context)
     if len(folders) > 1:
         pairs = [asdict(found) for found in comparisons(config)]
         RunFolder(config.run).write_json("comparisons.json", pairs)
-    return {arm: results(folder.read(EPISODES), config) for arm, folder in folders.items()}
+    if missing:
+        raise _without(missing, any(folder.finished is not None for folder in folders.values()))
+    return played(config)
+
+
+def played(config: EvaluateConfig) -> dict[str, list[EnvironmentResult]]:
+    """Results of every arm that was evaluated to the end, as `evaluate` returns them."""
+    folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
+    done = {arm: folder for arm, folder in folders.items() if folder.finished is not None}
+    return {arm: results(folder.read(EPISODES), config) for arm, folder in done.items()}
+
+
+def failures(config: EvaluateConfig) -> dict[str, str]:
+    """Why arms could not be loaded, by name."""
+    found = {arm: failure_of(RunFolder(config.run).child(arm)) for arm in config.models}
+    return {arm: reason for arm, reason in found.items() if reason is not None}
+
+
+def _without(errors: dict[str, ModelUnavailable], others: bool) -> AtlasError:
+    """What to say at the end: engines that start with no model at all are hardly the models' fault."""
+    causes = {arm: error.__cause__ for arm, error in errors.items() if isinstance(error.__cause__, AtlasError)}
+    said = unavailable(causes)
+    if others or len(causes) == 1 or any(isinstance(cause, UserError) for cause in causes.values()):
+        return said
+    return AtlasError(
+        f"no engine starts, with whatever model: {said.what}", "check GPUs, memory and `ATLAS_RAY_LOGS=1`"
+    )
 
 
 def _pool(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> RolloutPool:
@@ -146,12 +185,11 @@ def _spec(arm: str, config: EvaluateConfig) -> EngineSpec | EndpointSpec:
     """What a replica needs to speak for a model."""
     model = config.models[arm]
     if isinstance(model, str):
-        return EngineSpec(arm, reachable(model), config.engine)
+        return EngineSpec(arm, reachable(model), config.engine.capped())
     if model.endpoint is not None:
         return EndpointSpec(arm, model.path, model.endpoint)
-    length = model.max_model_len or config.engine.max_model_len
-    engine = config.engine.model_copy(update={"max_model_len": length})
-    return EngineSpec(arm, reachable(model.path), engine, model.revision)
+    engine = config.engine.capped(model.max_model_len)
+    return EngineSpec(arm, reachable(model.path), engine, model.revision, model.chat_template)
 
 
 def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[EnvironmentResult]:
@@ -200,7 +238,7 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
                 )
 
 
-def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
+def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: int | None) -> None:
     episodes = folder.read(EPISODES)
     usage = sum((e.usage for e in episodes), Usage())
     (model,) = config.models.values()
@@ -208,9 +246,11 @@ def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float) -> None:
     if isinstance(model, ModelConfig) and model.endpoint is not None:
         known = price(model.path)
         paid = {"dollars": None if known is None else round(known.of(usage), 6)}
-    earlier = (folder.finished or {}).get("seconds", 0.0)
+    earlier = folder.finished or {}
+    context = context or earlier.get("context")
     folder.finish(
-        seconds=round(earlier + seconds, 1),
+        seconds=round(earlier.get("seconds", 0.0) + seconds, 1),
+        **({} if context is None else {"context": context}),
         episodes=len(episodes),
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),

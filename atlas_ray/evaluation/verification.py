@@ -28,6 +28,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
 from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
@@ -55,34 +56,28 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
 
     Raises:
         UserError: If no selected trajectory is left.
+        ModelUnavailable: If the model could not be loaded.
         AtlasError: If engines or environments fail as a whole.
     """
     folder = RunFolder(config.run)
     folder.begin(config, stage="verify", clean=clean)
-    begun = time.monotonic()
+    begun, context = time.monotonic(), None
     plan = _plan(config)
     requests = [request for task in plan for request in _requests(task, config)]
     done, apart = folder.done(EPISODES), folder.done(ITERATIVE)
     left = [r for r in requests if r.id not in (apart if r.given else done)]
     if left:
         connect(config.ray)
+        with loading(folder, config.model):
+            pool = _pool(config)
         with (
-            RolloutPool(
-                EngineSpec("base", reachable(config.model), config.engine),
-                replicas=config.engine.replicas,
-                in_flight=config.engine.episodes_in_flight,
-                labels=config.engine.label_selector,
-                start_s=config.engine.start_s,
-                environments=config.environments,
-                limits=config.limits,
-                retries=config.retries,
-            ) as pool,
+            pool,
             folder.writer(EPISODES) as writer,
             folder.writer(ITERATIVE) as beside,
             closing(pool.run(left)) as playing,
             Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
-            usage = Usage()
+            usage, context = Usage(), pool.context
             for request, episode in playing:
                 (beside if request.given else writer).add(episode)
                 usage += episode.usage
@@ -101,14 +96,30 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
         config.max_excluded,
     )
     folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
+    earlier = folder.finished or {}
+    context = context or earlier.get("context")
     folder.finish(
-        seconds=round((folder.finished or {}).get("seconds", 0.0) + time.monotonic() - begun, 1),
+        seconds=round(earlier.get("seconds", 0.0) + time.monotonic() - begun, 1),
+        **({} if context is None else {"context": context}),
         episodes=len(every),
         excluded=dict(Counter(str(e.stop_reason) for e in every if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),
         prefix_cache_hit_rate=round(usage.hit_rate, 4),
     )
     return found
+
+
+def _pool(config: VerifyConfig) -> RolloutPool:
+    return RolloutPool(
+        EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template),
+        replicas=config.engine.replicas,
+        in_flight=config.engine.episodes_in_flight,
+        labels=config.engine.label_selector,
+        start_s=config.engine.start_s,
+        environments=config.environments,
+        limits=config.limits,
+        retries=config.retries,
+    )
 
 
 def plan_lines(config: VerifyConfig) -> list[str]:

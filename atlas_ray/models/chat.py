@@ -68,7 +68,8 @@ class ChatFormat:
         self.tokenizer = tokenizer
         self._name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
         if not getattr(tokenizer, "chat_template", None):
-            raise UserError(f"the tokenizer of {self._name} has no chat template", "use an instruction-tuned model")
+            remedy = "set the model's chat_template (docs/own-model.md), or use an instruction-tuned model"
+            raise UserError(f"the tokenizer of {self._name} has no chat template", remedy)
         added = sorted(tokenizer.added_tokens_decoder.items())
         self._specials = [str(token) for _, token in added if token.special]
         self._special_ids = {i for i, token in added if token.special}
@@ -91,8 +92,13 @@ class ChatFormat:
         self.stop_ids: tuple[int, ...] = tuple(dict.fromkeys([self._encode(self.end_of_turn)[-1], *eos]))
 
     @classmethod
-    def load(cls, model: str, revision: str | None = None) -> ChatFormat:
-        """The format of a model folder, URI or hub id, at a revision of the hub's.
+    def load(cls, model: str, revision: str | None = None, template: str | None = None) -> ChatFormat:
+        """The format of a model folder, URI or hub id.
+
+        Args:
+            model: Folder, URI or hub id.
+            revision: Of the hub.
+            template: Jinja text in place of the tokenizer's own chat template.
 
         Raises:
             UserError: If no tokenizer can be loaded from there, or the model is not safe to load.
@@ -102,11 +108,13 @@ class ChatFormat:
         place = local_model(model, whole=False)
         try:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trusted())
-            tokenizer.name_or_path = model
-            return cls(tokenizer)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None
+        tokenizer.name_or_path = model
+        if template is not None:
+            tokenizer.chat_template = template
+        return cls(tokenizer)
 
     def render(self, messages: Sequence[Message]) -> Rendered:
         """The whole conversation.
@@ -243,4 +251,6 @@ class ChatFormat:
         return ids
 
     def _refused(self, why: str) -> UserError:
-        return UserError(f"the chat template of {self._name} {why}", "use a tokenizer with a plain chat template")
+        return UserError(
+            f"the chat template of {self._name} {why}", "set a plain one: the model's chat_template (docs/own-model.md)"
+        )

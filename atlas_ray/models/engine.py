@@ -14,7 +14,7 @@ import os
 import select
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +55,7 @@ class EngineSpec:
     model: str
     config: EngineConfig
     revision: str | None = None
+    chat_template: str | None = None
 
     @property
     def gpus(self) -> int:
@@ -116,11 +117,12 @@ class VllmPolicy:
             os.environ["OMP_NUM_THREADS"] = str(min(max(cores, 1), _CPU_THREADS))
         # Off the loop: many gigabytes may have to come from a store.
         self._folder = await asyncio.to_thread(local_model, self.spec.model)
-        self.chat = ChatFormat.load(self.spec.model, self.spec.revision)
+        self.chat = ChatFormat.load(self.spec.model, self.spec.revision, self.spec.chat_template)
         from vllm.v1.engine.async_llm import AsyncLLM
 
+        arguments = _engine_args(self.spec, self._folder, cpu)
         try:
-            self._engine = AsyncLLM.from_engine_args(_engine_args(self.spec, self._folder, cpu))
+            self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
             raise ModelFailure(
                 f"the engine does not start with {self.spec.model}: {_short(error)}",
@@ -239,8 +241,9 @@ class VllmPolicy:
             UserError: If the model cannot be used.
             ModelFailure: If the engine fails.
         """
-        changed = spec.config != self.spec.config or spec.revision != self.spec.revision
         folder = await asyncio.to_thread(local_model, spec.model)
+        chat = ChatFormat.load(spec.model, spec.revision, spec.chat_template)  # what it refuses leaves the engine warm
+        changed = replace(spec, name=self.spec.name, model=self.spec.model) != self.spec
         if self._engine is None or changed or not _alike(self._folder, folder):
             await self.close()
             self.spec = spec
@@ -249,8 +252,9 @@ class VllmPolicy:
             await self._engine.collective_rpc("reload_weights", kwargs={"weights_path": folder})
             await self._engine.reset_prefix_cache()
         except Exception as error:
+            await self.close()  # it holds a part of either model
             raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
-        self.spec, self._folder = spec, folder
+        self.spec, self._folder, self.chat = spec, folder, chat
 
     async def close(self) -> None:
         """Ends the engine and its processes."""
@@ -316,7 +320,7 @@ def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
     return AsyncEngineArgs(
-        **_options(folder, spec.config, cpu),
+        **_options(folder, spec.config, cpu, spec.revision),
         revision=spec.revision,
         tokenizer_revision=spec.revision,
         worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
@@ -324,10 +328,13 @@ def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
     )
 
 
-def _options(model: str, config: EngineConfig, cpu: bool) -> dict[str, Any]:
+def _options(model: str, config: EngineConfig, cpu: bool, revision: str | None = None) -> dict[str, Any]:
+    own = longest(model, revision)
+    # vLLM refuses more than the model was made for
+    length = min(config.max_model_len, own) if config.max_model_len and own else config.max_model_len
     options: dict[str, Any] = {
         "model": model,
-        "max_model_len": config.max_model_len,
+        "max_model_len": length,
         "max_num_seqs": config.max_num_seqs,
         "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
         "tensor_parallel_size": config.tensor_parallel,
@@ -346,7 +353,7 @@ def _options(model: str, config: EngineConfig, cpu: bool) -> dict[str, Any]:
             "block_size": _CPU_BLOCK,
             # A seeded request whose prompt is computed in chunks kills the CPU engine.
             "enable_chunked_prefill": False,
-            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, config.max_model_len or longest(model)),
+            "max_num_batched_tokens": max(_CPU_BATCH_TOKENS, length or own or 0),
         }
     else:
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
@@ -370,7 +377,10 @@ def server_options(model: str, config: EngineConfig) -> tuple[list[str], dict[st
 
 def _alike(one: str, other: str) -> bool:
     """Whether two model folders differ in weights alone."""
-    return all(Path(model).is_dir() for model in (one, other)) and _shape(Path(one)) == _shape(Path(other))
+    try:
+        return all(Path(model).is_dir() for model in (one, other)) and _shape(Path(one)) == _shape(Path(other))
+    except (OSError, ValueError, AttributeError):
+        return False  # whoever loads it says what is wrong
 
 
 def _shape(folder: Path) -> list[Any]:
@@ -380,12 +390,8 @@ def _shape(folder: Path) -> list[Any]:
     settings = folder / "tokenizer_config.json"
     tokens = json.loads(settings.read_text()) if settings.is_file() else {}
     files = [folder / name for name in ("tokenizer.json", "tokenizer.model", "chat_template.jinja")]
-    return [
-        config,
-        tokens.get("chat_template"),
-        tokens.get("eos_token"),
-        *(file.read_bytes() if file.is_file() else None for file in files),
-    ]
+    contents = [file.read_bytes() if file.is_file() else None for file in files]
+    return [config, tokens.get("chat_template"), tokens.get("eos_token"), *contents]
 
 
 def _short(error: Exception) -> str:

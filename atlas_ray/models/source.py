@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import socket
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.local_copy import local_copy
+from atlas_ray.runs.progress import console
 
 TRUST_VARIABLE = "ATLAS_TRUST_REMOTE_CODE"
+_STRETCHING = ("linear", "dynamic")  # RoPE scaling that `max_position_embeddings` has not counted in
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".ckpt"}
 _WEIGHTS = ".safetensors"
 _BESIDE = (".json", ".jinja", ".model", ".txt", ".bpe", ".tiktoken", ".py")  # configuration and tokenizer
@@ -58,6 +61,24 @@ def local_model(model: str, *, whole: bool = True) -> str:
     return folder
 
 
+def fetch_for_workers(model: str) -> None:
+    """Fetches a model ahead of Ray's workers where this machine is the only node: its progress is seen here alone.
+
+    Raises:
+        UserError: As `local_model`.
+        AtlasError: As `local_model`.
+    """
+    if "://" not in model:
+        return
+    import ray
+
+    hosts = [node["NodeManagerHostname"] for node in ray.nodes() if node["Alive"]]
+    if hosts == [socket.gethostname()]:
+        local_model(model)
+    else:
+        console.print(f"{model} is fetched by every node that uses it, once")
+
+
 def check_model(folder: str, model: str | None = None) -> None:
     """Looks at a model folder; a hub id is left to the loaders, which get the same options.
 
@@ -80,16 +101,27 @@ def check_model(folder: str, model: str | None = None) -> None:
         )
 
 
-def longest(model: str) -> int:
-    """Tokens that the model was made for."""
+def longest(model: str, revision: str | None = None) -> int | None:
+    """Tokens that the model was made for, as vLLM reckons them; None where its configuration does not say.
+
+    Raises:
+        UserError: If it has no configuration that can be read.
+    """
     from transformers import AutoConfig
 
     try:
-        known = AutoConfig.from_pretrained(local_model(model, whole=False), trust_remote_code=trusted())
-        return int(known.get_text_config().max_position_embeddings)
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
+        place = local_model(model, whole=False)
+        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trusted()).get_text_config()
+    except UserError:
+        raise
+    except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if positions and rope.get("rope_type") in _STRETCHING:
+        return int(positions * (rope.get("factor") or 1.0))
+    return positions
 
 
 def _refuse_pickles(model: str, names: Iterable[str]) -> None:

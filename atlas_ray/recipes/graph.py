@@ -11,10 +11,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from atlas_ray.config import DataConfig, validate
+from pydantic import BaseModel
+
+from atlas_ray.config import CONTEXT, BackboneConfig, DataConfig, EngineConfig, validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
-from atlas_ray.recipes.settings import BASE, RecipeConfig
+from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig
 from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import (
@@ -66,7 +68,7 @@ class Recipe:
             raise UserError(f"the recipe has no extra arm {unknown[0]!r}", f"valid: {valid}")
         self.arms = config.arms | {name: arm for name, arm in config.extra_arms.items() if name in set(extra)}
         self.models = {name: model for name, model in config.models.items() if name not in set(paid) - set(extra)}
-        self.backbones: dict[str, str | TinyConfig] = {BASE: config.base} | config.backbones
+        self.backbones: dict[str, Backbone] = {BASE: config.base} | config.backbones
         self.verifies = config.verify is not None
         self.tables = list(tables or config.tables)
         if tables:
@@ -95,10 +97,12 @@ class Recipe:
         """Backbones that are trained on the spot."""
         return {name: model for name, model in self.backbones.items() if isinstance(model, TinyConfig)}
 
-    def path_of(self, backbone: str) -> str:
-        """Where a backbone lies, or its hub id."""
+    def start_of(self, backbone: str) -> BackboneConfig:
+        """A backbone's folder or hub id, with what its files do not say."""
         model = self.backbones[backbone]
-        return self.at("train", backbone, "model") if isinstance(model, TinyConfig) else model
+        if isinstance(model, TinyConfig):
+            model = self.at("train", backbone, "model")
+        return BackboneConfig(path=model) if isinstance(model, str) else model
 
     def group_of(self, arm: str) -> str:
         """The evaluation that an arm belongs to: one for all models that are played in the same environments."""
@@ -180,21 +184,43 @@ class Recipe:
         return _seeded(self.arms[arm].like or arm, seed, self.config.seeds[0]) if drawn else self.arms[arm].like or arm
 
     def _select(self, arm: str, seed: int) -> SelectConfig:
-        selector, start, name = self.selector_of(arm), self.arms[arm].start, self._named(arm, seed)
-        # models that score steps are the arm's own, before it is trained, unless it says otherwise
-        if isinstance(selector, PerplexitySelector | ValueSelector) and "model" not in selector.model_fields_set:
-            selector = selector.model_copy(update={"model": self.path_of(start)})
+        selector, name = self.selector_of(arm), self._named(arm, seed)
         if isinstance(selector, ComplementSelector) and selector.reference in self.arms:
             # of what was drawn under the same seed
             selector = selector.model_copy(update={"reference": self._named(selector.reference, seed)})
         return SelectConfig(
             run=self.at("select", name),
             data=self._data(self.arms[arm].envs),
-            selector=selector,
+            selector=self._scoring(selector, self.start_of(self.arms[arm].start)),
             seed=seed if name != arm else self.config.seeds[0],
             environments=self.config.environments,
             ray=self.config.ray,
         )
+
+    def _scoring(self, selector: SelectorConfig, start: BackboneConfig) -> SelectorConfig:
+        """A selector that scores steps by a model: the arm's own before it is trained, on the engines that evaluation
+        has, unless the selector says otherwise.
+        """
+        if not isinstance(selector, PerplexitySelector | ValueSelector):
+            return selector
+        own: dict[str, Any] = {}
+        if "model" not in selector.model_fields_set:
+            own = {"model": start.path, "chat_template": selector.chat_template or start.chat_template}
+        engine = self._engine(None if "model" in selector.model_fields_set else start)
+        if isinstance(selector, ValueSelector):
+            own["engine"] = engine.model_copy(update=_given(selector.engine))
+        elif selector.workers is None and "replicas" in engine.model_fields_set:
+            own["workers"] = engine.replicas * engine.tensor_parallel
+        return selector.model_copy(update=own)
+
+    def _engine(self, start: BackboneConfig | None = None) -> EngineConfig:
+        """Evaluation's engines; the context that they give the model of a backbone."""
+        engine = validate(EngineConfig, self.config.evaluate.get("engine") or {}, where="the recipe's evaluate.engine")
+        trained = self.config.train.get("max_length")
+        if engine.max_model_len is None and isinstance(trained, int) and trained > CONTEXT:
+            engine = engine.model_copy(update={"max_model_len": trained})
+        own = start.max_model_len if start is not None else None
+        return engine if own is None else engine.capped(own)
 
     def _data(self, envs: list[str] | None) -> DataConfig:
         return self.expert.model_copy(update={"envs": envs}) if envs else self.expert
@@ -205,8 +231,10 @@ class Recipe:
     def _train(self, unit: Unit) -> TrainConfig:
         arm = self.arms[unit.arm]
         settings = {"seed": unit.seed, **self.config.train}
-        selection = self.at("select", unit.selection)
-        return self._training(unit.name, self.path_of(arm.start), self._data(arm.envs), selection, settings)
+        selection, start = self.at("select", unit.selection), self.start_of(arm.start)
+        if start.chat_template is not None:
+            settings["chat_template"] = start.chat_template
+        return self._training(unit.name, start.path, self._data(arm.envs), selection, settings)
 
     def _training(
         self, name: str, model: str, data: DataConfig, selection: str | None, settings: dict[str, Any]
@@ -224,13 +252,15 @@ class Recipe:
 
     def _evaluations(self) -> dict[str, EvaluateConfig]:
         """One evaluation for all models in the same environments: they take turns in the same engines."""
-        main: dict[str, str | ModelConfig] = {name: self.path_of(name) for name in self.backbones}
+        main = {name: _played(self.start_of(name)) for name in self.backbones}
         groups: dict[str, tuple[list[str], dict[str, str | ModelConfig]]] = {
             "": (list(self.config.evaluate.get("tasks", {})), main)
         }
         for unit in self.units:
             group = groups.setdefault(self.group_of(unit.arm), (self.arms[unit.arm].envs or [], {}))
-            group[1][unit.name] = self.at("train", unit.name, "model")
+            # it brings its template along
+            trained = {"path": self.at("train", unit.name, "model"), "chat_template": None}
+            group[1][unit.name] = _played(self.start_of(self.arms[unit.arm].start).model_copy(update=trained))
         main |= self.models
         return {key: self._evaluation(key, envs, models) for key, (envs, models) in groups.items()}
 
@@ -246,6 +276,7 @@ class Recipe:
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
                 **settings,
+                "engine": _given(self._engine()),
                 "openings": self._openings(),
                 "tasks": {env: tasks[env] for env in envs},
                 "run": self.at("evaluate", *filter(None, [key])),
@@ -271,6 +302,7 @@ class Recipe:
         if arm not in self.arms:
             raise UserError(f"verify_arm names `{arm}`, which is no arm", f"arms: {', '.join(self.arms)}")
         settings, first = dict(self.config.verify or {}), self.config.seeds[0]
+        start = self.start_of(BASE)
         return validate(
             VerifyConfig,
             {
@@ -279,12 +311,24 @@ class Recipe:
                 "ray": self.config.ray.model_dump(),
                 "data": {**self.expert.model_dump(), **settings.pop("data", {})},
                 **settings,
+                "engine": _given(self._engine(start)) | (settings.get("engine") or {}),
                 "run": self.at(_seeded("verify", seed, first)),
-                "model": self.path_of(BASE),
+                "model": start.path,
+                "chat_template": start.chat_template,
                 "selection": self.at("select", self._named(arm, seed)),
             },
             where="the recipe's verify section",
         )
+
+
+def _played(model: BackboneConfig) -> str | ModelConfig:
+    """A model as evaluation takes it; by its path alone where nothing else is said of it."""
+    return ModelConfig(**_given(model)) if model.chat_template or model.max_model_len else model.path
+
+
+def _given(settings: BaseModel) -> dict[str, Any]:
+    """The keys that were set, with their values."""
+    return {key: getattr(settings, key) for key in settings.model_fields_set}
 
 
 def _seeded(arm: str, seed: int, first: int) -> str:

@@ -47,7 +47,7 @@ def hub_files(recipe: Recipe) -> list[HubFiles]:
 
 def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     for name in recipe.backbones:
-        yield recipe.path_of(name), None
+        yield recipe.start_of(name).path, None
     for evaluation in recipe.evaluations.values():
         for model in evaluation.models.values():
             if not isinstance(model, ModelConfig):

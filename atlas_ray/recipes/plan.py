@@ -13,6 +13,7 @@ from atlas_ray.environments import table
 from atlas_ray.environments.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.recipes.stages import selector_words
@@ -28,6 +29,7 @@ from atlas_ray.types import Message, Trajectory, Usage
 
 _ANSWER_TOKENS = 400  # of the selector's reply
 _SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
+_FORMATS = {"auto": "bfloat16 on GPUs, float32 else", "bfloat16": "bfloat16", "float32": "float32"}
 
 
 @dataclass
@@ -166,9 +168,11 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
         if selector.mode == "economical":
             work = Work(read=work.read / _SAVED, written=work.written / _SAVED)
             words += f"; the economical mode makes about 1/{_SAVED} of them"
+        words += f"; {selector.engine.replicas} engine replica(s)"
     elif isinstance(selector, PerplexitySelector):
         work = Work(read=sum(s.trajectories * s.tokens for s in own.values()))
-        words += f"; {number:,.0f} forward passes, one a trajectory"
+        workers = "a worker to each GPU" if selector.workers is None else f"{selector.workers} worker(s)"
+        words += f"; {number:,.0f} forward passes, one a trajectory; {workers}, {_FORMATS[selector.dtype]}"
     return Line(f"select/{name}", words, work)
 
 
@@ -194,7 +198,10 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
     number = {env: config.samples * _tasks(config, env) for env in config.tasks}
     models, episodes = len(config.models), sum(number.values())
     calls = models * sum(n * table.get(env).max_rounds for env, n in number.items())
-    words = f"{models} models x {episodes} episodes in {len(number)} environment(s), at most {calls:,} calls"
+    words = (
+        f"{models} models x {episodes} episodes in {len(number)} environment(s), at most {calls:,} calls; "
+        f"{config.engine.replicas} engine replica(s), contexts of at most {config.engine.cap:,} tokens"
+    )
     played = [(shapes.get(e) or SHAPES.get(e) or OTHER)._replace(trajectories=n) for e, n in number.items()]
     asked = [model.path for model in config.models.values() if isinstance(model, ModelConfig) and model.endpoint]
     work = _played(models - len(asked), played)
@@ -265,7 +272,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
-    return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
+    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}", *_needs(recipe)]
 
 
 def remote_environments(config: EvaluateConfig) -> list[str]:

@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
-from atlas_ray.config import DataConfig, EnvironmentsConfig, RayConfig, Strict, assign, read_yaml, validate
+from atlas_ray.config import (
+    BackboneConfig,
+    DataConfig,
+    EnvironmentsConfig,
+    RayConfig,
+    Strict,
+    assign,
+    read_yaml,
+    validate,
+)
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.selection.settings import SelectorConfig
@@ -68,6 +77,22 @@ class AssumeConfig(Strict):
     dollars_per_gpu_hour: float | None = Field(None, ge=0, description="what a GPU costs; no dollars where None")
 
 
+def _kind(given: Any) -> str:
+    """The class that a setting is held against: complaints are then about that one."""
+    if isinstance(given, Mapping):
+        return TinyConfig.__name__ if "novice" in given else BackboneConfig.__name__
+    return type(given).__name__ if isinstance(given, BackboneConfig | TinyConfig) else str.__name__
+
+
+# A folder or hub id, by itself or with what its files do not say; or a model that is trained on the spot.
+Backbone = Annotated[
+    Annotated[str, Tag("str")]
+    | Annotated[BackboneConfig, Tag(BackboneConfig.__name__)]
+    | Annotated[TinyConfig, Tag(TinyConfig.__name__)],
+    Discriminator(_kind),
+]
+
+
 class RecipeConfig(Strict):
     """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
 
@@ -75,7 +100,8 @@ class RecipeConfig(Strict):
         seeds: One run of every arm for each; a number n is short for 0 to n - 1. Collections, base models and
             selections that cost model calls are made once, under the first.
         expert: Trajectories to select in and train on: a data set, or a collection from scripted experts.
-        base: Model to start from: a folder or hub id, or a tiny model trained on the spot.
+        base: Model to start from: a folder or hub id, by itself or with its chat template, or a tiny model trained on
+            the spot.
         backbones: Further models that arms start from, by name.
         models: Further models that are evaluated as they are, by name.
         arms: Fine-tuned models by name.
@@ -92,8 +118,8 @@ class RecipeConfig(Strict):
     runs: str = Field("runs", description="folder or URI under which the recipe's folder lies")
     seeds: list[int] = Field([0], min_length=1)
     expert: DataConfig | CollectConfig
-    base: str | TinyConfig
-    backbones: dict[str, str | TinyConfig] = {}
+    base: Backbone
+    backbones: dict[str, Backbone] = {}
     models: dict[str, str | ModelConfig] = {}
     arms: dict[str, ArmConfig]
     extra_arms: dict[str, ArmConfig] = {}

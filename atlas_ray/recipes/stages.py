@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.text import Text
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import ModelUnavailable, UserError
 from atlas_ray.recipes.graph import Recipe, untrained
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.address import name_of
@@ -118,6 +118,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *
 
     Raises:
         UserError: If no stage is of such a name, or the preflight finds a fault.
+        ModelUnavailable: If models could not be loaded; every other stage has run by then.
     """
     from atlas_ray.recipes.preflight.run import clear_for, skip
 
@@ -133,6 +134,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *
     else:
         clear_for(recipe, [s.name for s in chosen], console)
     spent = weighed = 0.0
+    missing: list[ModelUnavailable] = []
     for number, stage in enumerate(chosen, 1):
         pace = spent / weighed if weighed else 1.0
         left = pace * sum(s.weight for s in chosen[number - 1 :])
@@ -140,9 +142,15 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *
         title = Text.assemble((f"{number}/{len(chosen)} {stage.name}", "bold"), f"  {words}")
         console.rule(title, align="left")
         begun = time.monotonic()
-        stage.run()
+        try:
+            stage.run()
+        except ModelUnavailable as error:
+            console.print(Text(f"{error.what}\n  the stages that are left go on without", "red"))
+            missing.append(error)
         if (seconds := time.monotonic() - begun) > _PASSED_OVER:
             spent, weighed = spent + seconds, weighed + stage.weight
+    if missing:
+        raise ModelUnavailable("\n  ".join(error.what for error in missing), missing[0].remedy)
 
 
 def clean(recipe: Recipe) -> None:
@@ -164,7 +172,8 @@ def _names(stage: str) -> set[str]:
 def selector_words(selector: SelectorConfig) -> str:
     """A selector and its budget in words."""
     ratio = getattr(selector, "ratio", None)
-    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "")
+    prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
+    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt
 
 
 def _select(config: SelectConfig) -> None:

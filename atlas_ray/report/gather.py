@@ -24,7 +24,9 @@ from atlas_ray.report.site import SiteInput
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import Table, print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
+from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.training.metrics import read_metrics
@@ -78,12 +80,13 @@ def _page_tables(made: PaperTable) -> Iterator[Table]:
 
 def site_of(given: ReportInput) -> SiteInput:
     """What the viewer shows of the records that a report is about."""
-    return SiteInput(given.trajectories, given.selections, {arm.name: arm.episodes for arm in given.arms})
+    played = {arm.name: arm.episodes for arm in given.arms if arm.episodes}
+    return SiteInput(given.trajectories, given.selections, played)
 
 
 def _episodes(recipe: Recipe, given: ReportInput) -> dict[str, Sequence[Episode]]:
     """What every model played, those of some environments alone behind the others."""
-    found: dict[str, Sequence[Episode]] = {arm.name: arm.episodes for arm in given.arms}
+    found: dict[str, Sequence[Episode]] = {arm.name: arm.episodes for arm in given.arms if arm.episodes}
     for config in recipe.evaluations.values():
         for unit in config.models:
             folder = RunFolder(config.run).child(unit)
@@ -106,10 +109,13 @@ def gather(recipe: Recipe) -> ReportInput:
     evaluated = {n: RunFolder(c.run).child(n) for c in recipe.evaluations.values() for n in c.models}
     stages |= {f"evaluate/{name}": folder for name, folder in evaluated.items()}
     finished = {name: found for name, folder in stages.items() if (found := folder.finished) is not None}
-    if missing := [name for name in stages if name not in finished]:
+    tried = evaluated | {name_of(c.run): RunFolder(c.run) for c in recipe.verify.values()}
+    failures = {name: reason for name, folder in tried.items() if (reason := failure_of(folder)) is not None}
+    empty = {f"evaluate/{name}" for name in failures}
+    if missing := [name for name in stages if name not in finished and name not in empty]:
         console.print(f"not finished, so not reported: {', '.join(missing)}")
     names = [*recipe.backbones, *(arm for arm in recipe.arms if recipe.group_of(arm) == ""), *recipe.models]
-    arms = [arm for name in names if (arm := _arm(recipe, name, finished)) is not None]
+    arms = [arm for name in names if (arm := _arm(recipe, name, finished, failures)) is not None]
     if not arms:
         raise UserError(f"nothing is evaluated in {recipe.root}", "run the recipe first: atlas run RECIPE")
     manifest = RunFolder(evaluation.run).child(arms[0].name).read_json("manifest.json")
@@ -129,15 +135,19 @@ def gather(recipe: Recipe) -> ReportInput:
         openings=manifest.get("openings", {}),
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
+        failures=failures,
         other_tasks=other_tasks(evaluation.tasks, evaluation.environments) if recipe.config.tables else {},
     )
 
 
-def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]]) -> Arm | None:
-    """An arm or the base with what its seeds played, one after the other as samples of the same tasks."""
+def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failures: Collection[str]) -> Arm | None:
+    """An arm or the base with what its seeds played, one after the other as samples of the same tasks; without any
+    where none could be loaded.
+    """
     units = [unit.name for unit in recipe.units if unit.arm == name] or [name]
     played = [unit for unit in units if f"evaluate/{unit}" in finished]
-    if not played:
+    known = [*played, *(unit for unit in units if unit in failures)]
+    if not known:
         return None
     evaluation = recipe.evaluations[""]
     episodes: list[Episode] = []
@@ -145,11 +155,11 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]]) -> Arm 
         found = RunFolder(evaluation.run).child(unit).read(EPISODES)
         episodes += [_as_sample(e, e.sample + i * evaluation.samples) for e in found]
     selector = recipe.selector_of(name) if name in recipe.arms else None
-    trained = finished[f"train/{played[0]}"] if selector else {}
-    steps: Sequence[dict[str, Any]] = read_metrics(RunFolder(recipe.train[played[0]].run)) if selector else []
+    trained = finished.get(f"train/{known[0]}", {}) if selector else {}
+    steps: Sequence[dict[str, Any]] = read_metrics(RunFolder(recipe.train[known[0]].run)) if selector else []
     return Arm(
         name=name,
-        model=str(getattr(evaluation.models[played[0]], "path", evaluation.models[played[0]])),
+        model=str(getattr(evaluation.models[known[0]], "path", evaluation.models[known[0]])),
         selector=selector.name if selector else None,
         ratio=getattr(selector, "ratio", None),
         step_fraction=trained.get("step_fraction"),
@@ -160,6 +170,7 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]]) -> Arm 
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
         start=recipe.arms[name].start if name in recipe.arms else name,
         runs=len(played),
+        context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
     )
 
 

@@ -25,7 +25,9 @@ class Arm:
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
         start: Name of the model that it was trained from, or its own where it was not trained.
-        runs: Seeds that it was trained and evaluated under; the losses are the first one's.
+        runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
+            one's.
+        context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Arm:
     validation: Sequence[tuple[int, float]] = ()
     start: str = "base"
     runs: int = 1
+    context: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class ReportInput:
         critical: Name of the arm trained on critical steps, whose benefit is in question.
         other_tasks: Beside the paper's tables, environments whose tasks are not the paper's, and whose they are.
         max_excluded: Share of infrastructure failures that flags a cell.
+        failures: Why models could not be loaded, by the arm with its seed, or `verify`.
     """
 
     recipe: str
@@ -75,4 +79,5 @@ class ReportInput:
     openings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     critical: str = "gold"
     max_excluded: float = 0.02
+    failures: Mapping[str, str] = field(default_factory=dict)
     other_tasks: Mapping[str, str] = field(default_factory=dict)

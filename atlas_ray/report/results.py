@@ -46,6 +46,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "openings": {env: dict(opening) for env, opening in given.openings.items()},
             "other_tasks": dict(given.other_tasks),
             "arms": arms,
+            "failures": dict(given.failures),
             "selectors": [
                 {**row, "against": "gold"}
                 for row in compare_selections(list(given.selections.items()), given.trajectories)
@@ -68,6 +69,7 @@ def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
         "step_fraction": arm.step_fraction,
         "loss_token_fraction": arm.loss_token_fraction,
         "train_steps": arm.train_steps,
+        "context": arm.context,
         "losses": _thinned(arm.losses),
         "validation": [list(point) for point in arm.validation],
         "environments": cells,

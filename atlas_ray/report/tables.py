@@ -90,6 +90,8 @@ def success_table(results: Mapping[str, Any]) -> Table:
         (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
     )
     notes += _other_tasks(results)
+    notes += context_notes({arm["name"]: arm["context"] for arm in arms})
+    notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
@@ -106,26 +108,59 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
 
 
-def evaluation_table(results: Mapping[str, Sequence[EnvironmentResult]]) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal."""
+def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
+    """What conversations could have in tokens, by model, where it is known; those that could have less by name."""
+    known = {name: context for name, context in contexts.items() if context is not None}
+    if not known:
+        return []
+    most = max(known.values())
+    less = [f"{name} {context:,}" for name, context in known.items() if context < most]
+    return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
+
+
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]],
+    other_tasks: Mapping[str, str] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> RichTable:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
+        failures: Why models could not be loaded: they stand there without figures.
+    """
+    given = {"other_tasks": other_tasks or {}}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
-    table = RichTable(*columns, box=box.SIMPLE, padding=0)
+    table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
         for cell in cells:
             excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
+            lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
-                cell.env,
-                percent(cell.success) + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
+                _marked(cell.env, given),
+                percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
                 percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
-                str(cell.n),
-                excluded + (f" {FLAG}" if cell.flagged else ""),
+                f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
+                excluded,
             )
+            if cell.flagged:
+                flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
+    for model in failures or {}:
+        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
     marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    table.caption, table.caption_justify = "\n".join(overflow_notes(marked)) or None, "left"
+    said = [*_other_tasks(given), *flags, *overflow_notes(marked)]
+    said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
+    table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
+
+
+def _why(cell: EnvironmentResult) -> str:
+    lost = sum(cell.excluded.values())
+    return f"; {lost} failed for reasons of infrastructure and are left out" if lost else "; others were not played"
 
 
 def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:
@@ -181,7 +216,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
                     Cell(percent(cell.get("overflowed"), 0)),
-                    Cell(excluded or "none"),
+                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
                 ]
             )
     titles = ("episodes", "tasks", "success", "reward", "progress")

@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from rich import box
+from rich.console import Console
 from rich.table import Table
 
 from atlas_ray.environments.replay import replay_words
 from atlas_ray.evaluation.metrics import EnvironmentResult
 from atlas_ray.evaluation.paired import Comparison
+from atlas_ray.evaluation.provenance import other_tasks
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.evaluation.stage import comparisons, failures, played
 from atlas_ray.evaluation.table6 import Row
 from atlas_ray.report.intervals import limits, percent, points
+from atlas_ray.report.tables import evaluation_table
+
+
+def print_evaluation(config: EvaluateConfig) -> None:
+    """Prints what models reached, why others could not be loaded, and how far the models differ."""
+    console, others = Console(), other_tasks(config.tasks, config.environments)
+    console.print(evaluation_table(played(config), others, failures(config)))
+    if found := comparisons(config):
+        console.print(paired_table(found))
 
 
 def paired_table(comparisons: Iterable[Comparison]) -> Table:

@@ -54,7 +54,7 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
         "method": METHOD,
         "headline": _headline(given, statements, {arm.name: arm.selector for arm in rivals}),
         "statements": statements,
-        "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms)],
+        "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms), *_not_loaded(given)],
     }
 
 
@@ -178,6 +178,11 @@ def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Ite
         counts = listed([f"{scope} {tasks}" for scope, tasks in small.items()])
         few = f"; below {MIN_TASKS} tasks nothing is decided" if min(small.values()) < MIN_TASKS else ""
         yield f"Few tasks ({counts}): only large differences can show{few}."
+
+
+def _not_loaded(given: ReportInput) -> Iterator[str]:
+    if given.failures:
+        yield f"Without figures, for they could not be loaded: {listed(list(given.failures))}. The tables say why."
 
 
 def _excluded(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentboard import absolute
 from atlas_ray.environments.numbers import numbered
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
@@ -98,6 +98,7 @@ class RolloutPool:
 
     Raises:
         UserError: If the cluster has no room for them.
+        ModelFailure: If the replicas die before they have started.
         AtlasError: If the replicas do not start.
     """
 
@@ -224,6 +225,15 @@ class RolloutPool:
                 self._replace(seat, error)
         self._await_starts()
 
+    @property
+    def context(self) -> int | None:
+        """Tokens that a conversation may have; None where the policy does not know."""
+        import ray
+
+        self._await_starts()
+        found: int | None = ray.get(self._seats[0].actor.context.remote())
+        return found
+
     def close(self) -> None:
         """Ends all replicas and their processes."""
         import ray
@@ -272,8 +282,9 @@ class RolloutPool:
         self._meter.count("atlas_replica_deaths")
         self._deaths_in_a_row += 1
         if self._deaths_in_a_row > self._max_restarts:
-            reason = " ".join(str(error).split())[:500]
-            raise AtlasError(
+            cause = cause_of(error)
+            reason = " ".join(str(error if is_death(error) else cause.what).split())[:500]
+            raise ModelFailure(
                 f"{self._deaths_in_a_row} replicas died in a row, without an episode finished; the last: {reason}",
                 "check memory (engine.cpu_kv_cache_gb, engine.episodes_in_flight); ATLAS_RAY_LOGS=1 shows more",
             )

@@ -19,7 +19,7 @@ from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.table import get
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import episode_id, run_episode
@@ -194,10 +194,20 @@ class Replica:
             AtlasError: If it cannot be made.
         """
         self._spec = spec
-        if hasattr(self._policy, "load"):
-            return await self._policy.load(spec)
-        await self.close()
-        await self.start()
+        if not hasattr(self._policy, "load"):
+            await self.close()
+            await self.start()
+            return
+        try:
+            await self._policy.load(spec)
+        except AtlasError:
+            raise
+        except Exception as error:
+            raise ModelFailure(f"the model does not load: {type(error).__name__}: {error}") from error
+
+    async def context(self) -> int | None:
+        """Tokens that a conversation may have; None where the policy does not know."""
+        return getattr(self._policy, "context", None)
 
     async def close(self) -> None:
         """Ends the episodes under way and their sessions, then the policy's processes and connections."""

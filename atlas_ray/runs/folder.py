@@ -15,6 +15,7 @@ import subprocess
 import threading
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from atlas_ray import __version__
+from atlas_ray.config import Placement
 from atlas_ray.errors import UserError
 from atlas_ray.runs.address import below
 from atlas_ray.runs.store import explained, first_line, in_time, open_store
@@ -267,43 +269,27 @@ class ShardWriter(Generic[Record]):
         self.flush()
 
 
-# Where a stage runs changes nothing about its results, so these keys may differ on resume.
-_PLACEMENT = {
-    "ray",
-    "run",
-    "workers",
-    "cpus_per_worker",
-    "max_failures",
-    "memory_gb",
-    "loggers",
-    "rendered",
-    "timeout_s",
-    "limits",
-    "concurrency",
-    "requests_per_minute",
-    "tokens_per_minute",
-    "max_retries",
-    "prices_file",
-    "cache",
-    "max_cost",
-    "replicas",
-    "tensor_parallel",
-    "max_num_seqs",
-    "episodes_in_flight",
-    "gpu_memory_utilization",
-    "cpu_kv_cache_gb",
-    "label_selector",
-    "start_s",
-}
-
-
 def _identity(config: BaseModel) -> dict[str, Any]:
-    def strip(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: strip(v) for k, v in value.items() if k not in _PLACEMENT}
-        return [strip(v) for v in value] if isinstance(value, list) else value
+    """All of a configuration that can change results: without the settings that are marked as placement."""
+    found: dict[str, Any] = _lasting(config, config.model_dump(mode="json"))
+    return found
 
-    return strip(config.model_dump(mode="json"))
+
+def _lasting(value: Any, dumped: Any) -> Any:
+    if isinstance(value, BaseModel):
+        marks = {name: field.metadata for name, field in type(value).model_fields.items()}
+        return {
+            name: {key: [] for key in dumped[name]}
+            if Placement.ADDRESSES in marks[name]
+            else _lasting(getattr(value, name), dumped[name])
+            for name in marks
+            if Placement.FREE not in marks[name]
+        }
+    if isinstance(value, Mapping):
+        return {key: _lasting(part, dumped[str(key)]) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_lasting(part, other) for part, other in zip(value, dumped, strict=True)]
+    return dumped
 
 
 def _completed(held: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:

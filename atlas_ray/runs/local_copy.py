@@ -14,7 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -23,7 +23,7 @@ from typing import Any
 import pyarrow.fs as pafs
 
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.runs.address import name_of
+from atlas_ray.runs.address import below, name_of
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.store import explained, in_time, open_store
 from atlas_ray.text import printable
@@ -33,6 +33,7 @@ _THREADS = 16
 _PIECE = 16 << 20  # bytes that one request asks for
 _ATTEMPTS = 3  # at something that changes while it is fetched
 _MB = 1_000_000
+_SHOWN = 10_000_000  # bytes from which on progress is shown
 _SPARE = 64 << 20  # bytes of the disk that are left free
 _ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
 _WAITS = "another process fetches it"
@@ -82,6 +83,15 @@ def local_copy(
         os.utime(version)  # when it was last asked for
         return copy
     raise AtlasError(f"{uri} changes while it is read", "wait until whatever writes there has ended, then run again")
+
+
+def origin(file: Path) -> str:
+    """What a user calls a file: its URI where it is a copy, else its path."""
+    cache = cache_folder()
+    if not file.is_relative_to(cache):
+        return str(file)
+    home, _, _, *inside = file.relative_to(cache).parts
+    return below((cache / home / _ADDRESS).read_text(), *inside)
 
 
 def fetching() -> str:
@@ -193,7 +203,8 @@ class _Remote:
                 f"set {CACHE_VARIABLE} to a folder on a larger disk, or free some: `atlas cache` lists the copies",
             )
         files_at_once, pieces = ThreadPoolExecutor(_THREADS), ThreadPoolExecutor(_THREADS)
-        with Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) as tracker:
+        shown = Tracker(f"fetch {self.uri} (MB)", total // _MB, (total - need) // _MB) if need > _SHOWN else None
+        with shown or nullcontext() as tracker:
             _under_way[self.uri] = _how_far(total - need, total)
             arrived = _counter(self.uri, tracker, total - need, total)
             try:
@@ -229,14 +240,15 @@ class _Remote:
         part.rename(to)
 
 
-def _counter(uri: str, tracker: Tracker, before: int, total: int) -> Callable[[int], None]:
+def _counter(uri: str, tracker: Tracker | None, before: int, total: int) -> Callable[[int], None]:
     """Tells a tracker of megabytes, and whoever asks, about bytes; from any thread."""
     lock, counted = Lock(), before
 
     def arrived(count: int) -> None:
         nonlocal counted
         with lock:
-            tracker.advance((counted + count) // _MB - counted // _MB)
+            if tracker is not None:
+                tracker.advance((counted + count) // _MB - counted // _MB)
             counted += count
             _under_way[uri] = _how_far(counted, total)
 

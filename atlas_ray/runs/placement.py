@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import PlacementError
 from atlas_ray.runs.progress import console
 
 Resources = Mapping[str, float]
@@ -67,7 +67,7 @@ def require(bundle: Resources, count: int, what: str, remedy: str, labels: Label
         labels: Of the nodes that may hold them; None: any.
 
     Raises:
-        UserError: If they cannot be placed, nor after the time that further nodes may take to join.
+        PlacementError: If they cannot be placed, nor after the time that further nodes may take to join.
     """
     nodes = partial(_nodes, labels)
     require_within(bundle, count, what, remedy, nodes, _node_groups(labels), 0.0 if _alone() else None, labels)
@@ -97,7 +97,7 @@ def require_within(
                 f"; its autoscaler may add {held([n for n, m in groups for _ in range(min(m, 99))])}" if groups else ""
             )
             which = " of that kind" if labels else ""
-            raise UserError(f"cannot place {asked}: the cluster has {held(here)}{which}{may}", remedy)
+            raise PlacementError(f"cannot place {asked}: the cluster has {held(here)}{which}{may}", remedy)
         if not said:
             left = until - time.monotonic()
             console.print(f"waiting {left:.0f} s at most for {asked}: the cluster has {held(here)}", style="yellow")

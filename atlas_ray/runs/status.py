@@ -8,14 +8,16 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 
 _DEPTH = 4
 _WATCH_SECONDS = 5.0
-_FINISHED, _UNFINISHED = "finished", "unfinished"
+_FINISHED, _UNFINISHED, _FAILED = "finished", "unfinished", "not loaded"
 
 
 def status_table(uris: Sequence[str]) -> Table:
@@ -32,7 +34,10 @@ def status_table(uris: Sequence[str]) -> Table:
             recorded = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             figures = ", ".join(f"{k} {v}" for k, v in (finished or {}).items() if not isinstance(v, dict | list))
             stage = str(folder.read_json("manifest.json")["stage"])
-            table.add_row(folder.uri, stage, _UNFINISHED if finished is None else _FINISHED, recorded, figures)
+            state = _UNFINISHED if finished is None else _FINISHED
+            if finished is None and (failure := failure_of(folder)) is not None:
+                state, figures = _FAILED, failure
+            table.add_row(folder.uri, stage, state, recorded, Text(figures))
     if not table.row_count:
         raise UserError(f"no run lies below {', '.join(uris)}", "name a run folder or a recipe's folder under runs/")
     return table

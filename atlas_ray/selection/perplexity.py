@@ -65,6 +65,18 @@ def readable(max_length: int, context: int | None) -> int:
     return max_length if context is None else min(max_length, context - 1)
 
 
+def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "float32"]:
+    """The number format of scoring; `auto`: bfloat16 on GPUs, where float32 takes ten times as long, else float32."""
+    if config.dtype != "auto":
+        return config.dtype
+    return "bfloat16" if gpus else "float32"
+
+
+def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
+    """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
+    return config.workers or max(1, min(int(gpus), chunks))
+
+
 def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
     """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
 
@@ -73,7 +85,7 @@ def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm
     """
     if config.engine != "auto":
         return config.engine
-    return "vllm" if not gpus and config.dtype == "float32" else "torch"
+    return "vllm" if not gpus and dtype_of(config, gpus) == "float32" else "torch"
 
 
 def select_perplexity(trajectory: Trajectory, config: PerplexitySelector, scores: tuple[float, ...]) -> Selection:

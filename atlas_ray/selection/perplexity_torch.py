@@ -32,6 +32,7 @@ class TorchScorer:
         max_length: Tokens of a trajectory that are read; later steps get no score.
         device: torch device; None for CUDA where there is one, else CPU.
         threads: Of this process on CPU; None leaves torch's own number.
+        chat_template: In place of the tokenizer's own.
 
     Raises:
         UserError: If the model cannot be loaded, does not attend by transformers' common interface, mixes tokens by
@@ -46,6 +47,7 @@ class TorchScorer:
         max_length: int = 8192,
         device: str | None = None,
         threads: int | None = None,
+        chat_template: str | None = None,
     ) -> None:
         import torch
         from transformers import AutoModelForCausalLM
@@ -54,7 +56,7 @@ class TorchScorer:
 
         if threads is not None:
             torch.set_num_threads(threads)
-        place, self._chat = local_model(model), ChatFormat.load(model)
+        place, self._chat = local_model(model), ChatFormat.load(model, template=chat_template)
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         try:
             loaded = AutoModelForCausalLM.from_pretrained(place, dtype=getattr(torch, dtype), **weights())

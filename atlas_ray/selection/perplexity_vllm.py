@@ -11,7 +11,6 @@ from typing import Literal
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
-from atlas_ray.models.source import longest
 from atlas_ray.selection.perplexity import Scored, readable
 from atlas_ray.types import Trajectory
 
@@ -48,7 +47,13 @@ class VllmScorer:
 
 
 def start_vllm(
-    model: str, dtype: Literal["bfloat16", "float32"], max_length: int, *, workers: int = 1, gpu_share: float = 1.0
+    model: str,
+    dtype: Literal["bfloat16", "float32"],
+    max_length: int,
+    *,
+    workers: int = 1,
+    gpu_share: float = 1.0,
+    chat_template: str | None = None,
 ) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
     """Starts an engine in this process, on an event loop that runs while it scores; it ends with the process.
 
@@ -58,6 +63,7 @@ def start_vllm(
         max_length: Tokens of a trajectory that are read.
         workers: Processes like this one.
         gpu_share: Of a GPU that this one may use; 0 on CPU.
+        chat_template: In place of the tokenizer's own.
 
     Raises:
         UserError: If the model or its tokenizer cannot be used.
@@ -66,9 +72,11 @@ def start_vllm(
     config = EngineConfig(
         replicas=workers,
         dtype=dtype,
-        max_model_len=min(max_length + 1, longest(model)),
+        max_model_len=max_length + 1,
         gpu_memory_utilization=_GPU_MEMORY * (gpu_share or 1.0),
     )
     runner = asyncio.Runner()
-    scorer = VllmScorer(runner.run(EngineSpec("perplexity", model, config).build()), max_length)
+    scorer = VllmScorer(
+        runner.run(EngineSpec("perplexity", model, config, chat_template=chat_template).build()), max_length
+    )
     return lambda trajectories: runner.run(scorer.score(trajectories))

@@ -18,6 +18,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.source import fetch_for_workers
 from atlas_ray.runs import placement
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
@@ -30,7 +31,7 @@ from atlas_ray.selection.file import imported
 from atlas_ray.selection.journal import REPLIES, Journal
 from atlas_ray.selection.llm import Judge, asker_of
 from atlas_ray.selection.own import load_call, select_own
-from atlas_ray.selection.perplexity import UNSCORED, engine_of, select_perplexity
+from atlas_ray.selection.perplexity import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
 from atlas_ray.selection.perplexity_torch import TorchScorer
 from atlas_ray.selection.perplexity_vllm import start_vllm
 from atlas_ray.selection.prices import price_of
@@ -81,6 +82,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     begun = time.monotonic()
     config = adopt_scores(config)
     folder = RunFolder(config.run)
+    config = _with_dtype(config, folder, clean)
     paid = [(table, folder.read(table)) for table in (REPLIES, BATCHES)] if clean else []
     folder.begin(config, stage="select", clean=clean)
     for table, rows in paid:
@@ -159,6 +161,21 @@ def _run(
         yield from map(control(selector, config.seed, config.run), todo)
 
 
+def _with_dtype(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfig:
+    """Perplexity's number format settled, for the manifest to name: as the run began, else by the cluster's devices."""
+    selector = config.selector
+    if not isinstance(selector, PerplexitySelector) or selector.dtype != "auto":
+        return config
+    begun = {} if clean or not folder.exists else folder.read_json("manifest.json")["config"].get("selector", {})
+    dtype = begun.get("dtype")
+    if dtype is None:
+        from atlas_ray.runs.cluster import connect
+
+        connect(config.ray)
+        dtype = dtype_of(selector, placement.gpus())
+    return config.model_copy(update={"selector": selector.model_copy(update={"dtype": dtype})})
+
+
 def _perplexity(
     config: SelectConfig, selector: PerplexitySelector, trajectories: Sequence[Trajectory], done: Collection[str]
 ) -> Generator[Selection, None, None]:
@@ -173,19 +190,21 @@ def _perplexity(
     chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
     # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
     refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
+    fetch_for_workers(selector.model)
     gpus = placement.gpus()
+    workers = workers_of(selector, ray.cluster_resources().get("GPU", 0), len(refs))
     # A whole number of workers to a GPU, lest the last ones find no room.
-    share = 1 / ceil(selector.workers / gpus) if gpus else 0.0
+    share = 1 / ceil(workers / gpus) if gpus else 0.0
     remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"
     need = {"CPU": 1, "GPU": share}
     labels = placement.labels_for(placement.ROLLOUT, None if share else {}, need)
-    placement.require(need, selector.workers, "scoring workers", remedy, labels)
+    placement.require(need, workers, "scoring workers", remedy, labels)
     scored = from_arrow_refs(refs).map_batches(
         _PerplexityWorker,
-        fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), share),
+        fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), workers, share),
         batch_size=None,
         batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=selector.workers),
+        compute=ActorPoolStrategy(size=workers),
         num_cpus=1,
         num_gpus=share,
         label_selector=labels or None,
@@ -228,8 +247,9 @@ def _own(
 class _PerplexityWorker:
     """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
 
-    def __init__(self, config: PerplexitySelector, engine: str, model: str, gpu_share: float) -> None:
-        self._config, self._engine, self._model, self._gpu_share = config, engine, model, gpu_share
+    def __init__(self, config: PerplexitySelector, engine: str, model: str, workers: int, gpu_share: float) -> None:
+        self._config, self._engine, self._model = config, engine, model
+        self._workers, self._gpu_share = workers, gpu_share
         self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -249,13 +269,23 @@ class _PerplexityWorker:
             return SELECTIONS.to_table(self._alone(t) for t in trajectories)
 
     def _load(self) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
-        c = self._config
+        c, dtype = self._config, dtype_of(self._config, self._gpu_share)
         if self._engine == "vllm":
-            return start_vllm(self._model, c.dtype, c.max_length, workers=c.workers, gpu_share=self._gpu_share)
+            return start_vllm(
+                self._model,
+                dtype,
+                c.max_length,
+                workers=self._workers,
+                gpu_share=self._gpu_share,
+                chat_template=c.chat_template,
+            )
         # Ray leaves an actor one thread; threads that spin while they wait bring a busy machine to a crawl.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        threads = max(1, (os.cpu_count() or 1) // c.workers)
-        return TorchScorer(self._model, c.dtype, c.batch_tokens, c.max_length, threads=threads).score
+        threads = max(1, (os.cpu_count() or 1) // self._workers)
+        scorer = TorchScorer(
+            self._model, dtype, c.batch_tokens, c.max_length, threads=threads, chat_template=c.chat_template
+        )
+        return scorer.score
 
     def _alone(self, trajectory: Trajectory) -> Selection:
         assert self._score is not None

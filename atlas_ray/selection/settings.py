@@ -8,6 +8,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
+    ChatTemplate,
     DataConfig,
     EndpointConfig,
     EngineConfig,
@@ -109,11 +111,14 @@ class PerplexitySelector(Strict):
     name: Literal["perplexity"] = "perplexity"
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
-    dtype: Literal["bfloat16", "float32"] = "float32"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="auto: bfloat16 on GPUs, float32 on CPU")
     engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int | None, PLACEMENT] = Field(
+        None, ge=1, description="null: one to each GPU of the cluster, one on CPU"
+    )
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
 
@@ -144,6 +149,7 @@ class ValueSelector(Strict):
 
     name: Literal["value"] = "value"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     rollouts: int = Field(5, ge=1)
     temperature: float = Field(1.0, ge=0)
     max_tokens: int = Field(512, ge=1)
@@ -155,7 +161,7 @@ class ValueSelector(Strict):
     economy: Economy = Field(Economy(), description="read by the economical mode only")
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
     engine: EngineConfig = EngineConfig()
-    limits: LimitsConfig = LimitsConfig()
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
 
     @model_validator(mode="after")
     def _has_an_estimator(self) -> ValueSelector:
@@ -167,8 +173,10 @@ class ValueSelector(Strict):
 class SelectorEndpoint(EndpointConfig):
     """The endpoint that judges, and how much it may be asked; 429 and its like slow the calls down besides."""
 
-    requests_per_minute: float | None = Field(None, gt=0)
-    tokens_per_minute: float | None = Field(None, gt=0, description="prompts, and replies at their longest")
+    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="prompts, and replies at their longest"
+    )
 
 
 class LlmSelector(Strict):
@@ -193,9 +201,11 @@ class LlmSelector(Strict):
         "improved", description="paper: App. D.1's instructions in its order, answered in its three lines; never json"
     )
     prompt_file: str | None = Field(None, description="template of your own, in place of `prompt`")
-    prices_file: str | None = Field(None, description="goes before the package's prices.json")
-    cache: str | None = Field(None, description="folder of paid replies that runs share")
-    max_cost: float | None = Field(None, gt=0, description="US dollars; stops cleanly and resumes")
+    prices_file: Annotated[str | None, PLACEMENT] = Field(None, description="goes before the package's prices.json")
+    cache: Annotated[str | None, PLACEMENT] = Field(None, description="folder of paid replies that runs share")
+    max_cost: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="US dollars; stops cleanly and resumes"
+    )
 
     @model_validator(mode="after")
     def _batches_are_the_endpoints(self) -> LlmSelector:
@@ -243,9 +253,9 @@ SelectorConfig = Annotated[
 class SelectConfig(Strict):
     """Critical steps of a data set by one selector."""
 
-    run: str = "runs/select"
+    run: Annotated[str, PLACEMENT] = "runs/select"
     data: DataConfig
     selector: SelectorConfig = LlmSelector()
     seed: int = 0
     environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -44,7 +44,7 @@ def select_value(
         raise together(wrong)
     connect(config.ray)
     with RolloutPool(
-        EngineSpec("base", reachable(selector.model), selector.engine),
+        EngineSpec("base", reachable(selector.model), selector.engine.capped(), chat_template=selector.chat_template),
         replicas=selector.engine.replicas,
         in_flight=selector.engine.episodes_in_flight,
         labels=selector.engine.label_selector,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import DataConfig, LabelSelector, RayConfig, Strict
+from atlas_ray.config import PLACEMENT, ChatTemplate, DataConfig, LabelSelector, RayConfig, Strict
 from atlas_ray.trajectories.settings import CollectConfig
 
 Objective = Literal["token", "step", "trajectory"]
@@ -27,11 +27,14 @@ class LoraConfig(Strict):
 class TrainConfig(Strict):
     """Fine-tuning with loss on the selected steps only (section 3.3, App. B.1: the defaults)."""
 
-    run: str = "runs/train"
+    run: Annotated[str, PLACEMENT] = "runs/train"
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(
+        None, description="of the model, where its tokenizer's is not used; the trained model brings it along"
+    )
     data: DataConfig
     selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
-    rendered: str | None = Field(
+    rendered: Annotated[str | None, PLACEMENT] = Field(
         None, description="folder of token ids, shared by runs on the same data; None: in the run folder"
     )
     epochs: float = Field(3, gt=0)
@@ -49,21 +52,30 @@ class TrainConfig(Strict):
     activation_checkpointing: bool | None = Field(
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
     )
-    workers: int = Field(1, ge=1)
+    workers: Annotated[int, PLACEMENT] = Field(1, ge=1)
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
-    cpus_per_worker: int = Field(1, ge=1)
-    label_selector: LabelSelector | None = Field(
+    cpus_per_worker: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
         None, description="labels of the workers' nodes; None: `group: train` where the cluster has such nodes"
     )
     lora: LoraConfig | None = None
     validation_fraction: float = Field(0.0, ge=0, lt=1, description="share of the tasks held back from training")
     keep: Literal["last", "best"] = Field("last", description="best: the epoch of least validation loss")
-    loggers: list[Literal["tensorboard", "wandb", "mlflow"]] = Field([], description="besides metrics.jsonl")
-    memory_gb: float | None = Field(None, gt=0, description="of one worker's device, for the estimate; None: looked up")
-    checkpoint_steps: int = Field(25, ge=1)
-    max_failures: int = Field(2, ge=0)
+    loggers: Annotated[list[Literal["tensorboard", "wandb", "mlflow"]], PLACEMENT] = Field(
+        [], description="besides metrics.jsonl"
+    )
+    memory_gb: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="of one worker's device, for the estimate; None: looked up"
+    )
+    checkpoint_steps: Annotated[int, PLACEMENT] = Field(
+        25, ge=1, description="optimizer steps between checkpoints; each epoch ends in one"
+    )
+    keep_checkpoint: Annotated[bool, PLACEMENT] = Field(
+        False, description="keep the last one of a finished run: twelve bytes a weight"
+    )
+    max_failures: Annotated[int, PLACEMENT] = Field(2, ge=0)
     seed: int = 0
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

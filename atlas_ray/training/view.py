@@ -9,6 +9,7 @@ from rich.text import Text
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.template import read_template
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
@@ -33,7 +34,9 @@ def render_mask(example: Example, chat: ChatFormat) -> Text:
     return text
 
 
-def view(data: str, model: str, selection: str | None, trajectory: str | None) -> Text:
+def view(
+    data: str, model: str, selection: str | None, trajectory: str | None, chat_template: str | None = None
+) -> Text:
     """One trajectory of a data set as it would be trained on, uncut.
 
     Args:
@@ -41,6 +44,7 @@ def view(data: str, model: str, selection: str | None, trajectory: str | None) -
         model: Whose tokenizer and chat template.
         selection: Run folder of a selection; all steps carry loss where None.
         trajectory: Its id; the first one where None.
+        chat_template: Name, file or text of another one than the tokenizer's.
 
     Raises:
         UserError: If there is no such trajectory, or no selection for it.
@@ -55,5 +59,8 @@ def view(data: str, model: str, selection: str | None, trajectory: str | None) -
         if name not in by_id:
             raise UserError(f"{selection} holds no selection for {name}", "name the run folder of `atlas select`")
         chosen = by_id[name].chosen
-    chat = ChatFormat.load(model)
+    try:
+        chat = ChatFormat.load(model, template=chat_template and read_template(chat_template))
+    except ValueError as error:
+        raise UserError(f"--chat-template: {error}", "check the name") from None
     return render_mask(training_example(tokens_of(found[name], chat), chosen, max_length=1 << 30), chat)

@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.local_copy import local_copy
+from atlas_ray.runs.local_copy import local_copy, origin
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.text import printable
 from atlas_ray.trajectories.formats import Format, Ids, UnknownEnvironment, detect, task_of, to_trajectory
@@ -240,7 +240,7 @@ def _rows(config: DataConfig) -> Iterator[tuple[str, int, _Row | Trajectory]]:
         first = list(itertools.islice(rows, _PEEK))
         form = _format(value for _, value, _ in first) if config.format == "auto" else config.format
         for number, value, error in itertools.chain(first, rows):
-            yield str(file), number, _Row(value, form, error)
+            yield origin(file), number, _Row(value, form, error)
 
 
 def _format(values: Iterable[Any]) -> Format:
@@ -313,15 +313,15 @@ def _json_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
         value = json.loads(file.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{file} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}",
+            f"{origin(file)} is not valid JSON: line {error.lineno}, column {error.colno}: {error.msg}",
             "mend the file or fetch it anew; name it .jsonl where it holds one object a line",
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"cannot read {file}: {_short(error)}", "check that it is JSON in UTF-8") from None
+        raise UserError(f"cannot read {origin(file)}: {_short(error)}", "check that it is JSON in UTF-8") from None
     if isinstance(value, dict) and detect(value):
         value = [value]
     if not isinstance(value, list):
-        raise UserError(f"{file} holds no list of trajectories", "see the formats that `data.format` names")
+        raise UserError(f"{origin(file)} holds no list of trajectories", "see the formats that `data.format` names")
     yield from ((number, row, None) for number, row in enumerate(value, 1))
 
 
@@ -338,7 +338,7 @@ def _jsonl_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
                 except (ValueError, RecursionError) as error:
                     yield number, None, f"unreadable: {_short(error)}"
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}", "check its permissions") from None
+        raise UserError(f"cannot read {origin(file)}: {error.strerror}", "check its permissions") from None
 
 
 def _parquet_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
@@ -350,7 +350,9 @@ def _parquet_rows(file: Path) -> Iterator[tuple[int, Any, str | None]]:
                     number += 1
                     yield number, row, None
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not readable as Parquet: {_short(error)}", "fetch or write it anew") from None
+        raise UserError(
+            f"{origin(file)} is not readable as Parquet: {_short(error)}", "fetch or write it anew"
+        ) from None
 
 
 _DECODERS = {".json": _json_rows, ".jsonl": _jsonl_rows, ".parquet": _parquet_rows}

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atlas_ray.config import RayConfig, Strict
+from atlas_ray.config import PLACEMENT, RayConfig, Strict
 
 
 class CollectConfig(Strict):
     """Trajectories of a scripted agent in built-in environments."""
 
-    run: str = "runs/collect"
+    run: Annotated[str, PLACEMENT] = "runs/collect"
     envs: list[str] = ["maze", "textcraft", "wordle"]
     role: Literal["expert", "novice"] = "expert"
     split: Literal["train", "test"] = "train"
@@ -21,4 +21,4 @@ class CollectConfig(Strict):
     max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
     keep_failures: bool = False
     seed: int = 0
-    ray: RayConfig = RayConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -26,21 +26,24 @@ class NeededModel:
 
     Attributes:
         tokens: Longest conversation that it is given; None for as long as it takes.
+        chat_template: In place of its tokenizer's.
     """
 
     path: str
     revision: str | None = None
     tokens: int | None = None
+    chat_template: str | None = None
 
 
 def check_models(pending: Pending) -> list[Finding]:
     """Every model that exists before the run: what the run trains itself is not looked for."""
     found: list[Finding] = []
-    needed: dict[tuple[str, str | None], NeededModel] = {}
+    needed: dict[tuple[str, str | None, str | None], NeededModel] = {}
     for model in _needed(pending):
-        known = needed.setdefault((model.path, model.revision), model)
+        key = model.path, model.revision, model.chat_template
+        known = needed.setdefault(key, model)
         if (model.tokens or 0) > (known.tokens or 0):
-            needed[model.path, model.revision] = model
+            needed[key] = model
     for model in needed.values():
         found += attempt("model", model.path, lambda m=model: _usable(m))  # type: ignore[misc]
     return found
@@ -64,24 +67,22 @@ def _needed(pending: Pending) -> Iterator[NeededModel]:
     made = pending.made_here
     for train in pending.train.values():
         if train.model not in made:
-            yield NeededModel(train.model, tokens=train.max_length)
+            yield NeededModel(train.model, tokens=train.max_length, chat_template=train.chat_template)
     for select in pending.select.values():
         match select.selector:
-            case ValueSelector(model=path, engine=engine) | LlmSelector(model=path, engine=engine) if (
-                engine is not None
-            ):
-                if path not in made:
-                    yield NeededModel(path, tokens=engine.max_model_len)
-            case PerplexitySelector(model=path) if path not in made:
-                yield NeededModel(path)
+            case LlmSelector(model=path, engine=engine) if engine is not None:
+                yield NeededModel(path, tokens=engine.max_model_len)
+            case ValueSelector(model=path) | PerplexitySelector(model=path) as selector if path not in made:
+                yield NeededModel(path, chat_template=selector.chat_template)
+    # whoever plays gets the context that the comparison's cap and the model allow
     for evaluation in pending.evaluations.values():
         for _, model in _played([evaluation]):
             own = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
             if own.endpoint is None and own.path not in made:
-                yield NeededModel(own.path, own.revision, own.max_model_len or evaluation.engine.max_model_len)
+                yield NeededModel(own.path, own.revision, own.max_model_len, own.chat_template)
     for verify in pending.verify:
         if verify.model not in made:
-            yield NeededModel(verify.model, tokens=verify.engine.max_model_len)
+            yield NeededModel(verify.model, chat_template=verify.chat_template)
 
 
 def _played(evaluations: Iterable[EvaluateConfig]) -> Iterator[tuple[str, str | ModelConfig]]:
@@ -100,14 +101,15 @@ def _usable(model: NeededModel) -> str:
     folder = Path(model.path)
     if folder.is_dir() and not any(folder.glob("*.safetensors")):
         raise UserError(f"{model.path} holds no weights (*.safetensors)", "copy the whole model there")
-    chat = ChatFormat.load(model.path, model.revision)
-    context = longest(model.path)
-    if model.tokens is not None and model.tokens > context:
+    chat = ChatFormat.load(model.path, model.revision, model.chat_template)
+    context = longest(model.path, model.revision)
+    if model.tokens is not None and context is not None and model.tokens > context:
         raise UserError(
             f"{model.path} was made for {context:,} tokens, and is asked to read {model.tokens:,}",
             f"set max_model_len (evaluation) or max_length (training) to {context} or less",
         )
-    return f"template ends replies with {chat.end_of_turn.strip()!r}, context {context:,} tokens"
+    long = "unknown" if context is None else f"{context:,} tokens"
+    return f"template ends replies with {chat.end_of_turn.strip()!r}, context {long}"
 
 
 async def _judges(selector: LlmSelector) -> str:

@@ -17,6 +17,7 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import ArmRuns, ChosenSteps, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.training.metrics import read_metrics
 from atlas_ray.types import Episode
@@ -26,12 +27,17 @@ if TYPE_CHECKING:
 
 
 def gather_paper(recipe: Recipe) -> PaperRuns:
-    """Every arm, backbone and model that was evaluated to the end; the others have no row."""
+    """Every arm, backbone and model that was evaluated to the end; of the others, why they could not be loaded."""
     stand_ins = {name: arm.stand_in or _inherited(recipe, arm.like) for name, arm in recipe.arms.items()}
     arms: dict[str, ArmRuns] = {}
+    failures: dict[str, list[str]] = defaultdict(list)
     for config in recipe.evaluations.values():
         expected = {env: len(tasks) * config.samples for env, tasks in test_tasks(config).items()}
         names = dict.fromkeys(_arm_of(recipe, unit) for unit in config.models)
+        for unit in config.models:
+            if reason := failure_of(RunFolder(config.run).child(unit)):
+                name = _arm_of(recipe, unit)
+                failures[name].append(reason if unit == name else f"{unit}: {reason}")
         for name in names:
             runs = _runs(recipe, config, name, expected, stand_ins.get(name))
             if runs is not None:
@@ -42,6 +48,8 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         stand_in_envs=recipe.config.stand_ins,
         verification=_verification(recipe),
         verified=BASE,
+        failures={name: "; ".join(reasons) for name, reasons in failures.items()},
+        unverified=next((why for c in recipe.verify.values() if (why := failure_of(RunFolder(c.run)))), None),
         other_tasks=other_tasks(_played(recipe), recipe.config.environments),
         chosen={arm: found for arm in recipe.arms if (found := _chosen(recipe, arm)) is not None},
     )
@@ -77,11 +85,9 @@ def _runs(
     recipe: Recipe, config: EvaluateConfig, name: str, expected: dict[str, int], stand_in: str | None
 ) -> ArmRuns | None:
     units = {u.seed: u.name for u in recipe.units if u.arm == name} or {recipe.config.seeds[0]: name}
-    played = {
-        seed: folder.read(EPISODES)
-        for seed, unit in units.items()
-        if (folder := RunFolder(config.run).child(unit)).finished is not None
-    }
+    folders = {seed: RunFolder(config.run).child(unit) for seed, unit in units.items()}
+    finished = {seed: found for seed, folder in folders.items() if (found := folder.finished) is not None}
+    played = {seed: folders[seed].read(EPISODES) for seed in finished}
     if not played:
         return None
     model = config.models[units[next(iter(played))]]
@@ -95,6 +101,7 @@ def _runs(
         overflowed={env: _overflowed(chain.from_iterable(played.values()), env) for env in config.tasks},
         training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
         backbone=_tiny(recipe, recipe.arms[name].start if name in recipe.arms else name),
+        context=next((found["context"] for found in finished.values() if "context" in found), None),
     )
 
 

@@ -54,6 +54,7 @@ class ArmRuns:
         expected: By environment: episodes that a seed was asked for.
         training: By seed.
         backbone: The model trained on the spot that stands here for the paper's, in words, or None.
+        context: Tokens that a conversation could have; None where that is not known.
         overflowed: By environment: share of the episodes that ended with a full context.
     """
 
@@ -65,6 +66,7 @@ class ArmRuns:
     expected: Mapping[str, int] = field(default_factory=dict)
     training: Mapping[int, TrainingCost] = field(default_factory=dict)
     backbone: str | None = None
+    context: int | None = None
     overflowed: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -139,6 +141,8 @@ class PaperRuns:
         stand_in_envs: By table: environments that stand in for the paper's.
         verification: By environment: by kind of start.
         verified: Name of the arm or backbone that Table 6 plays, if it stands among `arms`.
+        failures: Why arms could not be loaded, by name; those among `arms` lack the seeds that the reason names.
+        unverified: Why Table 6's model could not be loaded.
         other_tasks: Environments whose tasks here are not the paper's, and whose they are, in words: their figures are
             held against none of the paper's, and no average that is has a part in them.
         chosen: By arm, those that are not trained too: what their selections chose, where a ratio caps it.
@@ -149,6 +153,8 @@ class PaperRuns:
     stand_in_envs: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     verification: Mapping[str, Mapping[str, Start]] = field(default_factory=dict)
     verified: str | None = None
+    failures: Mapping[str, str] = field(default_factory=dict)
+    unverified: str | None = None
     chosen: Mapping[str, ChosenSteps] = field(default_factory=dict)
     other_tasks: Mapping[str, str] = field(default_factory=dict)
 

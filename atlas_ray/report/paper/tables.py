@@ -24,6 +24,7 @@ from atlas_ray.report.paper.ours import (
     mean_gain,
 )
 from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
+from atlas_ray.report.tables import context_notes
 
 GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
 _BY_TASK = ("table4", "table5")
@@ -287,11 +288,22 @@ def _share(ours: float | None, theirs: float | None) -> float | None:
     return None if ours is None or not theirs else ours / theirs
 
 
+def _not_loaded(given: PrintedTable, runs: PaperRuns) -> Iterator[str]:
+    """Why cells are empty that were to be filled."""
+    for name in dict.fromkeys(runs.rows.get(given.name, {}).values()):
+        if name in runs.failures:
+            few = "lack a seed" if name in runs.arms else "are empty"
+            yield f"Cells of `{name}` {few}, for it could not be loaded: {runs.failures[name]}"
+    if given.name == "table6" and runs.unverified:
+        yield f"The cells of its model are empty, for it could not be loaded: {runs.unverified}"
+
+
 def _notes(
     given: PrintedTable, rows: Sequence[PaperTableRow], runs: PaperRuns, arms: dict[str, ArmRuns]
 ) -> Iterator[str]:
     """What a reader must know of our figures here."""
     cells = [cell for row in rows for cell in row.cells if cell.ours is not None]
+    yield from _not_loaded(given, runs)
     if not cells:
         yield "Nothing of this table was run."
         return
@@ -311,6 +323,7 @@ def _notes(
     models = dict.fromkeys(arm.model for arm in arms.values() if not arm.training)
     if models:
         yield f"Models as they are: {', '.join(models)}."
+    yield from context_notes({f"`{arm.name}`": arm.context for arm in placed})
     partial = dict.fromkeys(cell.ours.of for cell in cells if cell.ours and cell.ours.of)
     for envs in partial:
         yield (
@@ -353,4 +366,4 @@ def _whose_tasks(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRun
         if env in runs.other_tasks:
             by_words.setdefault(runs.other_tasks[env], []).append(env)
     for words, envs in by_words.items():
-        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures, and in no average that is."
+        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures; not in averages that are."
