@@ -26,6 +26,7 @@ KINDS = {
     "train": ("atlas_ray.training.settings", "TrainConfig"),
     "evaluate": ("atlas_ray.evaluation.settings", "EvaluateConfig"),
     "verify": ("atlas_ray.evaluation.settings", "VerifyConfig"),
+    "servers": ("atlas_ray.environments.launcher", "LaunchConfig"),
     "recipe": ("", ""),
     "part": ("", ""),  # a file that a recipe includes: checked where it is included
 }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atlas_ray.errors import UserError
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -59,6 +60,41 @@ def servers_table(servers: Sequence[str]) -> tuple[Table, bool]:
         healthy &= found.ok
         table.add_row(env, url, *map(printable, (found.reachable, found.tasks, found.replay)))
     return table, healthy
+
+
+@environments_app.command("start")
+def environments_start(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME[=N]]...", help="Servers, N processes each; the file's else.")
+    ] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file: servers, host, out, ...")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key.")] = None,
+    built_in: Annotated[bool, typer.Option(help="This project's own servers of the names given.")] = False,
+) -> None:
+    """Start AgentGym's servers on this machine, keep them alive, and write their addresses for runs."""
+    import signal
+    import threading
+
+    from atlas_ray.config import load
+    from atlas_ray.environments.launcher import LaunchConfig, launch
+
+    overrides, wanted = [], []
+    for given in names or []:
+        name, sign, processes = given.partition("=")
+        wanted.append(name)
+        if sign or config is None:
+            overrides.append(f"servers.{name}.processes={processes if sign else 1}")
+        if built_in:
+            overrides.append(f"servers.{name}.built_in=true")
+    settings = load(LaunchConfig, config, [*overrides, *(set_ or [])])
+    if unknown := [name for name in wanted if name not in settings.servers]:
+        raise UserError(f"{config} names no server {unknown[0]!r}", f"it names {', '.join(settings.servers)}")
+    if wanted:
+        settings = settings.model_copy(update={"servers": {name: settings.servers[name] for name in wanted}})
+    stop = threading.Event()
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(interrupt, lambda *_: stop.set())
+    launch(settings, stop)
 
 
 @environments_app.command("list")
