@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from atlas_ray.errors import UserError
+from atlas_ray.recipes.disk import at_most, disks_of
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 
@@ -39,7 +40,7 @@ def _gpus(pending: Pending, wanted: int) -> str:
 
 def check_disk(pending: Pending) -> list[Finding]:
     """Room for what the recipe's training writes, where the run folders lie on this machine."""
-    runs, need = pending.recipe.root, 0.0
+    runs, need = pending.recipe.root, at_most(disks_of(pending.recipe, pending.train.values()))
     return attempt("disk", runs, lambda: _disk(runs, need)) if need else []
 
 
@@ -52,7 +53,6 @@ def _disk(runs: str, need: float) -> str | list[Finding]:
         at = at.parent
     free = shutil.disk_usage(at).free
     if free < need:
-        raise UserError(
-            f"{at} has {free / 1e9:.1f} GB free, {words}", "set `runs` to a larger disk, or train fewer arms"
-        )
+        remedy = "set `runs` to a larger disk, train fewer arms, or correct assume.parameters"
+        raise UserError(f"{at} has {free / 1e9:.1f} GB free, {words}", remedy)
     return f"{free / 1e9:,.0f} GB free, {words}"
