@@ -282,8 +282,8 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
     for part in loc:
         fields = sorted(getattr(model, "model_fields", {}))
         tagged = _by_tag(model, str(part))
-        if isinstance(at, Mapping) and str(part) not in fields and (part not in at or tagged is not model):
-            # the tag of a discriminated union, which stands in no file
+        if str(part) not in fields and (tagged is not model or (isinstance(at, Mapping) and part not in at)):
+            # the member of a union, which stands in no file
             model = tagged
             continue
         path.append(str(part))
