@@ -47,11 +47,11 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
         ask: Whether servers are asked whose they are, where built-in tasks are to be played there.
     """
     found, wrong = _tasks(config)
-    for env in found:
+    for env in config.tasks:
         try:
             open_session(table.get(env), config.environments)
         except UserError as error:
-            wrong.append(error)
+            wrong += [error] if str(error) not in map(str, wrong) else []
     wrong += unplayable((task for tasks in found.values() for task in tasks), config.environments)
     return wrong + (foreign(config) if ask else [])
 
