@@ -146,7 +146,9 @@ class OpeningsConfig(Strict):
 
     data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
     agentgym: str | None = Field(
-        None, description="checkout of AgentGym, for environments on a server that the data lacks; read, never run"
+        None,
+        description="checkout of AgentGym, for environments on a server that the data lacks, and for error turns; "
+        "read, never run",
     )
     differing: list[str] = Field(
         [], description="environments whose first observation need not be the data's; turns 1 and 2 still are"
