@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.config import validate
+from atlas_ray.environments import client
 from atlas_ray.environments.checkout import checkout_opening
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
 from atlas_ray.environments.protocol import MALFORMED, Opening
@@ -62,6 +63,11 @@ class Mute:
     def repeat(self, reply: str) -> None: ...
 
     def hear(self, observation: str) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
