@@ -65,8 +65,12 @@ def foreign(config: EvaluateConfig) -> list[UserError]:
     async def ask() -> Sequence[Standing]:
         return await asyncio.gather(*(standing(server, env) for env, server in asked))
 
+    told = list(zip(asked, asyncio.run(ask()) if asked else [], strict=True))
+    answering = {env for (env, _), stands in told if not stands.fault}
     wrong = []
-    for (env, server), stands in zip(asked, asyncio.run(ask()) if asked else [], strict=True):
+    for (env, server), stands in told:
+        if stands.fault and env in answering:
+            continue  # it may be starting, and its episodes go to the others
         if stands.fault:
             wrong.append(UserError(f"{env} at {server}: {stands.fault}", "start the server, or mend its address"))
         elif stands.tasks is None and stands.numbered_otherwise:
