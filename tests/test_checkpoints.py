@@ -148,6 +148,38 @@ def test_a_state_that_cannot_be_written_is_said_and_the_one_before_stays(
     assert Checkpoints(folder).restore(module, optimizers) == (5, "five")
 
 
+def _save_and_fail(rank: int, place: Path) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}/store", rank=rank, world_size=2)
+    (module, optimizers), folder = a_module(), RunFolder(str(place / "states"))
+    config, checkpoints = a_config(epochs=1), Checkpoints(folder)
+
+    def save(step: int) -> None:
+        checkpoints.save(step, module, optimizers, f"{step} lines", lambda _: None)
+
+    loop.fit(module, optimizers, the_examples(), config, CPU, on_checkpoint=save)
+    checkpoints.wait()
+    if rank == 0:
+        RunFolder.write_bytes = _full  # type: ignore[method-assign,assignment]
+    with pytest.raises(AtlasError, match=r"cannot write to .*No space left"):
+        save(9)
+    weights = {name: weight.full_tensor() for name, weight in module.named_parameters()}
+    if rank == 0:
+        torch.save(weights, place / "weights.pt")
+    dist.destroy_process_group()
+
+
+def _full(*_: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_processes_write_their_shards_together_and_what_fails_in_the_first_fails_in_all(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_save_and_fail, (tmp_path,), nprocs=2)
+    module, optimizers = a_module(seed=1)
+    assert Checkpoints(RunFolder(str(tmp_path / "states"))).restore(module, optimizers) == (3, "3 lines")
+    torch.testing.assert_close(dict(module.named_parameters()), torch.load(tmp_path / "weights.pt"), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("keep", [False, True])
 def test_a_finished_run_keeps_its_checkpoint_where_it_was_asked_to(tmp_path: Path, keep: bool) -> None:
     config = a_config(run=str(tmp_path), keep_checkpoint=keep)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.store import explained, first_line, open_store
 from atlas_ray.training.metrics import METRICS
 
+_Result = TypeVar("_Result")
 _COMPLETE = ".metadata"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # frozen weights are the base model's
 _PATIENCE = timedelta(hours=6)  # with the slowest process's disk
@@ -58,14 +59,15 @@ class Checkpoints:
         Raises:
             AtlasError: If it cannot be read.
         """
-        found = [self._tidy() if self._first else None]
-        if self._group is not None:
-            dist.broadcast_object_list(found, src=0, group=self._group)
-        if found[0] is None:
+        last = self._together("read", lambda: self._tidy() if self._first else None)
+        if last is None:
             return 0, ""
-        place, state = self._folder.child(found[0]), _state(module, optimizers, 0)
-        with _explained("read", place.uri):
-            dcp.load(state, storage_reader=_reader(place), process_group=self._group, no_dist=self._group is None)
+        place, state, alone = self._folder.child(last), _state(module, optimizers, 0), self._group is None
+
+        def load() -> None:
+            dcp.load(state, storage_reader=_reader(place), process_group=self._group, no_dist=alone)
+
+        self._together("read", load)
         weights, moments = state["model"], state["optimizer"]
         set_state_dict(module, optimizers, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
         return int(state["step"]), place.read_bytes(METRICS).decode()
@@ -90,8 +92,7 @@ class Checkpoints:
         """
         self.wait()
         begun, place = time.monotonic(), self._folder.child(f"{step:08d}")
-        if self._first:
-            place.write_bytes(METRICS, metrics.encode())
+        self._together("write to", lambda: place.write_bytes(METRICS, metrics.encode()) if self._first else None)
         state, alone = _state(module, optimizers, step), self._group is None
         written: Any = dcp.async_save(state, storage_writer=_writer(place), process_group=self._group, no_dist=alone)
 
@@ -111,8 +112,23 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            with _explained("write to", self._folder.uri):
-                pending.result()
+            self._together("write to", pending.result)
+
+    def _together(self, verb: str, act: Callable[[], _Result]) -> _Result:
+        """What the first process got; its failure is everybody's, or the others would wait for it."""
+        got: list[Any] = []
+        try:
+            with _explained(verb, self._folder.uri):
+                got.append(act())
+        except AtlasError as error:
+            got.append(error)
+        said = [got[0]]
+        if self._group is not None:
+            dist.broadcast_object_list(said, src=0, group=self._group)
+        for failure in (*said, *got):
+            if isinstance(failure, AtlasError):
+                raise failure
+        return said[0]  # type: ignore[no-any-return]
 
     def _tidy(self) -> str | None:
         """Leaves nothing but the last complete state, and returns its name."""
