@@ -27,8 +27,8 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.recipes import stages
 from atlas_ray.recipes.preflight import hub, machine
-from atlas_ray.recipes.preflight.findings import Finding, failure_lines, failures, findings_table
-from atlas_ray.recipes.preflight.run import RECORD, preflight
+from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures, findings_table
+from atlas_ray.recipes.preflight.run import preflight
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
