@@ -84,8 +84,8 @@ def check_prompts(pending: Pending) -> list[Finding]:
 def _opened(config: EvaluateConfig) -> list[Finding]:
     openings = examine(config)
     differing = {d.env for d in openings.differences}
-    remedy = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
-    found = [Finding("prompts", d.env, "failed", str(d), remedy) for d in openings.differences]
+    usual = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
+    found = [Finding("prompts", d.env, "failed", str(d), d.remedy or usual) for d in openings.differences]
     return found + [
         Finding("prompts", env, "ok", opening.source)
         for env, opening in openings.environments.items()
