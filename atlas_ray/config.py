@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -146,7 +146,9 @@ class OpeningsConfig(Strict):
 
     data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
     agentgym: str | None = Field(
-        None, description="checkout of AgentGym, for environments on a server that the data lacks; read, never run"
+        None,
+        description="checkout of AgentGym, for environments on a server that the data lacks, and for error turns; "
+        "read, never run",
     )
     differing: list[str] = Field(
         [], description="environments whose first observation need not be the data's; turns 1 and 2 still are"
@@ -223,8 +225,17 @@ def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None =
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in error.errors()]
+        lines = [_explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in _told(error.errors())]
         raise UserError("\n  ".join(dict.fromkeys(lines)), f"mend {where or '--set / --config'}") from None
+
+
+def _told(errors: list[Any]) -> Iterator[Any]:
+    """Without the complaint that a section is no text, where it is wrong as a section too: it was meant as one."""
+    for e in errors:
+        *section, kind = e["loc"] or ("",)
+        others = (len(o["loc"]) > len(e["loc"]) and [*o["loc"]][: len(section)] == section for o in errors)
+        if not (kind == "str" and e["type"] == "string_type" and any(others)):
+            yield e
 
 
 def assign(values: dict[str, Any], override: str) -> None:
@@ -273,8 +284,8 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
     for part in loc:
         fields = sorted(getattr(model, "model_fields", {}))
         tagged = _by_tag(model, str(part))
-        if isinstance(at, Mapping) and str(part) not in fields and (part not in at or tagged is not model):
-            # the tag of a discriminated union, which stands in no file
+        if str(part) not in fields and (tagged is not model or (isinstance(at, Mapping) and part not in at)):
+            # the member of a union, which stands in no file
             model = tagged
             continue
         path.append(str(part))

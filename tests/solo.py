@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -19,22 +17,6 @@ from atlas_ray.training.worker import Job, run_worker
 from atlas_ray.types import Selection, Trajectory
 
 
-class OneFolder:
-    """Checkpoints of one process, all of them kept."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        yield max(self.folder.glob("*"), default=None)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        path = self.folder / f"{step:06d}"
-        path.mkdir(parents=True)
-        write(path)
-
-
 def run_alone(
     config: TrainConfig,
     trajectories: Sequence[Trajectory],
@@ -46,9 +28,9 @@ def run_alone(
     Returns:
         Steps done, the figures of `finished.json` as far as they are known, and the job.
     """
-    chat = ChatFormat.load(config.model)
+    chat = ChatFormat.load(config.model, template=config.chat_template)
     prepared, job = make_job(config, chat, Corpus.of(trajectories, chat), trajectories, selections)
-    reached = run_worker(job, OneFolder(Path(config.run) / "checkpoints"), torch.device("cpu"), stop)
+    reached = run_worker(job, torch.device("cpu"), stop)
     folder = RunFolder(config.run)
     write_tokenizer(folder, chat.tokenizer)
     return reached, figures_of(prepared, job, folder), job

@@ -20,6 +20,7 @@ from atlas_ray.environments.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.recipes.preflight.servers import check_environments
 from atlas_ray.types import Task
 from tests.serving import remote, running
 
@@ -211,6 +212,17 @@ def test_the_setting_puts_agentboards_tasks_in_the_place_of_the_built_in_ones(ch
     ):
         with pytest.raises(UserError, match=words):
             open_session(table.get(next(iter(wrong))), EnvironmentsConfig(agentboard=wrong))
+
+
+def test_the_preflight_says_whose_tasks_are_played_here(checkout: Path) -> None:
+    def found(**agentboard: str) -> str:
+        config = EnvironmentsConfig(agentboard=agentboard)
+        (finding,) = check_environments(["pddl"], (), config, {})
+        return f"{finding.result} {finding.detail}"
+
+    assert found() == "ok built in, not AgentBoard's"
+    assert found(pddl=str(checkout)) == "ok AgentBoard's tasks"
+    assert "there is no test.jsonl of pddl in nowhere" in found(pddl="nowhere")
 
 
 async def test_a_server_plays_them_too(checkout: Path) -> None:

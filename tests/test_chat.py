@@ -224,7 +224,7 @@ def test_a_template_is_a_name_a_file_or_its_own_text(tmp_path: Path) -> None:
     assert getattr(found.models["a"], "chat_template", None) == LLAMA_TEMPLATE  # in the manifest stands the text
     for bad, why in ((str(tmp_path / "none"), "No such file"), (str(tmp_path / "no.jinja"), "holds no Jinja")):
         models["a"]["chat_template"] = bad
-        with pytest.raises(UserError, match=rf"`models.a.chat_template`.*{why}"):
+        with pytest.raises(UserError, match=rf"^`models.a.chat_template`.*{why}"):
             validate(EvaluateConfig, {"models": models, "tasks": {"maze": 1}})
 
 

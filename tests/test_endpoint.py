@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
 
 from atlas_ray.config import EndpointConfig
-from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
+from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.evaluation.stage import evaluate, failures, played
 from atlas_ray.models.endpoint import EndpointPolicy, EndpointSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.types import Message, Task, Usage
+from tests.fake_endpoint import FakeEndpoint
 
 KEY = "sk-secret-of-this-test"
 OPENING = [Message("user", "Play."), Message("assistant", "OK"), Message("user", "A wall.")]
@@ -41,7 +45,8 @@ def completion(text: str, finish: str = "stop") -> web.Response:
 async def policy(answer: Callable[[dict[str, Any]], web.Response], retries: int = 0) -> AsyncIterator[EndpointPolicy]:
     async def handle(request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == f"Bearer {KEY}"
-        return answer(await request.json())
+        body = await request.json()
+        return completion("OK") if body["max_tokens"] == 1 else answer(body)  # the one token that is asked for first
 
     app = web.Application()
     app.router.add_post("/v1/chat/completions", handle)
@@ -80,7 +85,7 @@ async def test_a_conversation_is_appended_turn_by_turn() -> None:
         second = await speaker.speak(8)
         assert (first.text, first.finish, second.finish) == ("Action: go", "stop", "length")
         assert first.usage == Usage(11, 8, 3, 1)
-        assert closed.usage == Usage(22, 16, 6, 2)
+        assert closed.usage == Usage(33, 24, 9, 3)
     assert [m["content"] for m in asked[1]["messages"]] == [
         *["Play.", "OK", "A wall.", "Action: left", "Still a wall.", "Action: go", "A door."]
     ]
@@ -105,7 +110,8 @@ async def test_the_client_retries() -> None:
     ("answer", "error"),
     [
         (lambda: web.Response(status=500, text="down"), ModelFailure),
-        (lambda: web.Response(status=401, text=f"bad key {KEY}"), ModelFailure),
+        (lambda: web.Response(status=401, text=f"bad key {KEY}"), UserError),
+        (lambda: web.Response(status=404, text="no such model"), UserError),
         (lambda: web.Response(status=400, text="no such option"), ModelFailure),
         (lambda: web.json_response({"choices": []}), ModelFailure),
         (lambda: web.Response(status=400, text="maximum context length is 8192 tokens"), ContextOverflow),
@@ -122,3 +128,24 @@ async def test_refusals(answer: Callable[[], web.Response], error: type[Exceptio
 async def test_a_missing_key_names_its_variable() -> None:
     with pytest.raises(UserError, match="ATLAS_TEST_NO_KEY"):
         await EndpointSpec("closed", "some-model", EndpointConfig(api_key_env="ATLAS_TEST_NO_KEY")).build()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_refused_key_is_one_request_and_an_empty_cell(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    def answer(body: dict[str, Any], call: int) -> web.Response | str:
+        return web.Response(status=401, text="no") if body["model"] == "refused" else "Action: move up"
+
+    endpoint.answer = answer
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
+    config = EvaluateConfig.model_validate(
+        {
+            "run": str(tmp_path),
+            "models": {name: {"path": name, "endpoint": address} for name in ("refused", "taken")},
+            "tasks": {"maze": 2},
+        }
+    )
+    with pytest.raises(AtlasError, match="refuses the key in ATLAS_WORKERS_KEY"):
+        evaluate(config)
+    assert [call["model"] for call in endpoint.calls].count("refused") == 1
+    assert set(played(config)) == {"taken"}
+    assert "HTTP 401" in failures(config)["refused"]

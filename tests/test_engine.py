@@ -195,7 +195,7 @@ async def test_an_episode_keeps_ids_as_they_were_sampled() -> None:
 
 
 async def test_a_model_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="no-such-folder"):
+    with pytest.raises(UserError, match="no-such-folder': there is no such folder"):
         await EngineSpec("x", "./no-such-folder", EngineConfig()).build()
 
 

@@ -10,12 +10,22 @@ import torch
 
 from atlas_ray.cli import main
 from atlas_ray.errors import UserError
-from atlas_ray.training.estimate import Memory, estimate_lines, memory_lines, memory_of, refuse_what_cannot_fit, remedy
+from atlas_ray.training.estimate import (
+    Disk,
+    Memory,
+    disk_of,
+    estimate_lines,
+    memory_lines,
+    memory_of,
+    refuse_what_cannot_fit,
+    remedy,
+)
 from atlas_ray.training.metrics import Meter, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.shape import ModelShape, outline
+from tests.solo import run_alone
 from tests.test_train_stage import write_data
-from tests.test_training import a_config, write_base
+from tests.test_training import TRAJECTORIES_HERE, a_config, write_base
 from tests.tiny import tiny_llama
 
 GB = 2**30
@@ -34,6 +44,7 @@ def llama_8b(folder: Path, **options: Any) -> TrainConfig:
         num_attention_heads=32,
         num_key_value_heads=8,
         max_position_embeddings=131072,
+        dtype="bfloat16",
     ).save_pretrained(folder)
     return a_config(
         model=str(folder), **{"dtype": "bfloat16", "micro_batch_tokens": 16384, "max_length": 8192, **options}
@@ -120,12 +131,40 @@ def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_pa
 def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     base, data = write_base(tmp_path / "base"), write_data(tmp_path)
     config = a_config(model=base, data=data, epochs=2, validation_fraction=0.3, selection=str(tmp_path / "none"))
-    note, counts, work, memory = estimate_lines(config)
+    note, counts, work, memory, disk = estimate_lines(config)
     assert note.endswith("is not finished: counted as if all steps were chosen")
     assert counts.startswith("5 trajectories, 2 held back; ")
     assert work.startswith("4 optimizer steps in 2 epochs: ")
     assert "GPU-hours if an MFU of 40% is reached (A100, 312 TFLOP/s)" in work
     assert memory.endswith("GB: fits")
+    assert disk.startswith("disk: at most 0.0 GB")
+
+
+def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tmp_path: Path) -> None:
+    n, trained = 8_030_261_248, 41_943_040
+
+    def the_disk(**options: Any) -> Disk:
+        config = llama_8b(tmp_path, **options)
+        return disk_of(config, ModelShape.of(outline(config)))
+
+    full, kept, lora = the_disk(), the_disk(keep_checkpoint=True), the_disk(lora=LoraConfig(rank=16))
+    assert (full.peak, full.finished) == (2 * n + 2 * 12 * n, 2 * n)  # 194 GB and 16 GB
+    assert (kept.peak, kept.finished) == (full.peak, (2 + 12) * n)
+    assert (lora.peak, lora.finished) == (2 * n + 2 * 12 * trained, 2 * n)
+    assert the_disk(lora=LoraConfig(rank=16, export="adapter")).finished == 4 * trained
+    assert str(full) == (
+        "disk: at most 194.4 GB (the model, 15.0, and two checkpoints of 89.7; one being written is in the hosts' "
+        "memory too), 15.0 GB when it is finished"
+    )
+
+
+def test_a_state_on_disk_is_as_large_as_it_is_said(tmp_path: Path) -> None:
+    for optimizer in ("adam", "muon"):
+        config = a_config(optimizer=optimizer, run=str(tmp_path / optimizer), model=write_base(tmp_path / "base"))
+        run_alone(config, TRAJECTORIES_HERE, None)
+        written = sum(file.stat().st_size for file in (tmp_path / optimizer / "checkpoints").rglob("*.distcp"))
+        said = disk_of(config, ModelShape.of(outline(config))).checkpoint
+        assert said < written < said + 200_000  # torch's own words around each of some hundred tensors
 
 
 def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

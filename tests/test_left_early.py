@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 from pathlib import Path
@@ -80,7 +81,9 @@ def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
     stalling = Stalling(200, then=signal.SIGINT)
 
     def config(url: str) -> EvaluateConfig:
+        (tmp_path / "items.json").write_text(json.dumps([{"item_id": f"textcraft_{i}"} for i in range(100)]))
         values = {"run": str(tmp_path), "models": {"arm": "m"}, "tasks": {"textcraft": 100}}
+        values["items"] = {"path": str(tmp_path / "items.json")}
         settings = {"engine": {"episodes_in_flight": 16}, "environments": {"servers": {"textcraft": [url]}}}
         return validate(EvaluateConfig, values | settings)
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
@@ -187,6 +188,26 @@ def test_a_disk_that_is_too_small(model: str, store: Store, monkeypatch: pytest.
     with pytest.raises(AtlasError, match=rf"GB left\n.*set {CACHE_VARIABLE} to a folder on a larger disk"):
         local_copy(model)
     assert store.read() == []
+
+
+def test_copies_that_nobody_wants_make_room(model: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, recent = (store.uri(f"bucket/{name}.jsonl") for name in ("old", "recent"))
+    for uri in (recent, old):
+        store.put(uri[len("s3://") :].partition("?")[0], b"x" * 2_000_000)
+        os.utime(local_copy(uri).parent, (0, 0))
+    local_copy(recent)
+    disk = 10_000_000
+
+    def usage(place: Path) -> SimpleNamespace:
+        return SimpleNamespace(total=disk, free=disk - sum(copy.size for copy in copies()))
+
+    monkeypatch.setattr(module, "_SPARE", 0)
+    monkeypatch.setattr(module.shutil, "disk_usage", usage)
+    local_copy(model, suffixes=(".json",))
+    assert {copy.uri for copy in copies()} == {model, old, recent}  # there is room
+    disk = 7_500_000
+    local_copy(model)
+    assert {copy.uri for copy in copies()} == {model, recent}
 
 
 def test_progress_is_shown_in_megabytes_unless_there_are_few(

@@ -70,7 +70,7 @@ def out_of_order(gym: AgentGym) -> web.Application:
     return app
 
 
-@pytest.mark.parametrize("name", ["sciworld", "weather", "movie", "maze", "webshop"])
+@pytest.mark.parametrize("name", ["sciworld", "weather", "webshop"])
 async def test_ids_that_come_out_of_order_are_no_restart(name: str) -> None:
     gym = AgentGym(name)
     async with running(out_of_order(gym)) as url:
@@ -92,7 +92,7 @@ async def test_an_id_given_to_several_at_once_is_nobody_elses() -> None:
             return await handler(request)
         gym.ids = iter([taken[0]])
         answer = await handler(request)
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.01)
         taken[0] = next(ids)
         return answer
 
@@ -185,7 +185,7 @@ async def restarting(name: str, steps: int) -> AsyncIterator[tuple[str, list[Age
         await asyncio.wait_for(restarted, 10)
 
 
-@pytest.mark.parametrize("name", ["weather", "textcraft", "sciworld", "maze", "webshop"])
+@pytest.mark.parametrize("name", ["weather", "textcraft", "sciworld"])
 async def test_a_server_that_restarts_loses_no_episode(name: str) -> None:
     async with restarting(name, 2 * AT_ONCE) as (url, gyms):
         none_lost_or_mixed(name, await play(name, url, 2 * AT_ONCE))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -13,9 +14,10 @@ from typing import Any
 import pytest
 
 from atlas_ray.config import validate
+from atlas_ray.environments import client
 from atlas_ray.environments.checkout import checkout_opening
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
-from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.protocol import MALFORMED, Opening
 from atlas_ray.environments.table import get
 from atlas_ray.environments.wordle import vocabulary_lines, vocabulary_text
 from atlas_ray.errors import UserError
@@ -29,7 +31,8 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Message, Task
 from tests.agentgym import AgentGym
-from tests.serving import RECORDED, recorded, served
+from tests.serving import RECORDED, recorded, remote, served
+from tests.test_fourteen import episode, winning
 
 TWELVE = ("alfworld", "babyai", "maze", "wordle", "sciworld", "textcraft", "webshop")
 TWELVE += ("weather", "movie", "todo", "academia", "sheet")
@@ -60,6 +63,11 @@ class Mute:
     def repeat(self, reply: str) -> None: ...
 
     def hear(self, observation: str) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0)
 
 
 @pytest.fixture
@@ -433,3 +441,46 @@ def test_a_vocabulary_is_read_back_as_it_was_given() -> None:
     for words in (["crane", "solar"], ["c r a n e", "s o l a r"], ["a"]):
         assert vocabulary_lines(vocabulary_text(words)) == "\n".join(words)
     assert vocabulary_lines("Guess a word.") == "Guess a word."
+
+
+_ERROR_TURN = """
+class {name}EnvClient(BaseEnvClient):
+    conversation_start = (
+        ConversationMessage({{"from": "human", "loss": None, "value": "Play."}}),
+        ConversationMessage({{"from": "gpt", "loss": False, "value": "Yes."}}),
+    )
+
+    def step(self, action):
+        found = re.findall(PATTERN, action)
+        if len(found) > 1:
+            return StepOutput(state="One action " + 'at a time.', reward=0, done=False)
+        return StepOutput(state=self._post("step", found), reward=0, done=False)
+"""
+
+
+def test_two_actions_are_answered_in_agentgyms_words_where_a_checkout_has_them(tmp_path: Path, serving: Any) -> None:
+    data = written(tmp_path / "data.json", [row(f"babyai_{i}", "Go.", "Yes.", f"task {i}, step 0") for i in TRAINED])
+    clients = Path(checkout(tmp_path, TEXTS)) / "agentenv" / "agentenv" / "envs"
+    for env, name in (("babyai", "BabyAI"), ("textcraft", "TextCraft")):
+        (clients / f"{env}.py").write_text(_ERROR_TURN.format(name=name))
+    envs = ("babyai", "textcraft", "maze")
+    environments = serving(*map(AgentGym, envs))
+    given = {"openings": {"data": {"path": data}, "agentgym": str(tmp_path)}, "environments": environments}
+    found = find_openings(settings(tmp_path, envs, **given))
+    templates = {env: found.of(Task(env, f"{env}_42")) for env in envs}
+    assert {env: one and one.error_turn for env, one in templates.items()} == {
+        "babyai": "One action at a time.",
+        "textcraft": "One action at a time.",
+        "maze": None,
+    }
+    assert "; the error turn AgentGym's agentenv/agentenv/envs/babyai.py" in found.environments["babyai"].source
+
+    async def told(opening: OpeningTemplate | None) -> list[str]:
+        (url,) = environments["servers"]["textcraft"]
+        async with remote("textcraft", url) as session:
+            played = await episode(session, ["Action: go 1\nAction: go 2", *winning("textcraft")], opening=opening)
+        assert played.success
+        return [m.content for m in played.messages if m.role == "user"][2:4]
+
+    assert asyncio.run(told(templates["textcraft"])) == ["One action at a time.", "task 7, step 1"]
+    assert asyncio.run(told(None)) == [MALFORMED, "task 7, step 1"]

@@ -70,7 +70,7 @@ def computed(cell: Cell, shard: bool | None) -> dict[str, Any]:
     dtype, objective, tuned, recomputed = cell
     options: dict[str, Any] = {"dtype": dtype, "loss": objective, "activation_checkpointing": recomputed}
     config = a_config(global_batch=7, epochs=1, clip=1e9, lora=LORA if tuned == "lora" else None, **options)
-    module = loop.prepare(a_model(tuned), config, CPU, shard)
+    module = loop.prepare(a_model(tuned), config, CPU, shard=shard)
     assert isinstance(module, loop.FSDPModule) is bool(shard)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
     gradients, steps = dict[str, torch.Tensor](), list[dict[str, Any]]()

@@ -11,6 +11,7 @@ import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,9 +26,9 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.recipes import stages
-from atlas_ray.recipes.preflight import hub
-from atlas_ray.recipes.preflight.findings import Finding, failure_lines, failures, findings_table
-from atlas_ray.recipes.preflight.run import RECORD, preflight
+from atlas_ray.recipes.preflight import hub, machine
+from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures, findings_table
+from atlas_ray.recipes.preflight.run import preflight
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
@@ -236,13 +237,16 @@ def test_endpoints_are_asked_for_one_token(
     assert look()[0].result == ("failed" if kind == "player" else look()[0].result)
 
 
-def test_gpus_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpus_and_disk_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe["train"] |= {"use_gpu": True, "workers": 4}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert "wants 4 GPUs, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
-    assert not any(key.startswith("GPUs") for key in wrong_in(tmp_path, recipe))
+    assert not any(key.startswith(("GPUs", "disk")) for key in wrong_in(tmp_path, recipe))
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
+    (wrong,) = (words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("disk"))
+    assert "GB are free" in wrong
 
 
 def test_only_what_will_run_is_looked_at(tmp_path: Path, recipe: Any, dead: str) -> None:

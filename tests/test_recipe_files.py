@@ -349,3 +349,15 @@ def test_a_tables_name_narrows_and_a_stages_name_picks() -> None:
     wanted, whole, names = opened(str(JOBS / "paper.yaml"), only=["table2", "select"])
     assert names == ["select"]
     assert set(wanted.arms) == {"all", "atlas", "non-critical"} < set(whole.arms)
+
+
+def test_the_plan_counts_what_training_takes_on_disk(tmp_path: Path) -> None:
+    arms = "arms: {all: {name: all}, gold: {name: gold, ratio: 0.3}}\nseeds: 2\nassume: {parameters: 8.0e9}\n"
+
+    def said(more: str) -> str:
+        (line,) = [line for line in plan_lines(recipe(tmp_path, arms + more)) if line.startswith("disk: ")]
+        return line
+
+    assert said("").startswith("disk: at most 256 GB = 64 GB of 4 trained models")  # 4 x 16 + 2 x 96
+    assert said("train: {keep_checkpoint: true}").startswith("disk: at most 544 GB = 448 GB")  # 4 x (16 + 96) + 96
+    assert said("train: {lora: {}}").startswith("disk: at most 64 GB")

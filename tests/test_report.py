@@ -412,3 +412,8 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_points_are_signed() -> None:
     assert [points(x) for x in (0.1, -0.051, 0.0001, -0.0001)] == ["+10.0", "−5.1", "0.0", "0.0"]
+
+
+def test_a_run_without_preflight_says_so(tmp_path: Path) -> None:
+    assert "left out" in page_of(report_input(preflight="left out (--skip-preflight)"), tmp_path / "skipped")
+    assert "Preflight" not in page_of(report_input(), tmp_path / "old")

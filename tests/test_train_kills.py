@@ -67,10 +67,8 @@ def undisturbed(config: TrainConfig) -> list[tuple[Any, ...]]:
 
 def kept_lines(folder: Path) -> list[str]:
     """What the last checkpoint that counts has behind it, with the times of when it was done."""
-    snapshots = [*(folder / "run").glob("checkpoints-*/checkpoint_manager_snapshot.json")]
-    names = [c["checkpoint_dir_name"] for s in snapshots for c in json.loads(s.read_text())["checkpoint_results"]]
-    found = [next((folder / "run").glob(f"checkpoints-*/{name}")) / METRICS for name in names]
-    return max((file.read_text().splitlines() for file in found), key=len)
+    state = max(done.parent for done in (folder / "run").glob("checkpoints/*/*/.metadata"))
+    return (state / METRICS).read_text().splitlines()
 
 
 def start_driver(config: TrainConfig, address: str | None = None) -> subprocess.Popen[bytes]:
@@ -154,9 +152,9 @@ def test_one_worker_goes_on_where_two_were_killed(tmp_path: Path) -> None:
 
 
 def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: None, tmp_path: Path) -> None:
-    # 200 steps of one epoch: but for the signal there is no checkpoint before the end
+    # 700 steps of one epoch: but for the signal there is no checkpoint before the end
     config = a_long_run(tmp_path, epochs=1, global_batch=1, checkpoint_steps=10_000)
-    many = [*TRAJECTORIES_HERE] * 30
+    many = [*TRAJECTORIES_HERE] * 100
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n, t in enumerate(many)]
     seen: list[int] = []
 
@@ -166,16 +164,16 @@ def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: 
             os.kill(os.getpid(), signal.SIGTERM)
 
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(Stopped, match=r"training stopped at step \d+ of 210") as stopped:
+    with pytest.raises(Stopped, match=r"training stopped at step \d+ of 700") as stopped:
         train(config, many, None, terminate)
     assert stopped.value.exit_code == 143
     assert signal.getsignal(signal.SIGTERM) is before
     assert not RunFolder(config.run).has("stop")
     kept = kept_lines(tmp_path)
-    assert 5 <= len(kept) < 210
+    assert 5 <= len(kept) < 700
     assert f"step {len(kept)} of" in str(stopped.value)
     train(config, many, None)
-    assert len(written_lines(tmp_path)) == 210
+    assert len(written_lines(tmp_path)) == 700
     assert written_lines(tmp_path)[: len(kept)] == kept
 
 
@@ -191,14 +189,13 @@ def test_torchrun_trains_stops_at_a_sigterm_and_goes_on(tmp_path: Path) -> None:
     wait_for_steps(first, tmp_path, 5)
     first.send_signal(signal.SIGTERM)
     assert first.wait(timeout=60) != 0
-    states = sorted((tmp_path / "run").glob("checkpoints-*/*"))
-    assert states
-    assert int(states[-1].name) < 120
-    kept = (states[-1] / METRICS).read_text().splitlines()
-    assert len(kept) == int(states[-1].name)
+    [state] = (tmp_path / "run").glob("checkpoints/*/*")
+    assert int(state.name) < 120
+    kept = kept_lines(tmp_path)
+    assert len(kept) == int(state.name)
     subprocess.run(command, env=environment, check=True, timeout=240)
     assert written_lines(tmp_path)[: len(kept)] == kept
     assert len(written_lines(tmp_path)) == 120
     assert RunFolder(config.run).finished is not None
     assert (tmp_path / "run" / "model" / "model.safetensors").exists()
-    assert len([*(tmp_path / "run").glob("checkpoints-*/*")]) == 2
+    assert not (tmp_path / "run" / "checkpoints").exists()

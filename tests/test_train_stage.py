@@ -6,10 +6,12 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
@@ -20,8 +22,10 @@ from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.examples import prepare
-from atlas_ray.training.metrics import METRICS
+from atlas_ray.training.metrics import METRICS, read_checkpoints, read_metrics
+from atlas_ray.training.settings import LoraConfig
 from atlas_ray.types import Selection
+from tests.solo import run_alone
 from tests.test_train_kills import undisturbed, written_curve
 from tests.test_training import (
     SELECTIONS_HERE,
@@ -33,7 +37,7 @@ from tests.test_training import (
     the_examples,
     write_base,
 )
-from tests.tiny import tiny_tokenizer
+from tests.tiny import LLAMA_TEMPLATE, tiny_tokenizer
 
 CHAT = ChatFormat(tiny_tokenizer())
 CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
@@ -51,6 +55,26 @@ def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Pat
     assert [e.trajectory_id for e in prepared.examples] == [f"maze/maze_{i}" for i in (0, 3, 4, 5, 6)]
     assert prepared.unselected == 2
     assert prepare(config, CORPUS, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
+
+
+def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it_on(tmp_path: Path) -> None:
+    base, bare = write_base(tmp_path / "base"), tmp_path / "bare"
+    shutil.copytree(base, bare)
+    tokenizer = AutoTokenizer.from_pretrained(bare)
+    tokenizer.chat_template = None
+    (bare / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer.save_pretrained(bare)
+    common = {"global_batch": 4, "epochs": 1}
+    with pytest.raises(UserError, match="has no chat template"):
+        run_alone(a_config(run=str(tmp_path / "no"), model=str(bare), **common), TRAJECTORIES_HERE, None)
+    models = {"own": (base, None), "given": (str(bare), LLAMA_TEMPLATE)}
+    for run, (model, template) in models.items():
+        config = a_config(run=str(tmp_path / run), model=model, chat_template=template, **common)
+        run_alone(config, TRAJECTORIES_HERE, None)
+    own, given = (tmp_path / run / "model" for run in models)
+    assert (own / "model.safetensors").read_bytes() == (given / "model.safetensors").read_bytes()
+    messages = TRAJECTORIES_HERE[0].messages
+    assert ChatFormat.load(str(given)).render(messages) == ChatFormat.load(str(own)).render(messages)
 
 
 def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
@@ -97,12 +121,51 @@ def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, t
     assert time.monotonic() - started < 1
 
 
+def exported_types(folder: Path) -> tuple[Any, set[torch.dtype]]:
+    """The type that `config.json` names, and those of the weights."""
+    from safetensors.torch import load_file
+
+    model = folder / "model"
+    types = {weight.dtype for file in model.glob("*.safetensors") for weight in load_file(file).values()}
+    return json.loads((model / "config.json").read_text())["dtype"], types
+
+
+def test_two_workers_in_bfloat16_train_as_one_process(ray_cluster: None, tmp_path: Path) -> None:
+    base = write_base(tmp_path / "base", torch.bfloat16)
+    options: dict[str, Any] = {"model": base, "dtype": "bfloat16", "epochs": 4, "learning_rate": 3e-3}
+    alone, two = (a_config(run=str(tmp_path / name), **options) for name in ("alone", "two"))
+    run_alone(alone, TRAJECTORIES_HERE, SELECTIONS_HERE)
+    train(two.model_copy(update={"workers": 2}), TRAJECTORIES_HERE, SELECTIONS_HERE)
+    losses, expected = ([m["loss"] for m in read_metrics(RunFolder(c.run))] for c in (two, alone))
+    assert len(losses) == 12
+    assert losses[-1] < 0.9 * losses[0]
+    np.testing.assert_allclose(losses, expected, rtol=0.02)
+    assert exported_types(tmp_path / "two") == ("bfloat16", {torch.bfloat16})
+    assert [saved["step"] for saved in read_checkpoints(RunFolder(two.run))] == [3, 6, 9, 12]
+    assert not (tmp_path / "two" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
+@pytest.mark.parametrize("written", ["float32", "bfloat16"])
+def test_an_exported_configuration_names_the_type_of_its_weights(
+    tmp_path: Path, written: str, lora: LoraConfig | None
+) -> None:
+    if lora is not None:
+        pytest.importorskip("peft")
+    base = write_base(tmp_path / "base", getattr(torch, written))
+    config = a_config(run=str(tmp_path / "run"), model=base, epochs=1, dtype="bfloat16", lora=lora)
+    run_alone(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
+    assert exported_types(tmp_path / "run") == (written, {getattr(torch, written)})
+
+
 @pytest.mark.slow
 def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
     write_base(tmp_path / "base")
-    config = a_config(run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3)
+    config = a_config(
+        run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3, keep_checkpoint=True
+    )
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)

@@ -43,7 +43,19 @@ def checkout_opening(checkout: str, env: str) -> tuple[OpeningTemplate, str] | N
             "check out AgentGym as it is published, or leave openings.agentgym out",
         )
     instruction, acknowledgement, before, after = map(storable, (*turns, *around[:2]))
-    return OpeningTemplate(instruction, acknowledgement, before, after, around[2]), where
+    template = OpeningTemplate(instruction, acknowledgement, before, after, around[2], error_turn=found.error_turn())
+    return template, where
+
+
+def checkout_error_turn(checkout: str, env: str) -> tuple[str, str] | None:
+    """What AgentGym's client of an environment answers to a reply of several actions, without a call, and its file.
+
+    Raises:
+        UserError: If the path is no checkout.
+    """
+    found = next((client for client in _clients(Path(checkout)) if client.env == env), None)
+    text = found.error_turn() if found else None
+    return (text, str(found.file.relative_to(checkout))) if found and text is not None else None
 
 
 @dataclass(frozen=True)
@@ -102,6 +114,17 @@ class _Client:
             if own_texts and said.count(None) == 1:
                 at = said.index(None)
                 return "".join(filter(None, said[:at])), "".join(filter(None, said[at:])), False
+        return None
+
+    def error_turn(self) -> str | None:
+        """What `step` answers where it finds more than one action; None where it does not say so in a constant."""
+        step = next((n for n in self.body.body if isinstance(n, ast.FunctionDef) and n.name == "step"), None)
+        for node in ast.walk(step) if step else ():
+            if isinstance(node, ast.Return) and isinstance(node.value, ast.Call):
+                said = next((k.value for k in node.value.keywords if k.arg == "state"), None)
+                text = self._text(said) if said is not None else None
+                if text is not None:
+                    return storable(text)
         return None
 
     def _react(self, given: ast.expr | None) -> ast.expr | None:

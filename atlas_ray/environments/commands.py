@@ -23,7 +23,9 @@ def serve(
     port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
     data: Annotated[
         list[str] | None,
-        typer.Option("--data", metavar="NAME=PATH", help="Your own games or products in place of the built-in ones."),
+        typer.Option(
+            "--data", metavar="NAME=PATH", help="Your own games, products or problems in place of the built-in ones."
+        ),
     ] = None,
 ) -> None:
     """Serve built-in environments over HTTP, as AgentGym's servers do."""

@@ -23,6 +23,7 @@ class OpeningTemplate:
         after: What it puts behind it.
         plain: Whether that text is in the server's words (`EnvironmentSpec.plain`), not in ours.
         recorded: Turn 3 as recorded, for one task alone: shown where the environment plays that very task.
+        error_turn: What answers a malformed reply, later on; None: this package's own words.
     """
 
     instruction: str
@@ -31,6 +32,7 @@ class OpeningTemplate:
     after: str = ""
     plain: bool = False
     recorded: str | None = None
+    error_turn: str | None = None
 
     @classmethod
     def verbatim(cls, opening: Opening) -> OpeningTemplate:

@@ -9,17 +9,19 @@ import asyncio
 import random
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 from atlas_ray.environments import table
-from atlas_ray.environments.client import check_address
+from atlas_ray.environments.client import PAUSE_SECONDS, check_address
 from atlas_ray.environments.dialects import DIALECTS, GENERIC, OWN_SERVER
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.environments.replay import worst
-from atlas_ray.environments.requests import Fault, request_json
+from atlas_ray.environments.requests import Fault, Refusal, request_json
 from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import UserError
 from atlas_ray.types import Replay
 
+_ASKED = 3  # times, whose a server is
 MOST_TASKS = 4096  # looked for; some servers take any number
 
 # What AgentGym's servers answer with a state, not a refusal, where a built-in world has its own data or there is none.
@@ -101,7 +103,7 @@ async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
     agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
     wire = Wire.join()
     try:
-        answer = await request_json(wire.http, "GET", url.rstrip("/") + "/", None, timeout_s)
+        answer = await _root(wire, url, timeout_s)
         ours = answer.get(OWN_SERVER) if isinstance(answer, dict) else None
         tasks = ours.get(name) if isinstance(ours, dict) else None
         return Standing(tasks if isinstance(tasks, int) else None, agentgyms)
@@ -109,6 +111,23 @@ async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
         return Standing(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
     finally:
         await wire.leave()
+
+
+async def _root(wire: Wire, url: str, timeout_s: float) -> Any:
+    """What a server answers at its root; any may fail once.
+
+    Raises:
+        Fault: If it fails each time.
+    """
+    address = url.rstrip("/") + "/"
+    for _ in range(_ASKED - 1):
+        try:
+            return await request_json(wire.http, "GET", address, None, timeout_s)
+        except Refusal:
+            raise
+        except Fault:
+            await asyncio.sleep(PAUSE_SECONDS)
+    return await request_json(wire.http, "GET", address, None, timeout_s)
 
 
 async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:

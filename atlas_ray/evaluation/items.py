@@ -47,11 +47,11 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
         ask: Whether servers are asked whose they are, where built-in tasks are to be played there.
     """
     found, wrong = _tasks(config)
-    for env in found:
+    for env in config.tasks:
         try:
             open_session(table.get(env), config.environments)
         except UserError as error:
-            wrong.append(error)
+            wrong += [error] if str(error) not in map(str, wrong) else []
     wrong += unplayable((task for tasks in found.values() for task in tasks), config.environments)
     return wrong + (foreign(config) if ask else [])
 
@@ -65,8 +65,12 @@ def foreign(config: EvaluateConfig) -> list[UserError]:
     async def ask() -> Sequence[Standing]:
         return await asyncio.gather(*(standing(server, env) for env, server in asked))
 
+    told = list(zip(asked, asyncio.run(ask()) if asked else [], strict=True))
+    answering = {env for (env, _), stands in told if not stands.fault}
     wrong = []
-    for (env, server), stands in zip(asked, asyncio.run(ask()) if asked else [], strict=True):
+    for (env, server), stands in told:
+        if stands.fault and env in answering:
+            continue  # it may be starting, and its episodes go to the others
         if stands.fault:
             wrong.append(UserError(f"{env} at {server}: {stands.fault}", "start the server, or mend its address"))
         elif stands.tasks is None and stands.numbered_otherwise:

@@ -18,7 +18,7 @@ from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import table
-from atlas_ray.environments.checkout import checkout_opening
+from atlas_ray.environments.checkout import checkout_error_turn, checkout_opening
 from atlas_ray.environments.client import open_session, own_instruction
 from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
@@ -57,6 +57,8 @@ class EnvironmentOpening:
         own = Opening(own_instruction(table.get(self.env)), "")
         texts = asdict(self.template or OpeningTemplate(own.instruction, own.acknowledgement))
         del texts["recorded"]
+        if texts["error_turn"] is None:  # earlier manifests have none
+            del texts["error_turn"]
         digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
         return {"source": self.source, "digest": digest, **texts}
 
@@ -97,8 +99,8 @@ class Openings:
         template, recorded = self.environments[task.env].template, self.recorded.get(_key(task))
         if template is None or recorded is None:
             return template
-        verbatim = OpeningTemplate.verbatim(recorded)
-        return replace(verbatim, before=template.before, after=template.after, plain=template.plain)
+        first, second, third = (message.content for message in recorded.messages())
+        return replace(template, instruction=first, acknowledgement=second, recorded=third)
 
     def write_to(self, folder: RunFolder) -> None:
         """Notes in a run's manifest what its episodes open with.
@@ -195,7 +197,7 @@ async def _examine(
     differences: list[OpeningDifference] = []
     compared = await asyncio.gather(*(_of_data(env, rows[env], given, environments) for env in rows))
     for opening, different in compared:
-        found[opening.env] = opening
+        found[opening.env] = _with_error_turn(opening, given.agentgym)
         differences += different
     for env in envs:
         if env not in found:
@@ -204,6 +206,17 @@ async def _examine(
     alike = [known for env, known in rows.items() if env not in given.differing]
     verbatim = {key: opening for known in alike for key, opening in known.wanted.items()}
     return Openings({env: found[env] for env in envs}, verbatim, tuple(differences))
+
+
+def _with_error_turn(opening: EnvironmentOpening, checkout: str | None) -> EnvironmentOpening:
+    """The same with what AgentGym's client answers to a malformed reply; training data does not tell."""
+    several = table.get(opening.env).action_rule == "single"
+    told = checkout_error_turn(checkout, opening.env) if checkout and several and opening.template else None
+    if told is None or opening.template is None:
+        return opening
+    text, where = told
+    template = replace(opening.template, error_turn=text)
+    return replace(opening, source=f"{opening.source}; the error turn AgentGym's {where}", template=template)
 
 
 async def _of_data(

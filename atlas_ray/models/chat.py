@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
@@ -110,6 +111,8 @@ class ChatFormat:
             tokenizer = AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trusted())
         except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            if not Path(place).exists() and (place.startswith((".", "/", "~")) or place.count("/") > 1):
+                reason = "there is no such folder"  # nor can it be a hub id
             raise UserError(f"cannot load a tokenizer from {model!r}: {reason}", "check the model's name") from None
         tokenizer.name_or_path = model
         if template is not None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EndpointConfig
-from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
+from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP, cut_reply
 from atlas_ray.text import storable
@@ -30,12 +30,19 @@ class EndpointSpec:
     gpus: int = 0
 
     async def build(self) -> EndpointPolicy:
-        """Opens the client.
+        """Opens the client and asks for one token: what every call would meet is met once.
 
         Raises:
-            UserError: If the variable that should hold the key is not set.
+            UserError: If the variable that should hold the key is not set, or key or model are refused.
+            ModelFailure: If the endpoint does not answer.
         """
-        return EndpointPolicy(self)
+        policy = EndpointPolicy(self)
+        try:
+            await policy.complete([{"role": "user", "content": "Say OK."}], Sampling(0.0, 1), 0)
+        except BaseException:
+            await policy.close()
+            raise
+        return policy
 
 
 class EndpointPolicy:
@@ -76,6 +83,7 @@ class EndpointPolicy:
 
         Raises:
             ContextOverflow: If the endpoint says that the conversation is too long.
+            UserError: If it refuses the key or knows no such model.
             ModelFailure: If the call fails after its retries, or is answered with no completion.
         """
         import openai
@@ -106,10 +114,21 @@ class EndpointPolicy:
         self.usage += usage
         return Reply(cut_reply(storable(text)), usage, "length" if choice.finish_reason == "length" else "stop")
 
-    def _failure(self, error: Exception) -> ModelFailure:
+    def _failure(self, error: Exception) -> AtlasError:
+        endpoint, status = self.spec.config, getattr(error, "status_code", None)
+        if status in (401, 403):
+            return UserError(
+                f"{endpoint.base_url} refuses the key in {endpoint.api_key_env} (HTTP {status})",
+                f"export a valid {endpoint.api_key_env}, or name another variable in endpoint.api_key_env",
+            )
+        if status == 404:
+            return UserError(
+                f"{endpoint.base_url} knows no model {self.spec.model!r} (HTTP 404)",
+                "check the model's path and endpoint.base_url (it usually ends in /v1)",
+            )
         # some endpoints repeat a refused key
         words = f"{type(error).__name__}: {error}".replace(self._client.api_key, "***")
-        return ModelFailure(f"{self.spec.config.base_url} failed: {words[:500]}")
+        return ModelFailure(f"{endpoint.base_url} failed: {words[:500]}")
 
     async def close(self) -> None:
         """Closes connections."""

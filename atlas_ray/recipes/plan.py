@@ -13,6 +13,7 @@ from atlas_ray.environments import table
 from atlas_ray.environments.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.recipes.stages import selector_words
@@ -271,7 +272,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
-    return [*lines, f"dollars for endpoints: {dollars}", *_needs(recipe)]
+    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}", *_needs(recipe)]
 
 
 def remote_environments(config: EvaluateConfig) -> list[str]:

@@ -13,6 +13,7 @@ from atlas_ray.environments import table
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
+from atlas_ray.recipes.preflight.findings import RECORD
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.gather import gather_paper
@@ -136,8 +137,16 @@ def gather(recipe: Recipe) -> ReportInput:
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
         failures=failures,
+        preflight=_preflight(RunFolder(recipe.root)),
         other_tasks=other_tasks(evaluation.tasks, evaluation.environments) if recipe.config.tables else {},
     )
+
+
+def _preflight(root: RunFolder) -> str | None:
+    """What became of the last preflight; None where there was none yet."""
+    if not root.has(RECORD):
+        return None
+    return "left out (--skip-preflight)" if root.read_json(RECORD)["skipped"] else "passed"
 
 
 def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failures: Collection[str]) -> Arm | None:

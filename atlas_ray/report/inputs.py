@@ -58,6 +58,7 @@ class ReportInput:
         specs: Rows of the environments evaluated, in the order of the tables.
         n_expected: Episodes that each arm was asked to play, by environment.
         temperature: Of evaluation.
+        preflight: What became of the preflight of the last run.
         openings: By environment where the opening turns come from, and their texts, as the manifest has them.
         critical: Name of the arm trained on critical steps, whose benefit is in question.
         other_tasks: Beside the paper's tables, environments whose tasks are not the paper's, and whose they are.
@@ -76,6 +77,7 @@ class ReportInput:
     specs: Mapping[str, EnvironmentSpec]
     n_expected: Mapping[str, int]
     temperature: float = 0.0
+    preflight: str | None = None
     openings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     critical: str = "gold"
     max_excluded: float = 0.02

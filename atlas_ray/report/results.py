@@ -43,6 +43,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
             "git_commit": given.git_commit,
             "versions": dict(given.versions),
             "evaluation": {"temperature": given.temperature},
+            "preflight": given.preflight,
             "openings": {env: dict(opening) for env, opening in given.openings.items()},
             "other_tasks": dict(given.other_tasks),
             "arms": arms,

@@ -9,12 +9,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.openings import OpeningTemplate, is_of_task
-from atlas_ray.environments.protocol import Session, StepResult, gold_ranks
+from atlas_ray.environments.protocol import MALFORMED, Session, StepResult, gold_ranks
 from atlas_ray.environments.replay import worst
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
@@ -73,7 +73,7 @@ async def run_episode(
         episode and does not repeat it), those of the policy as `model_error`, with their cause in `error`.
     """
     clock = _Clock(limits or LimitsConfig())
-    course = _Course()
+    course = _Course(opening.error_turn if opening else None)
     cap = session.spec.max_rounds if max_rounds is None else max_rounds
     error = None
     try:
@@ -130,8 +130,9 @@ async def run_episode(
 
 @dataclass(slots=True)
 class _Course:
-    """What has happened so far."""
+    """What has happened so far; `error_turn` answers a malformed reply in place of the session's own words."""
 
+    error_turn: str | None = None
     messages: list[Message] = field(default_factory=list)
     result: StepResult = field(default_factory=lambda: StepResult("", 0.0, False))
     progress: float | None = None
@@ -153,6 +154,8 @@ class _Course:
         self.turns += 1
         self.messages.append(Message("assistant", reply, trainable=True))
         self.result = await clock.wait(StopReason.ENV_ERROR, session.step, reply)
+        if self.error_turn is not None and self.result.observation == MALFORMED:
+            self.result = replace(self.result, observation=self.error_turn)
         self.messages.append(Message("user", self.result.observation))
         if self.result.progress is not None:
             self.progress = max(self.progress or 0.0, self.result.progress)

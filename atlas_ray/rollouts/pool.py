@@ -95,6 +95,7 @@ class RolloutPool:
 
     Attributes:
         restarts: Replicas replaced so far.
+        context: Tokens that a conversation may have; None where the policy does not know.
 
     Raises:
         UserError: If the cluster has no room for them.
@@ -119,6 +120,7 @@ class RolloutPool:
         self._environments, self._limits = absolute(environments or EnvironmentsConfig()), limits or LimitsConfig()
         self._max_restarts = 3 * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
+        self.context: int | None = None
         self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
         self._numbers, self._sent = count(), 0.0
         self._seats: list[_Seat] = []
@@ -218,21 +220,12 @@ class RolloutPool:
         self._spec = spec
         for seat, ref in [(seat, seat.actor.load.remote(spec)) for seat in self._seats]:
             try:
-                ray.get(ref)
+                self.context = ray.get(ref)
             except ray.exceptions.RayError as error:
                 if not is_death(error):
                     raise cause_of(error) from None
                 self._replace(seat, error)
         self._await_starts()
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that a conversation may have; None where the policy does not know."""
-        import ray
-
-        self._await_starts()
-        found: int | None = ray.get(self._seats[0].actor.context.remote())
-        return found
 
     def close(self) -> None:
         """Ends all replicas and their processes."""
@@ -318,7 +311,7 @@ class RolloutPool:
         if self._seats[seat.index] is not seat:
             return []
         if error is None:
-            seat.pid = event.future.result()
+            seat.pid, self.context = event.future.result()
             self._count_ready()
         elif is_death(error) or self.restarts:
             # What a dead replica held, such as memory of a GPU, may not be free at once.

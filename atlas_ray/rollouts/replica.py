@@ -90,11 +90,11 @@ class Replica:
         self._some = asyncio.Event()
         self._meter = Meter(replica=str(os.getpid()))
 
-    async def start(self) -> int:
+    async def start(self) -> tuple[int, int | None]:
         """Makes the policy.
 
         Returns:
-            This process's id.
+            This process's id, and the tokens that a conversation may have, where the policy knows.
 
         Raises:
             AtlasError: If it cannot be made.
@@ -104,7 +104,11 @@ class Replica:
         gc.collect()
         gc.freeze()
         gc.set_threshold(_YOUNG)
-        return os.getpid()
+        return os.getpid(), self._context
+
+    @property
+    def _context(self) -> int | None:
+        return getattr(self._policy, "context", None)
 
     async def fetching(self) -> str:
         """What it fetches from a store, before it can start."""
@@ -187,8 +191,11 @@ class Replica:
             os._exit(1)
         return episode
 
-    async def load(self, spec: PolicySpec) -> None:
+    async def load(self, spec: PolicySpec) -> int | None:
         """Goes on with another policy.
+
+        Returns:
+            The tokens that a conversation may have, where the policy knows.
 
         Raises:
             AtlasError: If it cannot be made.
@@ -196,18 +203,14 @@ class Replica:
         self._spec = spec
         if not hasattr(self._policy, "load"):
             await self.close()
-            await self.start()
-            return
+            return (await self.start())[1]
         try:
             await self._policy.load(spec)
         except AtlasError:
             raise
         except Exception as error:
             raise ModelFailure(f"the model does not load: {type(error).__name__}: {error}") from error
-
-    async def context(self) -> int | None:
-        """Tokens that a conversation may have; None where the policy does not know."""
-        return getattr(self._policy, "context", None)
+        return self._context
 
     async def close(self) -> None:
         """Ends the episodes under way and their sessions, then the policy's processes and connections."""

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -34,7 +35,9 @@ _PIECE = 16 << 20  # bytes that one request asks for
 _ATTEMPTS = 3  # at something that changes while it is fetched
 _MB = 1_000_000
 _SHOWN = 10_000_000  # bytes from which on progress is shown
-_SPARE = 64 << 20  # bytes of the disk that are left free
+_SPARE = 64 << 20  # bytes of the disk that are left free at least
+_FREE_SHARE = 0.1  # of the disk that is left free while there are old copies to delete; Ray wants 0.05
+_LATELY_SECONDS = 3600.0  # within which a copy that was asked for may still be read
 _ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
 _WAITS = "another process fetches it"
 _under_way: dict[str, str] = {}  # by URI how far it is
@@ -115,7 +118,7 @@ def copies() -> list[Copy]:
     for address in cache_folder().glob(f"*/{_ADDRESS}"):
         home = address.parent
         size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
-        used = max(path.stat().st_mtime for path in home.iterdir())
+        used = max((path.stat().st_mtime for path in home.iterdir() if path.is_dir()), default=0.0)
         found.append(Copy(address.read_text(), home, size, used))
     return sorted(found, key=lambda copy: (-copy.size, copy.uri))
 
@@ -197,6 +200,7 @@ class _Remote:
         missing = {name: file.size for name, file in files.items() if _size(into / name) != file.size}
         total, need = sum(file.size for file in files.values()), sum(missing.values())
         place = into.parent.parent
+        _make_room(place, need)
         if need + _SPARE > (free := shutil.disk_usage(place).free):
             raise AtlasError(
                 f"{self.uri} takes {need / 1e9:.1f} GB, and {place} has {free / 1e9:.1f} GB left",
@@ -238,6 +242,15 @@ class _Remote:
             for _ in pieces.map(bring, range(0, size, _PIECE)):
                 pass
         part.rename(to)
+
+
+def _make_room(place: Path, need: int) -> None:
+    """Deletes copies that nobody asked for lately, the oldest first, while the disk would be all but full."""
+    for copy in sorted(copies(), key=lambda copy: copy.used):
+        disk = shutil.disk_usage(place)
+        if disk.free - need > _FREE_SHARE * disk.total or copy.used > time.time() - _LATELY_SECONDS:
+            return
+        remove(copy)
 
 
 def _counter(uri: str, tracker: Tracker | None, before: int, total: int) -> Callable[[int], None]:

@@ -1,8 +1,8 @@
-"""Ray around the worker: Ray Data renders, Ray Train runs the processes, keeps their checkpoints and resumes.
+"""Ray around the worker: Ray Data renders, Ray Train runs the processes and starts them anew where one is lost.
 
 Flows in: a configuration, trajectories and a selection; flows out: a run folder with `metrics.jsonl`, `model/` and
-`finished.json`. Ray Train's own folder below it holds the checkpoints; a run of the same configuration and data goes on
-from the last one that every worker completed. A SIGTERM, as `ray job stop` sends it, makes one and ends the run.
+`finished.json`. Checkpoints lie below it while it is unfinished; a run of the same configuration and data goes on from
+the last one that every worker completed. A SIGTERM, as `ray job stop` sends it, makes one and ends the run.
 
 Ray Data streams trajectories through tasks that render them; the tokens come back shard by shard into Parquet, once for
 all runs on the same data. The workers do not iterate over a dataset: each optimizer step draws from all trajectories by
@@ -15,24 +15,22 @@ from __future__ import annotations
 import json
 import os
 import signal
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache, partial
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.fs as pafs
 
 from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import fetch_for_workers
 from atlas_ray.runs import placement
+from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import TRAJECTORIES
@@ -41,12 +39,12 @@ from atlas_ray.training.corpus import CHUNK, TOKENS, Corpus, detached, render
 from atlas_ray.training.estimate import memory_lines
 from atlas_ray.training.examples import show
 from atlas_ray.training.export import write_tokenizer
-from atlas_ray.training.job import figures_of, make_job, read_selection, run_name, tokens_for
+from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, read_selection, tokens_for
 from atlas_ray.training.loggers import open_loggers
 from atlas_ray.training.masking import Tokens
 from atlas_ray.training.metrics import Follower, Progress
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.worker import STOP, Job, StopFile, run_worker
+from atlas_ray.training.worker import STATES, STOP, Job, StopFile, run_worker
 from atlas_ray.types import Selection, Trajectory
 
 
@@ -68,6 +66,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
     folder = RunFolder(config.run)
     folder.begin(config, stage="train", clean=clean)
     if folder.finished is not None:
+        drop_checkpoints(config)
         return folder.finished
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
@@ -136,6 +135,7 @@ def train(
     write_tokenizer(folder, chat.tokenizer)
     figures = figures_of(prepared, job, folder) | {"seconds": time.monotonic() - begun}
     folder.finish(**figures)
+    drop_checkpoints(config)
     return figures
 
 
@@ -199,7 +199,7 @@ def _chat_format(model: str, template: str | None) -> ChatFormat:
 def _fit(job: Job, corpus: Corpus) -> int:
     """Runs the workers; returns the number of optimizer steps done."""
     import ray
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchConfig, TorchTrainer
 
     config = job.config
@@ -219,6 +219,7 @@ def _fit(job: Job, corpus: Corpus) -> int:
             "examples": ray.put((detached(job.examples), detached(job.validation))),
             "tokens": [ray.put(table) for table in corpus.tables],
             "stop_ids": job.stop_ids,
+            "digest": job.digest,
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
@@ -228,10 +229,9 @@ def _fit(job: Job, corpus: Corpus) -> int:
             label_selector=labels or None,  # type: ignore[call-arg]
         ),
         run_config=RunConfig(
-            name=run_name(config, job.examples),
-            storage_path=_storage(config.run)[1] if "://" not in config.run else config.run,
+            name=job.digest,
+            storage_path=below(reachable(config.run), STATES),
             failure_config=FailureConfig(max_failures=config.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
     )
     folder = RunFolder(config.run)
@@ -271,10 +271,6 @@ def _on_sigterm(act: Callable[[], None]) -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _storage(uri: str) -> tuple[pafs.FileSystem, str]:
-    return pafs.FileSystem.from_uri(uri if "://" in uri else str(Path(uri).resolve()))
-
-
 def _explained(error: Exception, config: TrainConfig) -> AtlasError:
     """Ray's account of a failure in one line, with a remedy."""
     failures = getattr(error, "worker_failures", None) or {0: error}
@@ -306,30 +302,9 @@ def _work(given: dict[str, Any]) -> int | AtlasError:
     examples, validation = map(corpus.attach, ray.get(given["examples"]))
     stop = StopFile(RunFolder(config.run) if ray.train.get_context().get_world_rank() == 0 else None)
     try:
-        job = Job(config, examples, validation, given["stop_ids"])
-        return run_worker(job, _RayCheckpoints(), ray.train.torch.get_device(), stop)
+        job = Job(config, examples, validation, given["stop_ids"], given["digest"])
+        return run_worker(job, ray.train.torch.get_device(), stop)
     except AtlasError as error:
         return error
     finally:
         stop.close()
-
-
-class _RayCheckpoints:
-    """Ray Train's: it puts all workers' files into one folder, which counts once every worker has come this far."""
-
-    @contextmanager
-    def latest(self) -> Iterator[Path | None]:
-        from ray.train import get_checkpoint
-
-        if (checkpoint := get_checkpoint()) is None:
-            yield None
-        else:
-            with checkpoint.as_directory() as path:
-                yield Path(path)
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        from ray.train import Checkpoint, report
-
-        with tempfile.TemporaryDirectory() as path:
-            write(Path(path))
-            report({"step": step}, checkpoint=Checkpoint.from_directory(path))

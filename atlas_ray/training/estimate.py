@@ -1,4 +1,4 @@
-"""What a training run will take, before anything is loaded: memory, optimizer steps, tokens, operations, GPU-hours.
+"""What a training run will take before anything is loaded: memory, disk, optimizer steps, tokens, operations, hours.
 
 Flows in: a configuration, and the model's own without its weights; flows out: lines for people, and a refusal of what
 cannot fit. Activations are counted for layers like Llama's, and so are an estimate; weights, gradients and moments are
@@ -42,6 +42,8 @@ class Memory:
         casts: Weights gathered from other workers or cast to bfloat16, with the gradients that leave again.
         activations: What a forward pass keeps for the backward one.
         logits: One chunk of the head's output, and its gradient.
+        checkpoint: The copy of weights and moments that is written while training goes on; a GPU's is in the host's
+            memory.
     """
 
     weights: float
@@ -50,6 +52,7 @@ class Memory:
     casts: float
     activations: float
     logits: float
+    checkpoint: float
     process: float
 
     @property
@@ -75,9 +78,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
     """
     each = 2 if config.dtype == "bfloat16" else 4
     frozen, workers = shape.parameters - shape.trained, config.workers
-    moments = 8 * shape.trained
-    if config.optimizer == "muon":
-        moments -= 4 * (shape.trained - shape.tables)
+    moments = _moments(config, shape)
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")
     if sharded:  # the embedding and the head stay for the pass; of the layers one computes while the next one comes
@@ -98,8 +99,60 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         casts=casts,
         activations=activations,
         logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (4 if each == 4 else 8),
+        checkpoint=0.0 if cuda else _state(config, shape) / workers,
         process=0.0 if cuda else _PROCESS_ON_CPU,
     )
+
+
+def _moments(config: TrainConfig, shape: ModelShape) -> float:
+    """Bytes of the optimizers' moments: two of Adam's, one of Muon's."""
+    matrices = shape.trained - shape.tables if config.optimizer == "muon" else 0
+    return 8 * shape.trained - 4 * matrices
+
+
+def _state(config: TrainConfig, shape: ModelShape) -> float:
+    """Bytes of a checkpoint, all workers' parts together."""
+    return 4 * shape.trained + _moments(config, shape)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """Bytes of a run where it lies.
+
+    Attributes:
+        model: As it is exported.
+        checkpoint: Of one; a second one is there while it is written.
+        kept: Whether the last one stays.
+    """
+
+    model: float
+    checkpoint: float
+    kept: bool
+
+    @property
+    def peak(self) -> float:
+        """While it trains."""
+        return self.model + 2 * self.checkpoint
+
+    @property
+    def finished(self) -> float:
+        """What stays."""
+        return self.model + (self.checkpoint if self.kept else 0)
+
+    def __str__(self) -> str:
+        return (
+            f"disk: at most {self.peak / _GB:.1f} GB (the model, {self.model / _GB:.1f}, and two checkpoints of "
+            f"{self.checkpoint / _GB:.1f}; one being written is in the hosts' memory too), "
+            f"{self.finished / _GB:.1f} GB when it is finished"
+        )
+
+
+def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
+    """What a run takes on the disk or in the store that its folder is in, without its tokens and metrics."""
+    adapters = shape.trained if config.lora is not None else 0
+    alone = config.lora is not None and config.lora.export == "adapter"
+    model = 4 * adapters if alone else shape.width * (shape.parameters - adapters)
+    return Disk(model, _state(config, shape), config.keep_checkpoint)
 
 
 def recomputes(config: TrainConfig, cuda: bool) -> bool:
@@ -240,7 +293,8 @@ def estimate_lines(config: TrainConfig) -> list[str]:
         f"{about}{count} trajectories, {len(held)} held back; {about}{tokens:,.0f} tokens an epoch, "
         f"{loss_tokens:,.0f} of them with loss"
     )
-    flops = Flops.of(outline(config))
+    model = outline(config)
+    flops = Flops.of(model)
     operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in prepared.examples)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
     if (peak := peak_flops(device)) is None:
@@ -251,4 +305,4 @@ def estimate_lines(config: TrainConfig) -> list[str]:
         f"{operations:.3g} operations, {hours:.2g} GPU-hours if an MFU of {_MFU:.0%} is reached "
         f"({device}, {peak / 1e12:.0f} TFLOP/s)"
     )
-    return lines + memory_lines(config)
+    return [*lines, *memory_lines(config), str(disk_of(config, ModelShape.of(model)))]

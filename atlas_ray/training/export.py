@@ -56,8 +56,10 @@ def _write(
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     model.generation_config.eos_token_id = list(dict.fromkeys([*stop_ids, *known]))
-    cached, model.config.use_cache, model.config.dtype = model.config.use_cache, True, dtype
+    cached, model.config.use_cache = model.config.use_cache, True
     model.save_pretrained(path, state_dict=weights, max_shard_size="2GB")
+    model.config.dtype = dtype  # save_pretrained named that of the float32 weights which are trained
+    model.config.save_pretrained(path)
     model.config.use_cache = cached
     return None
 

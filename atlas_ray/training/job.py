@@ -22,7 +22,7 @@ from atlas_ray.training.masking import Example
 from atlas_ray.training.metrics import best_step, read_metrics
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.validation import hold_back
-from atlas_ray.training.worker import Job
+from atlas_ray.training.worker import STATES, Job
 from atlas_ray.types import Selection, Trajectory
 
 
@@ -46,7 +46,8 @@ def make_job(
     training, held = hold_back(trajectories, config.validation_fraction, config.seed)
     prepared = prepare(config, corpus, training, selections)
     validation = prepare(config, corpus, held, selections).examples if held else []
-    return prepared, Job(config, prepared.examples, validation, tuple(chat.stop_ids))
+    digest = _digest(config, prepared.examples)
+    return prepared, Job(config, prepared.examples, validation, tuple(chat.stop_ids), digest)
 
 
 def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any]:
@@ -73,6 +74,12 @@ def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any
     return figures
 
 
+def drop_checkpoints(config: TrainConfig) -> None:
+    """Deletes the states of a finished run, unless they are to be kept."""
+    if not config.keep_checkpoint:
+        RunFolder(config.run).child(STATES).delete()
+
+
 def read_selection(uri: str) -> list[Selection]:
     """The selections of a finished run of `atlas select`.
 
@@ -87,9 +94,9 @@ def read_selection(uri: str) -> list[Selection]:
     return folder.read(SELECTIONS)
 
 
-def run_name(config: TrainConfig, examples: Sequence[Example]) -> str:
-    """Ray Train resumes what bears the same name: so configuration and data are in it."""
+def _digest(config: TrainConfig, examples: Sequence[Example]) -> str:
+    """Of all that shapes a run's states: configuration and data."""
     digest = hashlib.sha256(config_digest(config).encode())
     for example in examples:
         digest.update(example.ids.tobytes() + example.loss_mask.tobytes())
-    return f"checkpoints-{digest.hexdigest()[:12]}"
+    return digest.hexdigest()[:12]

@@ -1,8 +1,8 @@
 """The training loop: plain torch, one process or many (torchrun, Ray Train), no Ray.
 
-Flows in: a Hugging Face model and examples; flows out: a trained model, metrics per optimizer step, and states to
-resume from. Everything that a step draws or picks depends on (seed, step) alone, so that a resumed run repeats an
-undisturbed one bit for bit on CPU. Weights, gradients and Adam's moments are float32; bfloat16 is for computing only.
+Flows in: a Hugging Face model and examples; flows out: a trained model, and metrics per optimizer step. All that a step
+draws or picks depends on (seed, step) alone, so that a resumed run repeats an undisturbed one bit for bit on CPU.
+Weights, gradients and Adam's moments are float32; bfloat16 is for computing only.
 """
 
 from __future__ import annotations
@@ -14,18 +14,11 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_state_dict,
-    set_state_dict,
-)
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
@@ -34,13 +27,12 @@ from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
 from atlas_ray.training.flops import Flops
+from atlas_ray.training.loading import Weights
 from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
 from atlas_ray.training.objective import units
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.validation import validation_loss
-
-_TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -48,7 +40,13 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool | None = None) -> StepLoss:
+def prepare(
+    model: Any,
+    config: TrainConfig,
+    device: torch.device,
+    weights: Weights | None = None,
+    shard: bool | None = None,
+) -> StepLoss:
     """Puts a model on its device(s) in float32: sharded by FSDP2 over all processes where there are several, and on a
     lone GPU too if it has a process group, for FSDP's casts keep all activations in bfloat16 where autocast does not.
 
@@ -56,6 +54,7 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
     weights, beside LoRA's adapters, are no master copies: they are kept as they are computed with.
 
     Args:
+        weights: Of a model that is on the meta device: each process reads its own shards of them.
         shard: Whether to shard; None: as said above.
     """
     model.train()
@@ -67,7 +66,10 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if not (world > 1 or lone_gpu if shard is None else shard):
-        return _master(module, config).to(device)
+        _master(module, config)
+        if weights is not None:
+            weights.fill(module, device, "model.")
+        return module.to(device)
     mesh = init_device_mesh(device.type, (world,))
     computed = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
@@ -76,6 +78,8 @@ def prepare(model: Any, config: TrainConfig, device: torch.device, shard: bool |
         fully_shard(_master(layer, config), mesh=mesh, mp_policy=policy)
     # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
     fully_shard(_master(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    if weights is not None:
+        weights.fill(module, device, "model.")
     return module
 
 
@@ -117,34 +121,6 @@ def schedule(step: int, total: int, warmup_ratio: float) -> float:
     if step <= warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - 1 - warmup) / (total - warmup)))
-
-
-def save_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], step: int) -> None:
-    """Writes this process's part of the state; `folder` may be shared, or each process's own to be merged.
-
-    Frozen weights are not in it: they are the base model's.
-    """
-    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
-    dcp.save(
-        {"model": weights, "optimizer": moments, "step": step},
-        checkpoint_id=str(folder),
-        no_dist=not dist.is_initialized(),
-    )
-
-
-def load_state(folder: str | Path, module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> int:
-    """Restores a state, whatever the number of processes that wrote it.
-
-    Returns:
-        The number of optimizer steps done.
-    """
-    weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
-    state: dict[str, Any] = {"model": weights, "optimizer": moments, "step": 0}
-    dcp.load(state, checkpoint_id=str(folder), no_dist=not dist.is_initialized())
-    set_state_dict(
-        module, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"], options=_TRAINED
-    )
-    return int(state["step"])
 
 
 def fit(

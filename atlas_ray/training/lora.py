@@ -17,8 +17,12 @@ from atlas_ray.training.settings import LoraConfig
 _NAME = "default"  # peft's own for the only adapter
 
 
-def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
+def add_adapters(model: Any, lora: LoraConfig, seed: int | None) -> None:
     """Freezes the model and puts adapters, the same ones in every process, beside its target modules.
+
+    Args:
+        model: May be on torch's meta device; the adapters are drawn in memory, in float32, none the less.
+        seed: None: nothing is drawn; shapes are all that is wanted.
 
     Raises:
         UserError: If peft is missing, or the model has no such modules.
@@ -26,7 +30,6 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
     import torch
 
     peft = _peft()
-    torch.manual_seed(derive_seed(seed, "lora"))
     try:
         peft.inject_adapter_in_model(_peft_config(model, lora), model, adapter_name=_NAME)
     except ValueError as error:
@@ -35,8 +38,16 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int) -> None:
             f"lora.targets {lora.targets} do not fit {type(model).__name__}: {str(error).splitlines()[0]}",
             f"its linear modules are {', '.join(names)}; or set all-linear",
         ) from None
-    for name, parameter in model.named_parameters():
+    for name, parameter in list(model.named_parameters()):
         parameter.requires_grad_("lora_" in name)
+        if "lora_" in name and seed is not None:  # peft leaves them on the model's device, and in its type
+            path, _, own = name.rpartition(".")
+            setattr(model.get_submodule(path), own, torch.nn.Parameter(torch.empty(parameter.shape)))
+    if seed is not None:
+        torch.manual_seed(derive_seed(seed, "lora"))
+        for module in model.modules():
+            if hasattr(module, "reset_lora_parameters"):
+                module.reset_lora_parameters(_NAME, init_lora_weights=True)
 
 
 def merged(weights: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:

@@ -67,7 +67,12 @@ class TrainConfig(Strict):
     memory_gb: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="of one worker's device, for the estimate; None: looked up"
     )
-    checkpoint_steps: int = Field(25, ge=1)
+    checkpoint_steps: Annotated[int, PLACEMENT] = Field(
+        25, ge=1, description="optimizer steps between checkpoints; each epoch ends in one"
+    )
+    keep_checkpoint: Annotated[bool, PLACEMENT] = Field(
+        False, description="keep the last one of a finished run: twelve bytes a weight"
+    )
     max_failures: Annotated[int, PLACEMENT] = Field(2, ge=0)
     seed: int = 0
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

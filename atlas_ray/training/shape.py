@@ -34,7 +34,7 @@ def outline(config: TrainConfig) -> Any:
         if config.lora is not None:
             from atlas_ray.training.lora import add_adapters
 
-            add_adapters(model, config.lora, config.seed)
+            add_adapters(model, config.lora, seed=None)
     return model
 
 
@@ -48,6 +48,7 @@ class ModelShape:
         tables: Embedding and head, which are one where they are tied.
         head: Of the head.
         layer: Of the largest layer.
+        width: Bytes of a weight as the model is written.
         hidden, inner: Width of the residual stream and of the feed-forward part.
         attention: Query heads times their size; `cached` the same for keys and values.
     """
@@ -63,6 +64,7 @@ class ModelShape:
     attention: int
     cached: int
     vocabulary: int
+    width: int
 
     @classmethod
     def of(cls, model: Any) -> ModelShape:
@@ -86,4 +88,5 @@ class ModelShape:
             attention=size * text.num_attention_heads,
             cached=size * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
             vocabulary=head.shape[0],
+            width=model.dtype.itemsize,
         )

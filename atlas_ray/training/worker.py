@@ -1,29 +1,29 @@
 """The work of one training process, whatever started it (Ray Train, torchrun): loads, trains, saves, exports. No Ray.
 
-Flows in: a job, the same in every process, and a place for checkpoints; flows out: checkpoints, metrics and the model.
+Flows in: a job, the same in every process; flows out: checkpoints, metrics and the model, in the run folder.
 """
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.models.source import local_model, weights
+from atlas_ray.errors import AtlasError
+from atlas_ray.models.source import local_model
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.masking import Example
-from atlas_ray.training.metrics import METRICS, Meter, MetricsLog, best_step
+from atlas_ray.training.metrics import Meter, MetricsLog, best_step
 from atlas_ray.training.settings import TrainConfig
 
 if TYPE_CHECKING:
     import torch
 
 STOP = "stop"
+STATES = "checkpoints"
 _LOOK_SECONDS = 0.5
 
 
@@ -35,22 +35,14 @@ class Job:
         examples: To train on.
         validation: Held back.
         stop_ids: Tokens that end a reply.
+        digest: Of configuration and data: what bears it goes on from the same checkpoints.
     """
 
     config: TrainConfig
     examples: Sequence[Example]
     validation: Sequence[Example]
     stop_ids: tuple[int, ...]
-
-
-class Checkpoints(Protocol):
-    """Where states are kept. Every process calls every method."""
-
-    def latest(self) -> AbstractContextManager[Path | None]:
-        """The last state that every process completed, as a local folder."""
-
-    def save(self, step: int, write: Callable[[Path], None]) -> None:
-        """Keeps what `write` puts into a folder, as the state after `step`: whole or not at all."""
+    digest: str
 
 
 class StopFile:
@@ -78,7 +70,7 @@ class StopFile:
                 self._found = folder.has(STOP)
 
 
-def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: Callable[[], bool]) -> int:
+def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     """Trains from the last checkpoint on and writes the model, unless it is asked to stop before the end.
 
     Args:
@@ -89,39 +81,35 @@ def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: C
 
     Raises:
         UserError: If model and settings do not fit together, or the device is too small for them.
-        AtlasError: If the loss is no longer finite.
+        AtlasError: If the loss is no longer finite, or a checkpoint cannot be written.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     from atlas_ray.training import loop
+    from atlas_ray.training.checkpoints import Checkpoints
     from atlas_ray.training.estimate import refuse_what_cannot_fit
     from atlas_ray.training.export import export_model
+    from atlas_ray.training.loading import load_model
 
     disable_progress_bar()
     config = job.config
     rank, world = loop.rank_and_world()
     refuse_what_cannot_fit(config, device)
-    place = local_model(config.model)
-    try:
-        model = AutoModelForCausalLM.from_pretrained(place, dtype="auto", **weights())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot load {config.model!r}: {str(error).splitlines()[0]}", "check the model") from None
+    model, weights = load_model(local_model(config.model))
     dtype = model.dtype
     if config.lora is not None:
         from atlas_ray.training.lora import add_adapters
 
         add_adapters(model, config.lora, config.seed)
     meter = Meter(device, world, config.dtype)
-    module = loop.prepare(model, config, device)
+    module = loop.prepare(model, config, device, weights)
     optimizers = loop.make_optimizers(module, config)
 
     folder = RunFolder(config.run)
-    log, done = MetricsLog(folder if rank == 0 else None), 0
-    with checkpoints.latest() as path:
-        if path is not None:
-            done = loop.load_state(path, module, optimizers)
-            log.restore((path / METRICS).read_text())
+    log, checkpoints = MetricsLog(folder if rank == 0 else None), Checkpoints(folder.child(STATES, job.digest))
+    done, written = checkpoints.restore(module, optimizers)
+    if done:
+        log.restore(written)
 
     def export() -> None:
         export_model(folder, module, config, dtype, job.stop_ids)
@@ -134,16 +122,7 @@ def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: C
 
     def save(step: int) -> None:
         log.flush()
-
-        def write(path: Path) -> None:
-            loop.save_state(path, module, optimizers, step)
-            if rank == 0:
-                (path / METRICS).write_text(log.text)
-
-        begun = time.monotonic()
-        checkpoints.save(step, write)
-        if rank == 0:
-            log.saved(step, time.monotonic() - begun)
+        checkpoints.save(step, module, optimizers, log.text, partial(log.saved, step))
 
     reached = loop.fit(
         module,
@@ -159,4 +138,5 @@ def run_worker(job: Job, checkpoints: Checkpoints, device: torch.device, stop: C
     )
     if config.keep == "last" and reached == loop.total_steps(len(job.examples), config.global_batch, config.epochs):
         export()
+    checkpoints.wait()
     return reached

@@ -16,7 +16,7 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 
-_TASK = "(?:look_at_obj|pick_and_place|pick_clean|pick_cool|pick_heat|pick_two_obj)[a-z_]*-[^/]{1,120}?"
+_TASK = "(?:look_at_obj|pick_and_place|pick_clean|pick_cool|pick_heat|pick_two_obj)[a-z_]{0,40}-[^/]{1,120}?"
 _GAME = re.compile(rf"(?:^|[/_])({_TASK})[/_]+(trial_T\d{{8}}_\d{{6}}_\d{{6}})(?=[/_.]|$)")
 _FILES = ("mappings_train.json", "mappings_test.json")
 _PLACES = (".", "configs", "agentenv-alfworld/configs")  # of the files, in a folder that is given
@@ -45,10 +45,11 @@ def numbers(paths: str | Sequence[str]) -> dict[str, int]:
 def _numbers(paths: tuple[str, ...]) -> dict[str, int]:
     found: dict[str, int] = {}
     games: dict[int, str] = {}
-    for path in paths:
-        if (Path(path) / "json_2.1.1").is_dir():
-            return _served(path)
-        for file in _mapping_files(Path(path)):
+    for given in paths:
+        path = Path(given).expanduser()
+        if (path / "json_2.1.1").is_dir():
+            return _served(str(path))
+        for file in _mapping_files(path):
             for game, number in _read(file):
                 if games.setdefault(number, game) != game:
                     raise UserError(f"{file}: {game} has number {number}, as {games[number]} does", REMEDY)

@@ -21,6 +21,9 @@ Result = Literal["ok", "failed", "not checked"]
 _STYLES: dict[Result, str] = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
 
 
+RECORD = "preflight.json"  # beside the run folders of a recipe
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The outcome of one check.

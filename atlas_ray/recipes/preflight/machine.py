@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 from atlas_ray.errors import UserError
+from atlas_ray.recipes.disk import at_most, disks_of
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 
@@ -38,13 +39,16 @@ def _gpus(pending: Pending, wanted: int) -> str:
 
 
 def check_disk(pending: Pending) -> list[Finding]:
-    """Room for what the recipe's training writes, where the run folders lie on this machine."""
-    runs, need = pending.recipe.root, 0.0
-    return attempt("disk", runs, lambda: _disk(runs, need)) if need else []
+    """Room for what is left of the recipe's training, where the run folders lie on this machine."""
+    runs = pending.recipe.root
+    return attempt("disk", runs, lambda: _disk(runs, pending)) if pending.train else []
 
 
-def _disk(runs: str, need: float) -> str | list[Finding]:
-    words = f"about {need / 1e9:.1f} GB needed at most"
+def _disk(runs: str, pending: Pending) -> list[Finding]:
+    need = at_most(disks_of(pending.recipe, pending.train.values()))
+    words = f"training takes {need / 1e9:,.1f} GB at most"
+    if not need:
+        return []
     if "://" in runs:
         return [Finding("disk", runs, "not checked", f"{words}; a store's room is not known here")]
     at = Path(runs).resolve()
@@ -52,7 +56,5 @@ def _disk(runs: str, need: float) -> str | list[Finding]:
         at = at.parent
     free = shutil.disk_usage(at).free
     if free < need:
-        raise UserError(
-            f"{at} has {free / 1e9:.1f} GB free, {words}", "set `runs` to a larger disk, or train fewer arms"
-        )
-    return f"{free / 1e9:,.0f} GB free, {words}"
+        raise UserError(f"{words}, {free / 1e9:,.1f} GB are free", "set `runs` to a larger disk, or train fewer arms")
+    return [Finding("disk", runs, "ok", f"{free / 1e9:,.0f} GB free, {words}")]

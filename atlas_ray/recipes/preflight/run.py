@@ -16,15 +16,13 @@ from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.hub import hub_files
 from atlas_ray.recipes.preflight.data import check_data, check_items, check_prompts
-from atlas_ray.recipes.preflight.findings import Finding, failures, findings_table
+from atlas_ray.recipes.preflight.findings import RECORD, Finding, failures, findings_table
 from atlas_ray.recipes.preflight.hub import hub_asked_once
 from atlas_ray.recipes.preflight.machine import check_disk, check_gpus
 from atlas_ray.recipes.preflight.models import check_keys, check_models
 from atlas_ray.recipes.preflight.pending import Pending
 from atlas_ray.recipes.preflight.servers import check_environments
 from atlas_ray.runs.folder import RunFolder
-
-RECORD = "preflight.json"
 
 
 def preflight(recipe: Recipe, stages: Collection[str] | None = None) -> list[Finding]:

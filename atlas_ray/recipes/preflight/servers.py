@@ -15,6 +15,7 @@ from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.probe import probe
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, EnvironmentFailure
+from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.rollouts.episode import run_episode
@@ -103,10 +104,10 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
 
 
 def _built_in(name: str, config: EnvironmentsConfig) -> str:
-    """Whether the built-in world can be made here; raises what is missing, e.g. its extra."""
+    """Whose tasks are played here; raises what is missing for them, e.g. an extra or AgentBoard's files."""
     session = open_session(table.get(name), config)
     asyncio.run(session.close())
-    return "built in"
+    return other_tasks([name], config).get(name, "AgentBoard's tasks")
 
 
 def _answers(name: str, server: str) -> str:

@@ -1,0 +1,53 @@
+"""What a recipe's training takes where its run folders lie. Flows in: a recipe's trainings; flows out: bytes.
+
+No weights are loaded: a model in a folder is counted from its configuration, any other is as large as
+`assume.parameters` says, and written in 16 bits. One trains at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.settings import BASE
+from atlas_ray.training.estimate import Disk, disk_of
+from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.shape import ModelShape, outline
+
+_WRITTEN, _STATE = 2, 12  # bytes of a weight: exported; in float32 with Adam's moments
+
+
+def disks_of(recipe: Recipe, trainings: Iterable[TrainConfig]) -> list[Disk]:
+    """Of each training; none of tiny models."""
+    if BASE in recipe.tiny:
+        return []
+    known: dict[tuple[str, bool], ModelShape] = {}
+    return [_disk(c, recipe.config.assume.parameters, known) for c in trainings]
+
+
+def _disk(config: TrainConfig, assumed: float, known: dict[tuple[str, bool], ModelShape]) -> Disk:
+    if not Path(config.model).is_dir():  # adapters and their checkpoints are taken for nothing
+        alone = config.lora is not None and config.lora.export == "adapter"
+        state = 0 if config.lora is not None else _STATE * assumed
+        return Disk(0 if alone else _WRITTEN * assumed, state, config.keep_checkpoint)
+    key = config.model, config.lora is not None
+    if key not in known:
+        known[key] = ModelShape.of(outline(config))
+    return disk_of(config, known[key])
+
+
+def at_most(disks: Iterable[Disk]) -> float:
+    """Bytes while the last one trains and all others lie there, finished."""
+    found = list(disks)
+    return sum(disk.finished for disk in found) + max((disk.peak - disk.finished for disk in found), default=0)
+
+
+def disk_line(recipe: Recipe) -> Iterable[str]:
+    """A line of the plan."""
+    if disks := disks_of(recipe, recipe.train.values()):
+        finished, checkpoint = sum(disk.finished for disk in disks), max(disk.checkpoint for disk in disks)
+        yield (
+            f"disk: at most {at_most(disks) / 1e9:,.0f} GB = {finished / 1e9:,.0f} GB of {len(disks)} trained models "
+            f"(they stay) + what trains has beside its model: two checkpoints of {checkpoint / 1e9:,.0f} GB"
+        )
