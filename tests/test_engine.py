@@ -6,6 +6,8 @@ import asyncio
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -244,6 +246,28 @@ async def test_killed_engines_change_nothing(ray_cluster: None, tiny_models: tup
         assert other != calm
         left = _engine_cores() - others
     assert _gone(left)
+
+
+@pytest.mark.slow
+async def test_an_engine_that_is_loading_ends_with_its_owner(tiny_models: tuple[str, str]) -> None:
+    code = (
+        "import asyncio; from atlas_ray.config import EngineConfig; from atlas_ray.models.engine import EngineSpec;"
+        f"asyncio.run(EngineSpec('tiny', {tiny_models[0]!r}, EngineConfig()).build())"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    loading: list[int] = []
+    while not loading:
+        assert owner.poll() is None
+        assert time.monotonic() < end
+        started = psutil.Process(owner.pid).children(recursive=True)
+        loading = [p.pid for p in started if "spawn_main" in " ".join(_command(p))]
+        time.sleep(0.05)
+    owner.kill()
+    owner.wait()
+    while any(psutil.pid_exists(pid) for pid in loading):
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 @pytest.mark.slow

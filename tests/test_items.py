@@ -17,7 +17,7 @@ from atlas_ray.environments.own import Brought
 from atlas_ray.environments.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
-from atlas_ray.evaluation.items import item_figures, item_lines, problems, strangers
+from atlas_ray.evaluation.items import item_figures, item_lines, problems, unknown_items
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
@@ -99,7 +99,7 @@ def test_items_that_agentgym_has_no_environment_of_either_are_a_fault_beforehand
     for more, said in ((["webarena_1"], []), (["narnia_1", "narnia_2"], ["narnia 2"])):
         named = write_eval(tmp_path / more[0], maze=more)
         given = config(tmp_path, items=named, environments={"servers": servers})
-        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in strangers(given)] == said
+        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in unknown_items(given)] == said
         assert problems(given, ask=False) == []
 
 

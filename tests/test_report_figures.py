@@ -1,4 +1,4 @@
-"""Drawings of results, of selections and of the paper's figures: there where there are numbers, with their n, escaped."""
+"""Drawings of results, selections and the paper's figures: there where there are numbers, with their n, and escaped."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from atlas_ray.report.selection_figures import _along, selection_figures
 from atlas_ray.selection.compare import compare_selections
 from atlas_ray.types import Category, GoldStep, Selection
 from tests.test_paper_tables import arm
+from tests.test_report import arm as played_arm
 from tests.test_report import page_of, realistic, report_input
 from tests.test_selection import expert
 

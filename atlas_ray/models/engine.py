@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import select
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
+from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EngineConfig
@@ -25,6 +24,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
+from atlas_ray.runs.processes import watch_for
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
     from vllm.outputs import CompletionOutput
     from vllm.v1.engine.async_llm import AsyncLLM
 
-_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "ERROR"}
+_ENVIRONMENT = {
+    "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # as within Ray; a forked process would not carry this one's mark
+}
 _CPU_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_CPU_CI_ENV": "1",
@@ -88,6 +92,7 @@ class VllmPolicy:
         self.spec, self.usage, self.under_way = spec, Usage(), 0
         self._numbers = count()
         self._engine: AsyncLLM | None = None
+        self._watcher: Popen[bytes] | None = None
 
     @property
     def name(self) -> str:
@@ -121,15 +126,17 @@ class VllmPolicy:
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = _engine_args(self.spec, self._folder, cpu)
+        # From here on: vLLM's processes do not end by themselves when this one is killed while they load.
+        self._watcher = self._watcher or watch_for(os.getpid())
         try:
             self._engine = AsyncLLM.from_engine_args(arguments)
         except Exception as error:
+            await self.close()
             raise ModelFailure(
                 f"the engine does not start with {self.spec.model}: {_short(error)}",
                 "check the model, engine.max_model_len and memory; ATLAS_RAY_LOGS=1 shows more",
             ) from error
         self.context: int = self._engine.model_config.max_model_len
-        await self._engine.collective_rpc("tether", args=(os.getpid(),))
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineSpeaker:
         """Starts a conversation."""
@@ -261,6 +268,10 @@ class VllmPolicy:
         engine, self._engine = self._engine, None
         if engine is not None:
             engine.shutdown(timeout=0)
+        watcher, self._watcher = self._watcher, None
+        if watcher is not None:
+            watcher.kill()
+            watcher.wait()
 
 
 class EngineSpeaker:
@@ -294,28 +305,6 @@ class EngineSpeaker:
         self._ids += self.chat.observation(observation)
 
 
-class Tether:
-    """Mixed into vLLM's workers: they end with the process that owns the engine, however that one ends."""
-
-    def tether(self, owner: int) -> None:
-        """Watches process `owner` and ends this one after it."""
-        outlive_not(owner, lambda: os._exit(1))
-
-
-def outlive_not(owner: int, end: Callable[[], object]) -> None:
-    """Calls `end` once process `owner` has ended, where the system can tell."""
-    if not hasattr(os, "pidfd_open"):
-        return
-    watched = select.poll()
-    watched.register(os.pidfd_open(owner), select.POLLIN)
-
-    def watch() -> None:
-        watched.poll()
-        end()
-
-    threading.Thread(target=watch, name="tether", daemon=True).start()
-
-
 def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
 
@@ -323,7 +312,6 @@ def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:
         **_options(folder, spec.config, cpu, spec.revision),
         revision=spec.revision,
         tokenizer_revision=spec.revision,
-        worker_extension_cls=f"{Tether.__module__}.{Tether.__qualname__}",
         disable_log_stats=True,
     )
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,25 +20,22 @@ from typing import IO
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import AtlasError
-from atlas_ray.models.engine import outlive_not, server_options
+from atlas_ray.models.engine import server_options
+from atlas_ray.runs.processes import exit_with_parent, free_port
 
-START_SECONDS = 600.0
 _POLL_SECONDS = 0.25
 _END_SECONDS = 20.0
 _MAIN = f"from {__name__} import main; main()"
 
 
 @contextmanager
-def serving(
-    model: str, config: EngineConfig | None = None, *, name: str | None = None, start_s: float = START_SECONDS
-) -> Iterator[str]:
+def serving(model: str, config: EngineConfig | None = None, *, name: str | None = None) -> Iterator[str]:
     """Serves a model on loopback, without a key.
 
     Args:
         model: Folder or hub id.
-        config: Shape of the engine; `replicas` does not count.
+        config: Shape of the engine, and seconds that its start may take; `replicas` does not count.
         name: What clients call the model; None: `model`.
-        start_s: Seconds that the start may take.
 
     Yields:
         The base URL, which ends in `/v1`.
@@ -47,7 +43,8 @@ def serving(
     Raises:
         AtlasError: If the server ends or does not answer in time; its last words are in the message.
     """
-    port, options, environment = _free_port(), *server_options(model, config or EngineConfig())
+    config = config or EngineConfig()
+    port, options, environment = free_port(), *server_options(model, config)
     arguments = ["--host", "127.0.0.1", "--port", str(port), "--served-model-name", name or model, *options]
     with tempfile.TemporaryFile() as log:
         # A process group of its own: what vLLM starts is ended with it.
@@ -60,7 +57,7 @@ def serving(
             start_new_session=True,
         )
         try:
-            _await_health(server, port, time.monotonic() + start_s, log)
+            _await_health(server, port, time.monotonic() + config.start_s, log)
             yield f"http://127.0.0.1:{port}/v1"
         finally:
             _end(server)
@@ -68,15 +65,9 @@ def serving(
 
 def main() -> None:
     """The server's process: ends, with its group, when the process that started it does."""
-    outlive_not(int(sys.argv.pop(1)), lambda: os.killpg(0, signal.SIGKILL))
+    exit_with_parent(int(sys.argv.pop(1)), lambda: os.killpg(0, signal.SIGKILL))
     # `vllm serve` asks for the version of a package that is called otherwise on CPU.
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _import_path() -> list[str]:
@@ -91,7 +82,9 @@ def _await_health(server: subprocess.Popen[bytes], port: int, until: float, log:
         with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
             return
         time.sleep(_POLL_SECONDS)
-    raise AtlasError(f"the model server did not answer in time: {_last_words(log)}", "allow it more time or memory")
+    raise AtlasError(
+        f"the model server did not answer in time: {_last_words(log)}", "give it more time (engine.start_s) or memory"
+    )
 
 
 def _last_words(log: IO[bytes]) -> str:

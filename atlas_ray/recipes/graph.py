@@ -338,3 +338,10 @@ def _seeded(arm: str, seed: int, first: int) -> str:
 def untrained(backbone: str) -> str:
     """Name of the folder of a tiny backbone's first weights, among the collections."""
     return "untrained" if backbone == BASE else f"untrained-{backbone}"
+
+
+def selector_words(selector: SelectorConfig) -> str:
+    """A selector and its budget in words."""
+    ratio = getattr(selector, "ratio", None)
+    prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
+    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt

@@ -14,9 +14,8 @@ from atlas_ray.environments.agentboard import NAMES  # AgentGym has no server an
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.disk import disk_line
-from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.graph import Recipe, selector_words
 from atlas_ray.recipes.settings import BASE
-from atlas_ray.recipes.stages import selector_words
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget

@@ -13,12 +13,12 @@ from typing import Any
 from rich.text import Text
 
 from atlas_ray.errors import ModelUnavailable, UserError
-from atlas_ray.recipes.graph import Recipe, untrained
+from atlas_ray.recipes.graph import Recipe, selector_words, untrained
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
-from atlas_ray.selection.settings import SelectConfig, SelectorConfig
+from atlas_ray.selection.settings import SelectConfig
 
 _PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
 
@@ -167,13 +167,6 @@ def clean(recipe: Recipe) -> None:
 def _names(stage: str) -> set[str]:
     """What a stage answers to: its own name, its group's, and for all seeds alike the name without the seed."""
     return {stage, stage.partition(".seed")[0], stage.partition("/")[0]}
-
-
-def selector_words(selector: SelectorConfig) -> str:
-    """A selector and its budget in words."""
-    ratio = getattr(selector, "ratio", None)
-    prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
-    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt
 
 
 def _select(config: SelectConfig) -> None:

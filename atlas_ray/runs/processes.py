@@ -1,7 +1,8 @@
 """Processes that this one starts: with it they end, and with them all that they started. Imports nothing heavy.
 
 `python -m atlas_ray.runs.processes OWNER COMMAND ..` is a guard: it runs a command of anybody's and ends it, with all
-its descendants, on a SIGTERM or when process OWNER has ended, however that one ends.
+its descendants, on a SIGTERM or when process OWNER has ended, however that one ends. Without a command it is a watcher:
+once OWNER has ended it ends what that one has marked.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -57,10 +59,9 @@ def start_guarded(
 ) -> subprocess.Popen[bytes]:
     """Starts a command below a guard of this process's; the guard's exit code is the command's."""
     own = [sys.executable, "-m", __name__, str(os.getpid())]
-    path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
     return subprocess.Popen(
         [*own, *([f"--folder={folder}"] if folder else []), *command],
-        env=environment | {_OUTER: environment.get("PYTHONPATH", ""), "PYTHONPATH": path},
+        env=environment | {_OUTER: environment.get("PYTHONPATH", ""), "PYTHONPATH": _import_path()},
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=subprocess.STDOUT,
@@ -79,6 +80,39 @@ def end_guarded(guard: subprocess.Popen[bytes]) -> None:
     guard.wait()
 
 
+def watch_for(owner: int) -> subprocess.Popen[bytes]:
+    """Starts a watcher: whatever a process starts from now on, through a library or not, ends with it.
+
+    It is told by a variable in its environment, so that this holds for what is started by others on its behalf.
+    """
+    os.environ[_MARK] = str(owner)
+    return subprocess.Popen(
+        [sys.executable, "-m", __name__, str(owner)],
+        env={key: value for key, value in os.environ.items() if key != _MARK} | {"PYTHONPATH": _import_path()},
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def _import_path() -> str:
+    """Where this package is found, installed or not."""
+    return os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _end_marked(owner: int) -> None:
+    """Ends what a process has marked and left behind, until none of it has appeared for a while."""
+    mark, quiet = f"{_MARK}={owner}".encode(), 0
+    while quiet < 5:
+        quiet += 1
+        for entry in Path("/proc").glob("[0-9]*/environ"):
+            with suppress(OSError):
+                if mark in entry.read_bytes().split(b"\0"):
+                    os.kill(int(entry.parent.name), signal.SIGKILL)
+                    quiet = 0
+        time.sleep(0.2)
+
+
+_MARK = "ATLAS_OWNER"
 _OUTER = "ATLAS_GUARDED_PYTHONPATH"  # the command's own PYTHONPATH, which is not the guard's
 
 
@@ -87,8 +121,16 @@ class _Stop(Exception):
 
 
 def main() -> None:
-    """The guard."""
+    """The guard, or the watcher."""
     owner, *command = sys.argv[1:]
+    if not command:
+        if not hasattr(os, "pidfd_open"):
+            return
+        over = threading.Event()
+        exit_with_parent(int(owner), over.set)
+        over.wait()
+        _end_marked(int(owner))
+        return
     folder = command.pop(0).partition("=")[2] if command[0].startswith("--folder=") else None
     environment = dict(os.environ)
     if outer := environment.pop(_OUTER, ""):
