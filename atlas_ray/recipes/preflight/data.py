@@ -58,7 +58,7 @@ def check_items(pending: Pending) -> list[Finding]:
     found: list[Finding] = []
     for key, config in pending.evaluations.items():
         subject = config.items.path if config.items is not None else "built-in tasks"
-        subject += f", {key}" if key else ""
+        subject += f" ({key})" if key else ""
 
         def count(config: EvaluateConfig = config, subject: str = subject) -> list[Finding]:
             if config.items is not None:
