@@ -38,6 +38,7 @@ from tests.agentgym import AgentGym
 from tests.fake_endpoint import FakeEndpoint
 from tests.forms import TRIALS, write_eval, write_mappings
 from tests.serving import served
+from tests.test_openings import TEXTS, checkout
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -196,6 +197,21 @@ def test_a_trajectory_that_ends_at_another_reward_or_is_answered_otherwise_is_na
     wrong = {key.split()[0] + key.split()[1].split("/")[0]: words for key, words in wrong_in(tmp_path, recipe).items()}
     assert "step 1 was answered otherwise than recorded" in wrong["replaymaze"]
     assert "reward 1, recorded is 0.25" in wrong["replaytextcraft"]
+
+
+def test_a_checkout_that_cannot_be_read_has_its_own_remedy(tmp_path: Path, recipe: Any) -> None:
+    there = checkout(tmp_path / "AgentGym", TEXTS)
+    (client,) = Path(there).rglob("academia.py")
+    client.write_text(client.read_text().replace("'Play academia.'", "ask()"))
+    rows = [{"item_id": f"{env}_{i}"} for env in ("maze", "academia") for i in range(2)]
+    (tmp_path / "items.json").write_text(json.dumps(rows))
+    recipe["evaluate"] |= {"tasks": {"maze": 2, "academia": 2}, "openings": {"agentgym": there}}
+    with served(AgentGym("academia").app()) as url:
+        recipe["environments"]["servers"]["academia"] = [url]
+        wrong = wrong_in(tmp_path, recipe)
+    assert list(wrong) == ["prompts academia"]
+    assert "does not write the first two turns of academia in constants" in wrong["prompts academia"]
+    assert "| check out AgentGym as it is published, or leave openings.agentgym out" in wrong["prompts academia"]
 
 
 def test_missing_servers_data_models_and_short_contexts(tmp_path: Path, recipe: Any, model: str) -> None:
