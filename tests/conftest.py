@@ -57,7 +57,8 @@ def ray_cluster() -> Iterator[None]:
     os.environ["ATLAS_WORKERS_KEY"] = "for fake endpoints"  # workers hold what was there when Ray started
     import ray
 
-    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    # "local": another on this machine is nothing to it
+    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
     yield
     ray.shutdown()
 

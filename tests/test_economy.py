@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_ray.config import validate
+from atlas_ray.config import EnvironmentsConfig, validate
 from atlas_ray.errors import UserError
 from atlas_ray.rollouts.pool import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
@@ -159,6 +159,19 @@ def test_whose_words_count_is_a_choice() -> None:
         pool = FakePool(lambda r: turns(r, 1.0))
         (found,) = estimate_values(pool, economical(economy={"rejoin": rejoin}), [expert(6)], seed=0)
         assert (sum(found.rejoined) > 0) is share
+
+
+def test_an_answer_within_a_runs_tolerance_is_the_experts() -> None:
+    def a_little_otherwise(request: EpisodeRequest) -> Episode:
+        played = turns(request, 1.0)
+        told = (replace(m, content=m.content + " now" * (m.role == "user")) for m in played.messages)
+        return replace(played, messages=tuple(told))
+
+    for tolerance, share in (({"maze": 0.4}, True), ({"maze": 0.2}, False), ({}, False)):
+        run = EnvironmentsConfig(replay_tolerance=tolerance)
+        selector = economical(economy={"rejoin": "action"})
+        (found,) = estimate_values(FakePool(a_little_otherwise), selector, [expert(6)], seed=0, environments=run)
+        assert (sum(found.rejoined[:-1]) > 0) is share
 
 
 def test_a_selection_survives_the_disk_and_is_read_again_under_other_settings() -> None:

@@ -17,7 +17,7 @@ from atlas_ray.environments.own import Brought
 from atlas_ray.environments.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
-from atlas_ray.evaluation.items import item_figures, item_lines, problems, strangers
+from atlas_ray.evaluation.items import item_figures, item_lines, problems, unknown_items
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
@@ -99,7 +99,7 @@ def test_items_that_agentgym_has_no_environment_of_either_are_a_fault_beforehand
     for more, said in ((["webarena_1"], []), (["narnia_1", "narnia_2"], ["narnia 2"])):
         named = write_eval(tmp_path / more[0], maze=more)
         given = config(tmp_path, items=named, environments={"servers": servers})
-        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in strangers(given)] == said
+        assert [re.findall(r"\w+ \d+(?=;)", one.what)[0] for one in unknown_items(given)] == said
         assert problems(given, ask=False) == []
 
 
@@ -213,12 +213,12 @@ def test_a_model_behind_an_endpoint_plays_and_is_paid(tmp_path: Path, endpoint: 
     assert endpoint.peak == 2
     folder = RunFolder(str(tmp_path / "run" / "closed"))
     calls = sum(e.usage.calls for e in folder.read(EPISODES))
-    assert calls == len(endpoint.calls)
+    assert len(endpoint.calls) == 1 + calls  # first it is asked whether it plays at all
     # each call 1,000 tokens at $2.50 and 100 at $10.00 a million
     assert folder.finished is not None
     assert folder.finished["dollars"] == pytest.approx(calls * (1000 * 2.5 + 100 * 10) / 1e6)
     stage.evaluate(settings)
-    assert len(endpoint.calls) == calls
+    assert len(endpoint.calls) == 1 + calls
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -259,6 +262,36 @@ def test_a_copy_that_is_being_fetched_is_not_deleted(model: str, store: Store) -
     store.on_get = lambda path: refused.append([remove(copy) for copy in copies()])
     local_copy(model)
     assert refused == [[False]] * 5
+
+
+def test_who_waits_while_a_copy_is_deleted_fetches_it_anew(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (local_copy(model) / "config.json").unlink()
+    delete, (copy,) = shutil.rmtree, copies()
+    with ThreadPoolExecutor(1) as pool, monkeypatch.context() as patched:
+
+        def delete_once_waited_for(folder: Path) -> None:
+            patched.undo()
+            waiting.append(pool.submit(local_copy, model))
+            while not fetching():
+                time.sleep(0.01)
+            delete(folder)
+
+        waiting: list[Future[Path]] = []
+        patched.setattr(module.shutil, "rmtree", delete_once_waited_for)
+        assert remove(copy)
+        assert held(waiting[0].result()) == MODEL
+
+
+def test_copies_are_listed_while_others_are_renamed_and_deleted(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    local_copy(model)
+    walk = os.walk
+
+    def walk_late(folder: Path) -> Any:
+        for place, folders, names in walk(folder):
+            yield place, folders, [*names, "gone.partial"]
+
+    monkeypatch.setattr(module.os, "walk", walk_late)
+    assert [copy.uri for copy in copies()] == [model]
 
 
 def test_where_copies_lie(monkeypatch: pytest.MonkeyPatch) -> None:

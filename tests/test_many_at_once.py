@@ -13,8 +13,9 @@ from contextlib import asynccontextmanager
 import pytest
 from aiohttp import web
 
-from atlas_ray.environments import client, server
+from atlas_ray.environments import client, server, wire
 from atlas_ray.environments.probe import probe
+from atlas_ray.environments.requests import Busy, Fault, Unreachable
 from atlas_ray.errors import EnvironmentFailure
 from atlas_ray.types import Episode, StopReason, Task
 from tests.agentgym import TASKS, AgentGym
@@ -192,3 +193,37 @@ async def test_a_server_that_restarts_loses_no_episode(name: str) -> None:
     before, after = asked(gyms[0])["create"], asked(gyms[1])["create"]
     assert before <= AT_ONCE * 1.01
     assert after <= AT_ONCE * 1.01
+
+
+async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restarted server counts from the first id on, and a step that was turned away is asked again under it."""
+    told: list[str] = []
+    turned_away, down = asyncio.Event(), False
+
+    async def answer(http: object, method: str, url: str, body: object, timeout_s: float) -> object:
+        endpoint = url.rsplit("/", 1)[1]
+        if down:
+            raise Unreachable("refused", answered=False)
+        if endpoint == "step" and not turned_away.is_set():
+            turned_away.set()
+            raise Busy("HTTP 503")
+        told.append(endpoint)
+        return 0
+
+    monkeypatch.setattr(wire, "request_json", answer)
+    shared = wire.Wire.join()
+    connection = shared.connection("http://127.0.0.1:1", "weather", 1.0)
+    lease = await connection.acquire()
+    step = asyncio.create_task(connection.post(lease, "step", {}))
+    await turned_away.wait()
+    down = True
+    with pytest.raises(Unreachable):
+        await connection.acquire()
+    down = False
+    again = await connection.acquire()
+    told.append("begins")
+    assert (lease.number, again.number, lease.lost, again.lost) == (0, 0, True, False)
+    assert told == ["create", "create", "step", "begins"]
+    with pytest.raises(Fault, match="lost the id"):
+        await step
+    await shared.leave()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.evaluation.metrics import bootstrap, summarise, wilson
-from atlas_ray.report.tables import evaluation_table
+from atlas_ray.report.terminal import evaluation_table
 from atlas_ray.types import Episode, StopReason
 
 SPEC = EnvironmentSpec("maze", "in", 15, "success", "first")

@@ -120,9 +120,11 @@ def test_a_mapping_that_is_none_is_said_to_be_none(content: str | None, complain
     if content is not None:
         other = TRIALS[0][1]
         file.write_text(content.replace('"T"', f'"{TASK}"').replace('"R"', f'"{TRIAL}"').replace('"S"', f'"{other}"'))
-    [wrong] = unplayable([], EnvironmentsConfig(alfworld_mappings=str(file)))
+    tasks = [Task("alfworld", "/".join(TRIALS[0])), Task("maze", "maze_x")]
+    wrong, maze = unplayable(tasks, EnvironmentsConfig(servers=SERVED, alfworld_mappings=str(file)))
     assert complaint in wrong.what
     assert "mappings_train.json" in wrong.remedy
+    assert maze.what.startswith("maze: item id 'maze_x'")  # and what else is wrong is said, too
 
 
 async def test_a_server_that_plays_another_game_under_the_number_is_found_out(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -293,10 +294,39 @@ def test_a_client_that_cannot_be_read_is_refused(tmp_path: Path, old: str, new: 
         checkout_opening(str(tmp_path), "maze")
 
 
+def test_a_client_that_cannot_be_read_is_no_matter_of_the_data(tmp_path: Path, serving: Any) -> None:
+    """It has its own remedy, beside that of an environment which opens otherwise; a path without clients ends it."""
+    there = checkout(tmp_path, TEXTS)
+    client = Path(there) / "agentenv" / "agentenv" / "envs" / "academia.py"
+    client.write_text(client.read_text().replace("'Play academia.'", "ask()"))
+    rows = [row(f"maze_{i}", "Walk.", "Yes.", f"{RULES}task {i} is here, step 0") for i in TRAINED]
+    openings = {"data": {"path": written(tmp_path / "data.json", rows)}, "agentgym": there}
+    environments = serving(AgentGym("maze"), AgentGym("academia"), AgentGym("sheet"))
+    envs = ("maze", "academia", "sheet")
+    found = settings(tmp_path, envs, openings=openings, environments=environments)
+    assert {d.env for d in examine(found).differences} == {"maze", "academia"}
+    with pytest.raises(UserError, match="2 things are wrong") as raised:
+        find_openings(found)
+    maze, academia = re.split(r"\n  \d\. ", raised.value.what)[1:]
+    assert "openings.differing: [maze]" in maze
+    assert "check out AgentGym as it is published, or leave openings.agentgym out" in academia
+    nowhere = openings | {"agentgym": str(tmp_path / "nowhere")}
+    with pytest.raises(UserError, match="nowhere is no checkout of AgentGym"):
+        examine(settings(tmp_path, envs, openings=nowhere, environments=environments))
+
+
 def test_a_checkout_is_one(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkout of AgentGym"):
         checkout_opening(str(tmp_path), "maze")
     assert checkout_opening(checkout(tmp_path, TEXTS), "jericho") is None
+
+
+def test_a_checkout_below_the_home_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    checkout(tmp_path / "AgentGym", TEXTS)
+    read = checkout_opening("~/AgentGym", "sheet")
+    assert read is not None
+    assert read[1] == "agentenv/agentenv/envs/sheet.py"
 
 
 def test_a_server_that_tells_other_tasks_is_named_with_where_the_texts_part(tmp_path: Path, serving: Any) -> None:

@@ -14,7 +14,8 @@ from atlas_ray.report.paper.gather import _overflowed
 from atlas_ray.report.paper.ours import PaperRuns, figure, mean_figure
 from atlas_ray.report.paper.render import markdown
 from atlas_ray.report.results import build_results
-from atlas_ray.report.tables import detail_table, evaluation_table, print_table, success_table
+from atlas_ray.report.tables import detail_table, print_table, success_table
+from atlas_ray.report.terminal import evaluation_table
 from atlas_ray.types import StopReason
 from tests.test_metrics import SPEC, episode
 from tests.test_paper_tables import arm as paper_arm

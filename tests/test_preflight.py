@@ -29,6 +29,7 @@ from atlas_ray.recipes import stages
 from atlas_ray.recipes.preflight import hub, machine
 from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures, findings_table
 from atlas_ray.recipes.preflight.run import preflight
+from atlas_ray.report.gather import _preflight as preflight_words
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
@@ -37,6 +38,7 @@ from tests.agentgym import AgentGym
 from tests.fake_endpoint import FakeEndpoint
 from tests.forms import TRIALS, write_eval, write_mappings
 from tests.serving import served
+from tests.test_openings import TEXTS, checkout
 from tests.tiny import tiny_llama, tiny_tokenizer
 
 
@@ -197,6 +199,21 @@ def test_a_trajectory_that_ends_at_another_reward_or_is_answered_otherwise_is_na
     assert "reward 1, recorded is 0.25" in wrong["replaytextcraft"]
 
 
+def test_a_checkout_that_cannot_be_read_has_its_own_remedy(tmp_path: Path, recipe: Any) -> None:
+    there = checkout(tmp_path / "AgentGym", TEXTS)
+    (client,) = Path(there).rglob("academia.py")
+    client.write_text(client.read_text().replace("'Play academia.'", "ask()"))
+    rows = [{"item_id": f"{env}_{i}"} for env in ("maze", "academia") for i in range(2)]
+    (tmp_path / "items.json").write_text(json.dumps(rows))
+    recipe["evaluate"] |= {"tasks": {"maze": 2, "academia": 2}, "openings": {"agentgym": there}}
+    with served(AgentGym("academia").app()) as url:
+        recipe["environments"]["servers"]["academia"] = [url]
+        wrong = wrong_in(tmp_path, recipe)
+    assert list(wrong) == ["prompts academia"]
+    assert "does not write the first two turns of academia in constants" in wrong["prompts academia"]
+    assert "| check out AgentGym as it is published, or leave openings.agentgym out" in wrong["prompts academia"]
+
+
 def test_missing_servers_data_models_and_short_contexts(tmp_path: Path, recipe: Any, model: str) -> None:
     del recipe["environments"]["servers"]["maze"]
     recipe["expert"]["path"] = str(tmp_path / "nothing.json")
@@ -229,24 +246,77 @@ def test_endpoints_are_asked_for_one_token(
     (found,) = look()
     assert (found.result, found.subject) == ("ok", f"{kind} at {address['base_url']}")
     assert [call["max_tokens"] for call in endpoint.calls] == [1]
+    answer = endpoint.answer
     endpoint.answer = lambda body, call: web.Response(status=401, text="no")
     (found,) = look()
     assert found.result == "failed"
     assert len(endpoint.calls) == 2
+    endpoint.answer = answer
     monkeypatch.delenv("FAKE_KEY")
-    assert look()[0].result == ("failed" if kind == "player" else look()[0].result)
+    (found,) = look()
+    # a judge at an address of one's own may do without a key
+    assert found.result == ("failed" if kind == "player" else "ok")
+    assert ("FAKE_KEY is not set" in found.detail) == (kind == "player")
 
 
 def test_gpus_and_disk_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe["train"] |= {"use_gpu": True, "workers": 4}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    assert "wants 4 GPUs, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
+    assert "4 are wanted, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
     assert not any(key.startswith(("GPUs", "disk")) for key in wrong_in(tmp_path, recipe))
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     (wrong,) = (words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("disk"))
     assert "GB are free" in wrong
+
+
+def test_engines_take_gpus_where_there_are_any_and_split_ones_need_them(
+    tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    recipe["evaluate"]["engine"]["replicas"] = 3
+    recipe["train"] = {"max_length": 1024, "workers": 2}  # on GPUs where there are any
+
+    def found(gpus: int) -> dict[str, str]:
+        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        return {f.subject: f.result for f in found_in(tmp_path, recipe) if f.check == "GPUs"}
+
+    assert found(0) == {}
+    assert found(2) == {"2 for training": "ok", "3 for engines": "failed"}
+    recipe["evaluate"]["engine"] |= {"replicas": 1, "tensor_parallel": 4}
+    assert found(0) == {"4 for engines": "failed"}
+
+
+def test_gpus_that_an_autoscaler_may_add_are_counted(
+    tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from atlas_ray.runs import cluster, placement
+
+    monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
+    monkeypatch.setattr(cluster, "connect", lambda config: None)
+    monkeypatch.setattr(placement, "gpus", lambda: 1.0)
+    monkeypatch.setattr(placement, "_node_groups", lambda: [({"CPU": 8, "GPU": 4}, 2)])
+    recipe["train"] |= {"use_gpu": True, "workers": 8}
+    assert wrong_in(tmp_path, recipe) == {}
+    recipe["train"]["workers"] = 9
+    assert "9 are wanted, the cluster has 8" in wrong_in(tmp_path, recipe)["GPUs 9 for training"]
+
+
+def test_environments_in_which_values_are_estimated_are_looked_at_too(tmp_path: Path, recipe: Any, dead: str) -> None:
+    recipe["evaluate"]["tasks"] = {"maze": 2}
+    recipe["environments"]["servers"]["textcraft"] = [dead]
+    assert wrong_in(tmp_path, recipe) == {}
+    recipe["arms"]["value"] = {"select": {"name": "value", "engine": {"max_model_len": 1024}}}
+    assert list(wrong_in(tmp_path, recipe)) == [f"server textcraft at {dead}"]
+
+
+def test_arms_with_the_same_judge_ask_it_once(tmp_path: Path, recipe: Any, endpoint: FakeEndpoint) -> None:
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "FAKE_KEY"}
+    for ratio in (0.1, 0.3):
+        recipe["arms"][f"llm{ratio}"] = {"name": "llm", "ratio": ratio, "model": "judge", "endpoint": address}
+    assert [f.result for f in found_in(tmp_path, recipe) if f.check == "key"] == ["ok"]
+    assert len(endpoint.calls) == 1
 
 
 def test_only_what_will_run_is_looked_at(tmp_path: Path, recipe: Any, dead: str) -> None:
@@ -260,12 +330,46 @@ def test_only_what_will_run_is_looked_at(tmp_path: Path, recipe: Any, dead: str)
 
 
 def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("report", "", lambda: None)])
+    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("evaluate", "", lambda: None)])
     opened = stages.opened(written(tmp_path, recipe))[0]
-    stages.run(opened, skip_preflight=True)
-    assert RunFolder(opened.root).read_json(RECORD)["skipped"] is True
-    stages.run(opened)
-    assert RunFolder(opened.root).read_json(RECORD)["skipped"] is False
+
+    def skipped(**options: bool) -> bool:
+        stages.run(opened, **options)
+        return bool(RunFolder(opened.root).read_json(RECORD)["skipped"])
+
+    assert skipped(skip_preflight=True)
+    assert not skipped()
+    assert skipped(skip_preflight=True)
+    for model in opened.evaluations[""].models:
+        RunFolder(opened.evaluations[""].run).child(model).finish()
+    assert skipped()  # nothing is left to look at, so the record stays
+
+
+def test_the_report_says_what_became_of_it(tmp_path: Path) -> None:
+    root = RunFolder(str(tmp_path))
+    assert preflight_words(root) is None
+    ok, failed = {"result": "ok"}, {"result": "failed"}
+    for record, words in (
+        ({"skipped": True, "findings": []}, "left out (--skip-preflight)"),
+        ({"skipped": False, "findings": [ok, {"result": "not checked"}]}, "passed"),
+        ({"skipped": False, "findings": [ok, failed]}, "1 of 2 checks failed"),
+    ):
+        root.write_json(RECORD, record)
+        assert preflight_words(root) == words
+
+
+def test_a_narrow_screen_shows_every_name_whole(capsys: pytest.CaptureFixture[str]) -> None:
+    from rich.console import Console
+
+    names = [f"meta-llama/Llama-3.1-{size}B-Instruct-of-some-length" for size in (8, 70)]
+    found = [Finding("model", name, "failed", "no " + "weights " * 20, "copy them there") for name in names]
+    Console(width=80, markup=False).print(findings_table(found))
+    out = capsys.readouterr().out
+    table, _, below = out.partition("1. model")
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert "failed" in table
+    assert all(line.startswith("   ") for line in below.splitlines()[1:])
 
 
 def test_a_silent_hub_is_asked_once(tmp_path: Path, recipe: Any, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.evaluation.metrics import summarise
-from atlas_ray.report.figures import draw
 from atlas_ray.report.gather import site_of
 from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.intervals import Interval, average, paired_difference, points
@@ -21,12 +20,12 @@ from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import (
     detail_table,
-    evaluation_table,
     print_tables,
     selector_table,
     success_table,
     verdict_table,
 )
+from atlas_ray.report.terminal import evaluation_table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 
@@ -139,20 +138,6 @@ def test_results_hold_exactly_these_numbers() -> None:
     assert not any(maze["excluded"].values())
     [mean] = gold["averages"]  # one environment held out has no average
     assert (mean["held"], mean["environments"], mean["success"]) == ("in", 2, 0.625)
-
-
-def test_training_curves_are_thinned_and_drawn_per_arm(tmp_path: Path) -> None:
-    falling = [4.0 / (1 + step) for step in range(360)]
-    trained = arm("gold", {"maze": 30}, selector="gold", losses=falling, validation=[(180, 0.5), (360, 0.25)])
-    results = build_results(report_input(arm("base", {"maze": 4}), trained))
-    base, gold = results["arms"]
-    assert (base["losses"], base["validation"]) == ([], [])
-    assert [len(gold["losses"]), gold["losses"][0], gold["losses"][-1][0]] == [120, [3, 2.444444], 360]
-    assert gold["validation"] == [[180, 0.5], [360, 0.25]]
-    [panel] = draw(results)["losses"]
-    assert panel.title == "gold"
-    assert "Training loss of gold" in panel.svg
-    assert "held-back tasks" in page_of(report_input(trained), tmp_path)
 
 
 def test_selectors_are_measured_against_gold() -> None:
@@ -387,18 +372,6 @@ def test_two_runs_over_the_same_records_write_the_same_bytes(tmp_path: Path) -> 
     assert one == two
     assert {"index.html", "results.json", "data/meta.js", "assets/app.js"} <= {str(path) for path in one}
     assert RunFolder(str(tmp_path / "one")).read_json("results.json") == build_results(realistic())
-
-
-def test_figures_carry_the_page_s_colours_and_no_names_of_their_own() -> None:
-    panels = draw(build_results(realistic()))
-    assert [p.title for p in panels["success"]] == ["maze", "wordle", "blocksworld"]
-    assert [p.group for p in panels["cost"]] == ["held in", "held out"]
-    assert len(panels["selectors"]) == len(panels["positions"]) == 1
-    for panel in (p for group in panels.values() for p in group):
-        assert panel.svg.startswith("<svg ")
-        assert "var(--ink)" in panel.svg
-        assert "#0a00" not in panel.svg
-        assert "xmlns" not in panel.svg
 
 
 def test_an_empty_run_still_has_a_page(tmp_path: Path) -> None:

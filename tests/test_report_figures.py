@@ -1,19 +1,24 @@
-"""Drawings of selections and of the paper's figures: there where there are numbers, with their n, and escaped."""
+"""Drawings of results, selections and the paper's figures: there where there are numbers, with their n, and escaped."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
+from atlas_ray.report.figures import draw
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.ours import PaperRuns, TrainingCost
+from atlas_ray.report.results import build_results
 from atlas_ray.report.selection_figures import _along, selection_figures
 from atlas_ray.selection.compare import compare_selections
 from atlas_ray.types import Category, GoldStep, Selection
 from tests.test_paper_tables import arm
+from tests.test_report import arm as played_arm
+from tests.test_report import page_of, realistic, report_input
 from tests.test_selection import expert
 
 GOLD = (GoldStep(2, Category.CRITICAL_ACTION, 1), GoldStep(4, Category.PLAN_CREATION, 2))
@@ -85,3 +90,29 @@ def test_cost_is_held_against_success_where_arms_played_the_same() -> None:
     arms["one"] = arm("one", {"maze": [1, 0], "wordle": [1, 0]}, training=cost)
     (found,) = cost_figures(PaperRuns(arms | {"base": arm("base", {"maze": [1]})}, {}))
     assert found.caption == "maze; 4 episodes of 2 arms."
+
+
+def test_training_curves_are_thinned_and_drawn_per_arm(tmp_path: Path) -> None:
+    falling = [4.0 / (1 + step) for step in range(360)]
+    trained = played_arm("gold", {"maze": 30}, selector="gold", losses=falling, validation=[(180, 0.5), (360, 0.25)])
+    results = build_results(report_input(played_arm("base", {"maze": 4}), trained))
+    base, gold = results["arms"]
+    assert (base["losses"], base["validation"]) == ([], [])
+    assert [len(gold["losses"]), gold["losses"][0], gold["losses"][-1][0]] == [120, [3, 2.444444], 360]
+    assert gold["validation"] == [[180, 0.5], [360, 0.25]]
+    [panel] = draw(results)["losses"]
+    assert panel.title == "gold"
+    assert "Training loss of gold" in panel.svg
+    assert "held-back tasks" in page_of(report_input(trained), tmp_path)
+
+
+def test_figures_carry_the_page_s_colours_and_no_names_of_their_own() -> None:
+    panels = draw(build_results(realistic()))
+    assert [p.title for p in panels["success"]] == ["maze", "wordle", "blocksworld"]
+    assert [p.group for p in panels["cost"]] == ["held in", "held out"]
+    assert len(panels["selectors"]) == len(panels["positions"]) == 1
+    for panel in (p for group in panels.values() for p in group):
+        assert panel.svg.startswith("<svg ")
+        assert "var(--ink)" in panel.svg
+        assert "#0a00" not in panel.svg
+        assert "xmlns" not in panel.svg

@@ -25,7 +25,8 @@ from atlas_ray.report.gather import gather, report_recipe
 from atlas_ray.report.paper.gather import gather_paper
 from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
-from atlas_ray.report.tables import evaluation_table, success_table
+from atlas_ray.report.tables import success_table
+from atlas_ray.report.terminal import evaluation_table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of, loading
 from atlas_ray.runs.status import status_table

@@ -22,16 +22,26 @@ _DEEPEST = 8  # names behind names
 _STRIPS = ("strip", "lstrip", "rstrip")
 
 
+def check_checkout(checkout: str) -> None:
+    """Reads all clients of a checkout.
+
+    Raises:
+        UserError: If the path is none, or a file of it cannot be parsed.
+    """
+    for _ in _clients(checkout):
+        pass
+
+
 def checkout_opening(checkout: str, env: str) -> tuple[OpeningTemplate, str] | None:
     """The opening that AgentGym's client of an environment shows, and the file that has it.
 
     Raises:
         UserError: If the path is no checkout, or the client is written in a way that is not understood.
     """
-    found = next((client for client in _clients(Path(checkout)) if client.env == env), None)
+    found = next((client for client in _clients(checkout) if client.env == env), None)
     if found is None:
         return None
-    where = str(found.file.relative_to(checkout))
+    where = str(found.file)
     try:
         turns, around = found.turns(), found.surroundings()
     except RecursionError:
@@ -53,14 +63,14 @@ def checkout_error_turn(checkout: str, env: str) -> tuple[str, str] | None:
     Raises:
         UserError: If the path is no checkout.
     """
-    found = next((client for client in _clients(Path(checkout)) if client.env == env), None)
+    found = next((client for client in _clients(checkout) if client.env == env), None)
     text = found.error_turn() if found else None
-    return (text, str(found.file.relative_to(checkout))) if found and text is not None else None
+    return (text, str(found.file)) if found and text is not None else None
 
 
 @dataclass(frozen=True)
 class _Client:
-    """One client's class, with what its module and it assign."""
+    """One client's class, with what its module and it assign; `file` is its path in the checkout."""
 
     env: str
     file: Path
@@ -171,13 +181,14 @@ class _Client:
         return None if None in texts else "".join(filter(None, texts))
 
 
-def _clients(checkout: Path) -> Iterator[_Client]:
+def _clients(checkout: str) -> Iterator[_Client]:
     """Every client's class: `MazeEnvClient` is maze's.
 
     Raises:
         UserError: If there are none, or a file cannot be read.
     """
-    folder = checkout / _CLIENTS
+    root = Path(checkout).expanduser()
+    folder = root / _CLIENTS
     files = sorted(folder.glob("*.py")) if folder.is_dir() else []
     if not files:
         raise UserError(
@@ -196,7 +207,7 @@ def _clients(checkout: Path) -> Iterator[_Client]:
         for name, body in classes.items():
             if name.endswith("EnvClient"):
                 env = name.removesuffix("EnvClient").lower()
-                yield _Client(env, file, body, _assigned(tree), classes)
+                yield _Client(env, file.relative_to(root), body, _assigned(tree), classes)
 
 
 def _assigned(body: ast.Module | ast.ClassDef) -> dict[str, ast.expr]:

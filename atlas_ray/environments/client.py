@@ -48,10 +48,15 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
     for name in (*config.servers, *config.agentboard, *config.replay_tolerance):
         table.get(name)
     servers = config.servers.get(spec.name)
-    spec = replace(spec, tolerance=config.replay_tolerance.get(spec.name, spec.tolerance))
+    spec = with_tolerance(spec, config)
     if servers:
         return HttpSession(spec, servers, config.timeout_s)
     return LocalSession(with_agentboard(spec, config))
+
+
+def with_tolerance(spec: EnvironmentSpec, config: EnvironmentsConfig) -> EnvironmentSpec:
+    """The environment with the tolerance that a run sets for it, if it does."""
+    return replace(spec, tolerance=config.replay_tolerance.get(spec.name, spec.tolerance))
 
 
 class HttpSession:

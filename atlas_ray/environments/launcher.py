@@ -134,7 +134,7 @@ class Server:
         if self._guard is not None:
             end_guarded(self._guard)
 
-    def last_words(self) -> str:
+    def end_of_log(self) -> str:
         """The end of its log, in one line."""
         text = self.log.read_bytes()[-4000:].decode(errors="replace") if self.log.exists() else ""
         lines = [line for line in text.splitlines() if line.strip()]
@@ -261,7 +261,7 @@ def _await_all(servers: Sequence[Server], config: LaunchConfig, stop: threading.
             else:
                 continue
             raise AtlasError(
-                f"the server {server.name} {why}: {server.last_words()}",
+                f"the server {server.name} {why}: {server.end_of_log()}",
                 f"its log is {server.log}; start_s gives it time",
             )
         if stop.wait(_LOOK_SECONDS):
@@ -291,7 +291,7 @@ def _keep_alive(servers: Sequence[Server], config: LaunchConfig, stop: threading
             server.end()
             what = "does not answer" if code is None else f"ended with code {code}"
             console.print(
-                f"{server.name} {what} and is started again in {pause:.0f} s; last words: {server.last_words()}",
+                f"{server.name} {what} and is started again in {pause:.0f} s; its log ends: {server.end_of_log()}",
                 style="yellow",
                 markup=False,
             )

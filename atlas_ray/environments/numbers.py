@@ -44,18 +44,21 @@ def numbered(task: Task, config: EnvironmentsConfig) -> Task:
 
 def unplayable(tasks: Iterable[Task], config: EnvironmentsConfig) -> list[UserError]:
     """What keeps tasks from being played, each reason once with how many tasks it is true of."""
+    mappings: list[UserError] = []
     if config.alfworld_mappings is not None:
         try:
             numbers(config.alfworld_mappings)
         except UserError as error:
-            return [error]
+            mappings.append(error)
     found: dict[tuple[str, str], list[UserError]] = {}
     for task in tasks:
+        if mappings and game_of(task.item_id):
+            continue
         try:
             numbered(task, config)
         except UserError as error:
             found.setdefault((task.env, error.remedy), []).append(error)
-    return [_of_all(errors) for errors in found.values()]
+    return mappings + [_of_all(errors) for errors in found.values()]
 
 
 def _of_all(errors: list[UserError]) -> UserError:

@@ -1,6 +1,6 @@
 """What one environment server can do, found out by playing a little: for `atlas doctor`; and whose tasks it has.
 
-Flows in: an address and an environment; flows out: a `Probe` in words, or a `Standing`.
+Flows in: an address and an environment; flows out: a `Probe` in words, or `ServedTasks`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import UserError
 from atlas_ray.types import Replay
 
-_ASKED = 3  # times, whose a server is
+_ROOT_TRIES = 3
 MOST_TASKS = 4096  # looked for; some servers take any number
 
 # What AgentGym's servers answer with a state, not a refusal, where a built-in world has its own data or there is none.
@@ -84,21 +84,21 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
 
 
 @dataclass(frozen=True, slots=True)
-class Standing:
+class ServedTasks:
     """Whose tasks a server has.
 
     Attributes:
         tasks: How many test tasks one of `atlas serve` has, numbered as the built-in ones; None of any other server.
-        numbered_otherwise: Whether AgentGym numbers the environment's tasks, so that another server's may be those.
+        may_be_agentgyms: Whether AgentGym has the environment, so that any other server's tasks may be AgentGym's.
         fault: Why it does not answer at all, else empty.
     """
 
     tasks: int | None = None
-    numbered_otherwise: bool = True
+    may_be_agentgyms: bool = True
     fault: str = ""
 
 
-async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
+async def served_tasks(url: str, name: str, timeout_s: float = 10.0) -> ServedTasks:
     """Asks a server whose it is; ours say so at their root, and AgentGym's are told by saying anything else."""
     agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
     wire = Wire.join()
@@ -106,9 +106,9 @@ async def standing(url: str, name: str, timeout_s: float = 10.0) -> Standing:
         answer = await _root(wire, url, timeout_s)
         ours = answer.get(OWN_SERVER) if isinstance(answer, dict) else None
         tasks = ours.get(name) if isinstance(ours, dict) else None
-        return Standing(tasks if isinstance(tasks, int) else None, agentgyms)
+        return ServedTasks(tasks if isinstance(tasks, int) else None, agentgyms)
     except Fault as fault:
-        return Standing(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
+        return ServedTasks(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
     finally:
         await wire.leave()
 
@@ -120,7 +120,7 @@ async def _root(wire: Wire, url: str, timeout_s: float) -> Any:
         Fault: If it fails each time.
     """
     address = url.rstrip("/") + "/"
-    for _ in range(_ASKED - 1):
+    for _ in range(_ROOT_TRIES - 1):
         try:
             return await request_json(wire.http, "GET", address, None, timeout_s)
         except Refusal:

@@ -11,7 +11,6 @@ import contextlib
 import hmac
 import ipaddress
 import itertools
-import json
 import random
 import signal
 import time
@@ -20,12 +19,13 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, ValidationError, create_model
+from pydantic import BaseModel, create_model
 
 from atlas_ray.environments import table
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC, OWN_SERVER
+from atlas_ray.environments.forms import Malformed, checked, read_form
 from atlas_ray.environments.own import Brought, bring
-from atlas_ray.environments.patience import KEEP_SECONDS, MAX_BODY, body_of, hurry, note
+from atlas_ray.environments.patience import KEEP_SECONDS, MAX_BODY, hurry, note
 from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
 from atlas_ray.environments.wire import TOKEN_VARIABLE
 from atlas_ray.errors import EnvironmentFailure, UserError
@@ -191,7 +191,7 @@ class _Desk:
     async def _create(self, request: web.Request) -> Any:
         now, asked = self._clock(), None
         if self._dialect.create_body is not None:
-            asked = await _body(request, self._create_form)
+            asked = await read_form(request, self._create_form)
         if len(self._episodes) >= self._max:
             for idle in [i for i, e in self._episodes.items() if now - e.used >= self._idle]:
                 self._drop(idle)
@@ -208,13 +208,13 @@ class _Desk:
         return answer
 
     async def _reset(self, request: web.Request) -> Any:
-        form = await _body(request, self._reset_form)
+        form = await read_form(request, self._reset_form)
         number, index = getattr(form, self._dialect.id_key), getattr(form, self._dialect.index_key)
         episode = self._episode(number)
         return self._start(number, episode, episode.index if index is None else index)
 
     async def _step(self, request: web.Request) -> Any:
-        form = await _body(request, self._step_form)
+        form = await read_form(request, self._step_form)
         number = getattr(form, self._dialect.id_key)
         episode = self._episode(number)
         if episode.result is None:
@@ -239,7 +239,7 @@ class _Desk:
         return told | ({"task_type": getattr(world, "task_type", "")} if reset else {})
 
     async def _close(self, request: web.Request) -> bool:
-        form = await _body(request, self._id_form)
+        form = await read_form(request, self._id_form)
         known = self._drop(getattr(form, self._dialect.id_key))
         if not known and self._dialect.opening == "description":
             raise web.HTTPInternalServerError
@@ -250,7 +250,7 @@ class _Desk:
 
     def _looking(self, look: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
         async def answer(request: web.Request) -> Any:
-            number = getattr(_checked(self._id_form, dict(request.query), "query"), self._dialect.id_key)
+            number = getattr(checked(self._id_form, dict(request.query), "query"), self._dialect.id_key)
             episode = self._episode(number)
             if episode.result is not None and episode.result.done and not self._dialect.bare:
                 raise _Wrong(f"The task with environment {number} has finished.")
@@ -275,7 +275,7 @@ class _Desk:
                 if self._dialect.bare:
                     return web.Response(text="Internal Server Error", status=500)
                 return web.json_response({"error": str(wrong)})
-            except _Malformed as malformed:
+            except Malformed as malformed:
                 return web.json_response({"detail": malformed.details}, status=422)
 
         return handler
@@ -343,41 +343,6 @@ _PAGES: dict[str, Callable[[_Episode], Any]] = {
 
 def _detail(episode: _Episode) -> dict[str, Any]:
     return _fields(episode.result, ("observation", "reward", "done", "progress")) if episode.result else {}
-
-
-class _Malformed(Exception):
-    """FastAPI's list of what is wrong with a request."""
-
-    def __init__(self, *details: dict[str, Any]) -> None:
-        super().__init__(details)
-        self.details = list(details)
-
-
-async def _body(request: web.Request, form: type[Any]) -> Any:
-    """The request's JSON body as `form`.
-
-    Raises:
-        _Malformed: If there is none, it is no JSON, or it does not fit.
-    """
-    raw = await body_of(request)
-    try:
-        value = json.loads(raw) if raw else None
-    except json.JSONDecodeError as error:
-        detail = {"type": "json_invalid", "loc": ["body", error.pos], "msg": "JSON decode error", "input": {}}
-        raise _Malformed(detail | {"ctx": {"error": error.msg}}) from None
-    except (ValueError, RecursionError):
-        raise _Malformed({"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "input": {}}) from None
-    if value is None:
-        raise _Malformed({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
-    return _checked(form, value, "body")
-
-
-def _checked(form: type[Any], value: Any, where: str) -> Any:
-    try:
-        return form.model_validate(value, from_attributes=True)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise _Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None
 
 
 @web.middleware

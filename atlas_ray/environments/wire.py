@@ -164,7 +164,7 @@ class Connection:
         self._wire, self._timeout = wire, timeout_s
         self.dialect = DIALECTS.get(name, GENERIC)
         self._roots = _roots(server, name, self.dialect.prefixed)
-        self._held: dict[int, Lease] = {}  # at most one lease a number
+        self._held: dict[int, Lease] = {}  # the last lease of each number; lost ones too, for they may be in flight
         self._idle: list[Lease] = []
         self._creates = set[asyncio.Future[None]]()  # in flight
         self._one_by_one, self._turn = False, asyncio.Lock()  # where requests at the same time got one id
@@ -189,8 +189,8 @@ class Connection:
                 before = self._held.get(number)
                 self._held[number] = lease = Lease(self, number)
                 if before is not None:
+                    self._one_by_one |= not before.lost and before.since >= sent
                     before.lost = True
-                    self._one_by_one |= before.since >= sent
             finally:
                 self._creates.discard(created)
                 created.set_result(None)
@@ -248,8 +248,7 @@ class Connection:
         try:
             answer = await self._request(method, url, body)
         except Fault as fault:
-            if f"id {lease.number} is not valid" in str(fault):
-                self._lose(lease)
+            lease.lost |= f"id {lease.number} is not valid" in str(fault)
             raise
         finally:
             lease.quiet.set()
@@ -286,8 +285,8 @@ class Connection:
                 await asyncio.sleep(_BUSY_SECONDS)
             except Unreachable:
                 # nobody listens, so the process that knew the ids is gone
-                for lease in list(self._held.values()):
-                    self._lose(lease)
+                for lease in self._held.values():
+                    lease.lost = True
                 raise
         raise AssertionError("the last try returns or raises")
 

@@ -16,7 +16,7 @@ from atlas_ray.environments import table
 from atlas_ray.environments.agentboard import with_agentboard
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.numbers import numbered, unplayable
-from atlas_ray.environments.probe import Standing, standing
+from atlas_ray.environments.probe import ServedTasks, served_tasks
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.trajectories.formats import NOT_PLAYED
@@ -53,32 +53,32 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
         except UserError as error:
             wrong += [error] if str(error) not in map(str, wrong) else []
     wrong += unplayable((task for tasks in found.values() for task in tasks), config.environments)
-    return wrong + (foreign(config) if ask else [])
+    return wrong + (wrong_servers(config) if ask else [])
 
 
-def foreign(config: EvaluateConfig) -> list[UserError]:
+def wrong_servers(config: EvaluateConfig) -> list[UserError]:
     """Servers that do not have the built-in test tasks which are to be played there: AgentGym's have others."""
     found, _ = _tasks(config)
     named = _items_of(config).ids if found else {}
     asked = [(env, server) for env in found if env not in named for server in config.environments.servers.get(env, [])]
 
-    async def ask() -> Sequence[Standing]:
-        return await asyncio.gather(*(standing(server, env) for env, server in asked))
+    async def ask() -> Sequence[ServedTasks]:
+        return await asyncio.gather(*(served_tasks(server, env) for env, server in asked))
 
     told = list(zip(asked, asyncio.run(ask()) if asked else [], strict=True))
-    answering = {env for (env, _), stands in told if not stands.fault}
+    answering = {env for (env, _), served in told if not served.fault}
     wrong = []
-    for (env, server), stands in told:
-        if stands.fault and env in answering:
+    for (env, server), served in told:
+        if served.fault and env in answering:
             continue  # it may be starting, and its episodes go to the others
-        if stands.fault:
-            wrong.append(UserError(f"{env} at {server}: {stands.fault}", "start the server, or mend its address"))
-        elif stands.tasks is None and stands.numbered_otherwise:
+        if served.fault:
+            wrong.append(UserError(f"{env} at {server}: {served.fault}", "start the server, or mend its address"))
+        elif served.tasks is None and served.may_be_agentgyms:
             wrong.append(
                 UserError(f"{env} at {server}: a server of AgentGym's kind, whose test tasks are its own", _NAME_THEM)
             )
-        elif stands.tasks is not None and stands.tasks < len(found[env]):
-            what = f"{env} at {server}: it has {stands.tasks} test tasks, {len(found[env])} were asked for"
+        elif served.tasks is not None and served.tasks < len(found[env]):
+            what = f"{env} at {server}: it has {served.tasks} test tasks, {len(found[env])} were asked for"
             wrong.append(UserError(what, "ask for fewer"))
     return wrong
 
@@ -95,7 +95,7 @@ def item_lines(config: EvaluateConfig) -> list[str]:
     return lines
 
 
-def strangers(config: EvaluateConfig) -> list[UserError]:
+def unknown_items(config: EvaluateConfig) -> list[UserError]:
     """Items of environments that AgentGym does not have either: they are skipped, and most likely misspelt."""
     rows = [row for row in _items_of(config).rejected if row.unknown is not None and row.unknown not in NOT_PLAYED]
     if not rows:

@@ -18,12 +18,12 @@ from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import table
-from atlas_ray.environments.checkout import checkout_error_turn, checkout_opening
+from atlas_ray.environments.checkout import check_checkout, checkout_error_turn, checkout_opening
 from atlas_ray.environments.client import open_session, own_instruction
 from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
 from atlas_ray.environments.protocol import Opening
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, UserError, together
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.runs.folder import RunFolder
@@ -70,11 +70,13 @@ class OpeningDifference:
     Attributes:
         item_id: The recorded task that was started, if it came to that.
         reason: Why there is no comparison, or how the first observations differ.
+        remedy: What to do where it is no matter of the data.
     """
 
     env: str
     item_id: str | None
     reason: str
+    remedy: str | None = None
 
     def __str__(self) -> str:
         return f"{self.item_id or self.env}: {self.reason}"
@@ -126,14 +128,18 @@ def find_openings(config: EvaluateConfig) -> Openings:
         UserError: If an environment with training data does not open as these do, or something cannot be read.
     """
     found = examine(config)
-    if found.differences:
-        envs = dict.fromkeys(difference.env for difference in found.differences)
-        lines = "\n    ".join(str(difference) for difference in found.differences)
-        raise UserError(
+    wrong = [UserError(str(one), one.remedy) for one in found.differences if one.remedy is not None]
+    if differing := [one for one in found.differences if one.remedy is None]:
+        envs = dict.fromkeys(one.env for one in differing)
+        lines = "\n    ".join(map(str, differing))
+        error = UserError(
             f"{', '.join(envs)}: evaluation does not open as the training data does:\n    {lines}",
             "serve the environments that the data was recorded in (AgentGym's: environments.servers), give the data "
             f"that belongs to these (openings.data), or accept it: openings.differing: [{', '.join(envs)}]",
         )
+        wrong.insert(0, error)
+    if wrong:
+        raise together(wrong)
     return found
 
 
@@ -146,6 +152,8 @@ def examine(config: EvaluateConfig) -> Openings:
     given = config.openings or OpeningsConfig()
     for name in given.differing:
         table.get(name)
+    if given.agentgym is not None:
+        check_checkout(given.agentgym)
     wanted = {_key(task) for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
     rows = _read(given.data, set(config.tasks), wanted) if given.data else {}
     return asyncio.run(_examine(config.tasks, rows, given, config.environments))
@@ -299,7 +307,7 @@ def _of_others(
         try:
             read = checkout_opening(given.agentgym, env)
         except UserError as error:
-            return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, error.what)]
+            return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, error.what, error.remedy)]
         if read is not None:
             return EnvironmentOpening(env, f"AgentGym's {read[1]}", read[0]), []
     if given.data is not None:

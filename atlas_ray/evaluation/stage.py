@@ -15,7 +15,7 @@ from rich.text import Text
 
 from atlas_ray.environments import table
 from atlas_ray.errors import AtlasError, ModelUnavailable, UserError, together
-from atlas_ray.evaluation.items import foreign, item_figures, item_lines, problems, test_tasks
+from atlas_ray.evaluation.items import item_figures, item_lines, problems, test_tasks, wrong_servers
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.openings import Openings, find_openings
 from atlas_ray.evaluation.paired import Comparison, compare_all
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun, context = time.monotonic(), None
             if left:
-                if pool is None and (wrong := foreign(config)):
+                if pool is None and (wrong := wrong_servers(config)):
                     raise together(wrong)
                 openings = openings or find_openings(config)
                 openings.write_to(folder)

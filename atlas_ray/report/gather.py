@@ -146,7 +146,11 @@ def _preflight(root: RunFolder) -> str | None:
     """What became of the last preflight; None where there was none yet."""
     if not root.has(RECORD):
         return None
-    return "left out (--skip-preflight)" if root.read_json(RECORD)["skipped"] else "passed"
+    record = root.read_json(RECORD)
+    if record["skipped"]:
+        return "left out (--skip-preflight)"
+    failed = sum(finding["result"] == "failed" for finding in record["findings"])
+    return f"{failed} of {len(record['findings'])} checks failed" if failed else "passed"
 
 
 def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failures: Collection[str]) -> Arm | None:

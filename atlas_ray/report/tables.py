@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from atlas_ray.evaluation.metrics import EnvironmentResult, many_overflowed
+from atlas_ray.evaluation.metrics import many_overflowed
 from atlas_ray.report.intervals import limits, percent, points
 from atlas_ray.report.verdict import GROUPS
 
@@ -89,7 +89,7 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes += overflow_notes(
         (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
     )
-    notes += _other_tasks(results)
+    notes += task_notes(results)
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
     notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
@@ -98,7 +98,7 @@ def success_table(results: Mapping[str, Any]) -> Table:
         "Every arm on the test tasks",
         [
             Column("arm", align="left"),
-            *(Column(_marked(name, results), HELD[held]) for held, name in keys),
+            *(Column(marked(name, results), HELD[held]) for held, name in keys),
             Column("steps", "loss, %"),
             Column("tokens", "loss, %"),
         ],
@@ -116,51 +116,6 @@ def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
     most = max(known.values())
     less = [f"{name} {context:,}" for name, context in known.items() if context < most]
     return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
-
-
-def evaluation_table(
-    results: Mapping[str, Sequence[EnvironmentResult]],
-    other_tasks: Mapping[str, str] | None = None,
-    failures: Mapping[str, str] | None = None,
-) -> RichTable:
-    """Success, reward and progress of several models by environment, for the terminal.
-
-    Args:
-        results: By model.
-        other_tasks: Environments whose tasks are not the paper's, and whose they are.
-        failures: Why models could not be loaded: they stand there without figures.
-    """
-    given = {"other_tasks": other_tasks or {}}
-    columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
-    table, flags = RichTable(*columns, box=box.SIMPLE, padding=0), list[str]()
-    for model, cells in results.items():
-        for cell in cells:
-            excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
-            lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
-            table.add_row(
-                model,
-                _marked(cell.env, given),
-                percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
-                limits(cell.ci95) if cell.ci95 else "-",
-                percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
-                percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
-                f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
-                excluded,
-            )
-            if cell.flagged:
-                flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
-    for model in failures or {}:
-        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
-    marked = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    said = [*_other_tasks(given), *flags, *overflow_notes(marked)]
-    said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
-    table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
-    return table
-
-
-def _why(cell: EnvironmentResult) -> str:
-    lost = sum(cell.excluded.values())
-    return f"; {lost} failed for reasons of infrastructure and are left out" if lost else "; others were not played"
 
 
 def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:
@@ -182,13 +137,13 @@ def verdict_table(results: Mapping[str, Any]) -> Table:
     by_place = {(s["scope"], s["against"]): s for s in statements}
     rows = [
         [
-            Cell(_marked(scope, results), HELD[held] if scope != GROUPS[held] else ""),
+            Cell(marked(scope, results), HELD[held] if scope != GROUPS[held] else ""),
             *(_difference(by_place.get((scope, rival))) for rival in rivals),
         ]
         for held, scope in scopes
     ]
     columns = [Column("environment", align="left"), *(Column(rival, "against") for rival in rivals)]
-    notes = [results["verdict"]["method"], *_other_tasks(results)]
+    notes = [results["verdict"]["method"], *task_notes(results)]
     return Table(f"What {results['verdict']['critical']} gains, in points of success", columns, rows, notes)
 
 
@@ -209,7 +164,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
             rows.append(
                 [
                     Cell(arm["name"]),
-                    Cell(_marked(cell["env"], results)),
+                    Cell(marked(cell["env"], results)),
                     Cell(str(cell["n"])),
                     Cell(str(cell["distinct_tasks"])),
                     _score(cell, None),
@@ -222,7 +177,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
     titles = ("episodes", "tasks", "success", "reward", "progress")
     columns = [Column("arm", align="left"), Column("environment", align="left"), *map(Column, titles)]
     columns.append(Column("context full, %"))
-    return Table("Every cell", [*columns, Column("excluded", align="left")], rows, _other_tasks(results))
+    return Table("Every cell", [*columns, Column("excluded", align="left")], rows, task_notes(results))
 
 
 def selector_table(results: Mapping[str, Any]) -> Table:
@@ -367,12 +322,13 @@ def _rich_cell(cell: Cell) -> Text:
     return text
 
 
-def _marked(env: str, results: Mapping[str, Any]) -> str:
+def marked(env: str, results: Mapping[str, Any]) -> str:
     """An environment's name, marked where its tasks are not the paper's."""
     return f"{env} §" if env in results["other_tasks"] else env
 
 
-def _other_tasks(results: Mapping[str, Any]) -> list[str]:
+def task_notes(results: Mapping[str, Any]) -> list[str]:
+    """Whose tasks were played in environments that are marked."""
     by_words: dict[str, list[str]] = {}
     for env, words in results["other_tasks"].items():
         by_words.setdefault(words, []).append(env)

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from atlas_ray.environments.replay import replay_words
-from atlas_ray.evaluation.metrics import EnvironmentResult
+from atlas_ray.evaluation.metrics import EnvironmentResult, many_overflowed
 from atlas_ray.evaluation.paired import Comparison
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import comparisons, failures, played
 from atlas_ray.evaluation.table6 import Row
 from atlas_ray.report.intervals import limits, percent, points
-from atlas_ray.report.tables import evaluation_table
+from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task_notes
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
@@ -25,6 +26,51 @@ def print_evaluation(config: EvaluateConfig) -> None:
     console.print(evaluation_table(played(config), others, failures(config)))
     if found := comparisons(config):
         console.print(paired_table(found))
+
+
+def evaluation_table(
+    results: Mapping[str, Sequence[EnvironmentResult]],
+    other_tasks: Mapping[str, str] | None = None,
+    failures: Mapping[str, str] | None = None,
+) -> Table:
+    """Success, reward and progress of several models by environment, for the terminal.
+
+    Args:
+        results: By model.
+        other_tasks: Environments whose tasks are not the paper's, and whose they are.
+        failures: Why models could not be loaded: they stand there without figures.
+    """
+    given = {"other_tasks": other_tasks or {}}
+    columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
+    table, flags = Table(*columns, box=box.SIMPLE, padding=0), list[str]()
+    for model, cells in results.items():
+        for cell in cells:
+            excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
+            lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
+            table.add_row(
+                model,
+                marked(cell.env, given),
+                percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
+                limits(cell.ci95) if cell.ci95 else "-",
+                percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
+                percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
+                f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
+                excluded,
+            )
+            if cell.flagged:
+                flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
+    for model in failures or {}:
+        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
+    overflows = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
+    said = [*task_notes(given), *flags, *overflow_notes(overflows)]
+    said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
+    table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
+    return table
+
+
+def _why(cell: EnvironmentResult) -> str:
+    lost = sum(cell.excluded.values())
+    return f"; {lost} failed for reasons of infrastructure and are left out" if lost else "; others were not played"
 
 
 def paired_table(comparisons: Iterable[Comparison]) -> Table:

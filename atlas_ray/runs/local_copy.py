@@ -12,10 +12,11 @@ import hashlib
 import os
 import re
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from threading import Lock
@@ -38,7 +39,7 @@ _SHOWN = 10_000_000  # bytes from which on progress is shown
 _SPARE = 64 << 20  # bytes of the disk that are left free at least
 _FREE_SHARE = 0.1  # of the disk that is left free while there are old copies to delete; Ray wants 0.05
 _LATELY_SECONDS = 3600.0  # within which a copy that was asked for may still be read
-_ADDRESS, _LOCK, _PARTIAL = "uri.txt", "lock", ".partial"
+_ADDRESS, _LOCK, _PARTIAL = "uri.txt", ".lock", ".partial"
 _WAITS = "another process fetches it"
 _under_way: dict[str, str] = {}  # by URI how far it is
 
@@ -83,8 +84,9 @@ def local_copy(
                         shutil.rmtree(partial)
                         continue
                     _put_in_place(home, partial, version)
-        os.utime(version)  # when it was last asked for
-        return copy
+        with suppress(FileNotFoundError):  # deleted just now: once more
+            os.utime(version)  # when it was last asked for
+            return copy
     raise AtlasError(f"{uri} changes while it is read", "wait until whatever writes there has ended, then run again")
 
 
@@ -117,9 +119,11 @@ def copies() -> list[Copy]:
     found = []
     for address in cache_folder().glob(f"*/{_ADDRESS}"):
         home = address.parent
-        size = sum(path.stat().st_size for path in home.rglob("*") if path.is_file())
-        used = max((path.stat().st_mtime for path in home.iterdir() if path.is_dir()), default=0.0)
-        found.append(Copy(address.read_text(), home, size, used))
+        # other processes rename and delete meanwhile
+        size = sum(_size(Path(folder, name)) or 0 for folder, _, names in os.walk(home) for name in names)
+        with suppress(FileNotFoundError):
+            used = max((path.stat().st_mtime for path in home.iterdir() if path.is_dir()), default=0.0)
+            found.append(Copy(address.read_text(), home, size, used))
     return sorted(found, key=lambda copy: (-copy.size, copy.uri))
 
 
@@ -128,7 +132,7 @@ def remove(copy: Copy) -> bool:
     from filelock import FileLock, Timeout
 
     try:
-        with FileLock(copy.folder / _LOCK, timeout=0):
+        with FileLock(_lock_of(copy.folder), timeout=0), suppress(FileNotFoundError):
             shutil.rmtree(copy.folder)
     except Timeout:
         return False
@@ -284,9 +288,8 @@ def _alone(home: Path, uri: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with explained(str(home)):
-        home.mkdir(parents=True, exist_ok=True)
-        (home / _ADDRESS).write_text(uri)
-    lock = FileLock(home / _LOCK)
+        home.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(_lock_of(home))
     _under_way[uri] = _WAITS
     try:
         try:
@@ -294,10 +297,18 @@ def _alone(home: Path, uri: str) -> Iterator[None]:
         except Timeout:
             console.print(f"{uri}: {_WAITS}")
             lock.acquire()
+        with explained(str(home)):
+            home.mkdir(exist_ok=True)
+            (home / _ADDRESS).write_text(uri)
         yield
     finally:
         lock.release()
         _under_way.pop(uri, None)
+
+
+def _lock_of(home: Path) -> Path:
+    """Beside the folder, so that it stays when the folder is deleted while others wait for it."""
+    return home.with_name(home.name + _LOCK)
 
 
 def _put_in_place(home: Path, partial: Path, version: Path) -> None:
@@ -316,7 +327,12 @@ def _whole(copy: Path, files: Mapping[str, _File]) -> bool:
 
 
 def _size(file: Path) -> int | None:
-    return file.stat().st_size if file.is_file() else None
+    """None where there is no such file, or none any more."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
 def _digest(files: Mapping[str, _File]) -> str:

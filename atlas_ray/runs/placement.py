@@ -151,6 +151,11 @@ def gpus() -> float:
     return held or sum(node.get("GPU", 0.0) * most for node, most in _node_groups())
 
 
+def most_gpus() -> float:
+    """GPUs that the cluster has, or may have once its autoscaler has added all that it may."""
+    return max(gpus(), sum(node.get("GPU", 0.0) * most for node, most in _node_groups()))
+
+
 def engine_gpus(wanted: int) -> int:
     """GPUs that an engine takes: on a cluster without any it runs on CPUs, unless it is split over several."""
     return wanted if wanted > 1 or gpus() else 0

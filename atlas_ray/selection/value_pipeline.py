@@ -6,9 +6,11 @@ Flows in: trajectories and a pool that plays episodes; flows out: selections, ea
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Protocol
 
+from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.numbers import unplayable
 from atlas_ray.errors import together
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
@@ -52,11 +54,15 @@ def select_value(
         environments=config.environments,
         limits=selector.limits,
     ) as pool:
-        yield from estimate_values(pool, selector, todo, config.seed)
+        yield from estimate_values(pool, selector, todo, config.seed, config.environments)
 
 
 def estimate_values(
-    pool: Pool, selector: ValueSelector, trajectories: Sequence[Trajectory], seed: int
+    pool: Pool,
+    selector: ValueSelector,
+    trajectories: Sequence[Trajectory],
+    seed: int,
+    environments: EnvironmentsConfig | None = None,
 ) -> Generator[Selection, None, None]:
     """Streams all rollouts of all trajectories through the pool, at most `MAX_OPEN` trajectories at once.
 
@@ -65,10 +71,12 @@ def estimate_values(
         selector: Rollouts a start, estimator, threshold.
         trajectories: What to select in.
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
+        environments: Of the run, for its tolerances; None: the usual ones.
     """
+    start = partial(rollouts_of, selector=selector, seed=seed, environments=environments or EnvironmentsConfig())
     under_way: dict[str, Rollouts] = {}
     waiting: deque[EpisodeRequest] = deque()
-    for request, episode in pool.run(_requests(trajectories, under_way, waiting, selector, seed)):
+    for request, episode in pool.run(_requests(trajectories, under_way, waiting, start)):
         rollouts = under_way[str(request.group)]
         rollouts.add(request, episode)
         if rollouts.missing == 0:
@@ -82,8 +90,7 @@ def _requests(
     trajectories: Sequence[Trajectory],
     under_way: dict[str, Rollouts],
     waiting: deque[EpisodeRequest],
-    selector: ValueSelector,
-    seed: int,
+    start: Callable[[Trajectory], Rollouts],
 ) -> Iterator[EpisodeRequest | None]:
     """Next rounds first, then further trajectories; None while too many are open."""
     source = iter(trajectories)
@@ -91,7 +98,7 @@ def _requests(
         if waiting:
             yield waiting.popleft()
         elif len(under_way) < MAX_OPEN and (trajectory := next(source, None)) is not None:
-            under_way[trajectory.id] = rollouts = rollouts_of(trajectory, selector, seed)
+            under_way[trajectory.id] = rollouts = start(trajectory)
             waiting += rollouts.more()
         elif under_way:
             yield None

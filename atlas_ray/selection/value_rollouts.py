@@ -10,7 +10,9 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from typing import Any
 
+from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import table
+from atlas_ray.environments.client import with_tolerance
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.environments.replay import count_starts
@@ -26,10 +28,12 @@ from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, 
 _SAME_REWARD = 1e-9
 
 
-def rollouts_of(trajectory: Trajectory, selector: ValueSelector, seed: int) -> Rollouts:
+def rollouts_of(
+    trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+) -> Rollouts:
     """The rollouts of a trajectory in the selector's mode."""
     kind = Exhaustive if selector.mode == "exhaustive" else Economical
-    return kind(trajectory, selector, seed)
+    return kind(trajectory, selector, seed, environments)
 
 
 class Rollouts(ABC):
@@ -39,10 +43,14 @@ class Rollouts(ABC):
         trajectory: The expert's.
         selector: Rollouts a start, sampling, estimator, threshold.
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
+        environments: Which differences between an answer and the recorded one count.
     """
 
-    def __init__(self, trajectory: Trajectory, selector: ValueSelector, seed: int) -> None:
+    def __init__(
+        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+    ) -> None:
         self.trajectory, self.selector = trajectory, selector
+        self._spec = with_tolerance(table.get(trajectory.env), environments)
         self.missing = 0
         self._seed, self._steps, self._reward = seed, trajectory.steps, trajectory.reward
         self._opening = Opening.recorded(trajectory)
@@ -139,8 +147,10 @@ class Rollouts(ABC):
 class Exhaustive(Rollouts):
     """N rollouts after each of the steps 0..T-1."""
 
-    def __init__(self, trajectory: Trajectory, selector: ValueSelector, seed: int) -> None:
-        super().__init__(trajectory, selector, seed)
+    def __init__(
+        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+    ) -> None:
+        super().__init__(trajectory, selector, seed, environments)
         self._asked = False
         self._done: list[tuple[int, int, float, int]] = []  # start, sample, reward, rounds
 
@@ -169,12 +179,13 @@ class Exhaustive(Rollouts):
 class Economical(Rollouts):
     """Probes and rollouts as a `Ladder` asks for them; first a replay where the recorded reward is missing."""
 
-    def __init__(self, trajectory: Trajectory, selector: ValueSelector, seed: int) -> None:
-        super().__init__(trajectory, selector, seed)
+    def __init__(
+        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+    ) -> None:
+        super().__init__(trajectory, selector, seed, environments)
         self._ladder: Ladder | None = None
         self._asks: dict[int, Ask] = {}
         self._replayed = False
-        self._spec = table.get(trajectory.env)
 
     def _next(self) -> list[EpisodeRequest]:
         if self._reward is None:

@@ -9,7 +9,7 @@ from collections import Counter
 
 from atlas_ray.environments.numbers import unplayable
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.items import item_lines, problems, strangers, test_tasks
+from atlas_ray.evaluation.items import item_lines, problems, test_tasks, unknown_items
 from atlas_ray.evaluation.openings import examine
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.preflight.findings import Finding, attempt
@@ -58,12 +58,12 @@ def check_items(pending: Pending) -> list[Finding]:
     found: list[Finding] = []
     for key, config in pending.evaluations.items():
         subject = config.items.path if config.items is not None else "built-in tasks"
-        subject += f", {key}" if key else ""
+        subject += f" ({key})" if key else ""
 
         def count(config: EvaluateConfig = config, subject: str = subject) -> list[Finding]:
             if config.items is not None:
                 require_cached(config.items.path, "dataset", config.items.revision)
-            if wrong := [*problems(config), *strangers(config)]:
+            if wrong := [*problems(config), *unknown_items(config)]:
                 return [Finding("items", subject, "failed", one.what, one.remedy) for one in wrong]
             told = ", ".join(f"{env} {len(ids)}" for env, ids in test_tasks(config).items())
             return [Finding("items", subject, "ok", line) for line in (told, *item_lines(config))]
@@ -84,8 +84,8 @@ def check_prompts(pending: Pending) -> list[Finding]:
 def _opened(config: EvaluateConfig) -> list[Finding]:
     openings = examine(config)
     differing = {d.env for d in openings.differences}
-    remedy = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
-    found = [Finding("prompts", d.env, "failed", str(d), remedy) for d in openings.differences]
+    usual = "serve what the data was recorded in, or accept the difference: evaluate.openings.differing: [ENV]"
+    found = [Finding("prompts", d.env, "failed", str(d), d.remedy or usual) for d in openings.differences]
     return found + [
         Finding("prompts", env, "ok", opening.source)
         for env, opening in openings.environments.items()

@@ -19,8 +19,6 @@ from atlas_ray.text import printable
 
 Result = Literal["ok", "failed", "not checked"]
 _STYLES: dict[Result, str] = {"ok": "green", "failed": "bold red", "not checked": "yellow"}
-
-
 RECORD = "preflight.json"  # beside the run folders of a recipe
 
 
@@ -65,13 +63,19 @@ def failures(findings: Iterable[Finding]) -> list[Finding]:
 
 def findings_table(findings: Sequence[Finding]) -> Group:
     """All findings, and below them each failure in full, with its remedy."""
-    table = Table("check", "subject", "result", "found", title="preflight")
+    table = Table(title="preflight")
+    for column in ("check", "subject", "result", "found"):
+        table.add_column(column, no_wrap=column in ("check", "result"), overflow="fold")
     numbers = {_words(f): number for number, (f, _) in enumerate(_alike(findings), 1)}
     for f in findings:
         said = f"see {numbers[_words(f)]} below" if f.result == "failed" else f.detail
         result = Text(f.result, style=_STYLES[f.result])
         table.add_row(f.check, Text(printable(f.subject)), result, Text(printable(said)))
-    return Group(table, *(Text(line) for line in failure_lines(findings)))
+    below = Table.grid(padding=(0, 1))
+    for line in failure_lines(findings):
+        number, _, words = line.partition(" ")
+        below.add_row(number, Text(words.strip()))
+    return Group(table, below)
 
 
 def failure_lines(findings: Iterable[Finding]) -> list[str]:

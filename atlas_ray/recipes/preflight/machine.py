@@ -4,38 +4,51 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
+from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.disk import at_most, disks_of
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 
+_TRAIN_LESS = "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
+_FEWER_ENGINES = "lower engine.replicas or engine.tensor_parallel, or name a cluster (RAY_ADDRESS)"
+
 
 def check_gpus(pending: Pending) -> list[Finding]:
-    """As many GPUs as the training that wants most, where training says that it wants any."""
-    wanted = max((c.workers for c in pending.train.values() if c.use_gpu), default=0)
-    return attempt("GPUs", f"{wanted} for training", lambda: _gpus(pending, wanted)) if wanted else []
+    """As many GPUs as training and engines take, each at its most; one follows the other."""
+    training = [(c.workers, bool(c.use_gpu)) for c in pending.train.values() if c.use_gpu is not False]
+    # an engine that is split needs them; any other takes one where there are any
+    engines = [(e.replicas * e.tensor_parallel, e.tensor_parallel > 1) for e in pending.engines]
+    if not training and not engines:
+        return []
+
+    def look() -> Iterator[Finding]:
+        have, where = _held(pending.recipe.config.ray)
+        for what, takes, remedy in (("training", training, _TRAIN_LESS), ("engines", engines, _FEWER_ENGINES)):
+            wanted = max((n for n, needed in takes if needed or have), default=0)
+            if wanted > have:
+                words = f"{wanted} are wanted, {where} has {have}"
+                yield Finding("GPUs", f"{wanted} for {what}", "failed", words, remedy)
+            elif wanted:
+                yield Finding("GPUs", f"{wanted} for {what}", "ok", f"{where} has {have}")
+
+    return attempt("GPUs", "for training and engines", look)
 
 
-def _gpus(pending: Pending, wanted: int) -> str:
-    config = pending.recipe.config.ray
-    if config.address or os.environ.get("RAY_ADDRESS"):
-        from atlas_ray.runs import placement
-        from atlas_ray.runs.cluster import connect
-
-        connect(config)
-        have, where = int(placement.gpus()), "the cluster"
-    else:
+def _held(config: RayConfig) -> tuple[int, str]:
+    """How many GPUs there are, or may be, and where."""
+    if not (config.address or os.environ.get("RAY_ADDRESS")):
         import torch
 
-        have, where = torch.cuda.device_count(), "this machine"
-    if have < wanted:
-        raise UserError(
-            f"training wants {wanted} GPUs, {where} has {have}",
-            "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)",
-        )
-    return f"{where} has {have}"
+        return torch.cuda.device_count(), "this machine"
+    from atlas_ray.runs import placement
+    from atlas_ray.runs.cluster import connect
+
+    connect(config)
+    return int(placement.most_gpus()), "the cluster"
 
 
 def check_disk(pending: Pending) -> list[Finding]:

@@ -53,14 +53,16 @@ def check_keys(pending: Pending) -> list[Finding]:
     """Every endpoint is asked for one token, which costs about as much."""
     found: list[Finding] = []
     judges = [c.selector for c in pending.select.values() if isinstance(c.selector, LlmSelector)]
-    for judge in (j for j in judges if j.engine is None):
+    # several arms may have the same judge
+    asked = {(j.model, j.endpoint.base_url, j.endpoint.api_key_env): j for j in judges if j.engine is None}
+    for judge in asked.values():
         subject = f"{judge.model} at {judge.endpoint.base_url}"
         found += attempt("key", subject, lambda j=judge: asyncio.run(_judges(j)))  # type: ignore[misc]
     for name, model in _played(pending.evaluations.values()):
         if isinstance(model, ModelConfig) and model.endpoint is not None:
             subject = f"{model.path} at {model.endpoint.base_url}"
             found += attempt("key", subject, lambda n=name, m=model: asyncio.run(_plays(n, m)))  # type: ignore[misc]
-    return list(dict.fromkeys(found))
+    return found
 
 
 def _needed(pending: Pending) -> Iterator[NeededModel]:

@@ -9,12 +9,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
-from atlas_ray.config import DataConfig
-from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
+from atlas_ray.config import DataConfig, EngineConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import remote_environments
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.settings import SelectConfig, ValueSelector
+from atlas_ray.selection.settings import LlmSelector, SelectConfig, ValueSelector
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -83,14 +83,26 @@ class Pending:
 
     def plays(self, env: str) -> bool:
         """Whether episodes start from trajectories of an environment: to value their steps, or to verify them."""
+        return any(data.envs is None or env in data.envs for data in self._begun_from)
+
+    @property
+    def _begun_from(self) -> list[DataConfig]:
+        """Trajectories from which episodes start."""
         data = [c.data for c in self.select.values() if isinstance(c.selector, ValueSelector) and not c.selector.scores]
-        data += [c.data for c in self.verify]
-        return any(d.envs is None or env in d.envs for d in data)
+        return [*data, *(c.data for c in self.verify)]
+
+    @property
+    def engines(self) -> list[EngineConfig]:
+        """Of all that plays or judges with engines of its own."""
+        selectors = [c.selector for c in self.select.values()]
+        scoring = [s.engine for s in selectors if isinstance(s, ValueSelector) and not s.scores]
+        judging = [s.engine for s in selectors if isinstance(s, LlmSelector) and s.engine is not None]
+        played = [(c.engine, m) for c in self.evaluations.values() for m in c.models.values()]
+        local = [engine for engine, m in played if not (isinstance(m, ModelConfig) and m.endpoint)]
+        return [*scoring, *judging, *local, *(c.engine for c in self.verify)]
 
     @property
     def environments(self) -> list[str]:
-        """Environments in which episodes will be played."""
+        """Environments in which episodes will be played, as far as the settings name them."""
         names = [env for c in self.evaluations.values() for env in c.tasks]
-        rolled = [c.data.envs for c in self.select.values() if isinstance(c.selector, ValueSelector)]
-        rolled += [c.data.envs for c in self.verify]
-        return list(dict.fromkeys([*names, *(env for envs in rolled for env in envs or [])]))
+        return list(dict.fromkeys([*names, *(env for data in self._begun_from for env in data.envs or [])]))

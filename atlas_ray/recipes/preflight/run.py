@@ -36,7 +36,8 @@ def preflight(recipe: Recipe, stages: Collection[str] | None = None) -> list[Fin
         data, recorded = check_data(pending)
         items = check_items(pending)
         found = [*hub, *data, *items, *check_models(pending)]
-    played = check_environments(pending.environments, pending.remote, recipe.config.environments, recorded)
+    names = [*pending.environments, *filter(pending.plays, recorded)]
+    played = check_environments(names, pending.remote, recipe.config.environments, recorded)
     if not failures([*data, *items, *played]):  # it reads and plays what they look at
         played += check_prompts(pending)
     return found + played + check_keys(pending) + check_gpus(pending) + check_disk(pending)
@@ -49,7 +50,8 @@ def clear_for(recipe: Recipe, stages: Collection[str], console: Console) -> None
         UserError: If anything failed; it names all of it.
     """
     found = preflight(recipe, stages)
-    _record(recipe, found, skipped=False)
+    if found:  # else nothing was looked at: what is recorded of the run still holds
+        _record(recipe, found, skipped=False)
     if failures(found):
         console.print(findings_table(found))
         raise UserError(
