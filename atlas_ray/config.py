@@ -225,11 +225,13 @@ def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None =
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in _told(error.errors())]
+        lines = [
+            _explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in _relevant(error.errors())
+        ]
         raise UserError("\n  ".join(dict.fromkeys(lines)), f"mend {where or '--set / --config'}") from None
 
 
-def _told(errors: list[Any]) -> Iterator[Any]:
+def _relevant(errors: list[Any]) -> Iterator[Any]:
     """Without the complaint that a section is no text, where it is wrong as a section too: it was meant as one."""
     for e in errors:
         *section, kind = e["loc"] or ("",)

@@ -27,9 +27,8 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.recipes import stages
 from atlas_ray.recipes.preflight import hub, machine
-from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures, findings_table
+from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures
 from atlas_ray.recipes.preflight.run import preflight
-from atlas_ray.report.gather import _preflight as preflight_words
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
@@ -355,33 +354,6 @@ def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: 
     assert skipped()  # nothing is left to look at, so the record stays
 
 
-def test_the_report_says_what_became_of_it(tmp_path: Path) -> None:
-    root = RunFolder(str(tmp_path))
-    assert preflight_words(root) is None
-    ok, failed = {"result": "ok"}, {"result": "failed"}
-    for record, words in (
-        ({"skipped": True, "findings": []}, "left out (--skip-preflight)"),
-        ({"skipped": False, "findings": [ok, {"result": "not checked"}]}, "passed"),
-        ({"skipped": False, "findings": [ok, failed]}, "1 of 2 checks failed"),
-    ):
-        root.write_json(RECORD, record)
-        assert preflight_words(root) == words
-
-
-def test_a_narrow_screen_shows_every_name_whole(capsys: pytest.CaptureFixture[str]) -> None:
-    from rich.console import Console
-
-    names = [f"meta-llama/Llama-3.1-{size}B-Instruct-of-some-length" for size in (8, 70)]
-    found = [Finding("model", name, "failed", "no " + "weights " * 20, "copy them there") for name in names]
-    Console(width=80, markup=False).print(findings_table(found))
-    out = capsys.readouterr().out
-    table, _, below = out.partition("1. model")
-    assert max(map(len, out.splitlines())) <= 80
-    assert "…" not in out
-    assert "failed" in table
-    assert all(line.startswith("   ") for line in below.splitlines()[1:])
-
-
 def test_a_silent_hub_is_asked_once(tmp_path: Path, recipe: Any, dead: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
@@ -397,15 +369,3 @@ def test_a_silent_hub_is_asked_once(tmp_path: Path, recipe: Any, dead: str, monk
     lines = failure_lines(found)
     assert "someone/model0, someone/model1, someone/model2: not in the hub's cache" in lines[0]
     assert constants.HF_HUB_OFFLINE is False
-
-
-def test_texts_from_outside_are_spelt_out() -> None:
-    import io
-
-    from rich.console import Console
-
-    found = [Finding("data", "a\x1b[2Jb", "failed", "\x1b]0;title\x07[red]x[/red]", "mend\x9b it")]
-    out = io.StringIO()
-    Console(file=out, width=100, markup=False).print(findings_table(found))
-    assert "\x1b" not in out.getvalue()
-    assert "[red]x[/red]" in out.getvalue()

@@ -120,7 +120,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *
         UserError: If no stage is of such a name, or the preflight finds a fault.
         ModelUnavailable: If models could not be loaded; every other stage has run by then.
     """
-    from atlas_ray.recipes.preflight.run import clear_for, skip
+    from atlas_ray.recipes.preflight.run import require_passed, skip
 
     planned = stages(recipe, whole)
     wanted = set(only)
@@ -132,7 +132,7 @@ def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *
     if skip_preflight:
         skip(recipe)
     else:
-        clear_for(recipe, [s.name for s in chosen], console)
+        require_passed(recipe, [s.name for s in chosen], console)
     spent = weighed = 0.0
     missing: list[ModelUnavailable] = []
     for number, stage in enumerate(chosen, 1):

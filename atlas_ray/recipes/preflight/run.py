@@ -43,7 +43,7 @@ def preflight(recipe: Recipe, stages: Collection[str] | None = None) -> list[Fin
     return found + played + check_keys(pending) + check_gpus(pending) + check_disk(pending)
 
 
-def clear_for(recipe: Recipe, stages: Collection[str], console: Console) -> None:
+def require_passed(recipe: Recipe, stages: Collection[str], console: Console) -> None:
     """The first stage of a run.
 
     Raises:
