@@ -66,19 +66,15 @@ class HttpSession:
         spec: The environment.
         servers: Base addresses; the environment lies there or below `/<name>`.
         timeout_s: Of one request.
-        instruction: What opens the conversation; where not given the environment's own, if it has one.
 
     Raises:
         UserError: If an address is no URL.
     """
 
-    def __init__(
-        self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0, instruction: str | None = None
-    ) -> None:
+    def __init__(self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0) -> None:
         for server in servers:
             check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._instruction = instruction or own_instruction(spec)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
@@ -111,7 +107,7 @@ class HttpSession:
             return text
 
         self._opening = await self._persist(begin)
-        return Opening(self._instruction, self._opening)
+        return Opening(own_instruction(self.spec), self._opening)
 
     async def step(self, reply: str) -> StepResult:
         """Plays the action in a model's reply; after `done` gives the last result again, without a call.
