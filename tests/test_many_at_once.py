@@ -258,6 +258,6 @@ async def test_a_server_may_take_its_time_to_start_again(monkeypatch: pytest.Mon
         assert results[-1].done
         assert refused == 20
     async with remote("textcraft", "http://127.0.0.1:1") as session:
-        with pytest.raises(EnvironmentFailure, match="127.0.0.1:1"):
+        with pytest.raises(EnvironmentFailure, match=r"127\.0\.0\.1:1"):
             await session.reset(Task("textcraft", "textcraft_7"))
     assert refused == 20 + 1 + client.RECOVERIES
