@@ -70,7 +70,7 @@ def test_status_reads_a_run_from_anywhere(kind: str, tmp_path: Path, store: Stor
             writer.add(an_episode(1))
             writer.add(an_episode(2, error="engine died"))
     folder.finish(seconds=3)
-    columns = [[*column.cells] for column in status_table([root]).columns]
+    columns = [[*map(str, column.cells)] for column in status_table([root]).columns]
     assert columns == [
         [below(root, "evaluate", "base"), below(root, "evaluate", "gold")],
         ["evaluate", "evaluate"],

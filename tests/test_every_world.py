@@ -218,7 +218,7 @@ def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
         "for env, runs in json.load(sys.stdin).items():\n"
         "    spec, world = get(env), get(env).world()\n"
         "    for task, replies, _ in runs:\n"
-        "        found = [world.reset(spec.index(task)).observation]\n"
+        "        found = [world.reset(spec.index(task.rpartition('/')[2])).observation]\n"
         "        found += [world.step(spec.take_action(reply) or '').observation for reply in replies]\n"
         "        seen.setdefault(env, []).append(found)\n"
         "print(json.dumps(seen))"

@@ -294,6 +294,14 @@ def test_copies_are_listed_while_others_are_renamed_and_deleted(model: str, monk
     assert [copy.uri for copy in copies()] == [model]
 
 
+def test_a_cache_that_cannot_be_written_to_is_named(model: str, cache: Path) -> None:
+    home = module._home(model, None)
+    home.with_name(f"{home.name}.lock").mkdir(parents=True)  # no file can be made there
+    with pytest.raises(AtlasError, match=f"cannot write to {home}: "):
+        local_copy(model)
+    assert fetching() == ""
+
+
 def test_where_copies_lie(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")

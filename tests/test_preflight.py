@@ -148,7 +148,7 @@ def test_three_planted_faults_are_named_at_once(tmp_path: Path, recipe: Any, dea
     assert len([line for line in lines if line[0].isdigit()]) == 3
     assert not (tmp_path / "runs").exists()
 
-    with pytest.raises(UserError, match="3 fault"):
+    with pytest.raises(UserError, match="3 faults, and nothing was started"):
         stages.run(stages.opened(file)[0])
     assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
 
@@ -159,7 +159,7 @@ def test_agentevals_items_are_named_and_counted_before_any_stage(tmp_path: Path,
     with served(AgentGym("alfworld").app()) as url:
         recipe["environments"]["servers"]["alfworld"] = [url]
         file = written(tmp_path, recipe)
-        with pytest.raises(UserError, match="1 fault"):
+        with pytest.raises(UserError, match="1 fault, "):
             stages.run(stages.opened(file)[0])
         assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
         [said] = [words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("items")]
@@ -327,6 +327,16 @@ def test_only_what_will_run_is_looked_at(tmp_path: Path, recipe: Any, dead: str)
     for config in opened.train.values():
         RunFolder(config.run).finish()
     assert preflight(opened, ["train/random"]) == []
+
+
+def test_what_could_not_be_checked_has_not_passed(
+    tmp_path: Path, recipe: Any, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [Finding("data", "a", "ok", ""), Finding("disk", "s3://b", "not checked", "a store's room is not known")]
+    monkeypatch.setattr("atlas_ray.recipes.preflight.run.preflight", lambda *_: found)
+    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("evaluate", "", lambda: None)])
+    stages.run(stages.opened(written(tmp_path, recipe))[0])
+    assert "preflight: 1 of 2 checks passed, 1 could not be made" in capsys.readouterr().err
 
 
 def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:

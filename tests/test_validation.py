@@ -13,9 +13,10 @@ from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training import loop
+from atlas_ray.training.loop import validation_loss
 from atlas_ray.training.metrics import best_step, read_metrics
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.validation import hold_back, validation_loss
+from atlas_ray.training.validation import hold_back
 from tests.solo import run_alone
 from tests.test_training import (
     CPU,

@@ -287,17 +287,16 @@ def _alone(home: Path, uri: str) -> Iterator[None]:
     """Holds the lock of a URI's copies."""
     from filelock import FileLock, Timeout
 
-    with explained(str(home)):
-        home.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(_lock_of(home))
     _under_way[uri] = _WAITS
     try:
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            console.print(f"{uri}: {_WAITS}")
-            lock.acquire()
         with explained(str(home)):
+            home.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                console.print(f"{uri}: {_WAITS}")
+                lock.acquire()
             home.mkdir(exist_ok=True)
             (home / _ADDRESS).write_text(uri)
         yield

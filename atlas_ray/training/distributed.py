@@ -37,9 +37,9 @@ from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.corpus import CHUNK, TOKENS, Corpus, detached, render
 from atlas_ray.training.estimate import memory_lines
-from atlas_ray.training.examples import show
+from atlas_ray.training.examples import read_selection, show
 from atlas_ray.training.export import write_tokenizer
-from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, read_selection, tokens_for
+from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, tokens_for
 from atlas_ray.training.loggers import open_loggers
 from atlas_ray.training.masking import Tokens
 from atlas_ray.training.metrics import Follower, Progress

@@ -269,15 +269,13 @@ def estimate_lines(config: TrainConfig) -> list[str]:
 
     from atlas_ray.models.chat import ChatFormat
     from atlas_ray.training.corpus import Corpus
-    from atlas_ray.training.examples import prepare
+    from atlas_ray.training.examples import prepare, read_selection
     from atlas_ray.training.validation import hold_back
     from atlas_ray.trajectories.readers import read_trajectories
 
     lines = []
     selections = None
     if config.selection is not None and RunFolder(config.selection).finished is not None:
-        from atlas_ray.training.job import read_selection
-
         selections = read_selection(config.selection)
     elif config.selection is not None:
         lines.append(f"{config.selection} is not finished: counted as if all steps were chosen")

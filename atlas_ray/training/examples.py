@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import local_model, trusted
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
 from atlas_ray.training.corpus import Corpus
 from atlas_ray.training.masking import Example, MaskStatistics, training_example
@@ -102,3 +104,17 @@ def show(prepared: Prepared, chat: ChatFormat) -> None:
     ):
         if count:
             console.print(f"{count} {why}", style="yellow")
+
+
+def read_selection(uri: str) -> list[Selection]:
+    """The selections of a finished run of `atlas select`.
+
+    Raises:
+        UserError: If there is none.
+    """
+    folder = RunFolder(uri)
+    if not folder.exists:
+        raise UserError(f"{uri} holds no selection", "run `atlas select` first, or correct `selection`")
+    if folder.finished is None:
+        raise UserError(f"the selection in {uri} is not finished", "finish it: run its `atlas select` again")
+    return folder.read(SELECTIONS)

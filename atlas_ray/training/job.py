@@ -10,11 +10,9 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
-from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, config_digest
-from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.corpus import Corpus, Render, open_corpus
 from atlas_ray.training.examples import Prepared, prepare
@@ -78,20 +76,6 @@ def drop_checkpoints(config: TrainConfig) -> None:
     """Deletes the states of a finished run, unless they are to be kept."""
     if not config.keep_checkpoint:
         RunFolder(config.run).child(STATES).delete()
-
-
-def read_selection(uri: str) -> list[Selection]:
-    """The selections of a finished run of `atlas select`.
-
-    Raises:
-        UserError: If there is none.
-    """
-    folder = RunFolder(uri)
-    if not folder.exists:
-        raise UserError(f"{uri} holds no selection", "run `atlas select` first, or correct `selection`")
-    if folder.finished is None:
-        raise UserError(f"the selection in {uri} is not finished", "finish it: run its `atlas select` again")
-    return folder.read(SELECTIONS)
 
 
 def _digest(config: TrainConfig, examples: Sequence[Example]) -> str:

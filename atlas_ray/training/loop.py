@@ -32,7 +32,6 @@ from atlas_ray.training.loss import StepLoss
 from atlas_ray.training.masking import Example
 from atlas_ray.training.objective import units
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.validation import validation_loss
 
 
 def rank_and_world() -> tuple[int, int]:
@@ -226,6 +225,25 @@ def fit(
         if stopping:
             return step
     return total
+
+
+def validation_loss(module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device) -> float:
+    """The loss, in nats, of all examples as one batch, as training counts it; every process takes part."""
+    rank, world = rank_and_world()
+    nll = torch.zeros((), dtype=torch.float64, device=device)
+    module.eval()
+    with torch.no_grad():
+        lengths = [example.length for example in examples]
+        for micro_batch in plan(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)[rank]:
+            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+            with autocast(module, config, device):
+                nll += module(packed)
+    module.train()
+    if isinstance(module, FSDPModule):
+        module.reshard()  # without a backward pass behind it nothing else does
+    if world > 1:
+        dist.all_reduce(nll)
+    return nll.item() / units(examples, config.loss)
 
 
 def _anyone(said: bool, device: torch.device, world: int) -> bool:

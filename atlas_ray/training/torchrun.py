@@ -27,9 +27,9 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.units import show_units
 from atlas_ray.training.batching import total_steps
 from atlas_ray.training.corpus import render
-from atlas_ray.training.examples import show
+from atlas_ray.training.examples import read_selection, show
 from atlas_ray.training.export import write_tokenizer
-from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, read_selection, tokens_for
+from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, tokens_for
 from atlas_ray.training.loop import local_device
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import run_worker

@@ -1,4 +1,4 @@
-"""Validation: tasks held back from training, and the loss on their trajectories.
+"""Validation: tasks held back from training; `loop.validation_loss` takes the loss on their trajectories.
 
 Flows in: trajectories; flows out: those to train on and those held back, by task, so that no task stands in both. The
 draw knows only the run's seed and the tasks, so that all arms of a recipe hold back the same ones. Test tasks have no
@@ -8,20 +8,10 @@ part in it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.training.batching import collate, plan
-from atlas_ray.training.masking import Example
-from atlas_ray.training.objective import units
-from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Trajectory
-
-if TYPE_CHECKING:
-    import torch
-
-    from atlas_ray.training.loop import StepLoss
 
 
 def hold_back(
@@ -49,28 +39,3 @@ def hold_back(
         [t for t in trajectories if (t.env, t.item_id) not in held],
         [t for t in trajectories if (t.env, t.item_id) in held],
     )
-
-
-def validation_loss(module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device) -> float:
-    """The loss, in nats, of all examples as one batch, as training counts it; every process takes part."""
-    import torch
-    import torch.distributed as dist
-    from torch.distributed.fsdp import FSDPModule
-
-    from atlas_ray.training.loop import autocast, rank_and_world
-
-    rank, world = rank_and_world()
-    nll = torch.zeros((), dtype=torch.float64, device=device)
-    module.eval()
-    with torch.no_grad():
-        lengths = [example.length for example in examples]
-        for micro_batch in plan(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)[rank]:
-            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
-            with autocast(module, config, device):
-                nll += module(packed)
-    module.train()
-    if isinstance(module, FSDPModule):
-        module.reshard()  # without a backward pass behind it nothing else does
-    if world > 1:
-        dist.all_reduce(nll)
-    return nll.item() / units(examples, config.loss)

@@ -66,7 +66,7 @@ def findings_table(findings: Sequence[Finding]) -> Group:
     table = Table(title="preflight")
     for column in ("check", "subject", "result", "found"):
         table.add_column(column, no_wrap=column in ("check", "result"), overflow="fold")
-    numbers = {_words(f): number for number, (f, _) in enumerate(_alike(findings), 1)}
+    numbers = {_words(f): number for number, (f, _) in enumerate(distinct(findings), 1)}
     for f in findings:
         said = f"see {numbers[_words(f)]} below" if f.result == "failed" else f.detail
         result = Text(f.result, style=_STYLES[f.result])
@@ -81,14 +81,14 @@ def findings_table(findings: Sequence[Finding]) -> Group:
 def failure_lines(findings: Iterable[Finding]) -> list[str]:
     """Each failure as a sentence with its remedy below; those that say the same are one."""
     lines = []
-    for number, (f, subjects) in enumerate(_alike(findings), 1):
+    for number, (f, subjects) in enumerate(distinct(findings), 1):
         lines.append(f"{number}. {f.check}, {printable(', '.join(subjects))}: {printable(f.detail)}")
         lines += [f"   {printable(f.remedy)}"] if f.remedy else []
     return lines
 
 
-def _alike(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
-    """Failures with the subjects of all that say the same."""
+def distinct(findings: Iterable[Finding]) -> list[tuple[Finding, list[str]]]:
+    """Failures that say something of their own, with the subjects of all that say the same."""
     found: dict[tuple[str, str, str], tuple[Finding, list[str]]] = {}
     for f in failures(findings):
         found.setdefault(_words(f), (f, []))[1].append(f.subject)

@@ -14,7 +14,10 @@ from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 
 _TRAIN_LESS = "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
-_FEWER_ENGINES = "lower engine.replicas or engine.tensor_parallel, or name a cluster (RAY_ADDRESS)"
+_FEWER_ENGINES = (
+    "lower replicas or tensor_parallel in evaluate.engine, or in arms.ARM.engine where an arm has its own, or name a "
+    "cluster (RAY_ADDRESS)"
+)
 
 
 def check_gpus(pending: Pending) -> list[Finding]:

@@ -16,7 +16,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.hub import hub_files
 from atlas_ray.recipes.preflight.data import check_data, check_items, check_prompts
-from atlas_ray.recipes.preflight.findings import RECORD, Finding, failures, findings_table
+from atlas_ray.recipes.preflight.findings import RECORD, Finding, distinct, failures, findings_table
 from atlas_ray.recipes.preflight.hub import hub_asked_once
 from atlas_ray.recipes.preflight.machine import check_disk, check_gpus
 from atlas_ray.recipes.preflight.models import check_keys, check_models
@@ -52,13 +52,17 @@ def clear_for(recipe: Recipe, stages: Collection[str], console: Console) -> None
     found = preflight(recipe, stages)
     if found:  # else nothing was looked at: what is recorded of the run still holds
         _record(recipe, found, skipped=False)
-    if failures(found):
+    if faults := len(distinct(found)):
         console.print(findings_table(found))
         raise UserError(
-            f"the preflight found {len(failures(found))} fault(s), and nothing was started",
+            f"the preflight found {faults} fault{'s' * (faults > 1)}, and nothing was started",
             "mend them and run the same command again, or leave the checks out: --skip-preflight",
         ) from None
-    console.print(f"preflight: {len(found)} checks passed" if found else "preflight: nothing is left to check")
+    passed, open_ = (sum(f.result == result for f in found) for result in ("ok", "not checked"))
+    said = f"{passed} of {len(found)} checks passed" + (
+        f", {open_} could not be made: `atlas doctor` says why" if open_ else ""
+    )
+    console.print(f"preflight: {said if found else 'nothing is left to check'}")
 
 
 def skip(recipe: Recipe) -> None:
