@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -227,3 +228,36 @@ async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(m
     with pytest.raises(Fault, match="lost the id"):
         await step
     await shared.leave()
+
+
+async def test_a_server_may_take_its_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that has answered is waited for; one that never did is given up soon."""
+    monkeypatch.setattr(client, "PAUSE_SECONDS", 0)
+    refused, request_json = 0, wire.request_json
+    async with contextlib.AsyncExitStack() as stack:
+        first = running(AgentGym("textcraft").app())
+        url = await first.__aenter__()
+
+        async def counting(*asked: Any) -> Any:
+            nonlocal refused
+            try:
+                return await request_json(*asked)
+            except Unreachable:
+                refused += 1
+                if refused == 20:
+                    await stack.enter_async_context(running(AgentGym("textcraft").app(), int(url.rsplit(":", 1)[1])))
+                raise
+
+        monkeypatch.setattr(wire, "request_json", counting)
+        async with remote("textcraft", url) as session:
+            go, *rest = winning("textcraft")
+            await session.reset(Task("textcraft", "textcraft_7"))
+            await session.step(go)
+            await first.__aexit__(None, None, None)
+            results = [await session.step(reply) for reply in rest]
+        assert results[-1].done
+        assert refused == 20
+    async with remote("textcraft", "http://127.0.0.1:1") as session:
+        with pytest.raises(EnvironmentFailure, match=r"127\.0\.0\.1:1"):
+            await session.reset(Task("textcraft", "textcraft_7"))
+    assert refused == 20 + 1 + client.RECOVERIES

@@ -24,15 +24,16 @@ from atlas_ray.environments.protocol import (
     Session,
     StepResult,
 )
-from atlas_ray.environments.requests import Fault, Refusal
+from atlas_ray.environments.requests import Fault, Refusal, Restarting
 from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.text import printable
 from atlas_ray.types import Task
 
 RECOVERIES = 3
+_RESTART_TRIES = 30  # where nobody listens any more: two minutes, in which a server may be started again
 _GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
-PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before each further one
+PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the next, up to the third's
 _MADE_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
 
 T = TypeVar("T")
@@ -66,19 +67,15 @@ class HttpSession:
         spec: The environment.
         servers: Base addresses; the environment lies there or below `/<name>`.
         timeout_s: Of one request.
-        instruction: What opens the conversation; where not given the environment's own, if it has one.
 
     Raises:
         UserError: If an address is no URL.
     """
 
-    def __init__(
-        self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0, instruction: str | None = None
-    ) -> None:
+    def __init__(self, spec: EnvironmentSpec, servers: Sequence[str], timeout_s: float = 60.0) -> None:
         for server in servers:
             check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._instruction = instruction or own_instruction(spec)
         self._wire: Wire | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
@@ -111,7 +108,7 @@ class HttpSession:
             return text
 
         self._opening = await self._persist(begin)
-        return Opening(self._instruction, self._opening)
+        return Opening(own_instruction(self.spec), self._opening)
 
     async def step(self, reply: str) -> StepResult:
         """Plays the action in a model's reply; after `done` gives the last result again, without a call.
@@ -150,18 +147,23 @@ class HttpSession:
                 await wire.leave()
 
     async def _persist(self, work: Callable[[int], Awaitable[T]]) -> T:
-        """Does `work(0)`, and after a fault again on a fresh id.
+        """Does `work(0)`, and after a fault again on a fresh id; for a while where a server may be about to restart.
 
         Raises:
             EnvironmentFailure: If that does not help, with the last fault.
         """
-        for attempt in range(RECOVERIES + 1):
+        faults = refused = 0
+        while True:
             try:
-                return await work(attempt)
+                return await work(faults + refused)
             except Fault as fault:
                 where = self._lease.connection.server if self._lease else ", ".join(self._servers)
                 await self._drop()
-                if attempt == RECOVERIES or isinstance(fault, Refusal):
+                if isinstance(fault, Restarting):
+                    refused += 1
+                else:
+                    faults += 1
+                if faults > RECOVERIES or refused > _RESTART_TRIES or isinstance(fault, Refusal):
                     raise EnvironmentFailure(
                         f"{self.spec.name} at {where}: {fault}", "`atlas doctor` checks every server"
                     ) from None
@@ -171,8 +173,7 @@ class HttpSession:
                     self._cut.append(self._lease)
                 self._lease = None
                 raise
-            await asyncio.sleep(PAUSE_SECONDS * 4**attempt)
-        raise AssertionError("the last attempt returns or raises")
+            await asyncio.sleep(PAUSE_SECONDS * 4 ** min(faults + refused - 1, RECOVERIES - 1))
 
     async def _take(self, attempt: int) -> Lease:
         """An id for the task: the one at hand or a pooled one at first, later a new one, at last on another server."""

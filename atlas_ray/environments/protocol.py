@@ -124,6 +124,8 @@ class EnvironmentSpec:
         extra: The extra of this package that the built-in world needs, or None.
         names_task: What of the first observation names the task, where the rest differs between servers or tellings:
             a pattern, whose last match counts. None: all of it.
+        plain: What AgentGym's client is told of a task, from the first observation as it is composed here. None: the
+            same.
         tolerance: Share of an answer's words and numbers that may differ from the recorded ones where an episode is
             played again; 0 where the same actions give the same texts, but for the order of lines.
     """

@@ -38,6 +38,10 @@ class Unreachable(Fault):
     """A request that was not even sent: nobody listens at the address."""
 
 
+class Restarting(Unreachable):
+    """The same where a server has answered before: it may be about to be started again."""
+
+
 async def request_json(
     http: aiohttp.ClientSession, method: str, url: str, body: dict[str, Any] | None, timeout_s: float
 ) -> Any:

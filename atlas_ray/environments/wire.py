@@ -17,7 +17,15 @@ import aiohttp
 
 from atlas_ray.environments.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
 from atlas_ray.environments.protocol import StepResult
-from atlas_ray.environments.requests import Busy, Fault, Refusal, ServerResponse, Unreachable, request_json
+from atlas_ray.environments.requests import (
+    Busy,
+    Fault,
+    Refusal,
+    Restarting,
+    ServerResponse,
+    Unreachable,
+    request_json,
+)
 from atlas_ray.environments.wordle import vocabulary_text
 from atlas_ray.text import storable
 
@@ -166,6 +174,7 @@ class Connection:
         self._roots = _roots(server, name, self.dialect.prefixed)
         self._held: dict[int, Lease] = {}  # the last lease of each number; lost ones too, for they may be in flight
         self._idle: list[Lease] = []
+        self._answered = False  # ever
         self._creates = set[asyncio.Future[None]]()  # in flight
         self._one_by_one, self._turn = False, asyncio.Lock()  # where requests at the same time got one id
 
@@ -278,15 +287,19 @@ class Connection:
         """One request's answer; asked again where it was turned away, and so has not happened."""
         for left in reversed(range(_BUSY_TRIES)):
             try:
-                return await request_json(self._wire.http, method, url, body, self._timeout)
+                answer = await request_json(self._wire.http, method, url, body, self._timeout)
+                self._answered = True
+                return answer
             except Busy:
                 if not left:
                     raise
                 await asyncio.sleep(_BUSY_SECONDS)
-            except Unreachable:
+            except Unreachable as fault:
                 # nobody listens, so the process that knew the ids is gone
                 for lease in self._held.values():
                     lease.lost = True
+                if self._answered:
+                    raise Restarting(str(fault), answered=False) from None
                 raise
         raise AssertionError("the last try returns or raises")
 
