@@ -7,7 +7,7 @@ import contextlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,12 +32,10 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Message, Task
 from tests.agentgym import AgentGym
-from tests.serving import RECORDED, recorded, remote, served
+from tests.openings import TESTED, TRAINED, TWELVE, checkout, row, rows_like, server, settings, written
+from tests.serving import RECORDED, remote, served
 from tests.test_fourteen import episode, winning
 
-TWELVE = ("alfworld", "babyai", "maze", "wordle", "sciworld", "textcraft", "webshop")
-TWELVE += ("weather", "movie", "todo", "academia", "sheet")
-TRAINED, TESTED = (0, 17, 23, 31), (17, 42)  # tasks with rows; one with a row, and one without
 RULES = "Reach the goal.\n\nExample:\nGoal at 1, 1.\nYou may go up.\nBegin:\n"
 
 
@@ -80,70 +78,11 @@ def references() -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def server(env: str) -> AgentGym:
-    """A server with the texts that AgentGym's own server of the environment told, where they were recorded."""
-    found = AgentGym(env)
-    if env in ("maze", "babyai", "textcraft", "weather"):
-        for one in recorded(env):
-            told = one["response"].get("json")
-            text = told.get("observation") if isinstance(told, dict) else told
-            if one["request"]["path"].endswith("/reset") and isinstance(text, str):
-                found.told.setdefault(one["request"]["json"][found.index_key], text)
-    if env == "wordle":
-        found.vocabulary = recorded("wordle")[1]["response"]["json"]
-    return found
-
-
-def third_turn(server: AgentGym, index: int, reference: Mapping[str, Any]) -> str:
-    """What AgentGym's client shows first of a task on this server."""
-    told = server.told.get(index, f"task {index}, step 0")
-    if server.tool and index not in server.told:
-        asked = f"You should perform actions to accomplish the goal: {index}"
-        told = f"Now new trial starts.\n{asked}\nGive me one action."
-    told = reference.get("first_observation_prefix", "") + told
-    if "first_observation" not in reference:
-        return told
-    parts = {
-        "{observation}": told,
-        "{task_description}": f"Task Description: {index}",
-        "{available_actions joined by ','}": "go 1,look",
-        "{{vocab}}": "\n".join(server.vocabulary),
-    }
-    text = reference["first_observation"]
-    for name, part in parts.items():
-        text = text.replace(name, part)
-    return text
-
-
-def row(item_id: str, instruction: str, acknowledgement: str, observation: str) -> dict[str, Any]:
-    """A trajectory as AgentTraj-L has them."""
-    said = (instruction, acknowledgement, observation, "Thought: so\nAction: go 1", "task 0, step 1")
-    turns = [{"from": ("human", "gpt")[i % 2], "loss": (None, i == 3)[i % 2], "value": s} for i, s in enumerate(said)]
-    return {"item_id": item_id, "conversations": turns}
-
-
-def written(file: Path, rows: Iterable[object]) -> str:
-    file.write_text(json.dumps(list(rows)))
-    return str(file)
-
-
-def rows_like(env: str, reference: Mapping[str, Any], trained: Iterable[int] = TRAINED) -> list[dict[str, Any]]:
-    instruction, acknowledgement = (turn["value"] for turn in reference["react"])
-    known = server(env)
-    return [row(f"{env}_{i}", instruction, acknowledgement, third_turn(known, i, reference)) for i in trained]
-
-
 @pytest.fixture
 def serving() -> Iterator[Any]:
     """Starts servers; gives the setting that names them."""
     with contextlib.ExitStack() as stack:
         yield lambda *servers: {"servers": {s.env: [stack.enter_context(served(s.app()))] for s in servers}}
-
-
-def settings(tmp_path: Path, envs: Iterable[str], tested: Iterable[int] = TESTED, **given: Any) -> EvaluateConfig:
-    items = written(tmp_path / "items.json", [{"item_id": f"{env}_{i}"} for env in envs for i in tested])
-    values = {"run": str(tmp_path / "run"), "models": {"base": "x"}, "tasks": dict.fromkeys(envs), "retries": 0}
-    return validate(EvaluateConfig, values | {"items": {"path": items}} | given)
 
 
 @pytest.mark.usefixtures("ray_cluster")
@@ -171,77 +110,6 @@ def test_evaluation_opens_as_the_training_data_in_each_of_the_twelve(
         noted["wordle"]["before"] + "{{vocab}}" + noted["wordle"]["after"] == references["wordle"]["first_observation"]
     )
     assert len({opening["digest"] for opening in noted.values()}) == len(TWELVE)
-
-
-_CLIENT = """
-import nothing_of_this_name
-raise SystemExit("this file was run")
-
-class {env}EnvClient(BaseEnvClient):
-    conversation_start = (
-        ConversationMessage({{"from": "human", "loss": None, "value": {0!r}}}),
-        ConversationMessage({{"from": "gpt", "loss": False, "value": {1!r}}}),
-    )
-"""
-_WITH_RULES = """
-    _long_first_observation = {rules!r}.strip()
-    _short_first_observation = "Find out."
-
-    def reset(self, idx=0):
-        response = self._post("reset", {{"game": idx}})
-        self.first_observation = self._long_first_observation
-        response["observation"] = (
-            self.first_observation + "\\n" + response["observation"]
-        )
-        return response
-"""
-_WITH_WORDS = """
-    first_observation = {rules!r}.strip()
-
-    def reset(self, idx=0):
-        self.info["observation"] = self.first_observation.replace("{{{{vocab}}}}", "\\n".join(self.info["vocab"]))
-        return self._post("reset", {{"seed": idx}})
-"""
-_WITH_ADAPTER = """
-ASKED = {0!r}
-
-class {env}Adapter(BaseAdapter):
-    conversation_start_dict = {{
-        ActionFormat.FUNCTION_CALLING: (
-            ConversationMessage({{"from": "human", "loss": None, "value": f"{{format_functions(FUNCTIONS)}}"}}),
-            ConversationMessage({{"from": "gpt", "loss": False, "value": "Ok."}}),
-        ),
-        ActionFormat.REACT: (
-            ConversationMessage({{"from": "human", "loss": None, "value": ASKED}}),
-            ConversationMessage({{"from": "gpt", "loss": False, "value": {1!r}}}),
-        ),
-    }}
-
-class {env}EnvClient(BaseEnvClient):
-    adapter_cls = {env}Adapter
-
-    def __init__(self, *args):
-        self.conversation_start = self.adapter_cls.conversation_start_dict[self.action_format]
-
-    def reset(self, idx):
-        response = self._post("reset", {{"session_id": idx}})
-        response[0] = self.observe()
-        return response
-"""
-
-
-def checkout(folder: Path, texts: Mapping[str, Any]) -> str:
-    """A folder with some clients in the shape of AgentGym's, saying these texts."""
-    clients = folder / "agentenv" / "agentenv" / "envs"
-    clients.mkdir(parents=True)
-    names = {"academia": "Academia", "sheet": "Sheet", "maze": "Maze", "wordle": "Wordle", "webshop": "Webshop"}
-    for env, name in names.items():
-        said = [turn["value"] for turn in texts[env]["react"]]
-        rules = texts[env].get("first_observation", texts[env].get("first_observation_prefix", ""))
-        more = {"maze": _WITH_RULES, "wordle": _WITH_WORDS}.get(env, "")
-        shape = _WITH_ADAPTER if env == "webshop" else _CLIENT + more
-        (clients / f"{env}.py").write_text(shape.format(*said, env=name, rules=rules))
-    return str(folder)
 
 
 def test_what_the_data_lacks_opens_as_in_a_checkout_of_agentgym(
