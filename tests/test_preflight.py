@@ -19,6 +19,7 @@ import yaml
 from typer.testing import CliRunner
 
 from atlas_ray.cli import app
+from atlas_ray.config import validate
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.server import create_app
 from atlas_ray.environments.table import get
@@ -26,9 +27,12 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.recipes import stages
+from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.preflight import hub, machine
 from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures
+from atlas_ray.recipes.preflight.pending import Pending
 from atlas_ray.recipes.preflight.run import preflight
+from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
@@ -369,3 +373,12 @@ def test_a_silent_hub_is_asked_once(tmp_path: Path, recipe: Any, dead: str, monk
     lines = failure_lines(found)
     assert "someone/model0, someone/model1, someone/model2: not in the hub's cache" in lines[0]
     assert constants.HF_HUB_OFFLINE is False
+
+
+@pytest.mark.parametrize("runs", ["runs", "s3://bucket/runs?endpoint_override=127.0.0.1:9&scheme=http"])
+def test_what_the_recipe_trains_itself_is_not_looked_for_wherever_it_lies(recipe: Any, runs: str) -> None:
+    resolved = Recipe(validate(RecipeConfig, recipe | {"runs": runs}))
+    (evaluation,) = resolved.evaluations.values()
+    trained = [m if isinstance(m, str) else m.path for name, m in evaluation.models.items() if name == "random"]
+    assert trained
+    assert set(trained) <= Pending(resolved, {}, {}, {}, []).made_here

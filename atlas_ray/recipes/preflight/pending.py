@@ -13,6 +13,7 @@ from atlas_ray.config import DataConfig, EngineConfig
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import remote_environments
+from atlas_ray.runs.address import below, name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import LlmSelector, SelectConfig, ValueSelector
 from atlas_ray.training.settings import TrainConfig
@@ -55,7 +56,7 @@ class Pending:
                 for key, c in recipe.evaluations.items()
                 if chosen(f"evaluate/{key}") and any(open_(RunFolder(c.run).child(arm).uri) for arm in c.models)
             },
-            [c for c in recipe.verify.values() if chosen(c.run.rsplit("/", 1)[-1]) and open_(c.run)],
+            [c for c in recipe.verify.values() if chosen(name_of(c.run)) and open_(c.run)],
         )
 
     @property
@@ -66,7 +67,7 @@ class Pending:
     @cached_property
     def made_here(self) -> set[str]:
         """Models that the recipe writes, tiny bases' first weights among them."""
-        trained = {f"{c.run}/model" for c in self.recipe.train.values()}
+        trained = {below(c.run, "model") for c in self.recipe.train.values()}
         return trained | {self.recipe.train[name].model for name in self.recipe.tiny}
 
     @property

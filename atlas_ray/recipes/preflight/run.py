@@ -57,7 +57,7 @@ def require_passed(recipe: Recipe, stages: Collection[str], console: Console) ->
         raise UserError(
             f"the preflight found {faults} fault{'s' * (faults > 1)}, and nothing was started",
             "mend them and run the same command again, or leave the checks out: --skip-preflight",
-        ) from None
+        )
     passed, open_ = (sum(f.result == result for f in found) for result in ("ok", "not checked"))
     said = f"{passed} of {len(found)} checks passed" + (
         f", {open_} could not be made: `atlas doctor` says why" if open_ else ""
