@@ -16,9 +16,9 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from atlas_ray.address import refuse_credentials
+from atlas_ray.chat_template import read_template
 from atlas_ray.errors import UserError
-from atlas_ray.models.template import read_template
-from atlas_ray.runs.address import refuse_credentials
 
 CONTEXT = 8192  # tokens that every model of a comparison gets, or fewer where it was made for fewer
 

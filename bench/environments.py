@@ -21,12 +21,12 @@ from statistics import median
 from rich.console import Console
 from rich.table import Table
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
 from atlas_ray.environments.client import HttpSession
 from atlas_ray.environments.protocol import EnvironmentSpec, Session
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.models.scripted import ScriptedPolicy
+from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.types import Task
 from bench.report import Entry, write_bench
 
@@ -45,7 +45,7 @@ class Pace:
 
 async def recorded(spec: EnvironmentSpec) -> Replies:
     """What the novice says in some test tasks."""
-    session, found = table.local_session(spec.name), []
+    session, found = registry.local_session(spec.name), []
     for task in spec.tasks("test", TASKS):
         opening = await session.reset(task)
         speaker, replies = ScriptedPolicy("novice").open(task, opening.messages(), Sampling()), []
@@ -88,7 +88,7 @@ async def measure(open_session: Callable[[], Session], at_once: int, episodes: R
 @contextlib.contextmanager
 def serving(name: str) -> Iterator[str]:
     """`atlas serve NAME` in a process of its own; gives its address."""
-    code = "import sys; from atlas_ray.cli import main; main(sys.argv[1:])"
+    code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
     server = subprocess.Popen([sys.executable, "-c", code, "serve", name], stdout=subprocess.PIPE, text=True)
     try:
         assert server.stdout is not None
@@ -100,7 +100,7 @@ def serving(name: str) -> Iterator[str]:
 
 def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
     """One environment, its three ways in turn."""
-    spec = table.get(name)
+    spec = registry.get(name)
     episodes = asyncio.run(recorded(spec))
     found: dict[str, Pace] = {}
     with serving(name) as url:
@@ -109,7 +109,7 @@ def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
             return HttpSession(spec, [url], 120.0)
 
         ways: list[tuple[str, Callable[[], Session], int]] = [
-            ("in process", lambda: table.local_session(name), 1),
+            ("in process", lambda: registry.local_session(name), 1),
             ("http", remote, 1),
             ("http32", remote, AT_ONCE),
         ]
@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each run")
     given = parser.parse_args(arguments)
-    built_in = [name for name, spec in table.ENVIRONMENTS.items() if spec.world is not None]
+    built_in = [name for name, spec in registry.ENVIRONMENTS.items() if spec.world is not None]
     heads = [f"{what}/s {how}" for what in ("resets", "steps") for how in ("in process", "HTTP", f"HTTP, {AT_ONCE}")]
     shown, entries = Table("environment", *heads, title="medians"), []
     for name in given.names or built_in:

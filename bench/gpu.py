@@ -130,7 +130,7 @@ def _gradients(setup: training.Setup, device: str) -> tuple[float, dict[str, Any
     from torch.distributed.tensor import DTensor
 
     from atlas_ray.training import loop
-    from atlas_ray.training.batching import collate
+    from atlas_ray.training.data.batching import collate
 
     config, where = training.train_config(setup, device), torch.device(device)
     module = loop.prepare(training.a_model(setup, _NUMERICS_LAYERS, device), config, where)
@@ -175,10 +175,10 @@ def _data(size: Size) -> list[Any]:
 
 def roll_out(folder: str, size: Size) -> dict[str, Any]:
     """Episodes and tokens a second of the pool, many at once and one after another."""
+    from atlas_ray.cluster.connection import connect
     from atlas_ray.config import EngineConfig, RayConfig
     from atlas_ray.models.engine import EngineSpec
     from atlas_ray.rollouts.pool import RolloutPool
-    from atlas_ray.runs.cluster import connect
 
     connect(RayConfig())
     config = EngineConfig(max_num_seqs=size.episodes, max_model_len=4096, dtype=size.dtype)  # type: ignore[arg-type]
@@ -200,8 +200,8 @@ def score(folder: str, size: Size, runs: int) -> dict[str, Any]:
     """Steps a second of the torch scorer, and of vLLM."""
     from atlas_ray.config import EngineConfig
     from atlas_ray.models.engine import EngineSpec
-    from atlas_ray.selection.perplexity_torch import TorchScorer
-    from atlas_ray.selection.perplexity_vllm import VllmScorer
+    from atlas_ray.selection.perplexity.torch_engine import TorchScorer
+    from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 
     # half of a GPU: the torch scorer holds the same weights there
     config = EngineConfig(dtype=size.dtype, max_model_len=4096, gpu_memory_utilization=0.5)  # type: ignore[arg-type]

@@ -23,7 +23,7 @@ from itertools import product
 from typing import Any
 
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.perplexity_torch import TorchScorer
+from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.types import Message, Trajectory
 from bench.report import Entry, write_bench
 
@@ -96,7 +96,7 @@ def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Score:
     """The other rival: all trajectories at once in a warm engine."""
     from atlas_ray.config import EngineConfig
     from atlas_ray.models.engine import EngineSpec
-    from atlas_ray.selection.perplexity_vllm import VllmScorer
+    from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 
     scorer = VllmScorer(runner.run(EngineSpec("base", model, EngineConfig(dtype=dtype)).build()))
     return lambda data: runner.run(scorer.score(data))

@@ -101,9 +101,9 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     from atlas_ray.runs.tables import SELECTIONS
     from atlas_ray.selection.pipeline import select_steps
     from atlas_ray.selection.settings import RandomSelector, SelectConfig
-    from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+    from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
+    from atlas_ray.training.data.examples import prepare
     from atlas_ray.training.distributed import render_on_ray
-    from atlas_ray.training.examples import prepare
     from atlas_ray.training.job import tokens_for
     from atlas_ray.training.settings import TrainConfig
     from atlas_ray.trajectories.readers import read_trajectories

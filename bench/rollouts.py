@@ -27,14 +27,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas_ray.cluster.connection import connect
 from atlas_ray.config import EngineConfig, RayConfig
-from atlas_ray.environments.maze import Maze
+from atlas_ray.environments.builtin.maze import Maze
 from atlas_ray.environments.protocol import LocalSession, StepResult
-from atlas_ray.environments.table import get
+from atlas_ray.environments.registry import get
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
-from atlas_ray.runs.cluster import connect
 from atlas_ray.types import Message, Task, Trajectory
 from bench.report import Entry, write_bench
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import psutil
 
+from atlas_ray.cluster.connection import connect
 from atlas_ray.config import EngineConfig, RayConfig
-from atlas_ray.environments.table import get
+from atlas_ray.environments.registry import get
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.recipes.simulation import Cluster, Costs, Load, rollouts
 from atlas_ray.rollouts.pool import EpisodeRequest, PolicySpec, RolloutPool
-from atlas_ray.runs.cluster import connect
 from atlas_ray.types import Task, Usage
 from bench.report import Entry, write_bench
 from bench.rollouts import STEP_SECONDS, SleepySession, write_model

@@ -37,12 +37,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.environments.protocol import LocalSession
-from atlas_ray.environments.table import get
-from atlas_ray.environments.wire import TOKEN_VARIABLE
+from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.rollouts.episode import episode_id, run_episode
+from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from bench.report import Entry, write_bench
@@ -170,7 +170,7 @@ class Server:
         """
         token = f"os.environ[{TOKEN_VARIABLE!r}]"
         call = f"serve({list(TASKS)}, {self._cluster.head!r}, {self.port}, {token})"
-        words = [sys.executable, "-c", f"import os; from atlas_ray.environments.server import serve; {call}"]
+        words = [sys.executable, "-c", f"import os; from atlas_ray.environments.http.server import serve; {call}"]
         environment = self._cluster.environment
         self._process = subprocess.Popen(
             self._cluster.within(0, *words), env=environment, stdout=subprocess.PIPE, text=True

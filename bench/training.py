@@ -107,7 +107,7 @@ def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndar
         Examples as training cuts them, and the token ids of the whole trajectories.
     """
     from atlas_ray.selection.budget import budget
-    from atlas_ray.training.masking import Example
+    from atlas_ray.training.data.masking import Example
 
     rng = np.random.default_rng(seed)
     shares = np.cumsum([shape.trajectories for shape in SHAPES.values()])
@@ -205,7 +205,7 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
 
 
 def _batches(setup: Setup) -> list[list[int]]:
-    from atlas_ray.training.batching import global_batch_of
+    from atlas_ray.training.data.batching import global_batch_of
 
     return [global_batch_of(step, setup.trajectories, setup.global_batch, SEED) for step in range(1, setup.steps + 1)]
 

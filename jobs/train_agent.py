@@ -6,7 +6,7 @@
 
 import sys
 
-from atlas_ray.cli import main
+from atlas_ray.cli.main import main
 
 if __name__ == "__main__":
     main(["train", *sys.argv[1:]])

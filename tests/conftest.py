@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 import pytest
 import pytest_asyncio
 
-from tests.absent import absent
+from tests.support.absent import absent
 
 if TYPE_CHECKING:
     from atlas_ray.models.engine import VllmPolicy
-    from tests.fake_endpoint import FakeEndpoint
-    from tests.store import Store
+    from tests.support.fake_endpoint import FakeEndpoint
+    from tests.support.store import Store
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of an environment that is not built in: one whose world is taken away."""
-    from atlas_ray.environments.table import ENVIRONMENTS
+    from atlas_ray.environments.registry import ENVIRONMENTS
 
     monkeypatch.setitem(ENVIRONMENTS, "sciworld", replace(ENVIRONMENTS["sciworld"], world=None))
     return "sciworld"
@@ -94,7 +94,7 @@ async def engine(tiny_models: tuple[str, str]) -> AsyncIterator[VllmPolicy]:
 @pytest.fixture
 def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
     """An OpenAI-compatible server that answers as the test says, and its key."""
-    from tests.fake_endpoint import FakeEndpoint
+    from tests.support.fake_endpoint import FakeEndpoint
 
     monkeypatch.setenv("FAKE_KEY", "secret-key")
     fake = FakeEndpoint()
@@ -105,7 +105,7 @@ def endpoint(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeEndpoint]:
 @pytest.fixture
 def store() -> Iterator[Store]:
     """An object store on loopback."""
-    from tests.store import Store
+    from tests.support.store import Store
 
     made = Store()
     yield made

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from atlas_ray.cli import app
+from atlas_ray.cli.main import app
 from atlas_ray.config import DataConfig, load
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig

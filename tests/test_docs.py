@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.models.scripted import ScriptedPolicy
-from tests.docs_blocks import DOCS, ROOT, Block, blocks, complaint, fail_at, run_block
+from atlas_ray.rollouts.scripted import ScriptedPolicy
+from tests.support.docs_blocks import DOCS, ROOT, Block, blocks, complaint, fail_at, run_block
 
 PAGES = sorted(DOCS.glob("*.md"))
 INDEX = DOCS / "index.md"
@@ -115,10 +115,10 @@ async def test_an_example_episode_is_what_the_expert_plays(block: Block) -> None
     """Line by line; one that ends in ` ...` is the beginning of one, or stands for some."""
     name = str(block.episode)
     try:
-        session = table.local_session(name)
+        session = registry.local_session(name)
     except UserError as error:
         pytest.skip(f"{error}: {error.remedy}")
-    (task,) = table.get(name).tasks("test", 1)
+    (task,) = registry.get(name).tasks("test", 1)
     opening = await session.reset(task)
     said = opening.observation.split("\n")
     speaker = ScriptedPolicy("expert", 0).open(task, opening.messages(), Sampling())

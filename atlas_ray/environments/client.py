@@ -13,9 +13,11 @@ from dataclasses import replace
 from typing import TypeVar
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments import table
-from atlas_ray.environments.agentboard import with_agentboard
-from atlas_ray.environments.alfworld.mappings import game_of
+from atlas_ray.environments import registry
+from atlas_ray.environments.agentgym.agentboard import with_agentboard
+from atlas_ray.environments.agentgym.alfworld_mappings import game_of
+from atlas_ray.environments.http.client_pool import Lease, Wire
+from atlas_ray.environments.http.requests import Fault, Refusal, Restarting
 from atlas_ray.environments.protocol import (
     MALFORMED,
     EnvironmentSpec,
@@ -24,8 +26,6 @@ from atlas_ray.environments.protocol import (
     Session,
     StepResult,
 )
-from atlas_ray.environments.requests import Fault, Refusal, Restarting
-from atlas_ray.environments.wire import Lease, Wire
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.text import printable
 from atlas_ray.types import Task
@@ -47,7 +47,7 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
     """
     for name in (*config.servers, *config.agentboard, *config.replay_tolerance):
-        table.get(name)
+        registry.get(name)
     servers = config.servers.get(spec.name)
     spec = with_tolerance(spec, config)
     if servers:

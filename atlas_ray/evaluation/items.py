@@ -12,11 +12,11 @@ from functools import cache
 from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig
-from atlas_ray.environments import table
-from atlas_ray.environments.agentboard import with_agentboard
+from atlas_ray.environments import registry
+from atlas_ray.environments.agentgym.agentboard import with_agentboard
+from atlas_ray.environments.agentgym.numbers import numbered, unplayable
 from atlas_ray.environments.client import open_session
-from atlas_ray.environments.numbers import numbered, unplayable
-from atlas_ray.environments.probe import ServedTasks, served_tasks
+from atlas_ray.environments.http.probe import ServedTasks, served_tasks
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.trajectories.formats import NOT_PLAYED
@@ -49,7 +49,7 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
     found, wrong = _tasks(config)
     for env in config.tasks:
         try:
-            open_session(table.get(env), config.environments)
+            open_session(registry.get(env), config.environments)
         except UserError as error:
             wrong += [error] if str(error) not in map(str, wrong) else []
     wrong += unplayable((task for tasks in found.values() for task in tasks), config.environments)
@@ -135,7 +135,7 @@ def _tasks(config: EvaluateConfig) -> tuple[dict[str, list[Task]], list[UserErro
 
 
 def _chosen(env: str, limit: int | None, named: dict[str, list[str]], environments: EnvironmentsConfig) -> list[Task]:
-    spec = table.get(env)
+    spec = registry.get(env)
     if env not in named:
         if spec.world is None:
             raise UserError(f"which test tasks {env} has is not known here: its server holds them", _NAME_THEM)

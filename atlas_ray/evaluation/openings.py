@@ -17,10 +17,10 @@ from itertools import combinations, takewhile
 from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
-from atlas_ray.environments import table
-from atlas_ray.environments.checkout import check_checkout, checkout_error_turn, checkout_opening
+from atlas_ray.environments import registry
+from atlas_ray.environments.agentgym.checkout import check_checkout, checkout_error_turn, checkout_opening
+from atlas_ray.environments.agentgym.numbers import numbered
 from atlas_ray.environments.client import open_session, own_instruction
-from atlas_ray.environments.numbers import numbered
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, UserError, together
@@ -54,7 +54,7 @@ class EnvironmentOpening:
 
     def record(self) -> dict[str, Any]:
         """What a manifest keeps: the source, the texts, and a digest of these."""
-        own = Opening(own_instruction(table.get(self.env)), "")
+        own = Opening(own_instruction(registry.get(self.env)), "")
         texts = asdict(self.template or OpeningTemplate(own.instruction, own.acknowledgement))
         del texts["recorded"]
         if texts["error_turn"] is None:  # earlier manifests have none
@@ -151,7 +151,7 @@ def examine(config: EvaluateConfig) -> Openings:
     """
     given = config.openings or OpeningsConfig()
     for name in given.differing:
-        table.get(name)
+        registry.get(name)
     if given.agentgym is not None:
         check_checkout(given.agentgym)
     wanted = {_key(task) for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
@@ -162,7 +162,7 @@ def examine(config: EvaluateConfig) -> Openings:
 def _key(task: Task) -> tuple[str, int | str]:
     """What tells whether two ids are one task's: the number that they carry, `maze_3` being `lmrlgym_maze_3`."""
     try:
-        return task.env, table.get(task.env).index(task.item_id)
+        return task.env, registry.get(task.env).index(task.item_id)
     except UserError:
         return task.env, task.item_id
 
@@ -218,7 +218,7 @@ async def _examine(
 
 def _with_error_turn(opening: EnvironmentOpening, checkout: str | None) -> EnvironmentOpening:
     """The same with what AgentGym's client answers to a malformed reply; training data does not tell."""
-    several = table.get(opening.env).action_rule == "single"
+    several = registry.get(opening.env).action_rule == "single"
     told = checkout_error_turn(checkout, opening.env) if checkout and several and opening.template else None
     if told is None or opening.template is None:
         return opening
@@ -253,7 +253,7 @@ async def _compare(
     env: str, tasks: Mapping[str, Opening], environments: EnvironmentsConfig
 ) -> tuple[tuple[str, str, bool] | None, list[OpeningDifference]]:
     """What recorded first observations put around the environment's text; that is the same for all, or differs."""
-    spec = table.get(env)
+    spec = registry.get(env)
     found: dict[str, tuple[str, str, bool]] = {}
     differences: list[OpeningDifference] = []
     failures: list[OpeningDifference] = []

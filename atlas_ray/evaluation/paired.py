@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
+from atlas_ray.evaluation.intervals import paired_difference
 from atlas_ray.evaluation.metrics import by_task
-from atlas_ray.report.intervals import paired_difference
 from atlas_ray.types import Episode
 
 
@@ -38,7 +38,7 @@ class Comparison:
 def compare(ours: str, theirs: str, left: Sequence[Episode], right: Sequence[Episode]) -> Iterator[Comparison]:
     """Environment by environment, where both have tasks that count."""
     for env in dict.fromkeys(e.env for e in left):
-        metric = table.get(env).metric
+        metric = registry.get(env).metric
         a, b = (by_task([e for e in side if e.env == env], metric) for side in (left, right))
         common = sorted(a.keys() & b.keys())
         if not common:

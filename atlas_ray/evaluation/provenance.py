@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments.agentboard import NAMES
+from atlas_ray.environments.agentgym.agentboard import NAMES
 
 
 def other_tasks(envs: Iterable[str], config: EnvironmentsConfig) -> dict[str, str]:

@@ -29,7 +29,7 @@ SUITES = {"held_in": "in", "held_out": "out"}
 
 def suite(name: str, servers: Container[str]) -> list[str]:
     """Environments of a suite that can be played here; any other name stands for itself."""
-    from atlas_ray.environments.table import ENVIRONMENTS
+    from atlas_ray.environments.registry import ENVIRONMENTS
 
     if name not in SUITES:
         return [name]

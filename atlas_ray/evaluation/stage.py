@@ -13,7 +13,8 @@ from dataclasses import asdict, replace
 
 from rich.text import Text
 
-from atlas_ray.environments import table
+from atlas_ray.cluster.connection import connect
+from atlas_ray.environments import registry
 from atlas_ray.errors import AtlasError, ModelUnavailable, UserError, together
 from atlas_ray.evaluation.items import item_figures, item_lines, problems, test_tasks, wrong_servers
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
@@ -22,14 +23,13 @@ from atlas_ray.evaluation.paired import Comparison, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
-from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.selection.prices import price
 from atlas_ray.types import Episode, Usage
 
 # Infrastructure failures in a row, each after its retries, from which going on makes no sense.
@@ -160,7 +160,7 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
     Raises:
         UserError: If an environment is unknown or has too few test tasks.
     """
-    specs = {env: table.get(env) for env in config.tasks}
+    specs = {env: registry.get(env) for env in config.tasks}
     tasks = {env: len(found) for env, found in test_tasks(config).items()}
     models, samples = len(config.models), config.samples
     calls = models * samples * sum(tasks[env] * spec.max_rounds for env, spec in specs.items())
@@ -197,7 +197,7 @@ def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[Environ
     found = []
     for env, tasks in test_tasks(config).items():
         played = [e for e in episodes if e.env == env]
-        found.append(summarise(played, table.get(env), len(tasks) * config.samples, config.max_excluded))
+        found.append(summarise(played, registry.get(env), len(tasks) * config.samples, config.max_excluded))
     return found
 
 

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Literal, get_args
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
 from atlas_ray.environments.replay import count_starts
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.paired import Comparison, compare
-from atlas_ray.models.guided import GivenTurn, GivenTurns
+from atlas_ray.rollouts.guided import GivenTurn, GivenTurns
 from atlas_ray.types import Episode
 
 Start = Literal["from scratch", "from critical step", "from other step"]
@@ -105,7 +105,7 @@ def _row(
     lengths: Mapping[str, int],
     max_excluded: float,
 ) -> Row:
-    spec = table.get(env)
+    spec = registry.get(env)
     valid = [e for e in played if not e.stop_reason.is_infrastructure]
     samples: dict[tuple[str, int], list[float]] = defaultdict(list)
     for e in valid:

@@ -16,17 +16,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
-from atlas_ray.environments.numbers import unplayable
+from atlas_ray.cluster.connection import connect
+from atlas_ray.environments.agentgym.numbers import unplayable
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
-from atlas_ray.models.guided import GivenTurn
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.guided import GivenTurn
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
-from atlas_ray.runs.cluster import connect
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker

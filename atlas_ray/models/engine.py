@@ -18,13 +18,13 @@ from pathlib import Path
 from subprocess import Popen
 from typing import TYPE_CHECKING, Any
 
+from atlas_ray.cluster.processes import watch_for
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
-from atlas_ray.runs.processes import watch_for
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from atlas_ray.cluster.processes import exit_with_parent, free_port
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.engine import server_options
-from atlas_ray.runs.processes import exit_with_parent, free_port
 
 _POLL_SECONDS = 0.25
 _END_SECONDS = 20.0

@@ -13,11 +13,11 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from atlas_ray.address import below
 from atlas_ray.config import CONTEXT, BackboneConfig, DataConfig, EngineConfig, validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig
-from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import (
     ComplementSelector,

@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from atlas_ray.environments import table
-from atlas_ray.environments.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
+from atlas_ray.environments import registry
+from atlas_ray.environments.agentgym.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.models.prices import price, price_of
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget
-from atlas_ray.selection.prices import price, price_of
-from atlas_ray.selection.prompt import load_prompt
+from atlas_ray.selection.llm.prompt import load_prompt
+from atlas_ray.selection.llm.tokens import by_rule
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
-from atlas_ray.selection.tokens import by_rule
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Message, Trajectory, Usage
 
@@ -196,7 +196,7 @@ def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
 def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -> Line:
     number = {env: config.samples * _tasks(config, env) for env in config.tasks}
     models, episodes = len(config.models), sum(number.values())
-    calls = models * sum(n * table.get(env).max_rounds for env, n in number.items())
+    calls = models * sum(n * registry.get(env).max_rounds for env, n in number.items())
     words = (
         f"{models} models x {episodes} episodes in {len(number)} environment(s), at most {calls:,} calls; "
         f"{config.engine.replicas} engine replica(s), contexts of at most {config.engine.cap:,} tokens"
@@ -232,8 +232,8 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if table.get(env).world is not None and (config.items is None or env in NAMES):
-        return len(table.get(env).tasks("test", limit))
+    if registry.get(env).world is not None and (config.items is None or env in NAMES):
+        return len(registry.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)
 
@@ -276,7 +276,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
 
 def remote_environments(config: EvaluateConfig) -> list[str]:
     """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
-    return [e for e in config.tasks if table.get(e).world is None or (config.items and e not in NAMES)]
+    return [e for e in config.tasks if registry.get(e).world is None or (config.items and e not in NAMES)]
 
 
 def _needs(recipe: Recipe) -> list[str]:

@@ -12,10 +12,10 @@ from typing import Any
 
 from rich.text import Text
 
+from atlas_ray.address import name_of
 from atlas_ray.errors import ModelUnavailable, UserError
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
 from atlas_ray.recipes.settings import BASE, load_recipe
-from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.selection.settings import SelectConfig
@@ -170,7 +170,7 @@ def _names(stage: str) -> set[str]:
 
 
 def _select(config: SelectConfig) -> None:
-    from atlas_ray.selection.estimate import estimate_lines
+    from atlas_ray.selection.llm.estimate import estimate_lines
     from atlas_ray.selection.pipeline import select_steps
 
     if config.selector.name == "llm" and RunFolder(config.run).finished is None:

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from matplotlib import style
 from matplotlib.figure import Figure
 
+from atlas_ray.evaluation.intervals import percent
 from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, WIDTH, bare, named_rows, short, to_svg
-from atlas_ray.report.intervals import percent
 from atlas_ray.report.tables import HELD
 
 _Dot = tuple[float, Mapping[str, Any], str]

@@ -9,7 +9,8 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.environments import table
+from atlas_ray.address import name_of
+from atlas_ray.environments import registry
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
@@ -25,7 +26,6 @@ from atlas_ray.report.site import SiteInput
 from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import Table, print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
-from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.progress import console
@@ -103,7 +103,7 @@ def gather(recipe: Recipe) -> ReportInput:
         UserError: If no model was evaluated to the end.
     """
     evaluation, seeds = recipe.evaluations[""], recipe.config.seeds
-    specs = {env: table.get(env) for env in evaluation.tasks}
+    specs = {env: registry.get(env) for env in evaluation.tasks}
     stages = {f"collect/{name}": RunFolder(c.run) for name, c in recipe.collections().items()}
     stages |= {f"select/{name}": RunFolder(c.run) for name, c in recipe.select.items()}
     stages |= {f"train/{name}": RunFolder(c.run) for name, c in recipe.train.items()}

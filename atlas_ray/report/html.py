@@ -16,9 +16,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.intervals import percent
 from atlas_ray.report import tables
 from atlas_ray.report.figures import draw
-from atlas_ray.report.intervals import percent
 from atlas_ray.report.site import SiteInput
 
 # In the order in which they need each other; the data's names come before the last, which starts the page.

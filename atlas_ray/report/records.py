@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from atlas_ray.environments.table import ENVIRONMENTS
+from atlas_ray.environments.registry import ENVIRONMENTS
 from atlas_ray.types import Episode, GoldStep, Message, Selection, Trajectory, split_react
 
 TRAJECTORY_OUTCOMES = ("success", "partial", "failure", "not recorded")

@@ -11,12 +11,12 @@ from dataclasses import asdict
 from itertools import chain
 from typing import Any
 
+from atlas_ray.evaluation.intervals import Interval, average
 from atlas_ray.evaluation.metrics import summarise
 from atlas_ray.report.checks import overlap
 from atlas_ray.report.inputs import Arm, ReportInput
-from atlas_ray.report.intervals import Interval, average
 from atlas_ray.report.verdict import judge
-from atlas_ray.selection.compare import compare_selections
+from atlas_ray.selection.compare.agreement import compare_selections
 
 __all__ = ["SCHEMA_VERSION", "Arm", "ReportInput", "build_results"]
 

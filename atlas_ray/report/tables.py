@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
+from atlas_ray.evaluation.intervals import limits, percent, points
 from atlas_ray.evaluation.metrics import many_overflowed
-from atlas_ray.report.intervals import limits, percent, points
 from atlas_ray.report.verdict import GROUPS
 
 HELD = {"in": "held in", "out": "held out"}

@@ -10,13 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_ray.environments.replay import replay_words
+from atlas_ray.evaluation.intervals import limits, percent, points
 from atlas_ray.evaluation.metrics import EnvironmentResult, many_overflowed
 from atlas_ray.evaluation.paired import Comparison
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import comparisons, failures, played
 from atlas_ray.evaluation.table6 import Row
-from atlas_ray.report.intervals import limits, percent, points
 from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task_notes
 
 

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
 from atlas_ray.report.inputs import Arm, ReportInput
-from atlas_ray.report.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
 from atlas_ray.types import Episode
 
 QUESTION = (

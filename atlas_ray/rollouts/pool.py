@@ -14,15 +14,15 @@ from dataclasses import dataclass, field, replace
 from itertools import count
 from typing import Any, Literal
 
+from atlas_ray.cluster.connection import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
+from atlas_ray.cluster.placement import Labels, place_engines
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
-from atlas_ray.environments.agentboard import absolute
-from atlas_ray.environments.numbers import numbered
+from atlas_ray.environments.agentgym.agentboard import absolute
+from atlas_ray.environments.agentgym.numbers import numbered
 from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import EpisodeRequest, FixedSpec, PolicySpec, Replica
-from atlas_ray.runs.cluster import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
-from atlas_ray.runs.placement import Labels, place_engines
 from atlas_ray.types import Episode, StopReason
 
 __all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from atlas_ray.cluster.connection import AGAIN
 from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.table import get
+from atlas_ray.environments.registry import get
 from atlas_ray.errors import AtlasError, ModelFailure
-from atlas_ray.models.guided import GivenTurn, Guided
 from atlas_ray.models.protocol import ModelSpec, Policy, Sampling, build_model
 from atlas_ray.rollouts.episode import episode_id, run_episode
+from atlas_ray.rollouts.guided import GivenTurn, Guided
 from atlas_ray.rollouts.metrics import Meter
-from atlas_ray.runs.cluster import AGAIN
 from atlas_ray.runs.local_copy import fetching
 from atlas_ray.types import Episode, Task
 

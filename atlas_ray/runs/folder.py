@@ -25,9 +25,9 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ValidationError
 
 from atlas_ray import __version__
+from atlas_ray.address import below
 from atlas_ray.config import Placement
 from atlas_ray.errors import UserError
-from atlas_ray.runs.address import below
 from atlas_ray.runs.store import explained, first_line, in_time, open_store
 from atlas_ray.runs.tables import Record, TableSpec
 from atlas_ray.runs.units import JOB, record_finished

@@ -24,8 +24,8 @@ from typing import Any
 
 import pyarrow.fs as pafs
 
+from atlas_ray.address import below, name_of
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.runs.address import below, name_of
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.store import explained, in_time, open_store
 from atlas_ray.text import printable

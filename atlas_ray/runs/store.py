@@ -17,8 +17,8 @@ from typing import TypeVar
 import pyarrow as pa
 import pyarrow.fs as pafs
 
+from atlas_ray.address import refuse_credentials
 from atlas_ray.errors import AtlasError, NoAnswer, UserError
-from atlas_ray.runs.address import refuse_credentials
 
 CONTACT_SECONDS = 30.0
 _REMEDY = "check space, permissions and the address, then run again"

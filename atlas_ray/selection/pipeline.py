@@ -17,26 +17,27 @@ from dataclasses import asdict
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from atlas_ray.cluster import placement
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.prices import price_of
 from atlas_ray.models.source import fetch_for_workers
-from atlas_ray.runs import placement
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
-from atlas_ray.selection.answer import PARSER_VERSION
+from atlas_ray.selection.baselines import control
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.combine import combination
-from atlas_ray.selection.controls import control
 from atlas_ray.selection.file import imported
-from atlas_ray.selection.journal import REPLIES, Journal
-from atlas_ray.selection.llm import Judge, asker_of
-from atlas_ray.selection.own import load_call, select_own
-from atlas_ray.selection.perplexity import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
-from atlas_ray.selection.perplexity_torch import TorchScorer
-from atlas_ray.selection.perplexity_vllm import start_vllm
-from atlas_ray.selection.prices import price_of
-from atlas_ray.selection.prompt import load_prompt
-from atlas_ray.selection.scores import adopt_scores, rescored
+from atlas_ray.selection.llm.answer import PARSER_VERSION
+from atlas_ray.selection.llm.backends.submissions import BATCHES
+from atlas_ray.selection.llm.journal import REPLIES, Journal
+from atlas_ray.selection.llm.judge import Judge, asker_of
+from atlas_ray.selection.llm.prompt import load_prompt
+from atlas_ray.selection.perplexity.scores import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
+from atlas_ray.selection.perplexity.torch_engine import TorchScorer
+from atlas_ray.selection.perplexity.vllm_engine import start_vllm
+from atlas_ray.selection.python_function import load_call, select_own
+from atlas_ray.selection.rescore import adopt_scores, rescored
 from atlas_ray.selection.settings import (
     CombineSelector,
     FileSelector,
@@ -47,8 +48,7 @@ from atlas_ray.selection.settings import (
     ValueSelector,
 )
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.selection.submissions import BATCHES
-from atlas_ray.selection.value import value_figures
+from atlas_ray.selection.value.estimators import value_figures
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -146,7 +146,7 @@ def _run(
     elif isinstance(selector, LlmSelector):
         yield from _llm(config, selector, todo, folder)
     elif isinstance(selector, ValueSelector):
-        from atlas_ray.selection.value_pipeline import select_value
+        from atlas_ray.selection.value.stage import select_value
 
         yield from select_value(config, selector, todo)
     elif isinstance(selector, FileSelector):
@@ -169,7 +169,7 @@ def _with_dtype(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectC
     begun = {} if clean or not folder.exists else folder.read_json("manifest.json")["config"].get("selector", {})
     dtype = begun.get("dtype")
     if dtype is None:
-        from atlas_ray.runs.cluster import connect
+        from atlas_ray.cluster.connection import connect
 
         connect(config.ray)
         dtype = dtype_of(selector, placement.gpus())
@@ -180,7 +180,7 @@ def _perplexity(
     config: SelectConfig, selector: PerplexitySelector, trajectories: Sequence[Trajectory], done: Collection[str]
 ) -> Generator[Selection, None, None]:
     """Scores on an actor pool, chunks of like length; a chunk that an earlier run left half done is scored anew."""
-    from atlas_ray.runs.cluster import connect
+    from atlas_ray.cluster.connection import connect
 
     connect(config.ray)
     import ray
@@ -225,7 +225,7 @@ def _own(
     config: SelectConfig, selector: PythonSelector, todo: Sequence[Trajectory]
 ) -> Generator[Selection, None, None]:
     """A user's function on Ray's tasks; it travels with its module, which no worker needs to have."""
-    from atlas_ray.runs.cluster import connect
+    from atlas_ray.cluster.connection import connect
 
     call = load_call(selector.call)
     connect(config.ray)

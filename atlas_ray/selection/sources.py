@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
+from atlas_ray.address import beside
 from atlas_ray.errors import UserError
-from atlas_ray.runs.address import beside
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.own import source_digest
+from atlas_ray.selection.python_function import source_digest
 from atlas_ray.selection.settings import (
     CombineSelector,
     ComplementSelector,

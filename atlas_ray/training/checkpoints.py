@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from atlas_ray.address import name_of
 from atlas_ray.errors import AtlasError
-from atlas_ray.runs.address import name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.store import explained, first_line, open_store
 from atlas_ray.training.metrics import METRICS

@@ -26,23 +26,23 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from atlas_ray.address import below
+from atlas_ray.cluster import placement
 from atlas_ray.errors import AtlasError, Stopped, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import fetch_for_workers
-from atlas_ray.runs import placement
-from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import TRAJECTORIES
-from atlas_ray.training.batching import total_steps
-from atlas_ray.training.corpus import CHUNK, TOKENS, Corpus, detached, render
+from atlas_ray.training.data.batching import total_steps
+from atlas_ray.training.data.corpus import CHUNK, TOKENS, Corpus, detached, render
+from atlas_ray.training.data.examples import read_selection, show
+from atlas_ray.training.data.masking import Tokens
 from atlas_ray.training.estimate import memory_lines
-from atlas_ray.training.examples import read_selection, show
-from atlas_ray.training.export import write_tokenizer
 from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, tokens_for
 from atlas_ray.training.loggers import open_loggers
-from atlas_ray.training.masking import Tokens
 from atlas_ray.training.metrics import Follower, Progress
+from atlas_ray.training.model.export import write_tokenizer
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import STATES, STOP, Job, StopFile, run_worker
 from atlas_ray.types import Selection, Trajectory
@@ -108,7 +108,7 @@ def train(
         UserError: If the selection or the model do not fit the data.
         AtlasError: If training fails more than `max_failures` times, or the loss is no longer finite.
     """
-    from atlas_ray.runs.cluster import connect
+    from atlas_ray.cluster.connection import connect
 
     begun = time.monotonic()
     chat = ChatFormat.load(config.model, template=config.chat_template)
@@ -153,7 +153,7 @@ def render_on_ray(
     if len(trajectories) <= CHUNK:
         yield from render(trajectories, chat)
         return
-    from atlas_ray.runs.cluster import connect
+    from atlas_ray.cluster.connection import connect
 
     connect(config.ray)
     import ray

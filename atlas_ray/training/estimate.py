@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.training.batching import total_steps
+from atlas_ray.training.data.batching import total_steps
 from atlas_ray.training.flops import Flops, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.shape import ModelShape, outline
@@ -268,8 +268,8 @@ def estimate_lines(config: TrainConfig) -> list[str]:
     import torch
 
     from atlas_ray.models.chat import ChatFormat
-    from atlas_ray.training.corpus import Corpus
-    from atlas_ray.training.examples import prepare, read_selection
+    from atlas_ray.training.data.corpus import Corpus
+    from atlas_ray.training.data.examples import prepare, read_selection
     from atlas_ray.training.validation import hold_back
     from atlas_ray.trajectories.readers import read_trajectories
 

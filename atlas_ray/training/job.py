@@ -10,13 +10,13 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+from atlas_ray.address import below
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.runs.address import below
 from atlas_ray.runs.folder import RunFolder, config_digest
-from atlas_ray.training.batching import total_steps
-from atlas_ray.training.corpus import Corpus, Render, open_corpus
-from atlas_ray.training.examples import Prepared, prepare
-from atlas_ray.training.masking import Example
+from atlas_ray.training.data.batching import total_steps
+from atlas_ray.training.data.corpus import Corpus, Render, open_corpus
+from atlas_ray.training.data.examples import Prepared, prepare
+from atlas_ray.training.data.masking import Example
 from atlas_ray.training.metrics import best_step, read_metrics
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.validation import hold_back

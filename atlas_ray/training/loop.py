@@ -25,12 +25,12 @@ from torch.distributed.tensor import DTensor
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.training.batching import collate, global_batch_of, plan, total_steps
+from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
+from atlas_ray.training.data.masking import Example
+from atlas_ray.training.data.objective import units
 from atlas_ray.training.flops import Flops
-from atlas_ray.training.loading import Weights
-from atlas_ray.training.loss import StepLoss
-from atlas_ray.training.masking import Example
-from atlas_ray.training.objective import units
+from atlas_ray.training.model.loading import Weights
+from atlas_ray.training.model.loss import StepLoss
 from atlas_ray.training.settings import TrainConfig
 
 

@@ -32,7 +32,7 @@ def outline(config: TrainConfig) -> Any:
             reason = str(error).splitlines()[0]
             raise UserError(f"cannot read the model {config.model!r}: {reason}", "check the model's name") from None
         if config.lora is not None:
-            from atlas_ray.training.lora import add_adapters
+            from atlas_ray.training.model.lora import add_adapters
 
             add_adapters(model, config.lora, seed=None)
     return model

@@ -19,18 +19,18 @@ import torch
 import torch.distributed as dist
 import typer
 
-from atlas_ray.cli import Config, Set
+from atlas_ray.cli.main import Config, Set
 from atlas_ray.config import load
 from atlas_ray.errors import AtlasError, Stopped
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.units import show_units
-from atlas_ray.training.batching import total_steps
-from atlas_ray.training.corpus import render
-from atlas_ray.training.examples import read_selection, show
-from atlas_ray.training.export import write_tokenizer
+from atlas_ray.training.data.batching import total_steps
+from atlas_ray.training.data.corpus import render
+from atlas_ray.training.data.examples import read_selection, show
 from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, tokens_for
 from atlas_ray.training.loop import local_device
+from atlas_ray.training.model.export import write_tokenizer
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.worker import run_worker
 from atlas_ray.trajectories.readers import read_trajectories

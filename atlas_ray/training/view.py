@@ -6,14 +6,14 @@ from itertools import pairwise
 
 from rich.text import Text
 
+from atlas_ray.chat_template import read_template
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.template import read_template
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
-from atlas_ray.training.masking import Example, tokens_of, training_example
+from atlas_ray.training.data.masking import Example, tokens_of, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
 LOSS_STYLE = "bold black on green"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.source import local_model
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.training.masking import Example
+from atlas_ray.training.data.masking import Example
 from atlas_ray.training.metrics import Meter, MetricsLog, best_step
 from atlas_ray.training.settings import TrainConfig
 
@@ -88,8 +88,8 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     from atlas_ray.training import loop
     from atlas_ray.training.checkpoints import Checkpoints
     from atlas_ray.training.estimate import refuse_what_cannot_fit
-    from atlas_ray.training.export import export_model
-    from atlas_ray.training.loading import load_model
+    from atlas_ray.training.model.export import export_model
+    from atlas_ray.training.model.loading import load_model
 
     disable_progress_bar()
     config = job.config
@@ -98,7 +98,7 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     model, weights = load_model(local_model(config.model))
     dtype = model.dtype
     if config.lora is not None:
-        from atlas_ray.training.lora import add_adapters
+        from atlas_ray.training.model.lora import add_adapters
 
         add_adapters(model, config.lora, config.seed)
     meter = Meter(device, world, config.dtype)

@@ -13,12 +13,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from atlas_ray.environments import table
+from atlas_ray.cluster.connection import connect
+from atlas_ray.environments import registry
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.models.scripted import ScriptedPolicy
 from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.runs.cluster import connect
+from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
 from atlas_ray.runs.tables import TRAJECTORIES
@@ -75,7 +75,7 @@ def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
     return [
         (task, sample)
         for env in config.envs
-        for task in table.get(env).tasks(config.split, of(config.tasks, env))
+        for task in registry.get(env).tasks(config.split, of(config.tasks, env))
         for sample in range(of(config.samples, env) or 1)
     ]
 
@@ -106,7 +106,7 @@ def _play_batch(
         return [
             await run_episode(
                 policy,
-                LocalSession(table.get(env)),
+                LocalSession(registry.get(env)),
                 Task(env, item_id),
                 sampling=Sampling(),
                 seed=seed,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from atlas_ray.environments.alfworld.mappings import game_of
+from atlas_ray.environments.agentgym.alfworld_mappings import game_of
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.checks import check_gold, check_messages, check_reward, check_text, kind
 from atlas_ray.types import Message, Role, Trajectory

@@ -47,8 +47,8 @@ def _held(config: RayConfig) -> tuple[int, str]:
         import torch
 
         return torch.cuda.device_count(), "this machine"
-    from atlas_ray.runs import placement
-    from atlas_ray.runs.cluster import connect
+    from atlas_ray.cluster import placement
+    from atlas_ray.cluster.connection import connect
 
     connect(config)
     return int(placement.most_gpus()), "the cluster"

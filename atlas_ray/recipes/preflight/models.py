@@ -115,8 +115,8 @@ def _usable(model: NeededModel) -> str:
 
 
 async def _judges(selector: LlmSelector) -> str:
-    from atlas_ray.selection.asker import Question
-    from atlas_ray.selection.client import ChatClient
+    from atlas_ray.selection.llm.backends.chat import ChatClient
+    from atlas_ray.selection.llm.backends.protocol import Question
 
     once = selector.endpoint.model_copy(update={"max_retries": 0})
     client = ChatClient(selector.model_copy(update={"endpoint": once}))

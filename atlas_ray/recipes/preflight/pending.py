@@ -9,11 +9,11 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cached_property
 
+from atlas_ray.address import below, name_of
 from atlas_ray.config import DataConfig, EngineConfig
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import remote_environments
-from atlas_ray.runs.address import below, name_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import LlmSelector, SelectConfig, ValueSelector
 from atlas_ray.training.settings import TrainConfig

@@ -9,10 +9,10 @@ import asyncio
 from collections.abc import Container, Iterable, Mapping, Sequence
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
+from atlas_ray.environments.agentgym.numbers import numbered
 from atlas_ray.environments.client import open_session
-from atlas_ray.environments.numbers import numbered
-from atlas_ray.environments.probe import probe
+from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, EnvironmentFailure
 from atlas_ray.evaluation.provenance import other_tasks
@@ -64,7 +64,7 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
     Raises:
         AtlasError: If the environment fails, answers otherwise than recorded, or ends at another reward.
     """
-    spec = table.get(trajectory.env)
+    spec = registry.get(trajectory.env)
     opening = Opening.recorded(trajectory)
     steps = trajectory.steps
     messages = trajectory.messages
@@ -105,7 +105,7 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
 
 def _built_in(name: str, config: EnvironmentsConfig) -> str:
     """Whose tasks are played here; raises what is missing for them, e.g. an extra or AgentBoard's files."""
-    session = open_session(table.get(name), config)
+    session = open_session(registry.get(name), config)
     asyncio.run(session.close())
     return other_tasks([name], config).get(name, "AgentBoard's tasks")
 

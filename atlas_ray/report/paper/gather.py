@@ -8,13 +8,13 @@ from itertools import chain
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
+from atlas_ray.evaluation.intervals import Interval
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.metrics import many_overflowed, overflowed
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.settings import BASE
-from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import ArmRuns, ChosenSteps, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of
@@ -114,7 +114,7 @@ def _tiny(recipe: Recipe, backbone: str) -> str | None:
 
 def _scores(episodes: list[Episode], env: str) -> dict[tuple[str, int], float]:
     """By task and sample the environment's own metric; infrastructure failures say nothing."""
-    metric = table.get(env).metric
+    metric = registry.get(env).metric
     counted = [e for e in episodes if e.env == env and not e.stop_reason.is_infrastructure]
     return {(e.item_id, e.sample): float(getattr(e, metric)) for e in counted}
 

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import fmean, stdev
 
-from atlas_ray.environments import table
+from atlas_ray.environments import registry
+from atlas_ray.evaluation.intervals import Interval, average, paired_difference
 from atlas_ray.evaluation.metrics import bootstrap, many_overflowed, wilson
-from atlas_ray.report.intervals import Interval, average, paired_difference
 from atlas_ray.runs.seeds import derive_seed
 
 MAX_EXCLUDED = 0.02
@@ -181,7 +181,7 @@ def figure(arm: ArmRuns, env: str) -> Figure | None:
     tasks = by_task(by_seed.values())
     values = list(tasks.values())
     mean = fmean(values)
-    success = table.get(env).metric == "success"
+    success = registry.get(env).metric == "success"
     low, high = wilson(mean, len(values)) if success else bootstrap(values, derive_seed("paper", env))
     means = [100 * fmean(by_task([scores]).values()) for scores in by_seed.values()]
     n = sum(map(len, by_seed.values()))

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from statistics import fmean
 
 from atlas_ray.environments.replay import replay_words
+from atlas_ray.evaluation.intervals import Interval
 from atlas_ray.evaluation.metrics import OVERFLOW_MARKED
-from atlas_ray.report.intervals import Interval
 from atlas_ray.report.paper.ours import (
     ArmRuns,
     ChosenSteps,

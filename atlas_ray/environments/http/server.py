@@ -1,0 +1,368 @@
+"""Serves built-in worlds over HTTP in AgentGym's wire forms, so that AgentGym's own clients can play them too.
+
+Flows in: JSON requests of at most 1 MB; flows out: observations, rewards and AgentGym's error bodies. Every
+environment lies below `/<name>`, and at the root too where it is the only one. Text is played, never evaluated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hmac
+import ipaddress
+import itertools
+import random
+import signal
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, create_model
+
+from atlas_ray.environments import registry
+from atlas_ray.environments.custom_data import Brought, bring
+from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
+from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC, OWN_SERVER
+from atlas_ray.environments.http.forms import Malformed, checked, read_form
+from atlas_ray.environments.http.request_limits import KEEP_SECONDS, MAX_BODY, hurry, note
+from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
+from atlas_ray.errors import EnvironmentFailure, UserError
+
+_NOTHING = StepResult("", 0.0, False)
+_GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def create_app(
+    names: list[str],
+    *,
+    max_sessions: int = 4096,
+    idle_seconds: float = 3600.0,
+    token: str | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    brought: Mapping[str, Brought] | None = None,
+) -> web.Application:
+    """The application.
+
+    Args:
+        names: Built-in environments.
+        max_sessions: Episodes held at once, of each environment.
+        idle_seconds: After so long without a request an episode may be forgotten.
+        token: What requests must carry (`Authorization: Bearer ...`), or None; `GET /` is open to all.
+        clock: Seconds that never run backwards.
+        brought: What the user brings in place of some environments' own material.
+
+    Raises:
+        UserError: If no name is given, one is unknown, or its world is not built in.
+    """
+    if not names:
+        raise UserError("no environment to serve", "name at least one, e.g. maze")
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[_plain_errors, _guard(token)])
+    tests: dict[str, int] = {}
+
+    async def root(_: web.Request) -> web.StreamResponse:
+        return web.json_response({OWN_SERVER: tests})
+
+    app.router.add_get("/", root)
+    for name in dict.fromkeys(names):
+        spec = registry.get(name)
+        if brought and name in brought:
+            spec = replace(spec, world=brought[name].world, n_test=brought[name].n_test)
+        tests[name] = spec.n_test
+        desk = _Desk(spec, max_sessions, idle_seconds, clock)
+        app.router.add_get(f"/{name}/", root)
+        for prefix in [f"/{name}"] + ([""] if len(set(names)) == 1 else []):
+            desk.add_routes(app.router, prefix)
+    return app
+
+
+def serve(
+    names: list[str], host: str = "127.0.0.1", port: int = 0, token: str | None = None, data: Iterable[str] = ()
+) -> None:
+    """Serves until interrupted; prints the address (port 0 takes a free one) once requests are answered.
+
+    Args:
+        data: What the user brings, as NAME=PATH; which task numbers it has is printed.
+
+    Raises:
+        UserError: As `create_app` and `bring`; if the address cannot be bound; if others could connect without a token.
+    """
+    token = token or None
+    if token is None and not _is_loopback(host):
+        raise UserError(
+            f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
+        )
+    brought = bring(data, names)
+    app = create_app(names, token=token, brought=brought)
+    for name, what in brought.items():
+        print(f"tasks of {name}: {what}", flush=True)
+    asyncio.run(_serve(app, names, host, port))
+
+
+async def _serve(app: web.Application, names: list[str], host: str, port: int) -> None:
+    stop, loop = asyncio.Event(), asyncio.get_running_loop()
+    for interrupt in (signal.SIGINT, signal.SIGTERM):
+        # only the main thread takes signals
+        with contextlib.suppress(NotImplementedError, RuntimeError, ValueError):
+            loop.add_signal_handler(interrupt, stop.set)
+    runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_SECONDS)
+    await runner.setup()
+    hurrying = asyncio.create_task(hurry(runner))
+    try:
+        await web.TCPSite(runner, host, port).start()
+        shown = f"[{host}]" if ":" in host else host
+        print(f"serving {', '.join(names)} at http://{shown}:{runner.addresses[0][1]}", flush=True)
+        await stop.wait()
+    except OSError as error:
+        raise UserError(f"cannot serve at {host}:{port}: {error.strerror}", "choose another port, or 0") from None
+    finally:
+        hurrying.cancel()
+        await runner.cleanup()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class _Episode:
+    """One id's state; `result` is None before the first reset, `index` and `first` are the task's."""
+
+    def __init__(self, world: World, now: float) -> None:
+        self.world, self.used = world, now
+        self.result: StepResult | None = None
+        self.index, self.first = 0, ""
+
+
+class _Wrong(Exception):
+    """An answer of AgentGym's kind for a request that cannot be met: HTTP 200 with an error."""
+
+
+class _Desk:
+    """One environment's episodes and endpoints."""
+
+    def __init__(
+        self, spec: EnvironmentSpec, max_sessions: int, idle_seconds: float, clock: Callable[[], float]
+    ) -> None:
+        if spec.world is None:
+            raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
+        self._kind = type(spec.world())  # says at once whether its extra is missing
+        self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
+        self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
+        # ids never recur after a restart, or a client could go on in somebody else's episode
+        self._ids = itertools.count(random.SystemRandom().randrange(2**31))
+        self._episodes: dict[int, _Episode] = {}
+        number, index = {self._dialect.id_key: (int, ...)}, {self._dialect.index_key: (int, ...)}
+        self._id_form: type[BaseModel] = create_model("Id", **number)  # type: ignore[call-overload]
+        self._step_form: type[BaseModel] = create_model("Step", **number, action=(str, ...))  # type: ignore[call-overload]
+        # to the tools no index means the same task again
+        again = {self._dialect.index_key: (int | None, None)} if self._dialect.bare else index
+        self._reset_form: type[BaseModel] = create_model("Reset", **number, **again)  # type: ignore[call-overload]
+        self._create_form: type[BaseModel] = create_model("Create", **index) if self._dialect.bare else _Anything  # type: ignore[call-overload]
+
+    def add_routes(self, router: web.UrlDispatcher, prefix: str) -> None:
+        """Adds the endpoints that AgentGym's server of this environment has."""
+        posts = {"create": self._create, "reset": self._reset, "step": self._step}
+        gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
+        if self._dialect.bare:
+            gets = _PAGES if self._dialect.paged else {"observation": lambda episode: episode.first}
+            router.add_get(f"{prefix}/list_envs", self._answering(self._list))
+        if self._dialect.opening == "description":
+            gets["task_description"] = lambda episode: _described(episode.world)["task_description"]
+            gets["action_hint"] = lambda episode: getattr(episode.world, "hints", {})
+        elif "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
+            gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
+        if self._dialect.closes:
+            posts["close"] = self._close
+        if self._dialect.opening == "vocabulary":
+            gets["filtered_vocab"] = lambda episode: getattr(episode.world, "vocabulary", [])
+        if hasattr(self._kind, "available_actions") and not self._dialect.paged:
+            gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
+        for name, answer in posts.items():
+            router.add_post(f"{prefix}/{name}", self._answering(answer))
+        for name, look in gets.items():
+            router.add_get(f"{prefix}/{name}", self._answering(self._looking(look)))
+
+    async def _create(self, request: web.Request) -> Any:
+        now, asked = self._clock(), None
+        if self._dialect.create_body is not None:
+            asked = await read_form(request, self._create_form)
+        if len(self._episodes) >= self._max:
+            for idle in [i for i, e in self._episodes.items() if now - e.used >= self._idle]:
+                self._drop(idle)
+        if len(self._episodes) >= self._max:
+            raise _Wrong(f"The server is full, it holds {self._max} environments.")
+        number, episode = next(self._ids), _Episode(self._make(), now)
+        answer: Any = {"id": number}
+        if self._dialect.bare:
+            self._start(number, episode, getattr(asked, self._dialect.index_key) if asked else 0)
+            answer = number
+        elif asked is not None:
+            answer = self._start(number, episode, 0)
+        self._episodes[number] = episode
+        return answer
+
+    async def _reset(self, request: web.Request) -> Any:
+        form = await read_form(request, self._reset_form)
+        number, index = getattr(form, self._dialect.id_key), getattr(form, self._dialect.index_key)
+        episode = self._episode(number)
+        return self._start(number, episode, episode.index if index is None else index)
+
+    async def _step(self, request: web.Request) -> Any:
+        form = await read_form(request, self._step_form)
+        number = getattr(form, self._dialect.id_key)
+        episode = self._episode(number)
+        if episode.result is None:
+            raise _Wrong(str(number))
+        if episode.result.done and not self._dialect.bare:
+            raise _Wrong(f"The task with environment {number} has finished.")
+        episode.result = episode.world.step(form.action)
+        if self._dialect.paged:
+            done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
+            return {self._dialect.observation_key: episode.result.observation, **done}
+        score = ("score",) if self._dialect.reward_key == "score" else ()
+        answer = _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
+        return answer | self._more(episode.world)
+
+    def _more(self, world: World, reset: bool = False) -> dict[str, Any]:
+        """What alfworld and sciworld tell beside the text."""
+        if self._dialect.opening == "description" and reset:
+            return _described(world)
+        if self._dialect.opening != "actions":
+            return {}
+        told = {"available_actions": list(getattr(world, "available_actions", ()))}
+        return told | ({"task_type": getattr(world, "task_type", "")} if reset else {})
+
+    async def _close(self, request: web.Request) -> bool:
+        form = await read_form(request, self._id_form)
+        known = self._drop(getattr(form, self._dialect.id_key))
+        if not known and self._dialect.opening == "description":
+            raise web.HTTPInternalServerError
+        return known
+
+    async def _list(self, request: web.Request) -> list[int]:
+        return list(self._episodes)
+
+    def _looking(self, look: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
+        async def answer(request: web.Request) -> Any:
+            number = getattr(checked(self._id_form, dict(request.query), "query"), self._dialect.id_key)
+            episode = self._episode(number)
+            if episode.result is not None and episode.result.done and not self._dialect.bare:
+                raise _Wrong(f"The task with environment {number} has finished.")
+            return look(episode)
+
+        return answer
+
+    def _drop(self, number: int) -> bool:
+        """Ends an episode; whether there was one."""
+        episode = self._episodes.pop(number, None)
+        if episode:
+            close_world(episode.world)
+        return episode is not None
+
+    def _answering(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+        """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
+
+        async def handler(request: web.Request) -> web.StreamResponse:
+            try:
+                return web.json_response(await answer(request))
+            except _Wrong as wrong:
+                if self._dialect.bare:
+                    return web.Response(text="Internal Server Error", status=500)
+                return web.json_response({"error": str(wrong)})
+            except Malformed as malformed:
+                return web.json_response({"detail": malformed.details}, status=422)
+
+        return handler
+
+    def _start(self, number: int, episode: _Episode, index: int) -> Any:
+        try:
+            opening = episode.world.reset(index)
+        except UserError:
+            raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
+        except EnvironmentFailure as failure:
+            raise _Wrong(failure.what) from None
+        text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
+        if self._dialect.opening == "actions":  # the client joins them to it
+            text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
+        if self._dialect.opening == "description":
+            text = text.removeprefix(f"{_described(episode.world)['task_description']}\n")
+        episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
+        if self._dialect.bare:
+            return [text, None] if self._dialect.paged else text
+        return _fields(episode.result, self._dialect.reset_fields, number) | self._more(episode.world, reset=True)
+
+    def _episode(self, number: int) -> _Episode:
+        episode, now = self._episodes.get(number), self._clock()
+        if episode is not None and now - episode.used >= self._idle:
+            self._drop(number)
+            episode = None
+        if episode is None:
+            raise _Wrong(f"The id {number} is not valid.")
+        episode.used = now
+        return episode
+
+
+class _Anything(BaseModel):
+    """Any object."""
+
+
+def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:
+    known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
+    # a built-in world's reward is the one so far, so it is its own score
+    known |= {"progress": result.progress, "score": result.reward, "deleted": False}
+    return {name: known[name] for name in names if known.get(name) is not None}
+
+
+def _described(world: World) -> dict[str, Any]:
+    """What sciworld tells of a task."""
+    return getattr(world, "described", {"task_name": "", "var_num": 0, "task_description": ""})
+
+
+def _observation(episode: _Episode) -> str:
+    return episode.result.observation if episode.result else ""
+
+
+def _state(episode: _Episode) -> Any:
+    return getattr(episode.world, "state", {})
+
+
+# what AgentGym's webshop answers to GETs
+_PAGES: dict[str, Callable[[_Episode], Any]] = {
+    "observation": _observation,
+    "state": _state,
+    "instruction_text": lambda episode: _state(episode).get("instruction_text", ""),
+    "available_actions": lambda episode: getattr(episode.world, "available_actions", {}),
+}
+
+
+def _detail(episode: _Episode) -> dict[str, Any]:
+    return _fields(episode.result, ("observation", "reward", "done", "progress")) if episode.result else {}
+
+
+@web.middleware
+async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors outside the endpoints in FastAPI's form."""
+    note(request)
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"detail": error.reason}, status=error.status)
+
+
+def _guard(token: str | None) -> Any:
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        if token is not None and request.path != "/" and not hmac.compare_digest(given, expected):
+            return web.json_response({"detail": "Not authenticated"}, status=401)
+        return await handler(request)
+
+    return guard

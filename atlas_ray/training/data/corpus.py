@@ -1,0 +1,116 @@
+"""A data set as token ids: rendered once, kept as Parquet, read by every run on the same data with the same tokenizer.
+
+Flows in: trajectories and a chat format; flows out: each one's tokens with the spans of its steps, whole. Which steps
+carry loss is for a selection to say, and where to cut for a run's max_length, so that all arms of a recipe read the
+same files. They lie in a folder named by a digest of all that shapes them: trajectories, tokenizer, template.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import Tracker
+from atlas_ray.runs.tables import TableSpec
+from atlas_ray.training.data.masking import Example, Tokens, tokens_of
+from atlas_ray.types import Trajectory
+
+CHUNK = 256  # trajectories in a shard, and in a task
+_VERSION = 1  # raise it with every change of what models/chat.py writes: older files are not read then
+_CUT_OFF = np.zeros(0, np.int32)
+
+TOKENS: TableSpec[Tokens] = TableSpec(
+    "tokens",
+    pa.schema([("id", pa.string()), ("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))]),
+    lambda tokens: {"id": tokens.id, "ids": tokens.ids, "spans": tokens.spans.ravel()},
+    lambda row: Tokens(row["id"], np.array(row["ids"], np.int32), np.array(row["spans"], np.int32).reshape(-1, 2)),
+)
+Render = Callable[[Sequence[Trajectory]], Iterable[pa.Table]]
+
+
+class Corpus:
+    """The tokens of a data set by trajectory id, in Arrow's memory: arrays are views of it, not copies.
+
+    Attributes:
+        tables: Of the schema of `TOKENS`, all of them.
+    """
+
+    def __init__(self, tables: Iterable[pa.Table]) -> None:
+        self.tables = [table.combine_chunks() for table in tables if table.num_rows]
+        self._columns = [(_lists(table, "ids"), _lists(table, "spans")) for table in self.tables]
+        self._places = {
+            name: (number, row)
+            for number, table in enumerate(self.tables)
+            for row, name in enumerate(table["id"].to_pylist())
+        }
+
+    @classmethod
+    def of(cls, trajectories: Sequence[Trajectory], chat: ChatFormat) -> Corpus:
+        """Rendered on the spot, and kept nowhere."""
+        return cls(render(trajectories, chat))
+
+    def __getitem__(self, trajectory_id: str) -> Tokens:
+        number, row = self._places[trajectory_id]
+        ids, spans = (values[offsets[row] : offsets[row + 1]] for values, offsets in self._columns[number])
+        return Tokens(trajectory_id, ids, spans.reshape(-1, 2))
+
+    def attach(self, examples: Iterable[Example]) -> list[Example]:
+        """Examples with the token ids that `detached` took from them."""
+        return [replace(e, ids=self[e.trajectory_id].ids[: e.spans[-1, 1]]) for e in examples]
+
+
+def detached(examples: Iterable[Example]) -> list[Example]:
+    """Examples without their token ids, to be sent where the corpus is at hand."""
+    return [replace(example, ids=_CUT_OFF) for example in examples]
+
+
+def _lists(table: pa.Table, column: str) -> tuple[Any, Any]:
+    lists = table[column].chunk(0)
+    return lists.values.to_numpy(), lists.offsets.to_numpy()
+
+
+def render(trajectories: Sequence[Trajectory], chat: ChatFormat) -> Iterator[pa.Table]:
+    """Renders in this process.
+
+    Raises:
+        UserError: If the chat template cannot be masked.
+    """
+    for start in range(0, len(trajectories), CHUNK):
+        yield TOKENS.to_table(tokens_of(t, chat) for t in trajectories[start : start + CHUNK])
+
+
+def open_corpus(place: str, trajectories: Sequence[Trajectory], chat: ChatFormat, by: Render) -> Corpus:
+    """Reads what earlier runs rendered below `place`, and lets `by` render the rest, shard by shard.
+
+    Args:
+        by: Renders trajectories into tables of the schema of `TOKENS`, in any order.
+    """
+    folder = RunFolder(place).child(_digest(trajectories, chat))
+    if folder.finished is None:
+        done = folder.done(TOKENS)
+        missing = [t for t in trajectories if t.id not in done]
+        with Tracker("tokens", len(trajectories), len(trajectories) - len(missing)) as tracker:
+            for table in by(missing):
+                folder.write_table(TOKENS, table)
+                tracker.advance(table.num_rows)
+        folder.finish(trajectories=len(trajectories))
+    return Corpus(folder.tables(TOKENS))
+
+
+def _digest(trajectories: Iterable[Trajectory], chat: ChatFormat) -> str:
+    tokenizer = chat.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = backend.to_str() if backend else sorted(tokenizer.get_vocab().items())
+    shaped_by = [_VERSION, type(tokenizer).__name__, words, tokenizer.chat_template, tokenizer.special_tokens_map]
+    digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode())
+    for t in sorted(trajectories, key=lambda t: t.id):
+        digest.update(json.dumps([t.id, [(m.role, m.content, m.trainable) for m in t.messages]]).encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,130 @@
+"""The loss of a batch (Eq. 4): a model's negative log-likelihood of the tokens that carry loss, each with its weight.
+
+Flows in: a Hugging Face model and packed batches; flows out: a scalar. Only hidden states at loss positions go through
+the head, a few rows at a time, and their gradients are taken on the spot: logits never stand in memory as a whole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from atlas_ray.errors import UserError
+from atlas_ray.models.attention import use_packed_attention
+from atlas_ray.training.data.batching import Batch
+
+LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
+# Models that change their logits behind the head; `StepLoss` knows a soft cap alone.
+_LOGIT_CHANGES = ("logits_scaling", "logit_scale")
+
+
+class StepLoss(nn.Module):
+    """A causal language model and the weighted sum of its negative log-likelihoods over the tokens that carry loss.
+
+    Shard this module, not the model: the hooks that gather the embedding and the head fire on the module that is
+    called.
+
+    Args:
+        max_length: Tokens of the longest trajectory that it will see.
+
+    Raises:
+        UserError: If the model scales its logits behind the head, or its head is not a plain matrix.
+    """
+
+    def __init__(self, model: Any, max_length: int) -> None:
+        super().__init__()
+        changes = [n for n in _LOGIT_CHANGES if getattr(model.config, n, None) not in (None, 1, 1.0)]
+        if changes:
+            raise UserError(
+                f"{type(model).__name__} sets {changes[0]}, which the loss does not know", "use another model"
+            )
+        head = model.get_output_embeddings()
+        if not isinstance(head, nn.Linear):
+            raise UserError(f"the head of {type(model).__name__} is a {type(head).__name__}", "use another model")
+        self.model = model
+        self._cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._packed = use_packed_attention(model, max_length)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Sums -weight x log p(token | all before it in its trajectory).
+
+        Returns:
+            float32 scalar, in nats.
+        """
+        packing = {"lengths": batch.lengths, "edges": batch.edges} if self._packed else {}
+        decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
+        hidden = decoder(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **packing)
+        states = hidden.last_hidden_state[0, batch.rows]
+        if torch.is_autocast_enabled(states.device.type):
+            states = states.to(torch.get_autocast_dtype(states.device.type))
+        gradients = torch.is_grad_enabled()
+        given = states, head.weight, head.bias, batch.targets, batch.weights, self._cap, gradients
+        return _HeadLoss.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _HeadLoss(torch.autograd.Function):
+    """Linear head and weighted cross-entropy in one, with the gradients computed beside the loss: the logits of a few
+    rows are used for both and forgotten. Sums are float32; products are in the states' type."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        token_weights: Tensor,
+        cap: float | None,
+        gradients: bool,
+    ) -> Tensor:
+        """Args:
+        states: (n, hidden).
+        weight: (vocabulary, hidden).
+        targets, token_weights: (n,).
+        cap: Logits become cap x tanh(logit / cap), as Gemma-2's.
+        gradients: Whether `backward` will be called.
+        """
+        product = weight.to(states.dtype)
+        total = torch.zeros((), dtype=torch.float32, device=states.device)
+        _, for_weight, for_bias, *_ = ctx.needs_input_grad
+        by_state = torch.empty_like(states) if gradients else None
+        by_weight = torch.zeros_like(weight) if gradients and for_weight else None
+        by_bias = torch.zeros_like(bias) if gradients and bias is not None and for_bias else None
+        for start in range(0, len(targets), LOGIT_ROWS):
+            part = slice(start, start + LOGIT_ROWS)
+            rows, wanted, factor = states[part], targets[part, None], token_weights[part, None]
+            logits = (rows @ product.T).float()
+            if bias is not None:
+                logits += bias
+            if cap is not None:
+                bent = logits.div_(cap).tanh_()
+                logits = bent * cap
+            normaliser = logits.logsumexp(1, keepdim=True)
+            total += ((normaliser - logits.gather(1, wanted)) * factor).sum()
+            if by_state is None:
+                continue
+            # d loss / d logits = weight x (softmax - one at the target)
+            slope = logits.sub_(normaliser).exp_().mul_(factor)
+            slope.scatter_add_(1, wanted, -factor)
+            if cap is not None:
+                slope.mul_(bent.square_().neg_().add_(1))
+            if by_bias is not None:
+                by_bias += slope.sum(0)
+            slope = slope.to(states.dtype)
+            torch.mm(slope, product, out=by_state[part])
+            if by_weight is None:
+                continue
+            if by_weight.dtype == slope.dtype:
+                by_weight.addmm_(slope.T, rows)
+            else:
+                by_weight += slope.T @ rows
+        ctx.gradients = by_state, by_weight, by_bias
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        by_state, by_weight, by_bias = (g if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
+        ctx.gradients = None
+        return by_state, by_weight, by_bias, None, None, None, None

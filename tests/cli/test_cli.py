@@ -1,0 +1,136 @@
+"""The command line: light to start, and every mistake is a sentence with a remedy and an exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HEAVY = ("torch", "ray", "vllm", "transformers", "matplotlib", "openai")
+
+
+def atlas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI", "ATLAS", "RAY_ADDRESS"))}
+    code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=cwd,
+        env=environment,
+    )
+
+
+def a_row(item_id: str = "maze_1", reply: str = "Thought: go.\nAction: move up") -> dict[str, object]:
+    turns = [("human", "Play.", None), ("gpt", "OK", False), ("human", "Goal at 1, 5.", None), ("gpt", reply, True)]
+    return {"conversations": [{"from": f, "value": v, "loss": x} for f, v, x in turns], "item_id": item_id}
+
+
+@pytest.mark.parametrize(
+    "module", ["atlas_ray", "atlas_ray.cli.main", "atlas_ray.config", "atlas_ray.environments.registry"]
+)
+def test_light_imports_pull_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print([m for m in {HEAVY!r} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> None:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = atlas("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0
+    assert "select" in done.stdout
+    # a bound of the contract, not a benchmark: it takes about 0.2 s
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["select", "--set", "selector.rato=0.3"], 2, ["unknown key `selector.rato`", "did you mean `ratio`"]),
+        (["select", "--set", "data.path=x", "--set", "selector.name=gld"], 2, ["gld", "did you mean `gold`"]),
+        (["select", "--data", "x", "--set", "selector.ratio=3"], 2, ["selector.ratio", "less than or equal to 1"]),
+        (["select", "--config", "none.yaml"], 2, ["none.yaml", "No such file", "check its name"]),
+        (["trajectories", "stats", "missing.json"], 2, ["missing.json"]),
+        (["collect", "--set", "envs=[mazes]", "--dry-run"], 2, ["mazes", "maze"]),
+        (["evaluate", "--set", "models.a=b", "--set", "tasks.mase=3", "--dry-run"], 2, ["mase", "maze"]),
+        (["run", "nowhere.yaml"], 2, ["nowhere.yaml"]),
+        (["status", "nothing-here"], 2, ["nothing-here"]),
+        (["serve", "maze", "--host", "0.0.0.0"], 2, ["ATLAS_SERVER_TOKEN"]),
+    ],
+)
+def test_a_mistake_is_one_clear_message(arguments: list[str], code: int, says: list[str], tmp_path: Path) -> None:
+    done = atlas(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    for words in says:
+        assert words in done.stderr
+
+
+def test_a_broken_json_row_is_counted_with_its_place_and_reason(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    broken = a_row("maze_2")
+    del broken["conversations"]
+    file.write_text("\n".join([json.dumps(a_row()), json.dumps(broken), '{"conversations": [']) + "\n")
+    run = tmp_path / "run"
+    done = atlas("select", "--data", str(file), "--run", str(run), "--set", "selector.name=all")
+    assert done.returncode == 0, done.stderr
+    rejected = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
+    assert [row["row"] for row in rejected] == [2, 3]
+    assert all(row["reason"] for row in rejected)
+
+
+def test_a_broken_json_file_names_line_and_column(tmp_path: Path) -> None:
+    (tmp_path / "data.json").write_text('[\n{"conversations": [}\n]')
+    done = atlas("trajectories", "stats", "data.json", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "data.json" in done.stderr
+    assert "line 2" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_dead_endpoint_is_one_message_and_no_failed_rows(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([a_row(f"maze_{i}") for i in range(5)]))
+    settings = [
+        "selector.name=llm",
+        "selector.endpoint.base_url=http://127.0.0.1:9/v1",
+        "selector.endpoint.max_retries=0",
+        "selector.endpoint.timeout_s=5",
+    ]
+    options = [part for setting in settings for part in ("--set", setting)]
+    done = atlas("select", "--data", str(file), "--run", str(tmp_path / "run"), *options)
+    assert done.returncode == 1
+    assert "127.0.0.1:9" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "run").glob("selections/*.parquet"))
+
+
+def test_a_changed_configuration_is_refused_with_the_differing_keys(tmp_path: Path) -> None:
+    file, run = tmp_path / "data.json", str(tmp_path / "run")
+    file.write_text(json.dumps([a_row()]))
+    select = ["select", "--data", str(file), "--run", run, "--set", "selector.name=random"]
+    assert atlas(*select).returncode == 0
+    changed = atlas(*select, "--set", "selector.ratio=0.2")
+    assert changed.returncode == 2
+    assert "selector.ratio: 0.3 -> 0.2" in changed.stderr
+    assert "--clean" in changed.stderr
+    assert atlas(*select, "--set", "selector.ratio=0.2", "--clean").returncode == 0
+
+
+def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps([a_row(f"maze_{i}") for i in range(5)]))
+    done = atlas("select", "--data", str(file), "--run", str(tmp_path / "run"), "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "5 calls of gpt-4o" in done.stdout
+    assert "$" in done.stdout
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,249 @@
+"""Jobs: where their drivers run, how they are followed, and how their reports come here."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from aiohttp import ClientConnectionError
+
+from atlas_ray.address import below
+from atlas_ray.cluster import submit as module
+from atlas_ray.cluster.submit import driver_options, submit
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.recipes.fetch import Report, bring, report_of
+from atlas_ray.runs.folder import RunFolder
+from tests.support.store import Store
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Node:
+    node_id: str
+    is_head_node: bool = False
+    resources_total: dict[str, float] = field(default_factory=lambda: {"CPU": 8.0, "memory": 1e9})
+    labels: dict[str, str] = field(default_factory=dict)
+
+
+HEAD, WORKER = Node("aa", is_head_node=True), Node("bb")
+GROUP = {"ray.io/node-group": "environment"}
+EMPTY_HEAD = Node("aa", is_head_node=True, resources_total={"memory": 1e9}, labels={"ray.io/node-group": "head"})
+OFF_HEAD = {"entrypoint_label_selector": {"ray.io/node-id": "!aa"}}
+
+
+@pytest.mark.parametrize(
+    ("nodes", "cpus", "options"),
+    [
+        ([HEAD], None, {}),  # Ray puts it on the head, beside everything else
+        ([HEAD], 2, {"entrypoint_num_cpus": 2}),
+        ([HEAD, WORKER], None, OFF_HEAD),
+        ([HEAD, WORKER], 1, {"entrypoint_num_cpus": 1, **OFF_HEAD}),
+        ([EMPTY_HEAD, Node("bb", labels=GROUP)], None, {"entrypoint_num_cpus": 1, **OFF_HEAD}),
+        ([EMPTY_HEAD], None, {"entrypoint_num_cpus": 1, **OFF_HEAD}),  # a node is started for it
+        ([Node("aa", is_head_node=True, labels=GROUP)], None, {"entrypoint_num_cpus": 1}),
+        ([], None, {}),
+    ],
+)
+def test_the_driver_is_light_and_off_the_head(nodes: list[Node], cpus: float | None, options: dict[str, Any]) -> None:
+    assert driver_options(nodes, cpus) == options
+
+
+@pytest.mark.parametrize("nodes", [[HEAD], [HEAD, WORKER], [EMPTY_HEAD]])
+def test_a_driver_that_must_outlive_other_nodes_stays_on_the_head(nodes: list[Node]) -> None:
+    on_head = {"entrypoint_label_selector": {"ray.io/node-id": "aa"}}
+    assert driver_options(nodes, on_head=True) == on_head
+    assert driver_options(nodes, 1, on_head=True) == {"entrypoint_num_cpus": 1, **on_head}
+
+
+def test_ray_takes_the_selector() -> None:
+    from ray._private.label_utils import validate_label_selector
+
+    name = "0123456789abcdef" * 3 + "01234567"
+    assert validate_label_selector({"ray.io/node-id": f"!{name}"}) is None
+
+
+class Client:
+    """Ray's, with a job that goes through the given states, and a log in pieces; None: the connection breaks."""
+
+    def __init__(self, states: Iterable[str], logs: Iterable[list[str | None]] = (), message: str = "") -> None:
+        self._states, self._logs, self._message = iter(states), iter(logs), message
+        self.stopped: list[str] = []
+
+    def get_job_status(self, _: str) -> Any:
+        from ray.job_submission import JobStatus
+
+        return JobStatus[next(self._states)]
+
+    def get_job_info(self, job: str) -> Any:
+        return SimpleNamespace(status=self.get_job_status(job), driver_exit_code=2, message=self._message)
+
+    def get_address(self) -> str:
+        return "http://head:8265"
+
+    def stop_job(self, job: str) -> None:
+        self.stopped.append(job)
+
+    async def tail_job_logs(self, _: str) -> AsyncIterator[str]:
+        for piece in next(self._logs):
+            if piece is None:
+                raise ClientConnectionError
+            yield piece
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Seconds that pass by sleeping alone."""
+    now = [0.0]
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    return now
+
+
+def starting(nodes: list[Node], asked: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[Client], None]:
+    monkeypatch.setattr(module, "_nodes", lambda _: nodes)
+    return lambda client: module._await_start(client, "job1", asked)  # type: ignore[arg-type]
+
+
+def test_a_driver_without_a_place_ends_within_a_minute(clock: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client(["PENDING"] * 99)
+    with pytest.raises(UserError) as told:
+        starting([HEAD, WORKER], {"entrypoint_num_cpus": 16, **OFF_HEAD}, monkeypatch)(client)
+    assert clock == [60.0]
+    assert client.stopped == ["job1"]
+    assert str(told.value) == (
+        "job job1 has not started within 60 s: its driver asks for 16 CPU on a node besides the head, and the cluster"
+        " has 2 nodes of 8 CPU, some of it in use; it is told to stop\n"
+        "  wait for other jobs, add nodes, or lower --driver-cpus; then submit it again"
+    )
+
+
+def test_an_autoscaler_is_waited_for_and_that_is_said(
+    clock: list[float], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    client = Client(["PENDING"] * 300 + ["RUNNING"])
+    starting([EMPTY_HEAD], {"entrypoint_num_cpus": 1, **OFF_HEAD}, monkeypatch)(client)
+    assert clock == [300.0]
+    assert client.stopped == []
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("1 CPU on a node besides the head; the cluster has 1 node of nothing") == 1
+    assert "its autoscaler is waited for" in said
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_log_that_breaks_off_is_taken_up_where_it_was(capsys: pytest.CaptureFixture[str]) -> None:
+    logs = [["one\n", "two\n", None], ["one\ntwo\nthr", "ee\n", "four\n"], []]
+    module._follow(Client(["RUNNING", "RUNNING", "RUNNING", "SUCCEEDED"], logs), "job1")  # type: ignore[arg-type]
+    assert capsys.readouterr().out == "one\ntwo\nthree\nfour\n"
+
+
+@pytest.mark.usefixtures("clock")
+def test_lines_of_units_are_shown_where_they_are_asked_for(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    log = ['evaluate: 9 units\n{"ti', 'me": "2026"}\n{"other": 1}\nend']
+    for shown in (False, True):
+        with caplog.at_level("INFO" if shown else "WARNING", "atlas_ray.units"):
+            module._follow(Client(["RUNNING", "SUCCEEDED"], [[*log]]), "job1")  # type: ignore[arg-type]
+        unit = ['{"time": "2026"}'] * shown
+        assert capsys.readouterr().out.split("\n") == ["evaluate: 9 units", *unit, '{"other": 1}', "end"]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_failed_job_ends_with_what_the_command_said_last() -> None:
+    client = Client(["RUNNING", "FAILED"], [[]], "failed with exit code 2\natlas: unknown key `x`\n")
+    with pytest.raises(UserError, match="job job1 ended as FAILED with exit code 2: unknown key `x`"):
+        module._follow(client, "job1")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_cluster_that_is_gone_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    client = Client([])
+
+    def gone(_: str) -> None:
+        raise ConnectionError("refused")
+
+    monkeypatch.setattr(client, "get_job_info", gone)
+    with pytest.raises(AtlasError, match=r"http://head:8265 does not answer any more: refused\n.*ray job logs -f job1"):
+        module._follow(client, "job1")  # type: ignore[arg-type]
+
+
+def test_credentials_among_a_jobs_arguments_are_not_sent() -> None:
+    with pytest.raises(UserError, match="set them in the environment") as told:
+        submit("select", ["--set=run=s3://AKIA:hush@bucket/x"], "http://127.0.0.1:1", wait=True)
+    assert "hush" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("stage", "arguments", "wait"), [("select", [], True), ("run", ["jobs/quickstart.yaml"], False)]
+)
+def test_a_report_that_there_will_not_be(stage: str, arguments: list[str], wait: bool) -> None:
+    with pytest.raises(UserError, match="there is no report to fetch"):
+        submit(stage, arguments, "http://127.0.0.1:1", wait, fetch="here")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["jobs/quickstart.yaml", "--set", "runs=s3://b/x?region=r", "--with", "llm"],
+        ["--only", "table3", "-s", "runs=s3://b/x?region=r", "jobs/quickstart.yaml", "--clean"],
+    ],
+)
+def test_where_the_report_will_lie_is_known_from_the_arguments(arguments: list[str]) -> None:
+    for stage in ("run", "report"):
+        assert report_of(stage, arguments, ROOT) == Report("s3://b/x/quickstart/report?region=r", "quickstart")
+    assert report_of("select", arguments, ROOT) is None
+    assert report_of("run", ["of/another/tree.yaml"], ROOT) is None
+
+
+def written(uri: str) -> Report:
+    folder = RunFolder(below(uri, "mine", "report"))
+    for name in ("index.html", "results.json", "tables/table1.csv", "data/rows.js"):
+        folder.write_bytes(name, f"content of {name}".encode())
+    RunFolder(below(uri, "mine", "train", "gold", "model")).write_bytes("model.safetensors", b"large")
+    return Report(folder.uri, "mine")
+
+
+def files(folder: Path) -> dict[str, str]:
+    return {str(f.relative_to(folder)): f.read_text() for f in sorted(folder.rglob("*")) if f.is_file()}
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_report_comes_here_from_an_object_store_without_models(
+    given: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    target = tmp_path / ("here/and/there" if given else "runs/mine-report")
+    bring(written(store.uri("bucket/runs")), str(target) if given else None)
+    names = ("data/rows.js", "index.html", "results.json", "tables/table1.csv")
+    assert files(target) == {name: f"content of {name}" for name in names}
+
+
+def test_a_report_on_this_machine_is_copied_where_asked_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = written(str(tmp_path / "shared"))
+    bring(report, None)
+    assert not (tmp_path / "runs").exists()
+    assert "shared/mine/report/index.html" in "".join(capsys.readouterr().err.split("\n"))
+    bring(report, "copy")
+    assert "tables/table1.csv" in files(tmp_path / "copy")
+
+
+def test_a_report_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = Report("/of/the/cluster/mine/report", "mine")
+    with pytest.raises(AtlasError, match=r"no report lies at /of/the/cluster/mine/report.*\n.*s3:// or gs://"):
+        bring(report, str(tmp_path / "x"))
+    bring(report, None)
+    assert "the report is not fetched" in capsys.readouterr().err
+    (tmp_path / "file").touch()
+    with pytest.raises(AtlasError, match="cannot copy"):
+        bring(written(str(tmp_path)), str(tmp_path / "file"))

@@ -1,0 +1,151 @@
+"""A policy behind an OpenAI-compatible endpoint, against a server on loopback."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from atlas_ray.config import EndpointConfig
+from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.evaluation.stage import evaluate, failures, played
+from atlas_ray.models.endpoint import EndpointPolicy, EndpointSpec
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.types import Message, Task, Usage
+from tests.support.fake_endpoint import FakeEndpoint
+
+KEY = "sk-secret-of-this-test"
+OPENING = [Message("user", "Play."), Message("assistant", "OK"), Message("user", "A wall.")]
+
+
+def completion(text: str, finish: str = "stop") -> web.Response:
+    return web.json_response(
+        {
+            "id": "x",
+            "object": "chat.completion",
+            "created": 0,
+            "model": "m",
+            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
+            "usage": {
+                "prompt_tokens": 11,
+                "completion_tokens": 3,
+                "total_tokens": 14,
+                "prompt_tokens_details": {"cached_tokens": 8},
+            },
+        }
+    )
+
+
+@asynccontextmanager
+async def policy(answer: Callable[[dict[str, Any]], web.Response], retries: int = 0) -> AsyncIterator[EndpointPolicy]:
+    async def handle(request: web.Request) -> web.Response:
+        assert request.headers["Authorization"] == f"Bearer {KEY}"
+        body = await request.json()
+        return completion("OK") if body["max_tokens"] == 1 else answer(body)  # the one token that is asked for first
+
+    app = web.Application()
+    app.router.add_post("/v1/chat/completions", handle)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    config = EndpointConfig(
+        base_url=f"http://127.0.0.1:{runner.addresses[0][1]}/v1", api_key_env="ATLAS_TEST_KEY", max_retries=retries
+    )
+    built = await EndpointSpec("closed", "some-model", config).build()
+    try:
+        yield built
+    finally:
+        await built.close()
+        await runner.cleanup()
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATLAS_TEST_KEY", KEY)
+
+
+async def test_a_conversation_is_appended_turn_by_turn() -> None:
+    asked: list[dict[str, Any]] = []
+
+    def answer(body: dict[str, Any]) -> web.Response:
+        asked.append(body)
+        return completion("Action: go\nObservation: you win", "length" if len(asked) == 2 else "stop")
+
+    async with policy(answer) as closed:
+        speaker = closed.open(Task("maze", "maze_1"), OPENING, Sampling(0.5, 32, 0.9))
+        speaker.repeat("Action: left")
+        speaker.hear("Still a wall.")
+        first = await speaker.speak(7)
+        speaker.hear("A door.")
+        second = await speaker.speak(8)
+        assert (first.text, first.finish, second.finish) == ("Action: go", "stop", "length")
+        assert first.usage == Usage(11, 8, 3, 1)
+        assert closed.usage == Usage(33, 24, 9, 3)
+    assert [m["content"] for m in asked[1]["messages"]] == [
+        *["Play.", "OK", "A wall.", "Action: left", "Still a wall.", "Action: go", "A door."]
+    ]
+    given = {name: asked[0][name] for name in ("model", "temperature", "top_p", "max_tokens", "seed", "stop")}
+    assert given == {
+        "model": "some-model",
+        "temperature": 0.5,
+        "top_p": 0.9,
+        "max_tokens": 32,
+        "seed": 7,
+        "stop": ["\nObservation:"],
+    }
+
+
+async def test_the_client_retries() -> None:
+    left = [500, 429]
+    async with policy(lambda _: web.Response(status=left.pop()) if left else completion("go"), retries=2) as closed:
+        assert (await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).speak(0)).text == "go"
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (lambda: web.Response(status=500, text="down"), ModelFailure),
+        (lambda: web.Response(status=401, text=f"bad key {KEY}"), UserError),
+        (lambda: web.Response(status=404, text="no such model"), UserError),
+        (lambda: web.Response(status=400, text="no such option"), ModelFailure),
+        (lambda: web.json_response({"choices": []}), ModelFailure),
+        (lambda: web.Response(status=400, text="maximum context length is 8192 tokens"), ContextOverflow),
+        (lambda: web.json_response({"error": {"code": "context_length_exceeded"}}, status=400), ContextOverflow),
+    ],
+)
+async def test_refusals(answer: Callable[[], web.Response], error: type[Exception]) -> None:
+    async with policy(lambda _: answer()) as closed:
+        with pytest.raises(error) as raised:
+            await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).speak(0)
+    assert KEY not in str(raised.value)
+
+
+async def test_a_missing_key_names_its_variable() -> None:
+    with pytest.raises(UserError, match="ATLAS_TEST_NO_KEY"):
+        await EndpointSpec("closed", "some-model", EndpointConfig(api_key_env="ATLAS_TEST_NO_KEY")).build()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_refused_key_is_one_request_and_an_empty_cell(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    def answer(body: dict[str, Any], call: int) -> web.Response | str:
+        return web.Response(status=401, text="no") if body["model"] == "refused" else "Action: move up"
+
+    endpoint.answer = answer
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
+    config = EvaluateConfig.model_validate(
+        {
+            "run": str(tmp_path),
+            "models": {name: {"path": name, "endpoint": address} for name in ("refused", "taken")},
+            "tasks": {"maze": 2},
+        }
+    )
+    with pytest.raises(AtlasError, match="refuses the key in ATLAS_WORKERS_KEY"):
+        evaluate(config)
+    assert [call["model"] for call in endpoint.calls].count("refused") == 1
+    assert set(played(config)) == {"taken"}
+    assert "HTTP 401" in failures(config)["refused"]

@@ -1,0 +1,221 @@
+"""The run folder: shards appear whole, nothing is counted twice, a changed configuration is refused."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from pydantic import BaseModel
+
+from atlas_ray.config import PLACEMENT, validate
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.runs.folder import COMPACT_FROM, RunFolder, config_digest
+from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
+from atlas_ray.types import (
+    Category,
+    Episode,
+    GoldStep,
+    Message,
+    Selection,
+    StopReason,
+    Trajectory,
+    Usage,
+    split_react,
+)
+
+
+class Config(BaseModel):
+    seed: int = 0
+    run: Annotated[str, PLACEMENT] = "here"
+    workers: Annotated[int, PLACEMENT] = 1
+    ratio: float = 0.3
+
+
+def an_episode(number: int, error: str | None = None, reward: float = 1.0) -> Episode:
+    return Episode(
+        id=f"maze/maze_{number}@0+0",
+        env="maze",
+        item_id=f"maze_{number}",
+        policy="p",
+        sample=0,
+        start_step=0,
+        seed=0,
+        messages=(Message("user", "go"), Message("assistant", "Action: up", True)),
+        reward=reward,
+        raw_reward=reward,
+        success=reward == 1,
+        progress=reward,
+        rounds=1,
+        stop_reason=StopReason.MODEL_ERROR if error else StopReason.DONE,
+        usage=Usage(3, 1, 2, 1, 0.5),
+        error=error,
+    )
+
+
+def a_trajectory() -> Trajectory:
+    gold = (GoldStep(1, 1, Category.PLAN_CREATION),)
+    return Trajectory(
+        "maze/maze_1", "maze", "maze_1", (Message("user", "x"), Message("assistant", "y", True)), 1.0, gold
+    )
+
+
+def a_selection() -> Selection:
+    return Selection(
+        "maze/maze_1",
+        "maze",
+        "maze_1",
+        "value",
+        None,
+        2,
+        (2,),
+        (0.0, 0.5),
+        ((0.0, 1.0), (0.5,), (1.0,)),
+        categories={2: Category.SELF_CORRECTION},
+        usage=Usage(1, 0, 2, 1, 0.1),
+    )
+
+
+@pytest.mark.parametrize(
+    ("table", "record"),
+    [(EPISODES, an_episode(1)), (TRAJECTORIES, a_trajectory()), (SELECTIONS, a_selection())],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record) -> None:  # type: ignore[no-untyped-def]
+    folder = RunFolder(str(tmp_path))
+    with folder.writer(table) as writer:
+        writer.add(record)
+    assert folder.read(table) == [record]
+
+
+def test_episodes_of_a_folder_from_before_trajectories_were_recorded_are_read_and_gone_on_from(tmp_path: Path) -> None:
+    folder, whole = RunFolder(str(tmp_path)), EPISODES.to_table([an_episode(1)])
+    folder.write_table(EPISODES, whole.drop_columns(["trajectory"]))
+    folder.write_shard(EPISODES, [replace(an_episode(2), trajectory="maze/maze_2#2")])
+    assert [e.trajectory for e in folder.read(EPISODES)] == [None, "maze/maze_2#2"]
+    assert folder.done(EPISODES) == {"maze/maze_1@0+0", "maze/maze_2@0+0"}
+
+
+def test_an_episode_written_twice_is_counted_once_and_the_latest_wins(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.write_shard(EPISODES, [an_episode(1, error="engine died", reward=0.0), an_episode(2)])
+    folder.write_shard(EPISODES, [an_episode(1), an_episode(2)])
+    assert folder.read(EPISODES) == [an_episode(1), an_episode(2)]
+
+
+def test_failed_units_are_not_done(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.write_shard(EPISODES, [an_episode(1, error="engine died"), an_episode(2)])
+    assert folder.done(EPISODES) == {"maze/maze_2@0+0"}
+
+
+def test_after_a_sigkill_at_most_31_records_are_lost_and_no_shard_is_broken(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys\n"
+        "from atlas_ray.runs.folder import RunFolder\nfrom atlas_ray.runs.tables import EPISODES\n"
+        "from tests.runs.test_runs import an_episode\n"
+        f"writer = RunFolder({str(tmp_path)!r}).writer(EPISODES)\n"
+        "for i in range(100): writer.add(an_episode(i))\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    root = Path(__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, env={**os.environ, "PYTHONPATH": "."}, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(RunFolder(str(tmp_path)).read(EPISODES)) == 96
+
+
+def test_a_half_written_file_is_not_a_shard(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.write_shard(EPISODES, [an_episode(1)])
+    (tmp_path / "episodes" / "0-x.parquet.abc.partial").write_bytes(b"PAR1 half")
+    assert folder.read(EPISODES) == [an_episode(1)]
+
+
+def test_compaction_keeps_every_record(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    for i in range(COMPACT_FROM):
+        folder.write_shard(EPISODES, [an_episode(i)])
+    before = folder.read(EPISODES)
+    folder.compact(EPISODES)
+    assert folder.read(EPISODES) == before
+    assert len(list((tmp_path / "episodes").iterdir())) == 1
+
+
+def test_a_run_of_another_configuration_is_refused_and_the_keys_named(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.begin(Config(), stage="test")
+    with pytest.raises(UserError, match=r"ratio: 0\.3 -> 0\.2"):
+        folder.begin(Config(ratio=0.2), stage="test")
+    folder.begin(Config(workers=3, run="there"), stage="test")
+
+
+def test_where_a_stage_runs_is_not_part_of_its_identity() -> None:
+    assert config_digest(Config(workers=3)) == config_digest(Config())
+    assert config_digest(Config(seed=1)) != config_digest(Config())
+
+
+def evaluation(server: str = "http://a:1", key: str = "http://x/v1", **given: Any) -> EvaluateConfig:
+    models = {name: {"path": f"{name}-model", "endpoint": {"base_url": key}} for name in ("cache", "run", "limits")}
+    values = {"models": models, "tasks": {"maze": 3}, "environments": {"servers": {"maze": [server]}}}
+    return validate(EvaluateConfig, values | given)
+
+
+def test_arms_may_be_called_as_settings_of_placement_are(tmp_path: Path) -> None:
+    folder, config = RunFolder(str(tmp_path)), evaluation()
+    folder.begin(config, stage="evaluate")
+    assert set(folder.read_json("manifest.json")["config"]["models"]) == {"cache", "run", "limits"}
+    changed = config.model_copy(update={"models": config.models | {"cache": "another"}})
+    with pytest.raises(UserError, match=r"models\.cache"):
+        folder.begin(changed, stage="evaluate")
+
+
+def test_a_run_goes_on_when_a_server_an_endpoint_or_the_retries_move(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path))
+    folder.begin(evaluation(), stage="evaluate")
+    folder.begin(evaluation("http://b:2", "http://y/v1", retries=9, limits={"turn_s": 5}), stage="evaluate")
+    with pytest.raises(UserError, match=r"environments\.servers\.maze"):  # the built-in world has other tasks
+        folder.begin(evaluation(environments={}), stage="evaluate")
+
+
+def test_a_run_made_when_placement_was_told_by_name_goes_on(tmp_path: Path) -> None:
+    folder, config = RunFolder(str(tmp_path)), evaluation()
+    folder.begin(config, stage="evaluate")
+    manifest = folder.read_json("manifest.json")
+    held = manifest["config"] | {"retries": 2, "environments": {"servers": {"maze": ["http://a:1"]}}}
+    for model in held["models"].values():
+        model["endpoint"]["base_url"] = "http://x/v1"
+    folder.write_json("manifest.json", manifest | {"config": held})
+    folder.begin(config, stage="evaluate")
+
+
+def test_no_secret_reaches_the_manifest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    RunFolder(str(tmp_path)).begin(Config(), stage="test")
+    assert "sk-very-secret" not in (tmp_path / "manifest.json").read_text()
+
+
+def test_seeds_depend_on_their_parts_alone() -> None:
+    assert derive_seed(0, "maze/maze_1", 2) == derive_seed(0, "maze/maze_1", 2)
+    assert derive_seed(0, "a", "bc") != derive_seed(0, "ab", "c")
+    assert 0 <= derive_seed("x") < 2**31
+
+
+@pytest.mark.parametrize(
+    ("reply", "parts"),
+    [
+        ("Thought: go on.\nAction: move up", ("go on.", "move up")),
+        ("Action: move up", ("", "move up")),
+        ("move up", ("", "move up")),
+        ("Thought: only a thought", ("only a thought", "")),
+        ("Thought: a\nb\nAction: get 1 log\nget 2", ("a\nb", "get 1 log\nget 2")),
+    ],
+)
+def test_react_is_split_into_thought_and_action(reply: str, parts: tuple[str, str]) -> None:
+    assert split_react(reply) == parts

@@ -1,0 +1,106 @@
+"""Values on real replicas: the number of actors and a kill half-way change nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from atlas_ray.config import validate
+from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.registry import get
+from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
+from atlas_ray.rollouts.scripted import ScriptedPolicy
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.settings import ValueSelector
+from atlas_ray.selection.value.estimators import rescore
+from atlas_ray.selection.value.stage import estimate_values
+from atlas_ray.trajectories.collect import to_trajectory
+from atlas_ray.types import Selection, Trajectory
+
+MODES = ("exhaustive", "economical")
+
+
+async def experts(n: int, env: str = "maze") -> list[Trajectory]:
+    session, policy = LocalSession(get(env)), ScriptedPolicy("expert")
+    tasks = get(env).tasks("train", n)
+    return [to_trajectory(await run_episode(policy, session, t, sampling=Sampling(), seed=0)) for t in tasks]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.usefixtures("ray_cluster")
+def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> None:
+    data = asyncio.run(experts(4)) + asyncio.run(experts(4, "textcraft"))
+    selector = validate(ValueSelector, {"rollouts": 3, "mode": mode, "model": "m"})
+    runs = []
+    for replicas, in_flight, kill in ((1, 8, False), (3, 3, False), (2, 3, True)):
+        with RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight) as pool:
+            found = []
+            for selection in estimate_values(pool, selector, data, seed=5):
+                found.append(selection)
+                if kill and len(found) == 2:
+                    os.kill(pool._seats[0].pid or 0, signal.SIGKILL)
+            assert pool.restarts == kill
+            runs.append(sorted(found, key=lambda s: s.id))
+    assert runs[0] == runs[1] == runs[2]
+    for trajectory, one in zip(sorted(data, key=lambda t: t.id), runs[0], strict=True):
+        assert (one.error, one.excluded) == (None, {})
+        assert rescore(one, selector) == one
+        if mode == "exhaustive":
+            assert [len(r) for r in one.rewards] == [3] * len(trajectory.steps) + [1]
+        else:
+            assert sum(one.rejoined) > 0
+
+
+_DRIVER = """
+import sys
+from atlas_ray.config import validate
+from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import SelectConfig
+selector = {"name": "value", "mode": sys.argv[4], "rollouts": 2, "model": sys.argv[3], "max_tokens": 12}
+values = {"run": sys.argv[1], "data": {"path": sys.argv[2]}, "selector": selector}
+select_steps(validate(SelectConfig, values))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_a_killed_run_goes_on_and_ends_the_same(tmp_path: Path, tiny_models: tuple[str, str], mode: str) -> None:
+    data = tmp_path / "data"
+    RunFolder(str(data)).write_shard(TRAJECTORIES, asyncio.run(experts(48)))
+
+    def start(run: Path) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-c", _DRIVER, str(run), str(data), tiny_models[0], mode]
+        return subprocess.Popen(command, start_new_session=True)
+
+    def found(run: Path) -> list[Selection]:
+        made = RunFolder(str(run)).read(SELECTIONS)
+        return [replace(s, usage=replace(s.usage, cached_tokens=0)) for s in made]
+
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(whole).wait(250) == 0
+    driver = start(killed)
+    end = time.monotonic() + 200
+    while not list(killed.glob("selections/*.parquet")) and time.monotonic() < end:
+        time.sleep(0.01)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+    shards = set(killed.glob("selections/*.parquet"))
+    assert 1 <= len(found(killed)) < 48
+    assert start(killed).wait(250) == 0
+    again = set(killed.glob("selections/*.parquet")) - shards
+    assert len(again) + len(shards) == 48  # one shard a trajectory: none was made twice
+    assert found(killed) == found(whole)
+    figures = RunFolder(str(whole)).finished
+    assert figures is not None
+    assert figures["prefix_cache_hit_rate"] > 0.5

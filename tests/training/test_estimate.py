@@ -1,0 +1,203 @@
+"""The estimate before training: exact where it can be, with a remedy that works, and nothing loaded for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from atlas_ray.cli.main import main
+from atlas_ray.errors import UserError
+from atlas_ray.training.estimate import (
+    Disk,
+    Memory,
+    disk_of,
+    estimate_lines,
+    memory_lines,
+    memory_of,
+    refuse_what_cannot_fit,
+    remedy,
+)
+from atlas_ray.training.metrics import Meter, peak_flops
+from atlas_ray.training.settings import LoraConfig, TrainConfig
+from atlas_ray.training.shape import ModelShape, outline
+from tests.support.solo import run_alone
+from tests.support.tiny import tiny_llama
+from tests.training.test_train_stage import write_data
+from tests.training.test_training import TRAJECTORIES_HERE, a_config, write_base
+
+GB = 2**30
+
+
+def llama_8b(folder: Path, **options: Any) -> TrainConfig:
+    """Llama-3.1-8B's configuration, of which no weights exist here."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"],
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        max_position_embeddings=131072,
+        dtype="bfloat16",
+    ).save_pretrained(folder)
+    return a_config(
+        model=str(folder), **{"dtype": "bfloat16", "micro_batch_tokens": 16384, "max_length": 8192, **options}
+    )
+
+
+def the_memory(config: TrainConfig, cuda: bool = True) -> Memory:
+    return memory_of(config, ModelShape.of(outline(config)), cuda)
+
+
+def test_a_model_is_counted_from_its_configuration_alone(tmp_path: Path) -> None:
+    model = outline(llama_8b(tmp_path))
+    assert all(p.is_meta for p in model.parameters())
+    shape = ModelShape.of(model)
+    assert shape.parameters == shape.trained == 8_030_261_248  # as its model card says: 8.03 B
+    assert shape.tables == 2 * shape.head == 2 * 128256 * 4096
+    assert shape.layer == 2 * 4096 + 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
+    assert (shape.layers, shape.attention, shape.cached) == (32, 4096, 1024)
+    lora = ModelShape.of(outline(llama_8b(tmp_path, lora=LoraConfig(rank=16))))
+    assert lora.trained == 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)) == 41_943_040
+    tied = ModelShape.of(tiny_llama(80))
+    assert tied.tables == tied.head == 80 * 64
+
+
+def test_states_are_exact_and_shared_among_workers(tmp_path: Path) -> None:
+    n = 8_030_261_248
+    for workers in (1, 4):
+        found = the_memory(llama_8b(tmp_path, workers=workers))
+        assert (found.weights, found.gradients, found.moments) == (4 * n / workers, 4 * n / workers, 8 * n / workers)
+    lora = the_memory(llama_8b(tmp_path, lora=LoraConfig(rank=16)))
+    trained = 41_943_040
+    assert lora.states == 2 * n + (4 + 4 + 8) * trained
+    assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, workers=4)).total > lora.total
+
+
+def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path) -> None:
+    kept = the_memory(llama_8b(tmp_path, activation_checkpointing=False))
+    recomputed = the_memory(llama_8b(tmp_path))
+    halved = the_memory(llama_8b(tmp_path, micro_batch_tokens=8192))
+    assert kept.activations > 8 * recomputed.activations
+    assert recomputed.activations == pytest.approx(2 * halved.activations)
+    assert halved.logits == recomputed.logits  # a chunk has 2,048 rows
+
+
+@pytest.mark.parametrize(
+    ("options", "have", "says"),
+    [
+        ({"workers": 4, "micro_batch_tokens": 98304}, 80, "set micro_batch_tokens: "),
+        ({"workers": 4, "activation_checkpointing": False}, 80, "set activation_checkpointing: true"),
+        ({"workers": 1}, 80, "set micro_batch_tokens: 8192, workers: 2; or micro_batch_tokens: 8192, lora: {rank"),
+        ({"workers": 1}, 4, "use a smaller model, or a device with more memory"),
+    ],
+)
+def test_the_remedy_names_keys_and_values_that_fit(
+    tmp_path: Path, options: dict[str, Any], have: int, says: str
+) -> None:
+    config = llama_8b(tmp_path, **options)
+    assert the_memory(config).total > have * GB
+    assert remedy(config, cuda=True, have=have * GB).startswith(says)
+
+
+def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> None:
+    config = llama_8b(tmp_path, memory_gb=80)
+    with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*workers: "):
+        refuse_what_cannot_fit(config, torch.device("cpu"))
+    [line] = memory_lines(config.model_copy(update={"workers": 2, "activation_checkpointing": False}))
+    assert "of 80.0 GB: may not fit; set activation_checkpointing: true" in line
+    [line] = memory_lines(config.model_copy(update={"workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))
+    assert line.endswith("of 999.0 GB: fits")
+
+
+def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_path: Path) -> None:
+    """Four A100s of 40 GB, and the paper's of 80."""
+    config = llama_8b(tmp_path, workers=4, use_gpu=True, memory_gb=40)
+    assert the_memory(config).states < 40 * GB < the_memory(config).total
+    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*workers: 8"):
+        memory_lines(config)
+    [line] = memory_lines(config.model_copy(update={"memory_gb": 48}))
+    assert "of 48.0 GB: may not fit; set " in line
+    [line] = memory_lines(config.model_copy(update={"memory_gb": 80}))
+    assert line.endswith("of 80.0 GB: fits")
+
+
+def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
+    base, data = write_base(tmp_path / "base"), write_data(tmp_path)
+    config = a_config(model=base, data=data, epochs=2, validation_fraction=0.3, selection=str(tmp_path / "none"))
+    note, counts, work, memory, disk = estimate_lines(config)
+    assert note.endswith("is not finished: counted as if all steps were chosen")
+    assert counts.startswith("5 trajectories, 2 held back; ")
+    assert work.startswith("4 optimizer steps in 2 epochs: ")
+    assert "GPU-hours if an MFU of 40% is reached (A100, 312 TFLOP/s)" in work
+    assert memory.endswith("GB: fits")
+    assert disk.startswith("disk: at most 0.0 GB")
+
+
+def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tmp_path: Path) -> None:
+    n, trained = 8_030_261_248, 41_943_040
+
+    def the_disk(**options: Any) -> Disk:
+        config = llama_8b(tmp_path, **options)
+        return disk_of(config, ModelShape.of(outline(config)))
+
+    full, kept, lora = the_disk(), the_disk(keep_checkpoint=True), the_disk(lora=LoraConfig(rank=16))
+    assert (full.peak, full.finished) == (2 * n + 2 * 12 * n, 2 * n)  # 194 GB and 16 GB
+    assert (kept.peak, kept.finished) == (full.peak, (2 + 12) * n)
+    assert (lora.peak, lora.finished) == (2 * n + 2 * 12 * trained, 2 * n)
+    assert the_disk(lora=LoraConfig(rank=16, export="adapter")).finished == 4 * trained
+    assert str(full) == (
+        "disk: at most 194.4 GB (the model, 15.0, and two checkpoints of 89.7; one being written is in the hosts' "
+        "memory too), 15.0 GB when it is finished"
+    )
+
+
+def test_a_state_on_disk_is_as_large_as_it_is_said(tmp_path: Path) -> None:
+    for optimizer in ("adam", "muon"):
+        config = a_config(optimizer=optimizer, run=str(tmp_path / optimizer), model=write_base(tmp_path / "base"))
+        run_alone(config, TRAJECTORIES_HERE, None)
+        written = sum(file.stat().st_size for file in (tmp_path / optimizer / "checkpoints").rglob("*.distcp"))
+        said = disk_of(config, ModelShape.of(outline(config))).checkpoint
+        assert said < written < said + 200_000  # torch's own words around each of some hundred tensors
+
+
+def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base, data = write_base(tmp_path / "base"), write_data(tmp_path)
+    run = tmp_path / "run"
+    keys = [
+        f"model={base}",
+        "max_length=500",
+        "global_batch=3",
+        "epochs=1",
+        "lora.rank=4",
+        "memory_gb=2",
+        "use_gpu=false",
+    ]
+    with pytest.raises(SystemExit) as ended:
+        main(["train", "--data", data.path, "--run", str(run), "--dry-run", *(p for k in keys for p in ("--set", k))])
+    assert ended.value.code == 0
+    said = capsys.readouterr().out
+    assert "# 3 optimizer steps in 1 epochs" in said
+    assert "# memory of a worker: about " in said
+    assert "of 2.0 GB: fits" in said
+    assert not run.exists()
+
+
+def test_mfu_is_what_was_needed_of_what_the_devices_could() -> None:
+    assert peak_flops("NVIDIA H200") == 989e12
+    assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
+    assert peak_flops("NVIDIA L4") == 121e12
+    assert peak_flops("NVIDIA L40S") == 362e12
+    assert peak_flops("Something else") is None
+    meter = Meter(torch.device("cpu"), world=2, dtype="bfloat16")
+    step = {"flops": 3e12, "seconds": 2.0}
+    assert meter.complete(step)["mfu"] is None
+    assert meter.complete(step)["memory_gb"] > 0.05
+    meter._peak = 1e12
+    assert meter.complete(step)["mfu"] == 0.75
