@@ -77,7 +77,7 @@ class Stage(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:  # noqa: B027
         """Ends what the stage holds; `failed` is None where every selection has been written."""
 
 
