@@ -107,7 +107,7 @@ def select(
     cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
     settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
-        from atlas_ray.selection.llm.estimate import estimate_lines
+        from atlas_ray.selection.estimate import estimate_lines
 
         return _show(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
