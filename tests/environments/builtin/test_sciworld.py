@@ -12,8 +12,8 @@ import pytest
 from atlas_ray.environments.builtin.sciworld import machines
 from atlas_ray.environments.builtin.sciworld.machines import PER_MACHINE, Simulator
 from atlas_ray.environments.builtin.sciworld.make_paths import LONGEST, played
+from atlas_ray.environments.builtin.sciworld.simulator import SciWorld
 from atlas_ray.environments.builtin.sciworld.tasks import N_TEST, N_TRAIN, Game, aim, games, paths
-from atlas_ray.environments.builtin.sciworld.world import SciWorld
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import EnvironmentFailure, UserError
 from tests.support.absent import absent
