@@ -48,13 +48,13 @@ class Asked(Protocol):
     """Settings that say which model is asked, and how."""
 
     @property
-    def model(self) -> str: ...  # noqa: D102
+    def model(self) -> str: ...
     @property
-    def engine(self) -> EngineConfig | None: ...  # noqa: D102
+    def engine(self) -> EngineConfig | None: ...
     @property
-    def mode(self) -> str: ...  # noqa: D102
+    def mode(self) -> str: ...
     @property
-    def prices_file(self) -> str | None: ...  # noqa: D102
+    def prices_file(self) -> str | None: ...
 
 
 def price_of(config: Asked) -> Price | None:
