@@ -291,7 +291,7 @@ async def count_turns() -> int:
     for env, number in TASKS.items():
         for task in get(env).tasks("test", number):
             policy, session = ScriptedPolicy("novice"), LocalSession(get(env))
-            turns += (await run_episode(policy, session, task, sampling=Sampling(), seed=0)).rounds
+            turns += (await run_episode(policy, session, EpisodeRequest(task, Sampling(), seed=0))).rounds
     return turns
 
 

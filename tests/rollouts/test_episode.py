@@ -13,7 +13,7 @@ from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import ContextOverflow, EnvironmentFailure, ModelFailure
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Task, Usage
 
@@ -83,8 +83,9 @@ def answers(count: int) -> list[str]:
 
 
 async def play(policy: Policy, session: Counter, **given: object) -> Episode:
-    options: dict[str, object] = {"sampling": Sampling(), "seed": 5} | given
-    return await run_episode(policy, session, TASK, **options)  # type: ignore[arg-type]
+    limits: Any = given.pop("limits", None)
+    asked: Any = EpisodeRequest
+    return await run_episode(policy, session, asked(**{"task": TASK, "sampling": Sampling(), "seed": 5} | given), limits)
 
 
 async def test_an_episode_from_scratch() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.rollouts.backlog import MAX_DEATHS, Attempt, Backlog
+from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, Backlog
 
 
 def backlog(in_flight: int, requests: int) -> Backlog:
