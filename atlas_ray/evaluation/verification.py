@@ -25,8 +25,8 @@ from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.guided import GivenTurn
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.guided import GivenTurn
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import loading

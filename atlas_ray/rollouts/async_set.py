@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Generic
 
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.rollouts.replica import Request, Result
 from atlas_ray.rollouts.replica_set import ReplicaSet
 
@@ -34,7 +34,7 @@ class AsyncReplicaSet(Generic[Request, Result]):
         self._stopping = False
 
     async def result(self, request: Request) -> Result:
-        """A request's result. The object must be another one than that of any request in flight.
+        """A request's result; raised where it is an error. The object must be another one than any in flight.
 
         Raises:
             AtlasError: If the replicas do not start or keep dying.
@@ -72,13 +72,16 @@ class AsyncReplicaSet(Generic[Request, Result]):
 
     def _work(self) -> None:
         try:
-            self.replicas = self.replicas or self._make()
-            for request, result in self.replicas.run(self._source(), waiting=True):
+            if self.replicas is None:
+                self.replicas = self._make()
+                self.replicas.is_woken = True
+            for request, result in self.replicas.run(self._source()):
                 self._tell(id(request), result)
-        except BaseException as error:
-            self._error = error
+        except BaseException as error:  # noqa: BLE001 (all who wait are told)
+            # what ends all replicas is no failure of one request
+            self._error = AtlasError(error.what, error.remedy) if isinstance(error, ModelFailure) else error
             for key in list(self._futures):
-                self._tell(key, error)
+                self._tell(key, self._error)
 
     def _source(self) -> Iterator[Request | None]:
         """Requests as they come in; those that nobody waits for any longer are passed over."""

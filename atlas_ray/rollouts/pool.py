@@ -22,8 +22,6 @@ from atlas_ray.rollouts.replica_set import ReplicaSet
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.types import Episode, StopReason
 
-__all__ = ["EpisodeRequest", "FixedSpec", "PolicySpec", "RolloutPool"]
-
 PolicySpec = ModelSpec[Policy]
 
 
@@ -130,13 +128,14 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
             **given,
         )
 
-    def run(
-        self, requests: Iterable[EpisodeRequest | None], *, waiting: bool = False
-    ) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
+    def run(self, requests: Iterable[EpisodeRequest | None]) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
         """See `ReplicaSet.run`; a `UserError` where an environment or a task of a request cannot be played."""
         # numbers are looked up here, for the files that tell them may lie on this machine alone
-        known = (r and replace(r, task=numbered(r.task, self._environments)) for r in requests)
-        return super().run(known, waiting=waiting)
+        return super().run(r and self._numbered(r) for r in requests)
+
+    def _numbered(self, request: EpisodeRequest) -> EpisodeRequest:
+        task = numbered(request.task, self._environments)
+        return request if task is request.task else replace(request, task=task)
 
     def _is_spoilt(self, episode: Episode) -> bool:
         return episode.stop_reason.is_infrastructure

@@ -108,7 +108,7 @@ class Replica(ABC, Generic[Request, Result]):
             self._results.append((number, AtlasError(f"a replica failed: {type(error).__name__}: {error}", AGAIN)))
         self._some.set()
 
-    def _show(self) -> None:  # noqa: B027 (what a kind of replica tells Ray's metrics, if anything)
+    def _show(self) -> None:
         """Tells how much is in flight."""
 
     async def load(self, spec: ModelSpec[Any]) -> int | None:

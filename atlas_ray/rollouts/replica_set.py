@@ -92,6 +92,7 @@ class ReplicaSet(Generic[Request, Result]):
     Attributes:
         restarts: Replicas replaced so far.
         context: Tokens that a conversation may have; None where the model does not know.
+        is_woken: Whether `wake` is called when a source that waits has requests again; else it waits for results alone.
     """
 
     replica: ClassVar[str] = "replica"  # what people call one
@@ -116,7 +117,7 @@ class ReplicaSet(Generic[Request, Result]):
         self.restarts = self._deaths_in_a_row = 0
         self.context: int | None = None
         self._events: queue.SimpleQueue[_Event[Request] | None] = queue.SimpleQueue()
-        self._stopped = False
+        self.is_woken = self._stopped = False
         self._numbers, self._sent = count(), 0.0
         self._meter = Meter()
         self._handles = list[ReplicaHandle[Request]]()
@@ -127,16 +128,13 @@ class ReplicaSet(Generic[Request, Result]):
             self.close()
             raise
 
-    def run(
-        self, requests: Iterable[Request | None], *, waiting: bool = False
-    ) -> Generator[tuple[Request, Result], None, None]:
+    def run(self, requests: Iterable[Request | None]) -> Generator[tuple[Request, Result], None, None]:
         """Works at all requests; each comes back once, with its result, as they finish.
 
         The next request is taken only when a replica has room for it.
 
         Args:
             requests: None among them means: none yet, ask again when another result is there or after `wake`.
-            waiting: Whether `wake` will be called where nothing is in flight and the source has none yet.
 
         Raises:
             AtlasError: If replicas keep dying, or a request cannot be worked at.
@@ -154,7 +152,7 @@ class ReplicaSet(Generic[Request, Result]):
                 inflight = any(handle.inflight for handle in self._handles)
                 if not inflight and queued.ended:
                     return
-                if not inflight and free and queued.next_due is None and not waiting:
+                if not inflight and free and queued.next_due is None and not self.is_woken:
                     raise ValueError("the source of requests waits, but nothing is in flight")
                 due = queued.next_due if free else None  # without room, an event has to tell of some first
                 for handle, attempt, end in self._next_completions(due):
@@ -352,16 +350,15 @@ class ReplicaSet(Generic[Request, Result]):
             raise cause_of(error) from None
         return []
 
-    def _completions(
-        self, event: _Event[Request], error: BaseException | None
-    ) -> list[Completion[Request, Result]]:
+    def _completions(self, event: _Event[Request], error: BaseException | None) -> list[Completion[Request, Result]]:
         """The attempts that a call tells of: ended as it says, or all that it was for where it failed."""
         handle, ends = event.handle, []
         if event.call == "completed":
             handle.asked = False
         if error is not None:
             death = is_death(error)
-            ends = [(number, error) for number in (handle.inflight if death else event.numbers or list(handle.inflight))]
+            numbers = handle.inflight if death else event.numbers or handle.inflight
+            ends = [(number, error) for number in numbers]
             if death:
                 self._replace(handle, error)
         elif event.call == "completed":

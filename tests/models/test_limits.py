@@ -16,6 +16,7 @@ from atlas_ray.evaluation import stage, verification
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder, config_digest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
@@ -80,11 +81,12 @@ def test_a_stage_makes_its_pool_with_its_limits(
     asyncio.run(write_data(tmp_path))
     made: list[LimitsConfig] = []
 
-    def pool(*_: Any, limits: LimitsConfig, **__: Any) -> None:
-        made.append(limits)
-        raise PoolMadeError
+    class Pool(RolloutPool):
+        def __init__(self, *_: Any, limits: LimitsConfig, **__: Any) -> None:
+            made.append(limits)
+            raise PoolMadeError
 
-    monkeypatch.setattr(module, "RolloutPool", pool)
+    monkeypatch.setattr(module, "RolloutPool", Pool)
     for place in (module, "atlas_ray.cluster.connection"):
         monkeypatch.setattr(f"{getattr(place, '__name__', place)}.connect", lambda _: None, raising=False)
     with pytest.raises(PoolMadeError):

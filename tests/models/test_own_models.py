@@ -42,7 +42,9 @@ def trajectories() -> list[Trajectory]:
         tasks = [
             t for env in ("maze", "wordle", "textcraft", "blocksworld") for t in registry.get(env).tasks("train", 25)
         ]
-        plays = (run_episode(policy, LocalSession(registry.get(t.env)), EpisodeRequest(t, Sampling(), seed=0)) for t in tasks)
+        plays = (
+            run_episode(policy, LocalSession(registry.get(t.env)), EpisodeRequest(t, Sampling(), seed=0)) for t in tasks
+        )
         return [to_trajectory(await episode) for episode in plays]
 
     return asyncio.run(play())

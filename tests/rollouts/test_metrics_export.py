@@ -12,8 +12,8 @@ import pytest
 
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.metrics import METRICS
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.metrics import METRICS
 from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 

@@ -1,4 +1,4 @@
-"""What a pool plays next: attempts that replicas died under in ever smaller company, then what is new."""
+"""What replicas do next: attempts that replicas died under, ever fewer at once, then new requests."""
 
 from __future__ import annotations
 
@@ -7,83 +7,81 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, Backlog
+from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
 
 
-def backlog(in_flight: int, requests: int) -> Backlog:
+def queue_of(in_flight: int, requests: int) -> RetryQueue[Any]:
     source: Any = iter(range(requests))
-    return Backlog(source, in_flight)
+    return RetryQueue(source, in_flight)
 
 
-def taken(held: Backlog, most: int) -> list[Attempt]:
-    return [attempt for _ in range(most) if (attempt := held.take()) is not None]
+def taken(queued: RetryQueue[Any], most: int) -> list[Attempt[Any]]:
+    return [attempt for _ in range(most) if (attempt := queued.take()) is not None]
 
 
-def die(held: Backlog, attempts: list[Attempt]) -> None:
+def die(queued: RetryQueue[Any], attempts: list[Attempt[Any]]) -> None:
     for attempt in attempts:
         attempt.deaths += 1
-        held.land(attempt, again=True)
+        queued.on_done(attempt, again=True)
 
 
-@pytest.mark.parametrize(
-    ("in_flight", "companies"), [(1, [1, 1, 1]), (8, [4, 2, 1]), (32, [10, 3, 1]), (256, [42, 7, 1])]
-)
-def test_company_shrinks_with_each_death_until_one_flies_alone(in_flight: int, companies: list[int]) -> None:
-    held = backlog(in_flight, in_flight)
-    flying, found = taken(held, in_flight), []
+@pytest.mark.parametrize(("in_flight", "limits"), [(1, [1, 1, 1]), (8, [4, 2, 1]), (32, [10, 3, 1]), (256, [42, 7, 1])])
+def test_quarantine_limit_shrinks_with_each_death_to_one(in_flight: int, limits: list[int]) -> None:
+    queued = queue_of(in_flight, in_flight)
+    inflight, found = taken(queued, in_flight), []
     for deaths in range(1, MAX_DEATHS):
-        die(held, flying)
-        # those that died less often fly beside, and do not wait
-        flying = [attempt for attempt in taken(held, in_flight) if attempt.deaths == deaths]
-        found.append(len(flying))
-    assert found == companies
+        die(queued, inflight)
+        # those that died less often are in flight beside them, and do not wait
+        inflight = [attempt for attempt in taken(queued, in_flight) if attempt.deaths == deaths]
+        found.append(len(inflight))
+    assert found == limits
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 3, 100, 1000, 4096])
-def test_the_last_is_alone_however_many_fly(in_flight: int) -> None:
-    held = backlog(in_flight, 2)
-    suspects = taken(held, 2)
-    for suspect in suspects:
-        suspect.deaths = MAX_DEATHS - 2
-    die(held, suspects)
-    assert taken(held, 2) == suspects[:1]
-    held.land(suspects[0], again=False)
-    assert taken(held, 2) == suspects[1:]
+def test_last_attempt_is_alone_whatever_number_is_in_flight(in_flight: int) -> None:
+    queued = queue_of(in_flight, 2)
+    quarantined = taken(queued, 2)
+    for one in quarantined:
+        one.deaths = MAX_DEATHS - 2
+    die(queued, quarantined)
+    assert taken(queued, 2) == quarantined[:1]
+    queued.on_done(quarantined[0], again=False)
+    assert taken(queued, 2) == quarantined[1:]
 
 
-def test_what_a_death_left_comes_before_what_is_new_and_nothing_is_lost() -> None:
-    held = backlog(8, 20)
-    first = taken(held, 8)
-    die(held, first)
-    assert held.waiting == 8
-    flying = taken(held, 8)
-    assert flying[:4] == first[:4]
-    assert all(attempt.deaths == 0 for attempt in flying[4:])
+def test_quarantined_attempts_come_before_new_requests_and_none_is_lost() -> None:
+    queued = queue_of(8, 20)
+    first = taken(queued, 8)
+    die(queued, first)
+    assert queued.waiting == 8
+    inflight = taken(queued, 8)
+    assert inflight[:4] == first[:4]
+    assert all(attempt.deaths == 0 for attempt in inflight[4:])
     played = 0
-    while flying:
-        held.land(flying.pop(0), again=False)
+    while inflight:
+        queued.on_done(inflight.pop(0), again=False)
         played += 1
-        flying += taken(held, 1)
-    assert (played, held.waiting, held.ended) == (20, 0, True)
+        inflight += taken(queued, 1)
+    assert (played, queued.waiting, queued.ended) == (20, 0, True)
 
 
 @pytest.mark.parametrize("in_flight", [1, 2, 5, 32])
 @pytest.mark.parametrize("seed", range(5))
-def test_one_that_kills_is_given_up_alone(in_flight: int, seed: int) -> None:
-    rng, held = random.Random(seed), backlog(in_flight, 100)
+def test_request_that_kills_replicas_is_given_up_alone(in_flight: int, seed: int) -> None:
+    rng, queued = random.Random(seed), queue_of(in_flight, 100)
     killer, given_up, played = rng.randrange(100), list[Any](), list[Any]()
-    flying = list[Attempt]()
-    while flying := flying + taken(held, in_flight - len(flying)):
-        one = flying.pop(rng.randrange(len(flying)))
+    inflight = list[Attempt[Any]]()
+    while inflight := inflight + taken(queued, in_flight - len(inflight)):
+        one = inflight.pop(rng.randrange(len(inflight)))
         if one.request != killer:
-            held.land(one, again=False)
+            queued.on_done(one, again=False)
             played.append(one.request)
             continue
-        dead, flying = [one, *flying], []
+        dead, inflight = [one, *inflight], []
         for attempt in dead:
             attempt.deaths += 1
-            held.land(attempt, again=attempt.deaths < MAX_DEATHS)
+            queued.on_done(attempt, again=attempt.deaths < MAX_DEATHS)
             given_up += [attempt.request] if attempt.deaths == MAX_DEATHS else []
-    assert held.ended
+    assert queued.ended
     assert given_up == [killer]
     assert sorted(played) == [n for n in range(100) if n != killer]
