@@ -46,7 +46,7 @@ class EpisodeReplica(Replica[EpisodeRequest, Episode]):
         self._meter = Meter()
 
     async def _answer(self, request: EpisodeRequest) -> Episode:
-        """Raises `UserError` if the environment is unknown, or has neither a server nor a built-in world."""
+        """Raises `UserError` if the environment is unknown, or has neither a server nor a built-in simulator."""
         session = open_session(get(request.task.env), self._environments)
         try:
             episode = await run_episode(self._model, session, request, self._limits)
