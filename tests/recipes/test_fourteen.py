@@ -55,7 +55,8 @@ def winning(name: str) -> list[str]:
 
 async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
     task = Task(session.spec.name, f"{session.spec.name}_{index}")
-    return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options))
+    limits = options.pop("limits", None)
+    return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)
 
 
 OPENINGS = {
