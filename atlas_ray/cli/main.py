@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ from atlas_ray.text import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+_INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's
 
 app = typer.Typer(
     name="atlas",
@@ -371,20 +374,26 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except AtlasError as error:
-        if os.environ.get("ATLAS_VERBOSE"):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if _is_interrupted(error):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would break into Ray's own end
+            typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
+            sys.exit(_INTERRUPTED)
+        if isinstance(error, SystemExit) or os.environ.get("ATLAS_VERBOSE"):
             raise
-        typer.secho(f"atlas: {error}", fg="red", err=True)
-        if isinstance(error, NoAnswer):
-            sys.stdout.flush()
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("ATLAS_VERBOSE"):
-            raise
+        if isinstance(error, AtlasError):
+            typer.secho(f"atlas: {error}", fg="red", err=True)
+            if isinstance(error, NoAnswer):
+                sys.stdout.flush()
+                os._exit(error.exit_code)
+            sys.exit(error.exit_code)
         typer.secho(printable(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}"), fg="red", err=True)
         typer.secho("  run again with `atlas -v ...` for the traceback; what is recorded is kept", err=True)
         sys.exit(1)
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C began what ended in an error: cleaning up may fail on its own account."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
