@@ -1,0 +1,70 @@
+"""Functions over blocks of rows on Ray Data, and what comes out of them: the one way in which stages use it.
+
+Flows in: tables, or a data set, and a function of a table; flows out: tables. An error of ours that stops a worker
+stops the stage, and reaches the driver as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.cluster.connection import AGAIN
+from atlas_ray.errors import AtlasError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+
+def map_on_ray(
+    rows: Dataset | Iterable[pa.Table], function: Callable[..., Any], *args: Any, workers: Any = None, **options: Any
+) -> Dataset:
+    """Maps blocks of rows: one table a block goes in, one or several come out.
+
+    Args:
+        rows: A data set, or tables of blocks; those go into Ray's object store one by one, and what it has no room for
+            goes to disk.
+        function: Of a table; a class where each worker holds something, which is made from `args`.
+        *args: Further arguments of the function, or of the class.
+        workers: Ray's strategy of the pool of workers, of a class.
+        **options: Of `map_batches`: what a worker needs.
+    """
+    import ray
+    from ray.data import DataContext, from_arrow_refs
+
+    # Our own errors, not Ray's around them.
+    DataContext.get_current().raise_original_map_exception = True
+    if isinstance(rows, Iterable) and not hasattr(rows, "map_batches"):
+        refs: Any = [ray.put(table) for table in rows]
+        rows = from_arrow_refs(refs)
+    given: dict[str, Any] = {"fn_constructor_args" if isinstance(function, type) else "fn_args": args}
+    if workers is not None:
+        given["compute"] = workers
+    data: Any = rows
+    mapped: Dataset = data.map_batches(function, batch_size=None, batch_format="pyarrow", **given, **options)
+    return mapped
+
+
+def stream(found: Dataset, doing: str) -> Iterator[pa.Table]:
+    """The blocks of a data set as they are made; none is held here.
+
+    Args:
+        found: What `map_on_ray` gives.
+        doing: What the stage does, for errors.
+
+    Raises:
+        AtlasError: What a worker raised; or Ray's failure, in one line.
+    """
+    import ray
+
+    table: Any
+    try:
+        for table in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield table
+    except ray.exceptions.RayError as error:
+        cause = getattr(error, "cause", None)
+        if isinstance(cause, AtlasError):
+            raise type(cause)(cause.what, cause.remedy) from None
+        why = str(error).strip().splitlines()[-1]
+        raise AtlasError(f"{doing} failed: {why}", AGAIN) from error
