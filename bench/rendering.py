@@ -114,7 +114,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     marks.append(time.monotonic())
     trajectories = read_trajectories(data)
     config = TrainConfig(
-        run=str(folder / "train"), data=data, model=model, workers=workers, ray=RayConfig(num_cpus=CORES)
+        run=str(folder / "train"), data=data, model=model, num_workers=workers, ray=RayConfig(num_cpus=CORES)
     )
     chat = ChatFormat.load(model)
     marks.append(time.monotonic())
@@ -124,8 +124,8 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     marks.append(time.monotonic())
     examples = prepared.examples
     lengths, micro_batches, packed = [e.length for e in examples], 0, 0
-    for step in range(1, total_steps(len(examples), config.global_batch, 1) + 1):
-        batch = global_batch_of(step, len(examples), config.global_batch, SEED)
+    for step in range(1, total_steps(len(examples), config.global_batch_size, 1) + 1):
+        batch = global_batch_of(step, len(examples), config.global_batch_size, SEED)
         for share in plan(batch, lengths, lengths, workers, config.micro_batch_tokens):
             for micro_batch in share:
                 packed += collate([examples[i] for i in micro_batch], config.loss).ids.numel()

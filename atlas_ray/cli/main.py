@@ -12,7 +12,7 @@ import typer
 from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
-from atlas_ray.errors import AtlasError, NoAnswer
+from atlas_ray.errors import AtlasError, StorageTimeout
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -372,7 +372,7 @@ def main(arguments: list[str] | None = None) -> None:
         if os.environ.get("ATLAS_VERBOSE"):
             raise
         typer.secho(f"atlas: {error}", fg="red", err=True)
-        if isinstance(error, NoAnswer):
+        if isinstance(error, StorageTimeout):
             sys.stdout.flush()
             os._exit(error.exit_code)
         sys.exit(error.exit_code)

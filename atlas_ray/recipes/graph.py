@@ -209,8 +209,8 @@ class Recipe:
         engine = self._engine(None if "model" in selector.model_fields_set else start)
         if isinstance(selector, ValueSelector):
             own["engine"] = engine.model_copy(update=_given(selector.engine))
-        elif selector.workers is None and "replicas" in engine.model_fields_set:
-            own["workers"] = engine.replicas * engine.tensor_parallel
+        elif selector.num_workers is None and "replicas" in engine.model_fields_set:
+            own["num_workers"] = engine.replicas * engine.tensor_parallel
         return selector.model_copy(update=own)
 
     def _engine(self, start: BackboneConfig | None = None) -> EngineConfig:

@@ -170,7 +170,7 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
         words += f"; {selector.engine.replicas} engine replica(s)"
     elif isinstance(selector, PerplexitySelector):
         work = Work(read=sum(s.trajectories * s.tokens for s in own.values()))
-        workers = "a worker to each GPU" if selector.workers is None else f"{selector.workers} worker(s)"
+        workers = "a worker to each GPU" if selector.num_workers is None else f"{selector.num_workers} worker(s)"
         words += f"; {number:,.0f} forward passes, one a trajectory; {workers}, {_FORMATS[selector.dtype]}"
     return Line(f"select/{name}", words, work)
 
@@ -184,7 +184,7 @@ def _prompt_tokens(selector: LlmSelector, n_steps: int) -> int:
 
 def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
     config = recipe.train[name]
-    words = f"{config.epochs:g} epochs, {config.workers} worker(s)"
+    words = f"{config.epochs:g} epochs, {config.num_workers} worker(s)"
     if name in recipe.tiny:
         return Line(f"train/{name}", f"{words}, on the novice's trajectories", Work())
     tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
@@ -287,7 +287,7 @@ def _needs(recipe: Recipe) -> list[str]:
     keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}
     models = [m for config in recipe.evaluations.values() for m in config.models.values()]
     keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
-    workers = max((c.workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
+    workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
     if BASE not in recipe.tiny:
         lines.append(f"needs GPUs: {workers} for training, those again for engines")

@@ -14,26 +14,27 @@ from atlas_ray.config import (
     EndpointConfig,
     EngineConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     LimitsConfig,
     RayConfig,
-    Strict,
+    Renamed,
 )
 
 
-class AllSelector(Strict):
+class AllSelector(FrozenConfig):
     """Every step: ordinary fine-tuning on whole trajectories."""
 
     name: Literal["all"] = "all"
 
 
-class RandomSelector(Strict):
+class RandomSelector(FrozenConfig):
     """Steps drawn uniformly (section 4.5.3)."""
 
     name: Literal["random"] = "random"
     ratio: float = Field(0.3, gt=0, le=1)
 
 
-class GoldSelector(Strict):
+class GoldSelector(FrozenConfig):
     """The built-in expert's own annotation, cut to the budget by its ranks."""
 
     name: Literal["gold"] = "gold"
@@ -41,7 +42,7 @@ class GoldSelector(Strict):
     noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
 
 
-class ComplementSelector(Strict):
+class ComplementSelector(FrozenConfig):
     """As many steps as the reference chose, drawn from those it did not choose (section 4.5.1)."""
 
     name: Literal["complement"] = "complement"
@@ -49,28 +50,28 @@ class ComplementSelector(Strict):
     reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
 
 
-class FirstSelector(Strict):
+class FirstSelector(FrozenConfig):
     """The first steps: what a selector must beat to say more than "early"."""
 
     name: Literal["first"] = "first"
     ratio: float = Field(0.3, gt=0, le=1)
 
 
-class LastSelector(Strict):
+class LastSelector(FrozenConfig):
     """The last steps: what a selector must beat to say more than "late"."""
 
     name: Literal["last"] = "last"
     ratio: float = Field(0.3, gt=0, le=1)
 
 
-class FileSelector(Strict):
+class FileSelector(FrozenConfig):
     """Steps from a table made elsewhere or by hand, such as `atlas export-selection` writes."""
 
     name: Literal["file"] = "file"
     path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
 
 
-class PythonSelector(Strict):
+class PythonSelector(FrozenConfig):
     """Steps that a function of the user's names, or scores; see `own.py`."""
 
     name: Literal["python"] = "python"
@@ -79,7 +80,7 @@ class PythonSelector(Strict):
     ratio: float | None = Field(0.3, gt=0, le=1, description="null: no cap on steps; all that score above 0")
 
 
-class CombineSelector(Strict):
+class CombineSelector(FrozenConfig):
     """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
 
     `weighted_rank` takes the steps that the parts rank highest; `union` and `intersection` take what any, or every,
@@ -105,7 +106,7 @@ class CombineSelector(Strict):
         return {**given, "ratio": 0.3} if ranked and given.get("ratio") is None else given
 
 
-class PerplexitySelector(Strict):
+class PerplexitySelector(FrozenConfig):
     """The steps that the base model finds hardest to generate (App. B.2, Eq. 5)."""
 
     name: Literal["perplexity"] = "perplexity"
@@ -116,13 +117,13 @@ class PerplexitySelector(Strict):
     engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
-    workers: Annotated[int | None, PLACEMENT] = Field(
+    num_workers: Annotated[int | None, PLACEMENT, Renamed("workers")] = Field(
         None, ge=1, description="null: one to each GPU of the cluster, one on CPU"
     )
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
 
-class Economy(Strict):
+class Economy(FrozenConfig):
     """Devices of the economical mode, each by itself; see `selection/economy.py`.
 
     Attributes:
@@ -144,7 +145,7 @@ class Economy(Strict):
     sureness: float = Field(0.3, gt=0)
 
 
-class ValueSelector(Strict):
+class ValueSelector(FrozenConfig):
     """Steps after which Monte-Carlo rollouts do better by more than a threshold (section 4.5.4, App. B.3)."""
 
     name: Literal["value"] = "value"
@@ -179,7 +180,7 @@ class SelectorEndpoint(EndpointConfig):
     )
 
 
-class LlmSelector(Strict):
+class LlmSelector(FrozenConfig):
     """An LLM reads the trajectory and names its critical steps (section 3.2, App. D.1)."""
 
     name: Literal["llm"] = "llm"
@@ -250,7 +251,7 @@ SelectorConfig = Annotated[
 ]
 
 
-class SelectConfig(Strict):
+class SelectConfig(FrozenConfig):
     """Critical steps of a data set by one selector."""
 
     run: Annotated[str, PLACEMENT] = "runs/select"

@@ -117,7 +117,7 @@ def train(
     show(prepared, chat)
     for line in memory_lines(config):
         console.print(line)
-    total = total_steps(len(job.examples), config.global_batch, config.epochs)
+    total = total_steps(len(job.examples), config.global_batch_size, config.epochs)
     folder = RunFolder(config.run)
     with open_loggers(config) as log:
 
@@ -209,9 +209,9 @@ def _fit(job: Job, corpus: Corpus) -> int:
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process for nodes that may be taken away
     use_gpu = placement.gpus() > 0 if config.use_gpu is None else config.use_gpu
     need = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
-    remedy = f"lower workers or cpus_per_worker{', leave use_gpu out' if config.use_gpu else ''}, or add nodes"
+    remedy = f"lower num_workers or cpus_per_worker{', leave use_gpu out' if config.use_gpu else ''}, or add nodes"
     labels = placement.labels_for(placement.TRAIN, config.label_selector)
-    placement.require(need, config.workers, "training workers", remedy, labels)
+    placement.require(need, config.num_workers, "training workers", remedy, labels)
     trainer = TorchTrainer(
         _work,  # type: ignore[arg-type]
         train_loop_config={
@@ -223,7 +223,7 @@ def _fit(job: Job, corpus: Corpus) -> int:
         },
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.workers,
+            num_workers=config.num_workers,
             use_gpu=use_gpu,
             resources_per_worker={"CPU": config.cpus_per_worker},
             label_selector=labels or None,  # type: ignore[call-arg]
@@ -239,7 +239,7 @@ def _fit(job: Job, corpus: Corpus) -> int:
     try:
         with (
             _on_sigterm(lambda: folder.write_bytes(STOP, b"")),
-            placement.watched(need, config.workers, "training workers", labels=labels),
+            placement.watched(need, config.num_workers, "training workers", labels=labels),
         ):
             ended = trainer.fit().return_value  # type: ignore[attr-defined]
     except TrainingFailedError as error:
@@ -278,7 +278,7 @@ def _explained(error: Exception, config: TrainConfig) -> AtlasError:
     text = str(cause).strip()
     line = text.splitlines()[-1] if text else type(cause).__name__
     if "out of memory" in text.lower() or "OutOfMemory" in text:
-        remedy = f"lower micro_batch_tokens ({config.micro_batch_tokens}) or max_length, or add workers"
+        remedy = f"lower micro_batch_tokens ({config.micro_batch_tokens}) or max_length, or raise num_workers"
     elif "died" in text or "ActorDied" in type(cause).__name__:
         remedy = "look for a lost node or a lack of memory, then run again: training goes on from the last checkpoint"
     else:

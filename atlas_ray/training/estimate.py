@@ -77,7 +77,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         cuda: Whether workers have GPUs, where layers are recomputed unless the configuration says otherwise.
     """
     each = 2 if config.dtype == "bfloat16" else 4
-    frozen, workers = shape.parameters - shape.trained, config.workers
+    frozen, workers = shape.parameters - shape.trained, config.num_workers
     moments = _moments(config, shape)
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")
@@ -175,7 +175,7 @@ def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
     batches = list(_smaller_batches(config, cuda))
     found = [next((b for b in batches if fits(b)), None)]
     if found[0] is None and config.optimizer == "adam":
-        more = [batches[-1] | {"workers": w} for w in _doublings(config.workers)]
+        more = [batches[-1] | {"num_workers": w} for w in _doublings(config.num_workers)]
         found = [next((m for m in more if fits(m)), None)]
         if config.lora is None:
             lora = {"lora": LoraConfig()}
@@ -230,14 +230,14 @@ def _judge(config: TrainConfig, cuda: bool, have: float | None) -> str:
         return f"{line}; set memory_gb to have it checked against a device"
     if need.states > have:
         raise UserError(
-            f"{config.model} needs {need.states / _GB:.1f} GB on each of {config.workers} worker(s) for weights, "
+            f"{config.model} needs {need.states / _GB:.1f} GB on each of {config.num_workers} worker(s) for weights, "
             f"gradients and moments alone, and has {have / _GB:.1f} GB",
             remedy(config, cuda, have),
         )
     if cuda and need.total > _SURELY * have:
         raise UserError(
-            f"{config.model} needs about {need.total / _GB:.1f} GB on each of {config.workers} worker(s) at the worst "
-            f"moment of a step ({need}), and has {have / _GB:.1f} GB",
+            f"{config.model} needs about {need.total / _GB:.1f} GB on each of {config.num_workers} worker(s) at the "
+            f"worst moment of a step ({need}), and has {have / _GB:.1f} GB",
             f"{remedy(config, cuda, have)}; or set memory_gb to what you know to be enough",
         )
     if need.total > have:
@@ -256,7 +256,7 @@ def _device_memory(config: TrainConfig, device: torch.device) -> float | None:
     here = os.environ.get("LOCAL_WORLD_SIZE")
     if here is None and (config.ray.address or os.environ.get("RAY_ADDRESS")):
         return None  # the workers' machines are others
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(here or config.workers)
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(here or config.num_workers)
 
 
 def estimate_lines(config: TrainConfig) -> list[str]:
@@ -299,7 +299,7 @@ def estimate_lines(config: TrainConfig) -> list[str]:
         device, peak = _PAPERS_GPU, peak_flops(_PAPERS_GPU) or math.nan
     hours = operations / (_MFU * peak) / 3600
     lines.append(
-        f"{total_steps(count, config.global_batch, config.epochs)} optimizer steps in {config.epochs:g} epochs: "
+        f"{total_steps(count, config.global_batch_size, config.epochs)} optimizer steps in {config.epochs:g} epochs: "
         f"{operations:.3g} operations, {hours:.2g} GPU-hours if an MFU of {_MFU:.0%} is reached "
         f"({device}, {peak / 1e12:.0f} TFLOP/s)"
     )

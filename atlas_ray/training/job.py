@@ -12,7 +12,7 @@ from typing import Any
 
 from atlas_ray.address import below
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.runs.folder import RunFolder, config_digest
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.data.batching import total_steps
 from atlas_ray.training.data.corpus import Corpus, Render, open_corpus
 from atlas_ray.training.data.examples import Prepared, prepare
@@ -52,7 +52,7 @@ def figures_of(prepared: Prepared, job: Job, folder: RunFolder) -> dict[str, Any
     """What `finished.json` says, but for the time."""
     statistics = prepared.statistics
     figures = {
-        "train_steps": total_steps(len(job.examples), job.config.global_batch, job.config.epochs),
+        "train_steps": total_steps(len(job.examples), job.config.global_batch_size, job.config.epochs),
         "trajectories": len(job.examples),
         "dropped": statistics.dropped + prepared.unselected,
         "steps_lost": statistics.steps_lost,
@@ -80,7 +80,7 @@ def drop_checkpoints(config: TrainConfig) -> None:
 
 def _digest(config: TrainConfig, examples: Sequence[Example]) -> str:
     """Of all that shapes a run's states: configuration and data."""
-    digest = hashlib.sha256(config_digest(config).encode())
+    digest = hashlib.sha256(RunFolder(config.run).digest(config).encode())
     for example in examples:
         digest.update(example.ids.tobytes() + example.loss_mask.tobytes())
     return digest.hexdigest()[:12]

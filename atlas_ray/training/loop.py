@@ -102,7 +102,9 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     if config.optimizer == "adam":
         return [adam([p for p in module.parameters() if p.requires_grad])]
     if rank_and_world()[1] > 1:
-        raise UserError("muon needs whole matrices, which several workers split", "set workers: 1 or optimizer: adam")
+        raise UserError(
+            "muon needs whole matrices, which several workers split", "set num_workers: 1 or optimizer: adam"
+        )
     layers = next(m for m in module.model.get_decoder().modules() if isinstance(m, nn.ModuleList))
     matrices = [p for p in layers.parameters() if p.ndim == 2]
     held = {id(p) for p in matrices}
@@ -156,8 +158,8 @@ def fit(
         AtlasError: If the loss or the gradient is no longer finite; the weights are those of the step before.
     """
     rank, world = rank_and_world()
-    total = total_steps(len(examples), config.global_batch, config.epochs)
-    epoch_steps = math.ceil(len(examples) / config.global_batch)
+    total = total_steps(len(examples), config.global_batch_size, config.epochs)
+    epoch_steps = math.ceil(len(examples) / config.global_batch_size)
     lengths = [example.length for example in examples]
     flops = Flops.of(module.model)
     costs = [flops.of_example(example.length, example.loss_tokens) for example in examples]
@@ -167,7 +169,7 @@ def fit(
     for step in range(done + 1, total + 1):
         started = time.monotonic()
         torch.manual_seed(derive_seed(config.seed, "step", step, rank))
-        batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
+        batch = global_batch_of(step, len(examples), config.global_batch_size, config.seed)
         members = [examples[i] for i in batch]
         count = units(members, config.loss)
         factor = schedule(step, total, config.warmup_ratio)
@@ -183,7 +185,7 @@ def fit(
             # FSDP averages gradients over processes; the loss is a sum over all of them.
             (loss * (world / count)).backward()
             nll += loss.detach()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if world > 1:

@@ -2,9 +2,9 @@
 
     torchrun --nproc-per-node 4 -m atlas_ray.training.torchrun --config train.yaml --set run=runs/mine
 
-Flows in: the configuration of `atlas train`; flows out: what `atlas train` writes. `workers` is torchrun's to say. The
-run folder must be a URI, or a path that all nodes share. A SIGTERM to torchrun makes a checkpoint and ends the run; the
-same command goes on from there.
+Flows in: the configuration of `atlas train`; flows out: what `atlas train` writes. `num_workers` is torchrun's to say.
+The run folder must be a URI, or a path that all nodes share. A SIGTERM to torchrun makes a checkpoint and ends the run;
+the same command goes on from there.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def train_here(config: TrainConfig) -> None:
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     reached = run_worker(job, local_device(_gpu(config)), lambda: bool(stopping))
-    total = total_steps(len(job.examples), config.global_batch, config.epochs)
+    total = total_steps(len(job.examples), config.global_batch_size, config.epochs)
     if reached < total:
         raise Stopped(f"training stopped at step {reached} of {total} (SIGTERM)", "the same command goes on from there")
     if first:

@@ -136,7 +136,9 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
         on_step=note,
         on_checkpoint=save,
     )
-    if config.keep == "last" and reached == loop.total_steps(len(job.examples), config.global_batch, config.epochs):
+    if config.keep == "last" and reached == loop.total_steps(
+        len(job.examples), config.global_batch_size, config.epochs
+    ):
         export()
     checkpoints.wait()
     return reached

@@ -145,7 +145,7 @@ def test_the_8b_model_fits_the_cards_that_train_it(name: str, tmp_path: Path) ->
     from tests.training.test_estimate import llama_8b
 
     settings = load_recipe(str(ROOT / "jobs" / "paper.yaml")).train
-    config = llama_8b(tmp_path, workers=settings["workers"], max_length=settings["max_length"])
+    config = llama_8b(tmp_path, num_workers=settings["num_workers"], max_length=settings["max_length"])
     need = memory_of(config, ModelShape.of(outline(config)), cuda=True).total / 2**30
     card = MACHINES[machine(cloud(name)["available_node_types"]["train"])][3]
     assert 48 < need < 0.9 * card

@@ -82,8 +82,8 @@ def episodes(folder: Path) -> list[Any]:
 
 def training(folder: Path, model: str) -> dict[str, Any]:
     """120 steps of 4; a worker fills a node."""
-    plain = {"epochs": 6, "global_batch": 4, "checkpoint_steps": 10, "max_length": 1024, "learning_rate": 1e-3}
-    workers = {"workers": 2, "cpus_per_worker": 2, "dtype": "float32", "keep_checkpoint": True}
+    plain = {"epochs": 6, "global_batch_size": 4, "checkpoint_steps": 10, "max_length": 1024, "learning_rate": 1e-3}
+    workers = {"num_workers": 2, "cpus_per_worker": 2, "dtype": "float32", "keep_checkpoint": True}
     return {"model": model, "data": write_experts(folder, 80)} | plain | workers
 
 

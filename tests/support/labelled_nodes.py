@@ -58,7 +58,7 @@ def groups_of_workers(folder: Path, model: str, labels: dict[str, str] | None) -
 
     distributed._work = work
     try:
-        config = a_config(run=str(folder / "run"), model=model, workers=2, epochs=1, label_selector=labels)
+        config = a_config(run=str(folder / "run"), model=model, num_workers=2, epochs=1, label_selector=labels)
         distributed.train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     finally:
         distributed._work = inner

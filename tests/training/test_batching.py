@@ -25,22 +25,22 @@ def an_example(length: int, *spans: tuple[int, int], first_id: int = 5, name: st
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=1, max_size=40),
-    global_batch=st.integers(1, 12),
+    global_batch_size=st.integers(1, 12),
     ranks=st.integers(1, 4),
     budget=st.integers(16, 600),
     seed=st.integers(0, 9),
 )
 def test_every_token_goes_through_once_an_epoch(
-    lengths: list[int], global_batch: int, ranks: int, budget: int, seed: int
+    lengths: list[int], global_batch_size: int, ranks: int, budget: int, seed: int
 ) -> None:
     examples = [an_example(n, *([(n // 2, n)] if n > 1 else []), name=str(i)) for i, n in enumerate(lengths)]
-    per_epoch = total_steps(len(examples), global_batch, 1)
+    per_epoch = total_steps(len(examples), global_batch_size, 1)
     for epoch in range(2):
         seen: Counter[str] = Counter()
         tokens, targets = 0, 0
         for step in range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1):
-            batch = global_batch_of(step, len(examples), global_batch, seed)
-            assert 1 <= len(batch) <= global_batch
+            batch = global_batch_of(step, len(examples), global_batch_size, seed)
+            assert 1 <= len(batch) <= global_batch_size
             shares = plan(batch, lengths, lengths, ranks, budget)
             assert len({len(share) for share in shares}) == 1
             assert len(shares) == ranks

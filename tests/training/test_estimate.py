@@ -72,12 +72,12 @@ def test_a_model_is_counted_from_its_configuration_alone(tmp_path: Path) -> None
 def test_states_are_exact_and_shared_among_workers(tmp_path: Path) -> None:
     n = 8_030_261_248
     for workers in (1, 4):
-        found = the_memory(llama_8b(tmp_path, workers=workers))
+        found = the_memory(llama_8b(tmp_path, num_workers=workers))
         assert (found.weights, found.gradients, found.moments) == (4 * n / workers, 4 * n / workers, 8 * n / workers)
     lora = the_memory(llama_8b(tmp_path, lora=LoraConfig(rank=16)))
     trained = 41_943_040
     assert lora.states == 2 * n + (4 + 4 + 8) * trained
-    assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, workers=4)).total > lora.total
+    assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, num_workers=4)).total > lora.total
 
 
 def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path) -> None:
@@ -92,10 +92,14 @@ def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "have", "says"),
     [
-        ({"workers": 4, "micro_batch_tokens": 98304}, 80, "set micro_batch_tokens: "),
-        ({"workers": 4, "activation_checkpointing": False}, 80, "set activation_checkpointing: true"),
-        ({"workers": 1}, 80, "set micro_batch_tokens: 8192, workers: 2; or micro_batch_tokens: 8192, lora: {rank"),
-        ({"workers": 1}, 4, "use a smaller model, or a device with more memory"),
+        ({"num_workers": 4, "micro_batch_tokens": 98304}, 80, "set micro_batch_tokens: "),
+        ({"num_workers": 4, "activation_checkpointing": False}, 80, "set activation_checkpointing: true"),
+        (
+            {"num_workers": 1},
+            80,
+            "set micro_batch_tokens: 8192, num_workers: 2; or micro_batch_tokens: 8192, lora: {rank",
+        ),
+        ({"num_workers": 1}, 4, "use a smaller model, or a device with more memory"),
     ],
 )
 def test_the_remedy_names_keys_and_values_that_fit(
@@ -108,19 +112,19 @@ def test_the_remedy_names_keys_and_values_that_fit(
 
 def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> None:
     config = llama_8b(tmp_path, memory_gb=80)
-    with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*workers: "):
+    with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*num_workers: "):
         refuse_what_cannot_fit(config, torch.device("cpu"))
-    [line] = memory_lines(config.model_copy(update={"workers": 2, "activation_checkpointing": False}))
+    [line] = memory_lines(config.model_copy(update={"num_workers": 2, "activation_checkpointing": False}))
     assert "of 80.0 GB: may not fit; set activation_checkpointing: true" in line
-    [line] = memory_lines(config.model_copy(update={"workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))
+    [line] = memory_lines(config.model_copy(update={"num_workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))
     assert line.endswith("of 999.0 GB: fits")
 
 
 def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_path: Path) -> None:
     """Four A100s of 40 GB, and the paper's of 80."""
-    config = llama_8b(tmp_path, workers=4, use_gpu=True, memory_gb=40)
+    config = llama_8b(tmp_path, num_workers=4, use_gpu=True, memory_gb=40)
     assert the_memory(config).states < 40 * GB < the_memory(config).total
-    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*workers: 8"):
+    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*num_workers: 8"):
         memory_lines(config)
     [line] = memory_lines(config.model_copy(update={"memory_gb": 48}))
     assert "of 48.0 GB: may not fit; set " in line
@@ -173,7 +177,7 @@ def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.
     keys = [
         f"model={base}",
         "max_length=500",
-        "global_batch=3",
+        "global_batch_size=3",
         "epochs=1",
         "lora.rank=4",
         "memory_gb=2",

@@ -43,7 +43,7 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
 
     torch.set_num_threads(2)
     data = conversations(12)
-    config = a_config(run=str(tmp_path), model=tiny_models[0], learning_rate=3e-3, epochs=8, global_batch=4)
+    config = a_config(run=str(tmp_path), model=tiny_models[0], learning_rate=3e-3, epochs=8, global_batch_size=4)
     run_alone(config, data, None)
     folder = str(tmp_path / "model")
     model, chat = AutoModelForCausalLM.from_pretrained(folder), ChatFormat(AutoTokenizer.from_pretrained(folder))

@@ -81,7 +81,7 @@ def test_a_stopped_job_has_a_checkpoint_and_the_same_job_goes_on(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    config = a_long_run(tmp_path, epochs=4, global_batch=1, checkpoint_steps=10_000)
+    config = a_long_run(tmp_path, epochs=4, global_batch_size=1, checkpoint_steps=10_000)
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n in range(25) for t in TRAJECTORIES_HERE]
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, many)
     data = {"path": str(tmp_path / "data" / "trajectories")}

@@ -135,7 +135,7 @@ def test_two_workers_train_adapters_as_one(ray_cluster: None, tmp_path: Path) ->
     options: dict[str, Any] = {"model": write_base(tmp_path / "base"), "lora": LORA, "validation_fraction": 0.3}
     alone = a_config(run=str(tmp_path / "one"), **options)
     run_alone(alone, TRAJECTORIES_HERE, SELECTIONS_HERE)
-    two = a_config(run=str(tmp_path / "two"), workers=2, keep="best", **options)
+    two = a_config(run=str(tmp_path / "two"), num_workers=2, keep="best", **options)
     train(two, TRAJECTORIES_HERE, SELECTIONS_HERE)
     np.testing.assert_allclose(small_steps(two), small_steps(alone), rtol=1e-4)
     losses = [[m.get("validation_loss", 0) for m in read_metrics(RunFolder(c.run))] for c in (alone, two)]

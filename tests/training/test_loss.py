@@ -164,7 +164,7 @@ CASES = {
 
 def computed(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step of the loop, on however many processes this is one of."""
-    config = a_config(**{"global_batch": 7, "epochs": 1, "clip": 1e9} | case.options)
+    config = a_config(**{"global_batch_size": 7, "epochs": 1, "max_grad_norm": 1e9} | case.options)
     examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], config.max_length) for t in TRAJECTORIES_HERE]
     model = case.model()
     module = loop.prepare(model, config, CPU)

@@ -70,7 +70,9 @@ def computed(cell: Cell, shard: bool | None) -> dict[str, Any]:
     """Loss, gradients and loss weights of one optimizer step of the loop."""
     dtype, objective, tuned, recomputed = cell
     options: dict[str, Any] = {"dtype": dtype, "loss": objective, "activation_checkpointing": recomputed}
-    config = a_config(global_batch=7, epochs=1, clip=1e9, lora=LORA if tuned == "lora" else None, **options)
+    config = a_config(
+        global_batch_size=7, epochs=1, max_grad_norm=1e9, lora=LORA if tuned == "lora" else None, **options
+    )
     module = loop.prepare(a_model(tuned), config, CPU, shard=shard)
     assert isinstance(module, loop.FSDPModule) is bool(shard)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)

@@ -46,7 +46,7 @@ def _one_thread() -> None:
 def a_long_run(folder: Path, **options: Any) -> TrainConfig:
     """80 steps of 2 an epoch; a checkpoint at the end of each epoch."""
     base = write_base(folder / "base")
-    plain: dict[str, Any] = {"epochs": 40, "global_batch": 4, "checkpoint_steps": 5}
+    plain: dict[str, Any] = {"epochs": 40, "global_batch_size": 4, "checkpoint_steps": 5}
     return a_config(run=str(folder / "run"), model=base, **plain | options)
 
 
@@ -141,19 +141,19 @@ def test_what_is_killed_goes_on_from_its_last_checkpoint(ray_cluster: None, tmp_
 
 
 def test_one_worker_goes_on_where_two_were_killed(tmp_path: Path) -> None:
-    config = a_long_run(tmp_path, workers=2)
+    config = a_long_run(tmp_path, num_workers=2)
     first = start_driver(config)
     wait_for_steps(first, tmp_path, 12)
     kill_all(first)
     kept = kept_lines(tmp_path)
-    assert start_driver(config.model_copy(update={"workers": 1})).wait(timeout=240) == 0
+    assert start_driver(config.model_copy(update={"num_workers": 1})).wait(timeout=240) == 0
     assert written_lines(tmp_path)[: len(kept)] == kept
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)
 
 
 def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     # 700 steps of one epoch: but for the signal there is no checkpoint before the end
-    config = a_long_run(tmp_path, epochs=1, global_batch=1, checkpoint_steps=10_000)
+    config = a_long_run(tmp_path, epochs=1, global_batch_size=1, checkpoint_steps=10_000)
     many = [*TRAJECTORIES_HERE] * 100
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n, t in enumerate(many)]
     seen: list[int] = []

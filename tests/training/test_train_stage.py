@@ -64,7 +64,7 @@ def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it
     tokenizer.chat_template = None
     (bare / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer.save_pretrained(bare)
-    common = {"global_batch": 4, "epochs": 1}
+    common = {"global_batch_size": 4, "epochs": 1}
     with pytest.raises(UserError, match="has no chat template"):
         run_alone(a_config(run=str(tmp_path / "no"), model=str(bare), **common), TRAJECTORIES_HERE, None)
     models = {"own": (base, None), "given": (str(bare), LLAMA_TEMPLATE)}
@@ -135,7 +135,7 @@ def test_two_workers_in_bfloat16_train_as_one_process(ray_cluster: None, tmp_pat
     options: dict[str, Any] = {"model": base, "dtype": "bfloat16", "epochs": 4, "learning_rate": 3e-3}
     alone, two = (a_config(run=str(tmp_path / name), **options) for name in ("alone", "two"))
     run_alone(alone, TRAJECTORIES_HERE, SELECTIONS_HERE)
-    train(two.model_copy(update={"workers": 2}), TRAJECTORIES_HERE, SELECTIONS_HERE)
+    train(two.model_copy(update={"num_workers": 2}), TRAJECTORIES_HERE, SELECTIONS_HERE)
     losses, expected = ([m["loss"] for m in read_metrics(RunFolder(c.run))] for c in (two, alone))
     assert len(losses) == 12
     assert losses[-1] < 0.9 * losses[0]
@@ -164,7 +164,7 @@ def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
 
     write_base(tmp_path / "base")
     config = a_config(
-        run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3, keep_checkpoint=True
+        run=str(tmp_path / "run"), model=str(tmp_path / "base"), num_workers=2, epochs=3, keep_checkpoint=True
     )
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))

@@ -56,7 +56,7 @@ def a_config(**options: Any) -> TrainConfig:
         "data": DataConfig(path="data"),
         "dtype": "float32",
         "learning_rate": 1e-3,
-        "global_batch": 3,
+        "global_batch_size": 3,
         "micro_batch_tokens": 120,
         "use_gpu": False,
         "max_length": 500,

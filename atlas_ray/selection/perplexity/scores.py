@@ -74,7 +74,7 @@ def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "fl
 
 def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
     """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
-    return config.workers or max(1, min(int(gpus), chunks))
+    return config.num_workers or max(1, min(int(gpus), chunks))
 
 
 def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
     import torch
 
 
-def total_steps(examples: int, global_batch: int, epochs: float) -> int:
+def total_steps(examples: int, global_batch_size: int, epochs: float) -> int:
     """Optimizer steps of a run; the last batch of an epoch may be smaller."""
-    return math.ceil(epochs * math.ceil(examples / global_batch))
+    return math.ceil(epochs * math.ceil(examples / global_batch_size))
 
 
-def global_batch_of(step: int, examples: int, global_batch: int, seed: int) -> list[int]:
+def global_batch_of(step: int, examples: int, global_batch_size: int, seed: int) -> list[int]:
     """Indices of the examples of optimizer step `step` (from 1): every example once an epoch, in a new order each."""
-    epoch, batch = divmod(step - 1, math.ceil(examples / global_batch))
+    epoch, batch = divmod(step - 1, math.ceil(examples / global_batch_size))
     order = list(range(examples))
     random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
-    return order[batch * global_batch : (batch + 1) * global_batch]
+    return order[batch * global_batch_size : (batch + 1) * global_batch_size]
 
 
 def plan(
