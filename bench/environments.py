@@ -48,9 +48,9 @@ async def recorded(spec: EnvironmentSpec) -> Replies:
     session, found = registry.local_session(spec.name), []
     for task in spec.tasks("test", TASKS):
         opening = await session.reset(task)
-        speaker, replies = ScriptedPolicy("novice").open(task, opening.messages(), Sampling()), []
+        conversation, replies = ScriptedPolicy("novice").open(task, opening.messages(), Sampling()), []
         for _ in range(spec.max_rounds):
-            replies.append((await speaker.speak(0)).text)
+            replies.append((await conversation.generate(0)).text)
             if (await session.step(replies[-1])).done:
                 break
         found.append((task, replies))

@@ -208,14 +208,14 @@ class Sleeper:
     def open(self, *_: Any) -> Sleeper:
         return self
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         await asyncio.sleep(THINK_SECONDS)
         return Reply(f"Thought: I have seen the number {seed}.\nAction: wait")
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         pass
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         pass
 
 

@@ -65,16 +65,16 @@ class SleepingEngine:
     def open(self, *_: Any) -> SleepingEngine:
         return self
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         tokens = round(REPLY * random.Random(seed).uniform(1 - SPREAD, 1 + SPREAD))
         async with self._room:
             await asyncio.sleep(tokens * TOKEN_SECONDS)
         return Reply("Thought: so be it.\nAction: wait", Usage(completion_tokens=tokens))
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         pass
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         pass
 
 

@@ -21,7 +21,7 @@ from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Reply
 from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
-from atlas_ray.rollouts.scripted import ScriptedPolicy, ScriptedSpeaker
+from atlas_ray.rollouts.scripted import ScriptedConversation, ScriptedPolicy
 from atlas_ray.types import Episode
 
 THINK_SECONDS = 1.0
@@ -30,14 +30,14 @@ THINK_SECONDS = 1.0
 class Thoughtful(ScriptedPolicy):
     """The scripted novice, a second a turn."""
 
-    def open(self, *given: Any) -> ScriptedSpeaker:
+    def open(self, *given: Any) -> ScriptedConversation:
         return _Slow(given[0], self.role, self.seed)
 
 
-class _Slow(ScriptedSpeaker):
-    async def speak(self, seed: int) -> Reply:
+class _Slow(ScriptedConversation):
+    async def generate(self, seed: int) -> Reply:
         await asyncio.sleep(THINK_SECONDS)
-        return await super().speak(seed)
+        return await super().generate(seed)
 
 
 def main() -> None:

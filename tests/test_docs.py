@@ -121,9 +121,9 @@ async def test_an_example_episode_is_what_the_expert_plays(block: Block) -> None
     (task,) = registry.get(name).tasks("test", 1)
     opening = await session.reset(task)
     said = opening.observation.split("\n")
-    speaker = ScriptedPolicy("expert", 0).open(task, opening.messages(), Sampling())
+    conversation = ScriptedPolicy("expert", 0).open(task, opening.messages(), Sampling())
     for _ in range(3):
-        reply = (await speaker.speak(0)).text
+        reply = (await conversation.generate(0)).text
         result = await session.step(reply)
         said += [*reply.split("\n"), *result.observation.split("\n")]
         if result.done:

@@ -74,9 +74,9 @@ class EndpointPolicy:
         """Stands in every episode's record."""
         return self.spec.name
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EndpointSpeaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EndpointConversation:
         """Starts a conversation."""
-        return EndpointSpeaker(self, opening, sampling)
+        return EndpointConversation(self, opening, sampling)
 
     async def complete(self, messages: Sequence[Any], sampling: Sampling, seed: int) -> Reply:
         """Asks for the next reply.
@@ -135,14 +135,14 @@ class EndpointPolicy:
         await self._client.close()
 
 
-class EndpointSpeaker:
+class EndpointConversation:
     """One conversation, as chat messages."""
 
     def __init__(self, policy: EndpointPolicy, opening: Sequence[Message], sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
         self._messages = [{"role": m.role, "content": m.content} for m in opening]
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """Draws the next reply and appends it.
 
         Raises:
@@ -150,13 +150,13 @@ class EndpointSpeaker:
             ModelFailure: If the endpoint fails.
         """
         reply = await self._policy.complete(self._messages, self._sampling, seed)
-        self.repeat(reply.text)
+        self.append_reply(reply.text)
         return reply
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         """Appends a given reply."""
         self._messages.append({"role": "assistant", "content": reply})
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """Appends the environment's answer."""
         self._messages.append({"role": "user", "content": observation})

@@ -138,9 +138,9 @@ class VllmPolicy:
             ) from error
         self.context: int = self._engine.model_config.max_model_len
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineSpeaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineConversation:
         """Starts a conversation."""
-        return EngineSpeaker(self, self.chat, self.chat.opening(opening), sampling)
+        return EngineConversation(self, self.chat, self.chat.opening(opening), sampling)
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None
@@ -274,13 +274,13 @@ class VllmPolicy:
             watcher.wait()
 
 
-class EngineSpeaker:
+class EngineConversation:
     """One conversation, kept as token ids: the history is never rendered or tokenized again."""
 
     def __init__(self, policy: VllmPolicy, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
         self._policy, self.chat, self._ids, self._sampling = policy, chat, ids, sampling
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """Draws the next reply and appends the ids as sampled.
 
         Raises:
@@ -296,11 +296,11 @@ class EngineSpeaker:
         self._ids += ids
         return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         """Appends a given reply."""
         self._ids += self.chat.reply(reply)
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """Appends the environment's answer."""
         self._ids += self.chat.observation(observation)
 

@@ -1,4 +1,4 @@
-"""Who speaks: the protocol that a vLLM engine, an OpenAI-compatible endpoint and a scripted agent share."""
+"""Policies, conversations and replies: what a vLLM engine, an endpoint and a scripted agent have in common."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class Reply:
     weight: float = 0.0
 
 
-class Speaker(Protocol):
+class Conversation(Protocol):
     """A policy's side of one episode. Turns are appended; the history is never rendered again."""
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """Draws the next reply and appends it.
 
         Raises:
@@ -45,24 +45,24 @@ class Speaker(Protocol):
         """
         ...
 
-    def repeat(self, reply: str) -> None:
-        """Appends a given reply as if it had been spoken (replay of an expert's prefix)."""
+    def append_reply(self, reply: str) -> None:
+        """Appends a given reply as if it had been generated (replay of an expert's prefix)."""
         ...
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """Appends the environment's answer."""
         ...
 
 
 class Policy(Protocol):
-    """Makes speakers."""
+    """Makes conversations."""
 
     @property
     def name(self) -> str:
         """Stands in every episode's record."""
         ...
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
         """Starts a conversation with its opening turns (instruction, "OK", first observation)."""
         ...
 

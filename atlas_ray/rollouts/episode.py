@@ -17,7 +17,7 @@ from atlas_ray.environments.openings import OpeningTemplate, is_of_task
 from atlas_ray.environments.protocol import MALFORMED, Session, StepResult, gold_ranks
 from atlas_ray.environments.replay import worst
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
-from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
+from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
 from atlas_ray.models.stops import cut_reply
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage
@@ -83,13 +83,13 @@ async def run_episode(
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         course.messages += (opening.applied(session.spec, own) if opening else own).messages()
         with _blame(StopReason.MODEL_ERROR):
-            speaker = policy.open(task, list(course.messages), sampling)
+            conversation = policy.open(task, list(course.messages), sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break
             with _blame(StopReason.MODEL_ERROR):
-                speaker.repeat(given)
-            await course.act(given, session, speaker, clock)
+                conversation.append_reply(given)
+            await course.act(given, session, conversation, clock)
             if turn < len(recorded):
                 now = session.spec.compare(recorded[turn], course.result.observation)
                 course.replay = worst(course.replay, now)
@@ -97,9 +97,9 @@ async def run_episode(
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
             drawn = derive_seed(seed, task.id, sample, len(prefix), course.turns)
-            reply = await clock.wait(StopReason.MODEL_ERROR, speaker.speak, drawn)
+            reply = await clock.wait(StopReason.MODEL_ERROR, conversation.generate, drawn)
             course.take(reply)
-            await course.act(cut_reply(reply.text), session, speaker, clock)
+            await course.act(cut_reply(reply.text), session, conversation, clock)
         stop = StopReason.DONE if course.result.done else StopReason.MAX_ROUNDS
     except _StopError as end:
         stop, error = end.reason, end.error
@@ -149,8 +149,8 @@ class _Course:
         if reply.category is not None:
             self.marks.append((self.turns + 1, reply.category, reply.weight))
 
-    async def act(self, reply: str, session: Session, speaker: Speaker, clock: _Clock) -> None:
-        """Plays a reply, and lets the speaker hear what comes back."""
+    async def act(self, reply: str, session: Session, conversation: Conversation, clock: _Clock) -> None:
+        """Plays a reply, and appends what comes back to the conversation."""
         self.turns += 1
         self.messages.append(Message("assistant", reply, trainable=True))
         self.result = await clock.wait(StopReason.ENV_ERROR, session.step, reply)
@@ -161,7 +161,7 @@ class _Course:
             self.progress = max(self.progress or 0.0, self.result.progress)
         if not self.result.done:
             with _blame(StopReason.MODEL_ERROR):
-                speaker.hear(self.result.observation)
+                conversation.append_observation(self.result.observation)
 
     def gold(self) -> tuple[GoldStep, ...] | None:
         """The policy's own marks, ranked; None where it makes none."""

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from atlas_ray.environments.replay import same_answer
-from atlas_ray.models.protocol import Policy, Reply, Sampling, Speaker
+from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
 from atlas_ray.types import Message, Task
 
 
@@ -47,29 +47,29 @@ class Guided:
         """The other policy's."""
         return self._policy.name
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
         """Starts a conversation."""
         inner = self._policy.open(task, opening, sampling)
-        return _GuidedSpeaker(inner, GivenTurns(self._turns), opening[-1].content if opening else "")
+        return _GuidedConversation(inner, GivenTurns(self._turns), opening[-1].content if opening else "")
 
 
-class _GuidedSpeaker:
-    def __init__(self, inner: Speaker, turns: GivenTurns, seen: str) -> None:
+class _GuidedConversation:
+    def __init__(self, inner: Conversation, turns: GivenTurns, seen: str) -> None:
         self._inner, self._turns, self._seen = inner, turns, seen
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """The given reply, or the policy's own."""
         given = self._turns.after(self._seen)
         if given is None:
-            return await self._inner.speak(seed)
-        self._inner.repeat(given)
+            return await self._inner.generate(seed)
+        self._inner.append_reply(given)
         return Reply(given)
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         """Appends a given reply."""
-        self._inner.repeat(reply)
+        self._inner.append_reply(reply)
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """Appends the environment's answer."""
         self._seen = observation
-        self._inner.hear(observation)
+        self._inner.append_observation(observation)

@@ -1,7 +1,7 @@
 """The scripted expert and novice as policies.
 
-A speaker plays its own replica of the built-in world beside the session and decides on that, so that it works against
-a local and a remote session alike.
+A conversation plays its own replica of the built-in world beside the session and decides on that, so that it works
+against a local and a remote session alike.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class ScriptedPolicy:
     def __init__(self, role: Literal["expert", "novice"], seed: int = 0) -> None:
         self.name, self.role, self.seed = role, role, seed
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
         """Starts an episode; the conversation's text and the sampling do not matter.
 
         Raises:
             UserError: If the task's environment has no built-in world or no such task.
         """
-        return ScriptedSpeaker(task, self.role, self.seed)
+        return ScriptedConversation(task, self.role, self.seed)
 
 
-class ScriptedSpeaker:
+class ScriptedConversation:
     """One episode of a scripted policy."""
 
     def __init__(self, task: Task, role: Literal["expert", "novice"], seed: int) -> None:
@@ -43,18 +43,18 @@ class ScriptedSpeaker:
         self._world.reset(self._spec.number(task))
         self._decide = self._world.expert if role == "expert" else self._world.novice
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """Decides on the replica and plays the decision there."""
         decision = self._decide(random.Random(f"{self._seed}/{seed}/{self._task.id}/{self._steps + 1}"))
-        self.repeat(decision.reply)
+        self.append_reply(decision.reply)
         return Reply(decision.reply, category=decision.category, weight=decision.weight)
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         """Plays a given reply on the replica."""
         self._steps += 1
         action = self._spec.take_action(reply)
         if action is not None:
             self._world.step(action)
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """The replica knows already."""

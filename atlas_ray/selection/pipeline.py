@@ -31,7 +31,7 @@ from atlas_ray.selection.file import imported
 from atlas_ray.selection.llm.answer import PARSER_VERSION
 from atlas_ray.selection.llm.backends.submissions import BATCHES
 from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, asker_of
+from atlas_ray.selection.llm.judge import Judge, backend_of
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.perplexity.scores import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
@@ -315,7 +315,7 @@ def _llm(
     if not folder.has(_READ_BY):
         folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
     journal = Journal(folder, RunFolder(selector.cache) if selector.cache else None)
-    stream = Judge(selector, journal, asker_of(selector, folder, config.ray), config.seed).judge(todo)
+    stream = Judge(selector, journal, backend_of(selector, folder, config.ray), config.seed).judge(todo)
 
     async def following() -> list[Selection] | None:
         return await anext(stream, None)

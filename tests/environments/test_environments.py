@@ -52,10 +52,10 @@ class Played:
 async def play(task: Task, role: str, seed: int = 0) -> Played:
     session = local_session(task.env)
     opening = await session.reset(task)
-    speaker = ScriptedPolicy(role, seed).open(task, opening.messages(), Sampling())  # type: ignore[arg-type]
+    conversation = ScriptedPolicy(role, seed).open(task, opening.messages(), Sampling())  # type: ignore[arg-type]
     played = Played(task.id, [], [opening.observation], [], False)
     for _ in range(session.spec.max_rounds):
-        reply = await speaker.speak(0)
+        reply = await conversation.generate(0)
         result = await session.step(reply.text)
         played.replies.append(reply.text)
         played.observations.append(result.observation)
@@ -166,15 +166,15 @@ def test_replay_gives_the_same_observations(env: str) -> None:
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_a_speaker_goes_on_from_a_repeated_prefix(env: str) -> None:
+def test_a_scripted_conversation_goes_on_from_a_given_prefix(env: str) -> None:
     task = get(env).tasks("train", 3)[2]
     whole = asyncio.run(play(task, "expert"))
 
     async def resume() -> list[str]:
-        speaker = ScriptedPolicy("expert").open(task, [], Sampling())
+        conversation = ScriptedPolicy("expert").open(task, [], Sampling())
         for reply in whole.replies[:1]:
-            speaker.repeat(reply)
-        return [(await speaker.speak(0)).text for _ in whole.replies[1:]]
+            conversation.append_reply(reply)
+        return [(await conversation.generate(0)).text for _ in whole.replies[1:]]
 
     assert asyncio.run(resume()) == whole.replies[1:]
 

@@ -56,12 +56,12 @@ class Mute:
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Mute:
         return self
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         return Reply("Thought: no\nAction: look")
 
-    def repeat(self, reply: str) -> None: ...
+    def append_reply(self, reply: str) -> None: ...
 
-    def hear(self, observation: str) -> None: ...
+    def append_observation(self, observation: str) -> None: ...
 
 
 @pytest.fixture(autouse=True)

@@ -21,7 +21,7 @@ from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Policy, Reply, Sampling
-from atlas_ray.rollouts.scripted import ScriptedPolicy, ScriptedSpeaker
+from atlas_ray.rollouts.scripted import ScriptedConversation, ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, Message, Task, Usage
@@ -34,7 +34,7 @@ class Flaky(ScriptedPolicy):
         super().__init__("expert")
         self.broken = Path(broken)
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
         if self.broken.is_dir() and task.env == "maze":
             return _Silent()
         if self.broken.is_file() and task.item_id[-1] in "02468":
@@ -42,12 +42,12 @@ class Flaky(ScriptedPolicy):
         return super().open(task, opening, sampling)
 
 
-class _Silent(ScriptedSpeaker):
+class _Silent(ScriptedConversation):
     """Never answers."""
 
     def __init__(self) -> None: ...
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         await asyncio.Event().wait()
         raise AssertionError
 
@@ -59,18 +59,18 @@ class Metered(ScriptedPolicy):
         super().__init__("expert")
         self.note = Path(folder) / "killed"
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedSpeaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
         if task.item_id == "maze_4" and not self.note.exists():
             self.note.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        speaker = super().open(task, opening, sampling)
-        speak = speaker.speak
+        conversation = super().open(task, opening, sampling)
+        generate = conversation.generate
 
         async def metered(seed: int) -> Reply:
-            return replace(await speak(seed), usage=Usage(100, 75, 5, 1))
+            return replace(await generate(seed), usage=Usage(100, 75, 5, 1))
 
-        speaker.speak = metered  # type: ignore[method-assign]
-        return speaker
+        conversation.generate = metered  # type: ignore[method-assign]
+        return conversation
 
 
 UNUSABLE = {

@@ -154,14 +154,14 @@ class Stuck(ScriptedPolicy):
 
 
 class _Stuck:
-    async def speak(self, seed: int) -> object:
+    async def generate(self, seed: int) -> object:
         from atlas_ray.models.protocol import Reply
 
         return Reply("Action: wait")
 
-    def repeat(self, reply: str) -> None: ...
+    def append_reply(self, reply: str) -> None: ...
 
-    def hear(self, observation: str) -> None: ...
+    def append_observation(self, observation: str) -> None: ...
 
 
 def test_the_expert_speaks_where_the_policy_sees_what_it_saw() -> None:

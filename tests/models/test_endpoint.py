@@ -77,12 +77,12 @@ async def test_a_conversation_is_appended_turn_by_turn() -> None:
         return completion("Action: go\nObservation: you win", "length" if len(asked) == 2 else "stop")
 
     async with policy(answer) as closed:
-        speaker = closed.open(Task("maze", "maze_1"), OPENING, Sampling(0.5, 32, 0.9))
-        speaker.repeat("Action: left")
-        speaker.hear("Still a wall.")
-        first = await speaker.speak(7)
-        speaker.hear("A door.")
-        second = await speaker.speak(8)
+        conversation = closed.open(Task("maze", "maze_1"), OPENING, Sampling(0.5, 32, 0.9))
+        conversation.append_reply("Action: left")
+        conversation.append_observation("Still a wall.")
+        first = await conversation.generate(7)
+        conversation.append_observation("A door.")
+        second = await conversation.generate(8)
         assert (first.text, first.finish, second.finish) == ("Action: go", "stop", "length")
         assert first.usage == Usage(11, 8, 3, 1)
         assert closed.usage == Usage(33, 24, 9, 3)
@@ -103,7 +103,7 @@ async def test_a_conversation_is_appended_turn_by_turn() -> None:
 async def test_the_client_retries() -> None:
     left = [500, 429]
     async with policy(lambda _: web.Response(status=left.pop()) if left else completion("go"), retries=2) as closed:
-        assert (await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).speak(0)).text == "go"
+        assert (await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).generate(0)).text == "go"
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ async def test_the_client_retries() -> None:
 async def test_refusals(answer: Callable[[], web.Response], error: type[Exception]) -> None:
     async with policy(lambda _: answer()) as closed:
         with pytest.raises(error) as raised:
-            await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).speak(0)
+            await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).generate(0)
     assert KEY not in str(raised.value)
 
 

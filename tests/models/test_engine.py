@@ -23,7 +23,7 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.engine import EngineSpeaker, EngineSpec, VllmPolicy
+from atlas_ray.models.engine import EngineConversation, EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import run_episode
 from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
@@ -52,12 +52,12 @@ def opening(number: int) -> list[Message]:
 
 async def converse(policy: VllmPolicy, number: int, sampling: Sampling) -> list[int]:
     """Four turns; the ids of it all."""
-    speaker = policy.open(TASK, opening(number), sampling)
+    conversation = policy.open(TASK, opening(number), sampling)
     rng = random.Random(-number)
     for turn in range(4):
-        await speaker.speak(1000 * number + turn)
-        speaker.hear(sentence(rng, rng.randrange(3, 40)))
-    return list(speaker._ids)
+        await conversation.generate(1000 * number + turn)
+        conversation.append_observation(sentence(rng, rng.randrange(3, 40)))
+    return list(conversation._ids)
 
 
 async def converse_all(
@@ -91,7 +91,7 @@ async def test_replies_do_not_depend_on_company_or_cache(engine: VllmPolicy, sam
 
 async def test_seeds_tell_drawn_replies_apart(engine: VllmPolicy) -> None:
     async def draw(seed: int, sampling: Sampling) -> str:
-        return (await engine.open(TASK, opening(1), sampling).speak(seed)).text
+        return (await engine.open(TASK, opening(1), sampling).generate(seed)).text
 
     assert await draw(1, DRAWN) == await draw(1, DRAWN) != await draw(2, DRAWN)
     assert await draw(1, GREEDY) == await draw(2, GREEDY)
@@ -120,15 +120,15 @@ async def test_a_model_that_is_refused_leaves_the_engine_as_it_was(engine: VllmP
 
 
 async def test_a_full_context_ends_the_conversation(engine: VllmPolicy) -> None:
-    speaker = engine.open(TASK, opening(0), Sampling(0.0, 4000))
-    speaker.repeat(sentence(random.Random(0), engine.context - 200))
-    speaker.hear("OK")
-    cut = await speaker.speak(0)
+    conversation = engine.open(TASK, opening(0), Sampling(0.0, 4000))
+    conversation.append_reply(sentence(random.Random(0), engine.context - 200))
+    conversation.append_observation("OK")
+    cut = await conversation.generate(0)
     assert cut.usage.prompt_tokens + cut.usage.completion_tokens <= engine.context
-    speaker.hear(sentence(random.Random(0), engine.context))
+    conversation.append_observation(sentence(random.Random(0), engine.context))
     calls = engine.usage.calls
     with pytest.raises(ContextOverflow):
-        await speaker.speak(1)
+        await conversation.generate(1)
     assert engine.usage.calls == calls
     found = await run_episode(
         engine, LocalSession(registry.get("maze")), TASK, prefix=["x " * 1100], sampling=GREEDY, seed=0
@@ -150,7 +150,7 @@ async def test_a_question_is_answered_freely_or_by_a_schema(engine: VllmPolicy) 
     assert (await engine.answer(asked, DRAWN, 1)).text == free
 
 
-async def test_many_speak_at_once_and_a_cancelled_one_leaves(engine: VllmPolicy) -> None:
+async def test_many_conversations_run_at_once_and_a_cancelled_one_leaves(engine: VllmPolicy) -> None:
     inner: AsyncLLM | None = engine._engine
     assert inner is not None
     speaking = asyncio.create_task(converse_all(engine, range(64), Sampling(1.0, 64), 64))
@@ -159,7 +159,7 @@ async def test_many_speak_at_once_and_a_cancelled_one_leaves(engine: VllmPolicy)
         most = max(most, inner.get_num_unfinished_requests())
         await asyncio.sleep(0.005)
     assert most >= 32
-    endless = [asyncio.create_task(engine.open(TASK, opening(n), Sampling(1.0, 800)).speak(n)) for n in range(8)]
+    endless = [asyncio.create_task(engine.open(TASK, opening(n), Sampling(1.0, 800)).generate(n)) for n in range(8)]
     while inner.get_num_unfinished_requests() < 8:
         await asyncio.sleep(0.005)
     for task in endless:
@@ -174,23 +174,23 @@ async def test_an_episode_keeps_ids_as_they_were_sampled() -> None:
     end = chat.stop_ids[0]
     go, left = chat.reply("go")[0], chat.reply("left")[0]
 
-    def speaker(ids: list[int], finish: str, reason: Any, text: str) -> EngineSpeaker:
+    def conversation(ids: list[int], finish: str, reason: Any, text: str) -> EngineConversation:
         async def generate(*_: Any) -> tuple[Any, Usage]:
             return SimpleNamespace(text=text, token_ids=ids, finish_reason=finish, stop_reason=reason), Usage()
 
         policy: Any = SimpleNamespace(generate=generate)
-        return EngineSpeaker(policy, chat, [], GREEDY)
+        return EngineConversation(policy, chat, [], GREEDY)
 
-    whole = speaker([go, end], "stop", None, "go")
-    assert (await whole.speak(0)).finish == "stop"
+    whole = conversation([go, end], "stop", None, "go")
+    assert (await whole.generate(0)).finish == "stop"
     assert whole._ids == [go, end]
-    cut = speaker([go, left], "length", None, "go left")
-    assert (await cut.speak(0)).finish == "length"
+    cut = conversation([go, left], "length", None, "go left")
+    assert (await cut.generate(0)).finish == "length"
     assert cut._ids == [go, left, end]
-    invented = speaker([go, left, left], "stop", "\nObservation:", "go")
-    assert (await invented.speak(0)).text == "go"
+    invented = conversation([go, left, left], "stop", "\nObservation:", "go")
+    assert (await invented.generate(0)).text == "go"
     assert invented._ids == chat.reply("go")
-    invented.hear("wall")
+    invented.append_observation("wall")
     assert invented._ids == chat.reply("go") + chat.observation("wall")
 
 
@@ -274,11 +274,11 @@ async def test_an_engine_that_is_loading_ends_with_its_owner(tiny_models: tuple[
 async def test_a_dead_engine_says_so(tiny_models: tuple[str, str]) -> None:
     others = _engine_cores()
     policy = await EngineSpec("tiny", tiny_models[0], EngineConfig()).build()
-    speaker = policy.open(TASK, opening(0), DRAWN)
-    await speaker.speak(0)
+    conversation = policy.open(TASK, opening(0), DRAWN)
+    await conversation.generate(0)
     for pid in _engine_cores() - others:
         os.kill(pid, signal.SIGKILL)
     with pytest.raises(ModelFailure, match="the engine failed"):
-        await speaker.speak(1)
+        await conversation.generate(1)
     assert policy.dead
     await policy.close()

@@ -33,12 +33,12 @@ class Recite:
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recite:
         return Recite(self.replies)
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         return Reply(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
 
-    def repeat(self, reply: str) -> None: ...
+    def append_reply(self, reply: str) -> None: ...
 
-    def hear(self, observation: str) -> None: ...
+    def append_observation(self, observation: str) -> None: ...
 
 
 def spoken(name: str, *actions: str) -> list[str]:

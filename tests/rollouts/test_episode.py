@@ -47,35 +47,35 @@ class Counter:
     async def close(self) -> None: ...
 
 
-class Speaker:
+class Conversation:
     def __init__(self, reply: Callable[[int], Reply]) -> None:
         self.reply, self.turns, self.seeds = reply, 0, list[int]()
         self.log: list[tuple[str, str]] = []
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         self.turns += 1
         self.seeds.append(seed)
         reply = self.reply(self.turns)
-        self.log.append(("spoke", reply.text))
+        self.log.append(("generated", reply.text))
         return reply
 
-    def repeat(self, reply: str) -> None:
-        self.log.append(("repeated", reply))
+    def append_reply(self, reply: str) -> None:
+        self.log.append(("replied", reply))
 
-    def hear(self, observation: str) -> None:
-        self.log.append(("heard", observation))
+    def append_observation(self, observation: str) -> None:
+        self.log.append(("observed", observation))
 
 
 class Policy:
     name = "stand-in"
 
     def __init__(self, reply: Callable[[int], Reply] = lambda turn: Reply(f"say {turn}", Usage(1, 0, 2, 1))) -> None:
-        self.speaker = Speaker(reply)
+        self.conversation = Conversation(reply)
         self.opening: list[Message] = []
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Speaker:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
         self.opening = list(opening)
-        return self.speaker
+        return self.conversation
 
 
 def answers(count: int) -> list[str]:
@@ -101,8 +101,8 @@ async def test_an_episode_from_scratch() -> None:
     ]
     assert not any(m.trainable for m in found.messages[:3])
     assert found.messages[-1] == Message("user", "now 3\nand line two")
-    assert policy.speaker.seeds == [derive_seed(5, TASK.id, 0, 0, turn) for turn in range(3)]
-    assert policy.speaker.log[-1] == ("spoke", "say 3")
+    assert policy.conversation.seeds == [derive_seed(5, TASK.id, 0, 0, turn) for turn in range(3)]
+    assert policy.conversation.log[-1] == ("generated", "say 3")
 
 
 async def test_a_prefix_is_replayed_and_not_counted() -> None:
@@ -110,8 +110,8 @@ async def test_a_prefix_is_replayed_and_not_counted() -> None:
     found = await play(policy, session, prefix=["one"], recorded=["and line two \n\nnow 1"], sample=2)
     assert (found.id, found.start_step, found.rounds) == ("counter/counter_3@2+1", 1, 2)
     assert session.heard == ["one", "say 1", "say 2"]
-    assert policy.speaker.log[:2] == [("repeated", "one"), ("heard", "now 1\nand line two")]
-    assert policy.speaker.seeds == [derive_seed(5, TASK.id, 2, 1, turn) for turn in (1, 2)]
+    assert policy.conversation.log[:2] == [("replied", "one"), ("observed", "now 1\nand line two")]
+    assert policy.conversation.seeds == [derive_seed(5, TASK.id, 2, 1, turn) for turn in (1, 2)]
     assert [m.content for m in found.messages if m.trainable] == ["one", "say 1", "say 2"]
 
 
@@ -121,7 +121,7 @@ async def test_a_replay_that_differs_ends_the_episode() -> None:
     assert found.stop_reason is StopReason.REPLAY_MISMATCH
     assert found.error
     assert "step 2" in found.error
-    assert policy.speaker.turns == 0
+    assert policy.conversation.turns == 0
 
 
 @pytest.mark.parametrize("prefix", [[], ["one"]])
@@ -130,7 +130,7 @@ async def test_another_task_under_the_same_id_is_a_mismatch(prefix: list[str]) -
     found = await play(policy, session, prefix=prefix, first_observation="Task counter_4.")
     assert (found.stop_reason, found.messages, session.heard) == (StopReason.REPLAY_MISMATCH, (), [])
     assert found.error == "the first observation is another task's than recorded"
-    assert policy.speaker.turns == 0
+    assert policy.conversation.turns == 0
     for recorded in ("\n Task counter_3. ", "The rules:\ncount.\nTask counter_3."):
         assert (await play(Policy(), Counter(), prefix=prefix, first_observation=recorded)).success
 
@@ -169,7 +169,7 @@ async def test_only_what_was_recorded_is_compared(recorded: list[str]) -> None:
 async def test_done_at_the_end_of_the_prefix_keeps_the_reward() -> None:
     policy = Policy()
     found = await play(policy, Counter(2), prefix=["one", "two"], recorded=answers(2))
-    assert (found.stop_reason, found.reward, found.rounds, policy.speaker.turns) == (StopReason.DONE, 1.0, 0, 0)
+    assert (found.stop_reason, found.reward, found.rounds, policy.conversation.turns) == (StopReason.DONE, 1.0, 0, 0)
 
 
 async def test_done_within_the_prefix_steps_no_further() -> None:
@@ -268,13 +268,13 @@ async def test_a_full_context_is_the_policys_own_outcome() -> None:
 class Slow(Policy):
     def __init__(self, seconds: float) -> None:
         super().__init__()
-        self.seconds, speak = seconds, self.speaker.speak
+        self.seconds, generate = seconds, self.conversation.generate
 
         async def slowly(seed: int) -> Reply:
             await asyncio.sleep(self.seconds)
-            return await speak(seed)
+            return await generate(seed)
 
-        self.speaker.speak = slowly  # type: ignore[method-assign]
+        self.conversation.generate = slowly  # type: ignore[method-assign]
 
 
 async def test_limits_of_time() -> None:

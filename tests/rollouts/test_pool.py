@@ -36,15 +36,15 @@ class Sleeper:
     tell: bool = False
     name: str = "sleeper"
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> _Speaker:
-        return _Speaker(self, task)
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> _Conversation:
+        return _Conversation(self, task)
 
 
-class _Speaker:
+class _Conversation:
     def __init__(self, policy: Sleeper, task: Task) -> None:
         self._policy, self._task, self._turns = policy, task, 0
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         await asyncio.sleep(self._policy.seconds)
         self._turns += 1
         if self._task.item_id in self._policy.tasks and self._turns == 2:
@@ -62,9 +62,9 @@ class _Speaker:
         if self._policy.trouble == "fail" or (self._policy.trouble == "fail once" and first):
             raise ModelFailure("no answer")
 
-    def repeat(self, reply: str) -> None: ...
+    def append_reply(self, reply: str) -> None: ...
 
-    def hear(self, observation: str) -> None: ...
+    def append_observation(self, observation: str) -> None: ...
 
 
 def requests(n: int, **given: Any) -> list[EpisodeRequest]:

@@ -63,11 +63,11 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
         torch.testing.assert_close(torch.tensor(found), expected, rtol=0, atol=1e-4)
 
     opening = list(data[0].messages[:3])
-    speaker = engine.open(Task("maze", "maze_0"), opening, Sampling(0.0, 24))
-    reply = await speaker.speak(0)
+    conversation = engine.open(Task("maze", "maze_0"), opening, Sampling(0.0, 24))
+    reply = await conversation.generate(0)
     ids = torch.tensor([chat.opening(opening)])
     made = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=24)
     assert reply.finish == "stop"
-    assert speaker._ids == made[0].tolist()
+    assert conversation._ids == made[0].tolist()
     assert "move up" in reply.text
     await engine.load(replace(engine.spec, name="tiny", model=tiny_models[0]))

@@ -115,13 +115,13 @@ def _usable(model: NeededModel) -> str:
 
 
 async def _judges(selector: LlmSelector) -> str:
-    from atlas_ray.selection.llm.backends.chat import ChatClient
-    from atlas_ray.selection.llm.backends.protocol import Question
+    from atlas_ray.selection.llm.backends.chat import ChatBackend
+    from atlas_ray.selection.llm.backends.protocol import CompletionRequest
 
     once = selector.endpoint.model_copy(update={"max_retries": 0})
-    client = ChatClient(selector.model_copy(update={"endpoint": once}))
+    client = ChatBackend(selector.model_copy(update={"endpoint": once}))
     try:
-        done = await client.complete(Question([{"role": "user", "content": "Say OK."}], 0.0, 1))
+        done = await client.complete(CompletionRequest([{"role": "user", "content": "Say OK."}], 0.0, 1))
     finally:
         await client.close()
     return f"answers, {done.usage.prompt_tokens + done.usage.completion_tokens} tokens"

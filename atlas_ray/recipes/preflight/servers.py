@@ -130,12 +130,12 @@ class _Given:
         """Starts a conversation."""
         return self
 
-    async def speak(self, seed: int) -> Reply:
+    async def generate(self, seed: int) -> Reply:
         """Never asked."""
         raise AssertionError("a replay has no turn of its own")
 
-    def repeat(self, reply: str) -> None:
+    def append_reply(self, reply: str) -> None:
         """Given turns need no memory here."""
 
-    def hear(self, observation: str) -> None:
+    def append_observation(self, observation: str) -> None:
         """Nor do answers."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from atlas_ray.runs.folder import COMPACT_FROM, RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TableSpec
-from atlas_ray.selection.llm.backends.protocol import Question
+from atlas_ray.selection.llm.backends.protocol import CompletionRequest
 from atlas_ray.types import Usage
 
 _GATHER_SECONDS = 0.1  # between two writes; replies that come meanwhile share the next one
@@ -42,12 +42,12 @@ REPLIES: TableSpec[PaidReply] = TableSpec(
 )
 
 
-def digest(address: str, model: str, trajectory_id: str, question: Question) -> str:
+def digest(address: str, model: str, trajectory_id: str, request: CompletionRequest) -> str:
     """Of everything that can change a reply: what is asked, whom, and with what parameters.
 
     Replies are kept as they came and read anew each time, so a better parser needs no new call.
     """
-    q = question
+    q = request
     asked = [address, model, trajectory_id, q.messages, q.temperature, q.max_tokens, q.seed, q.schema]
     return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 

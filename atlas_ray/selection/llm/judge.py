@@ -1,6 +1,6 @@
 """An LLM reads the trajectory and names its critical steps (paper section 3.2, Eq. 4, App. D.1): plain asyncio.
 
-Flows in: trajectories, an asker, and the journal of paid replies; flows out: selections, in the order of completion.
+Flows in: trajectories, a backend, and the journal of paid replies; flows out: selections, in the order of completion.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.llm.answer import Judgement, parse_answer
-from atlas_ray.selection.llm.backends.batch import BatchAsker
-from atlas_ray.selection.llm.backends.chat import ChatClient
-from atlas_ray.selection.llm.backends.protocol import Asker, Question, SchemaRefusal
+from atlas_ray.selection.llm.backends.batch import BatchBackend
+from atlas_ray.selection.llm.backends.chat import ChatBackend
+from atlas_ray.selection.llm.backends.protocol import Backend, CompletionRequest, SchemaRefusal
 from atlas_ray.selection.llm.journal import Journal, PaidReply, digest
 from atlas_ray.selection.llm.prompt import ChatMessages, Form, Prompt, load_prompt
 from atlas_ray.selection.llm.self_consistency import tally
@@ -45,7 +45,7 @@ _FORMS = {
 }
 
 
-def asker_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Asker:
+def backend_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Backend:
     """Whom a selector asks.
 
     Args:
@@ -54,10 +54,10 @@ def asker_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Asker:
         ray: How engines are reached.
     """
     if config.engine is not None:
-        from atlas_ray.selection.llm.backends.vllm import EngineAsker
+        from atlas_ray.selection.llm.backends.vllm import EngineBackend
 
-        return EngineAsker.of(config.model, config.engine, ray)
-    return ChatClient(config) if config.mode == "live" else BatchAsker(config, folder)
+        return EngineBackend.of(config.model, config.engine, ray)
+    return ChatBackend(config) if config.mode == "live" else BatchBackend(config, folder)
 
 
 def form_of(config: LlmSelector) -> Form:
@@ -112,7 +112,7 @@ class Judge:
     Args:
         config: The selector's section.
         journal: Replies paid for before, and where new ones go.
-        asker: Who is asked.
+        backend: Who is asked.
         seed: The run's; only votes draw on it.
 
     Raises:
@@ -120,8 +120,8 @@ class Judge:
             a known price.
     """
 
-    def __init__(self, config: LlmSelector, journal: Journal, asker: Asker, seed: int) -> None:
-        self._config, self._journal, self._asker = config, journal, asker
+    def __init__(self, config: LlmSelector, journal: Journal, backend: Backend, seed: int) -> None:
+        self._config, self._journal, self._backend = config, journal, backend
         self._seed = seed
         self._prompt: Prompt = load_prompt(config.prompt_file, config.prompt)
         self._price: Price | None = price_of(config)
@@ -150,7 +150,7 @@ class Judge:
         stopped: AtlasError | None = None
         try:
             while True:
-                while not stopped and len(running) < self._asker.room and (next_ := next(waiting, None)):
+                while not stopped and len(running) < self._backend.room and (next_ := next(waiting, None)):
                     task = asyncio.create_task(self._judge(next_))
                     task.add_done_callback(finished.put_nowait)
                     running.add(task)
@@ -172,7 +172,7 @@ class Judge:
             for task in running:
                 task.cancel()
             await asyncio.gather(*running, return_exceptions=True)
-            await self._asker.close()
+            await self._backend.close()
         if stopped:
             raise stopped
 
@@ -234,7 +234,7 @@ class Judge:
         what = ""
         for _ in range(2):
             try:
-                reply = await self._ask(trajectory, self._question(messages, form, n_steps, k, seed))
+                reply = await self._ask(trajectory, self._request(messages, form, n_steps, k, seed))
             except ModelFailure as error:
                 return _Verdict(None, usage, f"no answer: {error.what}", reached=False)
             usage += reply.usage
@@ -256,26 +256,26 @@ class Judge:
         chosen = usable or cut
         return _Verdict(chosen, usage, None if chosen else f"unusable answer: {what}")
 
-    def _question(self, messages: ChatMessages, form: Form, n_steps: int, k: int, seed: int | None) -> Question:
+    def _request(self, messages: ChatMessages, form: Form, n_steps: int, k: int, seed: int | None) -> CompletionRequest:
         config = self._config
         temperature = config.temperature if seed is None else config.vote_temperature
         # OpenAI takes no `maxLength`; it needs none, for its models come to an end.
         known = self._price is not None and self._price.structured and config.engine is None
         schema = reply_schema(n_steps, k, None if known else config.max_tokens) if form == "json" else None
-        return Question(messages, temperature, config.max_tokens, seed, schema)
+        return CompletionRequest(messages, temperature, config.max_tokens, seed, schema)
 
-    async def _ask(self, trajectory: Trajectory, question: Question) -> PaidReply:
-        key = digest(self._asker.address, self._config.model, trajectory.id, question)
+    async def _ask(self, trajectory: Trajectory, request: CompletionRequest) -> PaidReply:
+        key = digest(self._backend.address, self._config.model, trajectory.id, request)
         if paid := await self._journal.get(key):
             return paid
-        async with self._within_cost(question):
-            done = await self._asker.complete(question)
+        async with self._within_cost(request):
+            done = await self._backend.complete(request)
             reply = PaidReply(key, trajectory.id, done.text, done.finish, done.usage)
             await self._journal.keep(reply)
         return reply
 
     @asynccontextmanager
-    async def _within_cost(self, question: Question) -> AsyncIterator[None]:
+    async def _within_cost(self, request: CompletionRequest) -> AsyncIterator[None]:
         """Sets aside what a call may cost at most; waits for calls in flight where that could exceed `max_cost`.
 
         Raises:
@@ -285,7 +285,7 @@ class Judge:
         if limit is None or known is None:
             yield
             return
-        usage = Usage(prompt_tokens=self._count(question.messages), completion_tokens=question.max_tokens)
+        usage = Usage(prompt_tokens=self._count(request.messages), completion_tokens=request.max_tokens)
         most = known.of(usage)
         async with self._settled:
             while self._journal.spent + self._reserved + most > limit:

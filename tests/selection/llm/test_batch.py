@@ -1,4 +1,4 @@
-"""OpenAI's Batch API as an asker: gathering, collecting, failures, limits, and runs that are killed in between."""
+"""OpenAI's Batch API as a backend: gathering, collecting, failures, limits, and runs that are killed in between."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 from atlas_ray.config import RayConfig, validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchAsker
-from atlas_ray.selection.llm.backends.protocol import Asker, Completion, Question, SchemaRefusal
+from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
+from atlas_ray.selection.llm.backends.protocol import Backend, Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, asker_of
+from atlas_ray.selection.llm.judge import Judge, backend_of
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
@@ -29,43 +29,43 @@ from tests.support.serving import running
 
 
 def echo(body: dict[str, Any]) -> str | int:
-    """The question itself; "fails with N" fails with HTTP status N."""
+    """The request itself; "fails with N" fails with HTTP status N."""
     text = str(body["messages"][-1]["content"])
     return int(text.rsplit(" ", 1)[1]) if text.startswith("fails") else f"re: {text}"
 
 
-def question(text: str, **given: Any) -> Question:
-    return Question([{"role": "user", "content": text}], 0.0, 16, **given)
+def request(text: str, **given: Any) -> CompletionRequest:
+    return CompletionRequest([{"role": "user", "content": text}], 0.0, 16, **given)
 
 
 @contextlib.asynccontextmanager
-async def asker(fake: FakeBatches, folder: Path, **given: Any) -> AsyncIterator[BatchAsker]:
+async def backend(fake: FakeBatches, folder: Path, **given: Any) -> AsyncIterator[BatchBackend]:
     async with running(fake.app) as address, reopened(address, folder, **given) as opened:
         yield opened
 
 
 @contextlib.asynccontextmanager
-async def reopened(address: str, folder: Path, **given: Any) -> AsyncIterator[BatchAsker]:
+async def reopened(address: str, folder: Path, **given: Any) -> AsyncIterator[BatchBackend]:
     endpoint = {"base_url": f"{address}/v1", "max_retries": 2}
     config = LlmSelector.model_validate({"mode": "batch", "endpoint": endpoint, "structured": "text"})
-    made = BatchAsker(config, RunFolder(str(folder)), window_s=0.05, poll_s=(0.01, 0.02), **given)
+    made = BatchBackend(config, RunFolder(str(folder)), window_s=0.05, poll_s=(0.01, 0.02), **given)
     try:
         yield made
     finally:
         await made.close()
 
 
-async def ask(asker: Asker, *texts: str) -> list[Completion | BaseException]:
-    return await asyncio.gather(*(asker.complete(question(t)) for t in texts), return_exceptions=True)
+async def ask(backend: Backend, *texts: str) -> list[Completion | BaseException]:
+    return await asyncio.gather(*(backend.complete(request(t)) for t in texts), return_exceptions=True)
 
 
 def texts(found: list[Completion | BaseException]) -> list[str]:
     return [c.text if isinstance(c, Completion) else repr(c) for c in found]
 
 
-async def test_questions_that_come_together_travel_together_at_half_the_price(tmp_path: Path) -> None:
+async def test_requests_that_come_together_travel_together_at_half_the_price(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         found = await ask(opened, "a", "b", "c", "a")
         assert texts(found) == ["re: a", "re: b", "re: c", "re: a"]
         assert len(fake.batches) == 1
@@ -84,7 +84,7 @@ async def test_questions_that_come_together_travel_together_at_half_the_price(tm
 
 async def test_a_full_batch_goes_out_at_once(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
-    async with asker(fake, tmp_path, max_requests=4) as opened:
+    async with backend(fake, tmp_path, max_requests=4) as opened:
         assert opened.room == 4
         names = [f"q{i}" for i in range(10)]
         assert texts(await ask(opened, *names)) == [f"re: {n}" for n in names]
@@ -93,7 +93,7 @@ async def test_a_full_batch_goes_out_at_once(tmp_path: Path) -> None:
 
 async def test_failed_requests_are_told_from_those_to_be_asked_again(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         good, refused, broken = await ask(opened, "a", "fails with 400", "fails with 503")
         assert isinstance(good, Completion)
         assert isinstance(refused, ModelFailure)
@@ -109,20 +109,20 @@ async def test_a_refused_schema_is_said_so(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.answer = lambda body: 422 if "response_format" in body else "text"
     fake.words = "response_format is not supported"
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         with pytest.raises(SchemaRefusal):
-            await opened.complete(question("a", schema={"type": "object"}))
-        assert (await opened.complete(question("a"))).text == "text"
+            await opened.complete(request("a", schema={"type": "object"}))
+        assert (await opened.complete(request("a"))).text == "text"
 
 
 async def test_what_expired_goes_into_another_batch(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.ends = ["expired:2"]
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         assert texts(await ask(opened, "a", "b", "c", "d")) == ["re: a", "re: b", "re: c", "re: d"]
     assert fake.asked == {"a": 1, "b": 1, "c": 2, "d": 2}
     fake.ends = ["expired:0"] * MAX_BATCHES
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         (found,) = await ask(opened, "e")
         assert isinstance(found, ModelFailure)
         assert "expired" in found.what
@@ -163,7 +163,7 @@ def _cut_short(fake: FakeBatches) -> Any:
 async def test_a_limit_of_queued_tokens_makes_batches_small_and_patient(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.limit = 3
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         names = [f"q{i}" for i in range(10)]
         assert texts(await ask(opened, *names)) == [f"re: {n}" for n in names]
         assert set(fake.asked.values()) == {1}
@@ -204,7 +204,7 @@ async def test_a_run_killed_before_it_learnt_the_batchs_name_finds_it(tmp_path: 
 
             killed._record = first_record_only  # type: ignore[method-assign]
             with contextlib.suppress(asyncio.CancelledError):
-                await killed.complete(question("a"))
+                await killed.complete(request("a"))
         assert [s.batch_id for s in RunFolder(str(tmp_path)).read(BATCHES)] == [""]
         async with reopened(address, tmp_path) as opened:
             assert texts(await ask(opened, "a")) == ["re: a"]
@@ -235,7 +235,7 @@ async def test_what_never_reached_the_endpoint_or_is_gone_there_is_submitted_ane
 async def test_an_endpoint_without_batches_says_so(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.app = type(fake.app)()
-    async with asker(fake, tmp_path) as opened:
+    async with backend(fake, tmp_path) as opened:
         (found,) = await ask(opened, "a")
     assert isinstance(found, UserError)
     assert "has no Batch API" in found.what
@@ -248,7 +248,7 @@ async def test_the_judge_in_batches_and_repairs_in_one_more(tmp_path: Path) -> N
             {"mode": "batch", "structured": "text", "max_cost": 1.0, "endpoint": {"base_url": f"{address}/v1"}}
         )
         folder = RunFolder(str(tmp_path))
-        assert isinstance(asker_of(config, folder, RayConfig()), BatchAsker)
+        assert isinstance(backend_of(config, folder, RayConfig()), BatchBackend)
         async with reopened(address, tmp_path) as opened:
             judge = Judge(config, Journal(folder), opened, seed=0)
             found = [s async for some in judge.judge([expert(10 + i, i) for i in range(4)]) for s in some]

@@ -16,8 +16,8 @@ import pytest
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.selection.llm.backends import vllm
-from atlas_ray.selection.llm.backends.protocol import Completion, Question
-from atlas_ray.selection.llm.backends.vllm import EngineAsker
+from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
+from atlas_ray.selection.llm.backends.vllm import EngineBackend
 from atlas_ray.types import Message, Usage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,15 +60,15 @@ class Echo:
     async def close(self) -> None: ...
 
 
-def question(text: str, **given: Any) -> Question:
-    return Question([{"role": "user", "content": text}], 0.0, 16, **given)
+def request(text: str, **given: Any) -> CompletionRequest:
+    return CompletionRequest([{"role": "user", "content": text}], 0.0, 16, **given)
 
 
-async def ask_all(asker: EngineAsker, texts: Sequence[str]) -> dict[str, Completion | BaseException]:
+async def ask_all(backend: EngineBackend, texts: Sequence[str]) -> dict[str, Completion | BaseException]:
     try:
-        found = await asyncio.gather(*(asker.complete(question(t)) for t in texts), return_exceptions=True)
+        found = await asyncio.gather(*(backend.complete(request(t)) for t in texts), return_exceptions=True)
     finally:
-        await asker.close()
+        await backend.close()
     return dict(zip(texts, found, strict=True))
 
 
@@ -77,39 +77,39 @@ def said(found: Any) -> dict[str, Any]:
     return dict(json.loads(found.text))
 
 
-async def test_questions_spread_over_replicas_and_arrive_whole(tmp_path: Path) -> None:
-    asker = EngineAsker(Echo(str(tmp_path)), replicas=2, in_flight=4)
+async def test_requests_spread_over_replicas_and_arrive_whole(tmp_path: Path) -> None:
+    backend = EngineBackend(Echo(str(tmp_path)), replicas=2, in_flight=4)
     texts = [f"q{i}" for i in range(40)]
-    whole = asyncio.create_task(asker.complete(question("schema", seed=7, schema={"type": "object"})))
+    whole = asyncio.create_task(backend.complete(request("schema", seed=7, schema={"type": "object"})))
     early = set[int]()
     while len(early) < 2:  # until both replicas have started
-        early |= {said(c)["pid"] for c in await asyncio.gather(*(asker.complete(question("early")) for _ in range(8)))}
-    found = await asyncio.gather(*(asker.complete(question(t)) for t in texts))
+        early |= {said(c)["pid"] for c in await asyncio.gather(*(backend.complete(request("early")) for _ in range(8)))}
+    found = await asyncio.gather(*(backend.complete(request(t)) for t in texts))
     assert [said(c)["text"] for c in found] == texts
     assert len({said(c)["pid"] for c in found}) == 2
     assert all(len((tmp_path / t).read_text().splitlines()) == 1 for t in texts)
     given = said(await whole)
     assert (given["seed"], given["schema"], given["max"]) == (7, {"type": "object"}, 16)
-    cut = await asker.complete(question("cut"))
+    cut = await backend.complete(request("cut"))
     assert (cut.finish, cut.usage) == ("length", Usage(3, 2, 1, 1))
     with pytest.raises(ModelFailure, match="does not fit: 9000 tokens fill the context of 4096"):
-        await asker.complete(question("long"))
+        await backend.complete(request("long"))
     with pytest.raises(ModelFailure, match="ZeroDivisionError: odd"):
-        await asker.complete(question("odd"))
-    assert said(await asker.complete(question("still here")))["text"] == "still here"
-    await asker.close()
+        await backend.complete(request("odd"))
+    assert said(await backend.complete(request("still here")))["text"] == "still here"
+    await backend.close()
 
 
-async def test_a_dead_replica_is_replaced_and_its_questions_are_asked_again(tmp_path: Path) -> None:
+async def test_a_dead_replica_is_replaced_and_its_requests_are_asked_again(tmp_path: Path) -> None:
     texts = ["die once", *(f"q{i}" for i in range(12))]
-    found = await ask_all(EngineAsker(Echo(str(tmp_path), seconds=0.05), in_flight=16), texts)
+    found = await ask_all(EngineBackend(Echo(str(tmp_path), seconds=0.05), in_flight=16), texts)
     assert [said(found[t])["text"] for t in texts] == texts
     assert len((tmp_path / "die once").read_text().splitlines()) == 2
 
 
-async def test_a_question_that_kills_is_given_up_and_takes_no_other_with_it(tmp_path: Path) -> None:
+async def test_a_request_that_kills_replicas_is_given_up_and_takes_no_other_with_it(tmp_path: Path) -> None:
     texts = ["poison", *(f"q{i}" for i in range(6))]
-    found = await ask_all(EngineAsker(Echo(str(tmp_path)), replicas=2, in_flight=8), texts)
+    found = await ask_all(EngineBackend(Echo(str(tmp_path)), replicas=2, in_flight=8), texts)
     poison = found.pop("poison")
     assert isinstance(poison, ModelFailure)
     assert f"{vllm.MAX_DEATHS} engines died" in poison.what
@@ -120,13 +120,13 @@ async def test_a_question_that_kills_is_given_up_and_takes_no_other_with_it(tmp_
     ("start", "kind", "words"), [("die", AtlasError, "engines died in a row"), ("refuse", UserError, "no such model")]
 )
 async def test_engines_that_do_not_start_end_the_run_for_all(start: str, kind: type, words: str) -> None:
-    found = await ask_all(EngineAsker(Echo(start=start)), ["a", "b", "c"])
+    found = await ask_all(EngineBackend(Echo(start=start)), ["a", "b", "c"])
     for error in found.values():
         assert type(error) is kind
         assert words in str(error)
 
 
-async def test_nothing_starts_before_the_first_question() -> None:
-    asker = EngineAsker(Echo(start="refuse"), address="here")
-    assert asker.address == "here"
-    await asker.close()
+async def test_nothing_starts_before_the_first_request() -> None:
+    backend = EngineBackend(Echo(start="refuse"), address="here")
+    assert backend.address == "here"
+    await backend.close()

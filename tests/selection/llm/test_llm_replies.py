@@ -216,7 +216,7 @@ def test_a_reply_within_the_budget_goes_before_one_over_it(tmp_path: Path, endpo
     assert chosen(ask(tmp_path, endpoint.port, trajectories=1))["maze_0"].chosen == (3,)
 
 
-def test_each_vote_is_a_question_of_its_own(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+def test_each_vote_is_a_request_of_its_own(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     replies = [reply(entry(2)), reply(entry(5), entry(2)), reply(entry(9))]
     seeds = [derive_seed(0, "llm", "maze/maze_0", i) for i in range(3)]
     endpoint.answer = lambda body, call: replies[seeds.index(body["seed"])]

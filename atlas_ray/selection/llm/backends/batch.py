@@ -1,7 +1,7 @@
-"""OpenAI's Batch API as an `Asker`: the same questions at half the price, answered within a day.
+"""OpenAI's Batch API as a `Backend`: the same requests at half the price, answered within a day.
 
-Questions that arrive together travel together. Every batch is on record before it is submitted, so that a later run
-collects what an earlier one paid for. Flows in: questions; flows out: completions, when their batch is done.
+Requests that arrive together travel together. Every batch is on record before it is submitted, so that a later run
+collects what an earlier one paid for. Flows in: requests; flows out: completions, when their batch is done.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.throttle import back_off
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.llm.backends.chat import ChatClient, TransientError, parameters
-from atlas_ray.selection.llm.backends.protocol import Completion, Question
+from atlas_ray.selection.llm.backends.chat import ChatBackend, TransientError, parameters
+from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.selection.llm.backends.submissions import (
     BATCHES,
     Failure,
@@ -46,8 +46,8 @@ _Answer = TypeVar("_Answer")
 
 MAX_REQUESTS = 50_000  # of one batch, by the API's own limits
 MAX_BYTES = 190_000_000
-MAX_BATCHES = 3  # that may leave one question unanswered
-_WINDOW_SECONDS = 2.0  # without a new question close a batch
+MAX_BATCHES = 3  # that may leave one request unanswered
+_WINDOW_SECONDS = 2.0  # without a new request close a batch
 _FIRST_POLL, _LAST_POLL = 5.0, 60.0  # seconds
 _TRANSFER_SECONDS = 1800.0  # of a file
 _PATIENCE_SECONDS = 1800.0  # with an endpoint that cannot be reached, while a batch is under way
@@ -59,7 +59,7 @@ _A_DAY = 86_400.0
 
 @dataclass(slots=True)
 class _Gathering:
-    """A batch that still takes questions."""
+    """A batch that still takes requests."""
 
     lines: dict[str, bytes] = field(default_factory=dict)
     size: int = 0
@@ -68,10 +68,10 @@ class _Gathering:
     results: asyncio.Task[Results] | None = None
 
 
-class BatchAsker:
-    """Gathers questions into batches and waits for these.
+class BatchBackend:
+    """Gathers requests into batches and waits for these.
 
-    A batch is closed when it is full, or when no question has come for `window_s`. What a batch leaves unanswered
+    A batch is closed when it is full, or when no request has come for `window_s`. What a batch leaves unanswered
     (expired, overloaded) goes into another one.
 
     Args:
@@ -93,7 +93,7 @@ class BatchAsker:
     ) -> None:
         self._config, self._folder = config, folder
         self._window, self._poll, self._most = window_s, poll_s, max_requests
-        self._chat = ChatClient(config)
+        self._chat = ChatBackend(config)
         self._past = {q: s for s in sorted(folder.read(BATCHES), key=lambda s: s.created) for q in s.questions}
         self._answers: dict[str, asyncio.Task[Completion]] = {}
         self._collected: dict[str, asyncio.Task[Results]] = {}
@@ -109,16 +109,16 @@ class BatchAsker:
 
     @property
     def room(self) -> int:
-        """As many questions as a batch holds."""
+        """As many requests as a batch holds."""
         return self._most
 
-    async def complete(self, question: Question) -> Completion:
-        """One reply, once its batch is done; `Asker.complete` says what is raised."""
-        body = {"model": self._config.model} | parameters(question)
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """One reply, once its batch is done; `Backend.complete` says what is raised."""
+        body = {"model": self._config.model} | parameters(request)
         digest = hashlib.sha256(json.dumps([self.address, body], sort_keys=True).encode()).hexdigest()[:32]
         asked_before = digest in self._answers
         if not asked_before:
-            self._answers[digest] = asyncio.create_task(self._answer(digest, body, question))
+            self._answers[digest] = asyncio.create_task(self._answer(digest, body, request))
         # Who gives up does not take the reply from others that asked the same; it was paid for once.
         done = await asyncio.shield(self._answers[digest])
         return replace(done, usage=Usage()) if asked_before else done
@@ -131,7 +131,7 @@ class BatchAsker:
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._chat.close()
 
-    async def _answer(self, digest: str, body: dict[str, Any], question: Question) -> Completion:
+    async def _answer(self, digest: str, body: dict[str, Any], request: CompletionRequest) -> Completion:
         await self._chat.opened()
         line = json.dumps({"custom_id": digest, "method": "POST", "url": "/v1/chat/completions", "body": body})
         past, failure = self._past.get(digest), Failure("it was never asked")
@@ -151,10 +151,10 @@ class BatchAsker:
                 break
         if failure.remedy:
             raise AtlasError(failure.what, failure.remedy)
-        raise self._chat.refusal(failure.what, question)
+        raise self._chat.refusal(failure.what, request)
 
     async def _gather(self, digest: str, line: bytes) -> Results:
-        """Puts a question into the batch that is being gathered; returns when that is done."""
+        """Puts a request into the batch that is being gathered; returns when that is done."""
         batch = self._gathering
         if batch is None or batch.closed.is_set() or batch.size + len(line) > MAX_BYTES:
             if batch is not None:
@@ -287,7 +287,7 @@ class BatchAsker:
         return None
 
     async def _call(self, call: Callable[[], Awaitable[_Answer]]) -> _Answer:
-        """One call that manages batches, with retries; one that fails, fails for all questions."""
+        """One call that manages batches, with retries; one that fails, fails for all requests."""
         import openai
 
         what = ""

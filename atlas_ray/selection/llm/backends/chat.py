@@ -1,6 +1,6 @@
 """One model behind an OpenAI-compatible endpoint: key, limits, retries, and errors told apart.
 
-Flows in: questions; flows out: a reply to each, with its usage.
+Flows in: requests; flows out: a reply to each, with its usage.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.prices import price_of
 from atlas_ray.models.throttle import Throttle, back_off, retry_after
-from atlas_ray.selection.llm.backends.protocol import Completion, Question, SchemaRefusal
+from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.selection.llm.tokens import LiveRatio, characters
 from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.text import storable
@@ -30,7 +30,7 @@ _NO_KEY = "none"
 _SCHEMA = re.compile(r"response_format|json_?schema|schema|structured|guided|grammar", re.IGNORECASE)
 
 
-class ChatClient:
+class ChatBackend:
     """Asks one model for chat completions, as fast as the endpoint and the limits allow.
 
     The key is read from the environment when the first call is due, and appears in no error.
@@ -50,22 +50,22 @@ class ChatClient:
         """The endpoint's base URL."""
         return self._config.endpoint.base_url
 
-    async def complete(self, question: Question) -> Completion:
-        """One reply; `Asker.complete` says what is raised.
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """One reply; `Backend.complete` says what is raised.
 
         A call is tried again after a time-out, a lost connection, 408, 409, 429, 5xx, or a body that is no completion.
         """
-        length = characters(question.messages)
+        length = characters(request.messages)
         try:
             client = await self.opened()
             failure = None
             for attempt in range(self._config.endpoint.max_retries + 1):
                 if failure:
                     await asyncio.sleep(max(failure.wait, back_off(attempt - 1)))
-                async with self._throttle.turn(self._ratio.tokens(length) + question.max_tokens) as began:
+                async with self._throttle.turn(self._ratio.tokens(length) + request.max_tokens) as began:
                     self._raise_if_stopped()
                     try:
-                        done = await self._once(client, question)
+                        done = await self._once(client, request)
                     except TransientError as error:
                         failure = error
                         if error.overloaded:
@@ -81,10 +81,10 @@ class ChatClient:
             raise
         raise ModelFailure(failure.what if failure else "no attempt was allowed")
 
-    async def _once(self, client: openai.AsyncOpenAI, question: Question) -> Completion:
+    async def _once(self, client: openai.AsyncOpenAI, request: CompletionRequest) -> Completion:
         import openai
 
-        endpoint, body = self._config.endpoint, {"model": self._config.model, **parameters(question)}
+        endpoint, body = self._config.endpoint, {"model": self._config.model, **parameters(request)}
         try:
             async with asyncio.timeout(endpoint.timeout_s):
                 # Not `chat.completions.create`, which spends more time on the request's types than all else together.
@@ -96,7 +96,7 @@ class ChatClient:
             await self._check(client)
             raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
-            self.explain(error, question)
+            self.explain(error, request)
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise TransientError(self.short(error), overloaded=False) from None
         return self.completion(answer)
@@ -175,7 +175,7 @@ class ChatClient:
         except (openai.OpenAIError, ValueError, AttributeError, TypeError):
             return  # it answers; a list of models is not everywhere to be had
 
-    def explain(self, error: openai.APIStatusError, question: Question | None = None) -> NoReturn:
+    def explain(self, error: openai.APIStatusError, request: CompletionRequest | None = None) -> NoReturn:
         """Raises what a refusal means: for every call, for this one, or for this attempt."""
         endpoint, status = self._config.endpoint, error.status_code
         if status in (401, 403):
@@ -204,11 +204,11 @@ class ChatClient:
                 self._throttle.pause(wait)
                 wait = 0.0
             raise TransientError(what, overloaded=status != 409, wait=wait) from None
-        raise self.refusal(what, question) from None
+        raise self.refusal(what, request) from None
 
-    def refusal(self, what: str, question: Question | None) -> ModelFailure | SchemaRefusal:
-        """What it means that a question is refused for good: `what` may say that no schema is taken."""
-        if question is not None and question.schema is not None and _SCHEMA.search(what):
+    def refusal(self, what: str, request: CompletionRequest | None) -> ModelFailure | SchemaRefusal:
+        """What it means that a request is refused for good: `what` may say that no schema is taken."""
+        if request is not None and request.schema is not None and _SCHEMA.search(what):
             return SchemaRefusal(f"{self._config.model} takes no JSON schema ({what})")
         return ModelFailure(what)
 
@@ -236,17 +236,17 @@ class TransientError(Exception):
         self.what, self.overloaded, self.wait = what, overloaded, wait
 
 
-def parameters(question: Question) -> dict[str, Any]:
-    """A question as the body of a request, without the model."""
+def parameters(request: CompletionRequest) -> dict[str, Any]:
+    """A request as the body of a request, without the model."""
     given: dict[str, Any] = {
-        "messages": question.messages,
-        "temperature": question.temperature,
-        "max_tokens": question.max_tokens,
+        "messages": request.messages,
+        "temperature": request.temperature,
+        "max_tokens": request.max_tokens,
     }
-    if question.seed is not None:
-        given["seed"] = question.seed
-    if question.schema is not None:
-        form = {"name": "critical_steps", "strict": True, "schema": question.schema}
+    if request.seed is not None:
+        given["seed"] = request.seed
+    if request.schema is not None:
+        form = {"name": "critical_steps", "strict": True, "schema": request.schema}
         given["response_format"] = {"type": "json_schema", "json_schema": form}
     return given
 

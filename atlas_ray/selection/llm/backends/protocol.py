@@ -12,7 +12,7 @@ from atlas_ray.types import Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class CompletionRequest:
     """One request.
 
     Attributes:
@@ -37,11 +37,11 @@ class Completion:
 
 
 class SchemaRefusal(AtlasError):
-    """The model cannot be held to a JSON schema; without one the question may fare better."""
+    """The model cannot be held to a JSON schema; without one the request may fare better."""
 
 
-class Asker(Protocol):
-    """Answers questions, as many at once as are asked; it holds back by itself what would be too many."""
+class Backend(Protocol):
+    """Answers requests, as many at once as are asked; it holds back by itself what would be too many."""
 
     @property
     def address(self) -> str:
@@ -50,17 +50,17 @@ class Asker(Protocol):
 
     @property
     def room(self) -> int:
-        """How many questions are worth having at once."""
+        """How many requests are worth having at once."""
         ...
 
-    async def complete(self, question: Question) -> Completion:
+    async def complete(self, request: CompletionRequest) -> Completion:
         """One reply.
 
         Raises:
             UserError: If the key is missing or refused, or the model unknown.
-            AtlasError: If no other question would fare better (dead endpoint, no credit, dead engines).
-            SchemaRefusal: If replies cannot be held to `question.schema`.
-            ModelFailure: If this one question fails after its retries.
+            AtlasError: If no other request would fare better (dead endpoint, no credit, dead engines).
+            SchemaRefusal: If replies cannot be held to `request.schema`.
+            ModelFailure: If this one request fails after its retries.
         """
         ...
 

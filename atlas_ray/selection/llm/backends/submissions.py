@@ -1,6 +1,6 @@
 """Batches of an endpoint: the record of what was submitted, and what an ended batch gave.
 
-Flows in: the API's answers and files; flows out: completions and failures by question.
+Flows in: the API's answers and files; flows out: completions and failures by request.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ BATCHES: TableSpec[Submission] = TableSpec(
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why a question has no reply.
+    """Why a request has no reply.
 
     Attributes:
         again: Whether another batch may have one.
-        remedy: What people have to do first, where that concerns all questions.
+        remedy: What people have to do first, where that concerns all requests.
     """
 
     what: str
@@ -68,13 +68,13 @@ class Failure:
 
 @dataclass(slots=True)
 class Results:
-    """What a batch gave, by digest; `missing` is what holds for all other questions."""
+    """What a batch gave, by digest; `missing` is what holds for all other requests."""
 
     found: dict[str, dict[str, Any] | Failure]
     missing: Failure
 
     def get(self, digest: str) -> dict[str, Any] | Failure:
-        """What came of one question."""
+        """What came of one request."""
         return self.found.get(digest, self.missing)
 
 
@@ -97,7 +97,7 @@ def parsed(content: bytes) -> Iterator[tuple[str, dict[str, Any] | Failure]]:
 
 
 def missing_from(batch: Batch) -> Failure:
-    """Why a question of a batch that has ended is in neither of its files."""
+    """Why a request of a batch that has ended is in neither of its files."""
     if batch.status == "cancelled":
         remedy = "run the same command again to submit what it left"
         return Failure(f"batch {batch.id} was cancelled", remedy=remedy)
@@ -110,8 +110,8 @@ def missing_from(batch: Batch) -> Failure:
 
 
 def unanswered() -> Failure:
-    """A batch has ended well, and yet one question is nowhere in its files."""
-    return Failure("the batch ended without a reply to this question", again=True)
+    """A batch has ended well, and yet one request is nowhere in its files."""
+    return Failure("the batch ended without a reply to this request", again=True)
 
 
 def codes(batch: Batch) -> list[str]:

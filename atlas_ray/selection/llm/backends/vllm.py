@@ -1,4 +1,4 @@
-"""Questions to a model on vLLM engines of our own, one Ray actor a replica: an `Asker` without endpoint and price.
+"""Questions to a model on vLLM engines of our own, one Ray actor a replica: a `Backend` without endpoint and price.
 
 Flows in: questions, as many at once as are asked; flows out: completions.
 """
@@ -22,7 +22,7 @@ from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.local_copy import fetching
-from atlas_ray.selection.llm.backends.protocol import Completion, Question
+from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.types import Message
 
 _log = logging.getLogger(__name__)
@@ -80,16 +80,16 @@ class AnswerReplica:
         """What it fetches from a store, before it can start."""
         return fetching()
 
-    async def answer(self, question: Question) -> Completion:
+    async def answer(self, request: CompletionRequest) -> Completion:
         """One reply.
 
         Raises:
             ModelFailure: If the question does not fit or the engine fails it.
         """
-        messages = [Message(m["role"], m["content"]) for m in question.messages]  # type: ignore[arg-type]
-        sampling = Sampling(question.temperature, question.max_tokens)
+        messages = [Message(m["role"], m["content"]) for m in request.messages]  # type: ignore[arg-type]
+        sampling = Sampling(request.temperature, request.max_tokens)
         try:
-            reply = await self._model.answer(messages, sampling, question.seed or 0, question.schema)
+            reply = await self._model.answer(messages, sampling, request.seed or 0, request.schema)
         except ContextOverflow as error:
             words = f"the question does not fit: {error.what}"
             raise ModelFailure(words, "raise selector.engine.max_model_len") from None
@@ -116,7 +116,7 @@ class _Seat:
     asked: int = 0
 
 
-class EngineAsker:
+class EngineBackend:
     """Replicas of one model. They start with the first question.
 
     What flew when a replica died may be what killed it: such questions are asked again in ever smaller company, the
@@ -154,7 +154,7 @@ class EngineAsker:
         self._company = [asyncio.Semaphore(max(1, in_flight // _SHRINK**deaths)) for deaths in range(1, MAX_DEATHS)]
 
     @classmethod
-    def of(cls, model: str, config: EngineConfig, ray: RayConfig | None = None) -> EngineAsker:
+    def of(cls, model: str, config: EngineConfig, ray: RayConfig | None = None) -> EngineBackend:
         """Engines of a model as configured."""
         return cls(
             EngineSpec("selector", reachable(model), config),
@@ -176,7 +176,7 @@ class EngineAsker:
         """As many questions as all replicas take at once."""
         return self._replicas * self._in_flight
 
-    async def complete(self, question: Question) -> Completion:
+    async def complete(self, request: CompletionRequest) -> Completion:
         """One reply.
 
         Raises:
@@ -185,7 +185,7 @@ class EngineAsker:
         """
         self._open()
         async with self._room:
-            return await self._answered(question)
+            return await self._answered(request)
 
     async def close(self) -> None:
         """Ends all replicas and their processes."""
@@ -212,18 +212,18 @@ class EngineAsker:
             self._place = place_engines(self._spec.gpus, self._replicas, self._labels)
             self._seats = [self._seat(index) for index in range(self._replicas)]
 
-    async def _answered(self, question: Question) -> Completion:
+    async def _answered(self, request: CompletionRequest) -> Completion:
         for deaths in range(MAX_DEATHS):
             if deaths == 0:
-                found = await self._ask(question)
+                found = await self._ask(request)
             else:
                 async with self._company[deaths - 1]:
-                    found = await self._ask(question)
+                    found = await self._ask(request)
             if found is not None:
                 return found
         raise ModelFailure(f"{MAX_DEATHS} engines died while they answered this question")
 
-    async def _ask(self, question: Question) -> Completion | None:
+    async def _ask(self, request: CompletionRequest) -> Completion | None:
         """The reply of the replica that is asked least; None if it died.
 
         Raises:
@@ -233,7 +233,7 @@ class EngineAsker:
         import ray
 
         seat = await self._take()
-        ref = seat.actor.answer.remote(question)
+        ref = seat.actor.answer.remote(request)
         try:
             completion: Completion = await ref
         except asyncio.CancelledError:

@@ -1,0 +1,238 @@
+"""What a selector is: its settings and, with them, all that the pipeline and the recipes ask of it; and its stage.
+
+A new selector is one file with one subclass of `Selector` and one line in `registry.py`; outside the package it is
+named as `module:Class`, or by an entry point of the group `atlas_ray.selectors`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from atlas_ray.config import (
+    BackboneConfig,
+    DataConfig,
+    EndpointConfig,
+    EngineConfig,
+    EnvironmentsConfig,
+    RayConfig,
+    Strict,
+)
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import TableSpec
+from atlas_ray.selection import registry
+from atlas_ray.trajectories.agenttraj import Shape
+from atlas_ray.types import Selection, Trajectory, Usage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    from ray.data import Dataset
+
+
+@dataclass(frozen=True)
+class StageContext:
+    """What a stage may ask for.
+
+    Attributes:
+        folder: The run's; workers may write tables of their own into it.
+        index: Of every usable trajectory of the data, in the order read: `id`, `env`, `item_id`, `n_steps`, and `todo`,
+            false where an earlier attempt made its selection.
+    """
+
+    folder: RunFolder
+    data: DataConfig
+    seed: int
+    environments: EnvironmentsConfig
+    ray: RayConfig
+    index: pa.Table
+
+    @property
+    def run(self) -> str:
+        """The run folder's path or URI."""
+        return self.folder.uri
+
+
+class Stage(ABC):
+    """Makes selections of a stream of trajectories; used as a context manager, in the driver.
+
+    Workers write each block of selections as it comes out of `apply`, so a block is what a kill may cost. What stops
+    the whole run (a refused key, a budget that is spent) is raised in a worker as an `AtlasError`, and reaches the
+    driver as it is; what concerns one trajectory is its selection's `error`.
+
+    Attributes:
+        rows_per_block: Trajectories that come as one block; None: as they are read.
+        whole_blocks: Whether blocks come with the trajectories that are done already, as they came in every attempt;
+            their selections are not written again.
+    """
+
+    rows_per_block: int | None = None
+    whole_blocks: bool = False
+
+    @abstractmethod
+    def apply(self, trajectories: Dataset) -> Dataset:
+        """Rows of `TRAJECTORIES` to rows of `SELECTIONS`, in any order; none lost, none twice."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:  # noqa: B027
+        """Ends what the stage holds; `failed` is None where every selection has been written."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """A model that a selector loads.
+
+    Attributes:
+        tokens: Longest text that it is given; None for as long as it takes.
+        chat_template: In place of its tokenizer's.
+        tokenizer_only: Whether its weights are left alone.
+    """
+
+    path: str
+    tokens: int | None = None
+    chat_template: str | None = None
+    tokenizer_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What a selection takes, for a plan: `words` with the arithmetic; tokens that engines read and write, calls of an
+    endpoint and their US dollars."""
+
+    words: str = ""
+    read: float = 0.0
+    written: float = 0.0
+    calls: float = 0.0
+    dollars: float = 0.0
+
+
+class Selector(Strict, ABC):
+    """A selector's section of the settings, and what it means.
+
+    Attributes:
+        drawn: Whether another seed draws other steps, at no cost: a recipe then selects anew under each of its seeds.
+        retries_failures: Whether the failures of a finished run are tried again, for another attempt may mend them.
+    """
+
+    drawn: ClassVar[bool] = False
+    retries_failures: ClassVar[bool] = False
+
+    name: str
+
+    @classmethod
+    def subclass_for(cls, section: Mapping[str, Any]) -> type[Selector]:
+        """The class whose settings a section holds.
+
+        Raises:
+            UserError: If no selector has its name.
+        """
+        found = registry.find(str(section.get("name", registry.DEFAULT)))
+        assert issubclass(found, Selector)
+        return found
+
+    # --- where it comes from ---
+
+    def sources(self) -> list[str]:
+        """The finished selections that it reads, by name or path."""
+        return []
+
+    def digests(self) -> dict[str, str]:
+        """Digests of what else it is made from, by name; a run is refused once one has changed.
+
+        Raises:
+            UserError: If something cannot be read.
+        """
+        return {}
+
+    def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
+        """With everything that is decided before the run begins, for the manifest to name.
+
+        Args:
+            run: The run folder, beside which sources are looked for.
+            ray: How Ray is reached, where a device must be asked about.
+            begun: This section in the manifest of the run that is continued; empty where it starts.
+        """
+        return self
+
+    # --- in a recipe ---
+
+    def for_arm(self, start: BackboneConfig, engine: EngineConfig, own_engine: EngineConfig) -> Self:
+        """With the arm's model and engines, where it scores by a model and its section does not say otherwise.
+
+        Args:
+            start: The model that the arm starts from.
+            engine: The recipe's engines.
+            own_engine: The same with the context that `start` is given.
+        """
+        return self
+
+    def for_seed(self, named: Callable[[str], str]) -> Self:
+        """With sources drawn under the same seed; `named` tells what a source is called under it."""
+        return self
+
+    def models(self) -> list[ModelUse]:
+        """The models that it loads."""
+        return []
+
+    def engines(self) -> list[EngineConfig]:
+        """The engines that it starts."""
+        return []
+
+    @property
+    def plays(self) -> bool:
+        """Whether episodes start from the trajectories."""
+        return False
+
+    @property
+    def paid_endpoint(self) -> EndpointConfig | None:
+        """The endpoint that it asks, if it does."""
+        return None
+
+    async def check_endpoint(self) -> str:
+        """Asks the endpoint for one token, and says what it answered.
+
+        Raises:
+            AtlasError: If it does not.
+        """
+        raise NotImplementedError
+
+    def forecast(self, shapes: Mapping[str, Shape]) -> Forecast | None:
+        """What the selection takes; None: nothing, whatever the data is.
+
+        Args:
+            shapes: Of the data, by environment; empty where it is not there yet.
+        """
+        return None
+
+    # --- in a run ---
+
+    def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
+        """What selecting in these would ask for, in lines; nothing is called."""
+        return ["no model call, no dollars"]
+
+    def kept_on_clean(self) -> list[TableSpec[Any]]:
+        """Tables that outlast `--clean`, for they were paid for."""
+        return []
+
+    def outdated(self, folder: RunFolder) -> bool:
+        """Whether all selections of an earlier attempt are to be made anew, at no cost."""
+        return False
+
+    @abstractmethod
+    def stage(self, context: StageContext) -> Stage:
+        """What makes the selections.
+
+        Raises:
+            UserError: If a setting, or a source, is unusable.
+        """
+
+    def note(self, usage: Usage, done: int, total: int) -> str | None:
+        """A figure beside the progress: `done` of `total` selections took `usage`."""
+        return f"${usage.cost:.2f} of about ${usage.cost / done * total:.2f}" if usage.cost else None
+
+    def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
+        """What the run's record holds besides what every selector's does; `selections` may be read once."""
+        return {}
