@@ -29,10 +29,10 @@ from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason, Task
 from tests.evaluation.test_verification import an_episode
 from tests.recipes.test_fourteen import episode, winning
-from tests.report.test_paper_tables import table
-from tests.report.test_report import arm, report_input, selection, trajectory
 from tests.selection.value.test_economy import FakePool, expert, turns
 from tests.support.agentgym import AgentGym
+from tests.support.paper_runs import table
+from tests.support.report_records import arm, report_input, selection, trajectory
 from tests.support.serving import remote, running
 
 FORECAST = (
