@@ -20,7 +20,7 @@ from atlas_ray.report.paper.render import markdown
 from atlas_ray.report.results import build_results
 from atlas_ray.report.tables import replay_table
 from atlas_ray.report.terminal import verification_table
-from atlas_ray.rollouts.replica import EpisodeRequest
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.settings import ValueSelector
