@@ -23,6 +23,7 @@ from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.llm.tokens import by_rule
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Message, Trajectory, Usage
 
@@ -232,7 +233,7 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if registry.get(env).world is not None and (config.items is None or env in NAMES):
+    if registry.get(env).simulator is not None and (config.items is None or env in NAMES):
         return len(registry.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)
@@ -247,8 +248,8 @@ def _played(times: float, shapes: Collection[Shape]) -> Work:
 
 def _hours(work: Work, recipe: Recipe) -> float:
     a = recipe.config.assume
-    training = 6 * a.parameters * work.trained / (a.mfu * a.flops)
-    return (training + work.read / a.prefill + work.written / a.decode) / 3600
+    training = gpu_hours(6 * a.parameters * work.trained, a.flops, a.mfu)
+    return training + (work.read / a.prefill + work.written / a.decode) / 3600
 
 
 def _cost(work: Work, recipe: Recipe) -> str:
@@ -275,8 +276,8 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
 
 
 def remote_environments(config: EvaluateConfig) -> list[str]:
-    """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
-    return [e for e in config.tasks if registry.get(e).world is None or (config.items and e not in NAMES)]
+    """Environments whose test tasks a server holds: those without a built-in simulator, and all that items name."""
+    return [e for e in config.tasks if registry.get(e).simulator is None or (config.items and e not in NAMES)]
 
 
 def _needs(recipe: Recipe) -> list[str]:

@@ -26,7 +26,7 @@ _PROCESS_ON_CPU = 0.7 * _GB  # torch, transformers and Ray themselves
 _MAX_WORKERS = 256
 _REFUSED_ABOVE = 1.1  # of a GPU's memory: activations are an estimate, and what may not fit is told, not refused
 # Operations a second in bfloat16, dense, as the makers' data sheets give them
-_PEAKS = {
+PEAK_FLOPS = {
     "GB200": 2500e12,
     "B200": 2250e12,
     "H200": 989e12,
@@ -43,7 +43,7 @@ _PEAKS = {
 
 def peak_flops(device_name: str) -> float | None:
     """Operations a second that a GPU could do at most in bfloat16; None for one that is not known."""
-    return next((peak for name, peak in _PEAKS.items() if name in device_name), None)
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
 
 
 def gpu_hours(operations: float, peak: float, mfu: float) -> float:

@@ -8,7 +8,6 @@ Weights, gradients and Adam's moments are float32; bfloat16 is for computing onl
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -34,7 +33,7 @@ from atlas_ray.training.data.batching import (
     total_steps,
 )
 from atlas_ray.training.data.examples import Example
-from atlas_ray.training.estimate import Flops
+from atlas_ray.training.estimate import Flops, recomputes
 from atlas_ray.training.model.loading import Weights
 from atlas_ray.training.model.loss import StepLoss
 from atlas_ray.training.settings import TrainConfig
@@ -64,8 +63,7 @@ def prepare(
     """
     model.train()
     model.config.use_cache = False
-    recompute = config.activation_checkpointing
-    if device.type == "cuda" if recompute is None else recompute:
+    if recomputes(config, device.type == "cuda"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = StepLoss(model, config.max_length)
     _, world = rank_and_world()
@@ -269,12 +267,3 @@ def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any
         return nullcontext()
     # Each weight is used once a pass: kept casts would only be a second copy of the model.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-
-
-def local_device(use_gpu: bool) -> torch.device:
-    """This process's device under torchrun or alone."""
-    if not use_gpu:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device

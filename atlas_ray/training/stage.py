@@ -40,7 +40,7 @@ from atlas_ray.types import Selection, Trajectory
 
 _SAMPLE = 300  # trajectories tokenized for a count
 _MFU = 0.4
-_PAPERS_GPU, _PAPERS_PEAK = "A100", 312e12
+_PAPERS_GPU = "A100"
 
 
 def plan_lines(config: TrainConfig) -> list[str]:
@@ -75,7 +75,7 @@ def plan_lines(config: TrainConfig) -> list[str]:
     operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in examples)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
     if (peak := estimate.peak_flops(device)) is None:
-        device, peak = _PAPERS_GPU, _PAPERS_PEAK
+        device, peak = _PAPERS_GPU, estimate.PEAK_FLOPS[_PAPERS_GPU]
     lines.append(
         f"{total_steps(count, config.global_batch_size, config.epochs)} optimizer steps in {config.epochs:g} epochs: "
         f"{operations:.3g} operations, {estimate.gpu_hours(operations, peak, _MFU):.2g} GPU-hours if an MFU of "
@@ -284,6 +284,8 @@ def _run_workers(job: Job, corpus: Corpus) -> int:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
+    # Ray's own handler of SIGINT exits with 0 or 1 and stays for good: here Ctrl-C is a KeyboardInterrupt, as elsewhere
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     folder = RunFolder(config.run)
     folder.remove(STOP)
     try:
