@@ -107,7 +107,7 @@ def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndar
         Examples as training cuts them, and the token ids of the whole trajectories.
     """
     from atlas_ray.selection.budget import budget
-    from atlas_ray.training.data.masking import Example
+    from atlas_ray.training.data.examples import Example
 
     rng = np.random.default_rng(seed)
     shares = np.cumsum([shape.trajectories for shape in SHAPES.values()])
@@ -385,7 +385,7 @@ def main() -> None:
 
 
 def _use_of_peak(flops: float, device: str, setup: Setup) -> str:
-    from atlas_ray.training.flops import peak_flops
+    from atlas_ray.training.estimate import peak_flops
 
     if device == "cpu":
         return f"ours: {flops / 1e9:.1f} GFLOP/s"

@@ -129,13 +129,11 @@ def train(
 ) -> None:
     """Fine-tune a model with loss on the selected steps only."""
     settings = _load("TrainConfig", config, set_, run=run, data=data)
+    from atlas_ray.training import stage
+
     if dry_run:
-        from atlas_ray.training.estimate import estimate_lines
-
-        return _show(settings, *estimate_lines(settings))
-    from atlas_ray.training.distributed import train_agent
-
-    train_agent(settings, clean=clean)
+        return _show(settings, *stage.plan_lines(settings))
+    stage.train_agent(settings, clean=clean)
     from atlas_ray.address import below
 
     typer.echo(f"model: {below(settings.run, 'model')}")

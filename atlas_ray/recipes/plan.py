@@ -20,6 +20,7 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Usage
 
@@ -203,8 +204,8 @@ def _played(times: float, shapes: Collection[Shape]) -> Work:
 
 def _hours(work: Work, recipe: Recipe) -> float:
     a = recipe.config.assume
-    training = 6 * a.parameters * work.trained / (a.mfu * a.flops)
-    return (training + work.read / a.prefill + work.written / a.decode) / 3600
+    training = gpu_hours(6 * a.parameters * work.trained, a.flops, a.mfu)
+    return training + (work.read / a.prefill + work.written / a.decode) / 3600
 
 
 def _cost(work: Work, recipe: Recipe) -> str:

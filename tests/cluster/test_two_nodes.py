@@ -19,8 +19,7 @@ from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES, TableSpec
 from atlas_ray.training.metrics import read_metrics
 from tests.selection.value.test_value_runs import experts
 from tests.support.nodes import Nodes, namespaces_or_skip
-from tests.training.test_train_kills import kept_lines
-from tests.training.test_training import curve
+from tests.support.training import curve, kept_lines
 
 pytestmark = pytest.mark.slow
 NOTICED_SECONDS = 20.0

@@ -18,8 +18,7 @@ from atlas_ray.cluster.submit import submit
 from atlas_ray.errors import AtlasError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
-from tests.training.test_train_kills import a_long_run, kept_lines, kill_all, written_lines
-from tests.training.test_training import TRAJECTORIES_HERE
+from tests.support.training import TRAJECTORIES_HERE, a_long_run, kept_lines, kill_all, written_lines
 
 pytestmark = pytest.mark.slow
 

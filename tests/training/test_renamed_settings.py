@@ -7,20 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.metrics import read_metrics
 from tests.support.solo import run_alone
-from tests.training.test_training import (
-    SELECTIONS_HERE,
-    TRAJECTORIES_HERE,
-    a_config,
-    curve,
-    the_examples,
-    write_base,
-)
+from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, the_examples, write_base
 
 OLD_DIGEST = "6bcfacef4ffdcf2c7503857eb70a1a9752a884551374372af5a2a6fc6695c828"
 OLD_MANIFEST = {  # as version 0.1.0 wrote it; `workers` was no part of it, for it changes no result
@@ -65,7 +57,6 @@ def old_folder(path: Path, **changed: Any) -> RunFolder:
 def test_a_run_begun_under_the_old_names_goes_on_from_its_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
     options = {"model": write_base(Path("base")), "epochs": 3, "max_grad_norm": 0.5, "checkpoint_steps": 100}
     whole, old = (a_config(run=name, num_workers=2, **options) for name in ("whole", "old"))

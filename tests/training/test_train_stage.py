@@ -13,22 +13,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.data.corpus import Corpus
 from atlas_ray.training.data.examples import prepare
-from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.metrics import METRICS, read_checkpoints, read_metrics
 from atlas_ray.training.settings import LoraConfig
+from atlas_ray.training.stage import train, train_agent
 from atlas_ray.types import Selection
 from tests.support.solo import run_alone
 from tests.support.tiny import LLAMA_TEMPLATE, tiny_tokenizer
-from tests.training.test_train_kills import undisturbed, written_curve
-from tests.training.test_training import (
+from tests.support.training import (
     SELECTIONS_HERE,
     TRAJECTORIES_HERE,
     a_config,
@@ -36,16 +34,14 @@ from tests.training.test_training import (
     curve,
     run_locally,
     the_examples,
+    undisturbed,
     write_base,
+    write_data,
+    written_curve,
 )
 
 CHAT = ChatFormat(tiny_tokenizer())
 CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -89,11 +85,6 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         prepare(uncut, Corpus.of(long, CHAT), long, None)
     with pytest.raises(UserError, match="holds no selection"):
         train_agent(a_config(run=str(tmp_path / "run"), data=write_data(tmp_path), selection=str(tmp_path / "none")))
-
-
-def write_data(folder: Path) -> DataConfig:
-    RunFolder(str(folder / "data")).write_shard(TRAJECTORIES, TRAJECTORIES_HERE)
-    return DataConfig(path=str(folder / "data" / "trajectories"))
 
 
 def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, tmp_path: Path) -> None:
