@@ -17,31 +17,36 @@ if TYPE_CHECKING:
     from ray.data import Dataset
 
 
+def tables_on_ray(tables: Iterable[pa.Table]) -> Dataset:
+    """A data set of tables, each a block; in Ray's object store one by one, and on disk what it has no room for."""
+    import ray
+    from ray.data import from_arrow_refs
+
+    refs: Any = [ray.put(table) for table in tables]
+    found: Dataset = from_arrow_refs(refs)
+    return found
+
+
 def map_on_ray(
     rows: Dataset | Iterable[pa.Table], function: Callable[..., Any], *args: Any, workers: Any = None, **options: Any
 ) -> Dataset:
     """Maps blocks of rows: one table a block goes in, one or several come out.
 
     Args:
-        rows: A data set, or tables of blocks; those go into Ray's object store one by one, and what it has no room for
-            goes to disk.
+        rows: A data set, or its blocks.
         function: Of a table; a class where each worker holds something, which is made from `args`.
         *args: Further arguments of the function, or of the class.
         workers: Ray's strategy of the pool of workers, of a class.
         **options: Of `map_batches`: what a worker needs.
     """
-    import ray
-    from ray.data import DataContext, from_arrow_refs
+    from ray.data import DataContext, Dataset
 
     # Our own errors, not Ray's around them.
     DataContext.get_current().raise_original_map_exception = True
-    if isinstance(rows, Iterable) and not hasattr(rows, "map_batches"):
-        refs: Any = [ray.put(table) for table in rows]
-        rows = from_arrow_refs(refs)
     given: dict[str, Any] = {"fn_constructor_args" if isinstance(function, type) else "fn_args": args}
     if workers is not None:
         given["compute"] = workers
-    data: Any = rows
+    data: Any = rows if isinstance(rows, Dataset) else tables_on_ray(rows)
     mapped: Dataset = data.map_batches(function, batch_size=None, batch_format="pyarrow", **given, **options)
     return mapped
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
@@ -58,8 +58,13 @@ def _gold_rows(gold: tuple[GoldStep, ...] | None) -> list[dict[str, Any]] | None
     return None if gold is None else [{"step": g.step, "rank": g.rank, "category": str(g.category)} for g in gold]
 
 
+def _fields(record: Any) -> dict[str, Any]:
+    """A slotted dataclass as a row, without `asdict`'s deep copies."""
+    return {name: getattr(record, name) for name in record.__slots__}
+
+
 def _trajectory_row(t: Trajectory) -> dict[str, Any]:
-    return asdict(t) | {"gold": _gold_rows(t.gold)}
+    return _fields(t) | {"messages": [_fields(m) for m in t.messages], "gold": _gold_rows(t.gold)}
 
 
 def _trajectory(row: dict[str, Any]) -> Trajectory:
@@ -67,10 +72,17 @@ def _trajectory(row: dict[str, Any]) -> Trajectory:
 
 
 def _selection_row(s: Selection) -> dict[str, Any]:
-    row = {name: getattr(s, name) for name in s.__slots__}
-    categories = json.dumps({str(step): str(c) for step, c in sorted(s.categories.items())})
-    counts = {name: json.dumps(dict(sorted(getattr(s, name).items()))) for name in ("excluded", "replays")}
-    return row | {"id": s.id, "categories": categories, **counts, "usage": asdict(s.usage)}
+    return _fields(s) | {
+        "id": s.id,
+        "categories": _json({str(step): str(c) for step, c in sorted(s.categories.items())}),
+        "excluded": _json(dict(sorted(s.excluded.items()))),
+        "replays": _json(dict(sorted(s.replays.items()))),
+        "usage": _fields(s.usage),
+    }
+
+
+def _json(counts: Mapping[str, Any]) -> str:
+    return json.dumps(counts) if counts else "{}"
 
 
 def _selection(row: dict[str, Any]) -> Selection:

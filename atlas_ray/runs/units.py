@@ -10,7 +10,12 @@ import json
 import logging
 import os
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from atlas_ray.types import Usage
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # what Ray gives the process of a job
 _OUTCOMES = {"trajectories": "kept", "failures": "failed", "selections": "selected"}
@@ -48,10 +53,29 @@ def record_finished(stage: str, run: str, table: str, record: Any) -> None:
     outcome = getattr(record, "stop_reason", None) or (
         "error" if getattr(record, "error", None) else _OUTCOMES.get(table, "done")
     )
-    usage, tokens = getattr(record, "usage", None), None
-    if usage is not None and usage.calls:
-        tokens = {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "generated": usage.completion_tokens}
+    tokens = _tokens(getattr(record, "usage", None))
     unit_finished(stage, run, record.id, str(outcome), getattr(record, "seconds", None), tokens)
+
+
+def rows_finished(stage: str, run: str, table: str, rows: pa.Table) -> None:
+    """Says that records which workers wrote are there.
+
+    Args:
+        stage: That made them.
+        run: Its run folder.
+        table: Their table's name.
+        rows: Their `id`, `error` and `usage`.
+    """
+    if _log.isEnabledFor(logging.INFO):
+        for row in rows.to_pylist():
+            outcome, usage = "error" if row["error"] else _OUTCOMES[table], row["usage"]
+            unit_finished(stage, run, row["id"], outcome, None, _tokens(Usage(**usage)))
+
+
+def _tokens(usage: Usage | None) -> dict[str, int] | None:
+    if usage is None or not usage.calls:
+        return None
+    return {"prompt": usage.prompt_tokens, "cached": usage.cached_tokens, "generated": usage.completion_tokens}
 
 
 def unit_finished(

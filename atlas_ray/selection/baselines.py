@@ -12,36 +12,53 @@ from typing import ClassVar, Literal, Self
 from pydantic import Field
 
 from atlas_ray.runs.seeds import derive_seed
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.protocol import Selector
+from atlas_ray.selection.rows import RowSelector, Rule
 from atlas_ray.selection.sources import of_trajectory, read_source
+from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory
 
 
-class AllSelector(Selector):
+class AllSelector(RowSelector):
     """Every step: ordinary fine-tuning on whole trajectories."""
+
+    reads_texts: ClassVar[bool] = False
 
     name: Literal["all"] = "all"
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """All of them."""
+        return lambda t: select_all(t, self)
 
-class RandomSelector(Selector):
+
+class RandomSelector(RowSelector):
     """Steps drawn uniformly (section 4.5.3)."""
 
     drawn: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = False
 
     name: Literal["random"] = "random"
     ratio: float = Field(0.3, gt=0, le=1)
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """A draw."""
+        return lambda t: select_random(t, self, seed)
 
-class GoldSelector(Selector):
+
+class GoldSelector(RowSelector):
     """The built-in expert's own annotation, cut to the budget by its ranks."""
 
     name: Literal["gold"] = "gold"
     ratio: float = Field(0.3, gt=0, le=1)
     noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """The best marks."""
+        return lambda t: select_gold(t, self, seed)
 
-class ComplementSelector(Selector):
+
+class ComplementSelector(RowSelector):
     """As many steps as the reference chose, drawn from those it did not choose (section 4.5.1)."""
 
     drawn: ClassVar[bool] = True
@@ -49,6 +66,11 @@ class ComplementSelector(Selector):
     name: Literal["complement"] = "complement"
     ratio: float = Field(0.3, gt=0, le=1)
     reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
+
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """A draw from the others."""
+        reference = read_source(sources[self.reference]) if sources else None
+        return lambda t: select_complement(t, self, seed, reference)
 
     def sources(self) -> list[str]:
         """The reference, unless that is the annotation."""
@@ -59,37 +81,49 @@ class ComplementSelector(Selector):
         return self.model_copy(update={"reference": named(self.reference)}) if self.sources() else self
 
 
-class FirstSelector(Selector):
+class FirstSelector(RowSelector):
     """The first steps: what a selector must beat to say more than "early"."""
+
+    reads_texts: ClassVar[bool] = False
 
     name: Literal["first"] = "first"
     ratio: float = Field(0.3, gt=0, le=1)
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """As many as the ratio allows."""
+        return lambda t: select_end(t, self, last=False)
 
-class LastSelector(Selector):
+
+class LastSelector(RowSelector):
     """The last steps: what a selector must beat to say more than "late"."""
+
+    reads_texts: ClassVar[bool] = False
 
     name: Literal["last"] = "last"
     ratio: float = Field(0.3, gt=0, le=1)
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """As many as the ratio allows."""
+        return lambda t: select_end(t, self, last=True)
 
-def select_all(trajectory: Trajectory, config: AllSelector) -> Selection:
+
+def select_all(trajectory: Trajectory | Outline, config: AllSelector) -> Selection:
     """Every step."""
     return record(trajectory, config, range(1, len(trajectory.steps) + 1))
 
 
-def select_random(trajectory: Trajectory, config: RandomSelector, seed: int) -> Selection:
+def select_random(trajectory: Trajectory | Outline, config: RandomSelector, seed: int) -> Selection:
     """As many steps as the ratio allows, uniformly without replacement (section 4.5.3)."""
     steps = range(1, len(trajectory.steps) + 1)
     draw = random.Random(derive_seed(seed, "random", trajectory.id))
     return record(trajectory, config, draw.sample(steps, budget(config.ratio, len(steps))))
 
 
-def select_end(trajectory: Trajectory, config: FirstSelector | LastSelector) -> Selection:
+def select_end(trajectory: Trajectory | Outline, config: FirstSelector | LastSelector, *, last: bool) -> Selection:
     """The steps at one end, as many as the ratio allows."""
     n_steps = len(trajectory.steps)
     k = budget(config.ratio, n_steps)
-    first = 1 if isinstance(config, FirstSelector) else n_steps - k + 1
+    first = n_steps - k + 1 if last else 1
     return record(trajectory, config, range(first, first + k))
 
 
@@ -117,7 +151,10 @@ def select_gold(trajectory: Trajectory, config: GoldSelector, seed: int = 0) -> 
 
 
 def select_complement(
-    trajectory: Trajectory, config: ComplementSelector, seed: int, reference: Mapping[str, Selection] | None = None
+    trajectory: Trajectory | Outline,
+    config: ComplementSelector,
+    seed: int,
+    reference: Mapping[str, Selection] | None = None
 ) -> Selection:
     """As many steps as the reference chose, drawn from those that it did not choose (section 4.5.1).
 
@@ -131,7 +168,7 @@ def select_complement(
     """
     n_steps = len(trajectory.steps)
     chosen: Selection | str = (
-        select_gold(trajectory, GoldSelector(ratio=config.ratio))
+        select_gold(trajectory, GoldSelector(ratio=config.ratio))  # type: ignore[arg-type]
         if reference is None
         else of_trajectory(trajectory, config.reference, reference)
     )
@@ -140,27 +177,3 @@ def select_complement(
     rest = [t for t in range(1, n_steps + 1) if t not in chosen.chosen]
     draw = random.Random(derive_seed(seed, "complement", trajectory.id))
     return record(trajectory, config, draw.sample(rest, min(len(chosen.chosen), len(rest))))
-
-
-def control(config: Selector, seed: int, run: str) -> Callable[[Trajectory], Selection]:
-    """The function of one trajectory that a section describes.
-
-    Args:
-        config: The selector's section.
-        seed: The run's.
-        run: The run folder; a reference may be named after its neighbour.
-
-    Raises:
-        UserError: If the reference is no finished selection.
-    """
-    if isinstance(config, AllSelector):
-        return lambda t: select_all(t, config)
-    if isinstance(config, RandomSelector):
-        return lambda t: select_random(t, config, seed)
-    if isinstance(config, GoldSelector):
-        return lambda t: select_gold(t, config, seed)
-    if isinstance(config, FirstSelector | LastSelector):
-        return lambda t: select_end(t, config)
-    assert isinstance(config, ComplementSelector)
-    reference = read_source(config.reference, run) if config.sources() else None
-    return lambda t: select_complement(t, config, seed, reference)

@@ -7,23 +7,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from atlas_ray.errors import UserError
+from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.protocol import Selector
-from atlas_ray.selection.sources import of_trajectory, read_source
+from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.rows import RowSelector, Rule
+from atlas_ray.selection.sources import find_source, of_trajectory, read_source
+from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory
 
 
-class CombineSelector(Selector):
+class CombineSelector(RowSelector):
     """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
 
     `weighted_rank` takes the steps that the parts rank highest; `union` and `intersection` take what any, or every,
     part chose, and are capped only where a ratio is given.
     """
+
+    reads_texts: ClassVar[bool] = False
 
     name: Literal["combine"] = "combine"
     parts: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
@@ -47,6 +54,27 @@ class CombineSelector(Selector):
         """Its parts."""
         return list(self.parts)
 
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """What the parts say, combined."""
+        parts = {name: read_source(folder) for name, folder in sources.items()}
+        return lambda t: select_combined(t, self, parts)
+
+    def stage(self, context: StageContext) -> Stage:
+        """The rule, applied to each.
+
+        Raises:
+            UserError: If a part is a selection of other trajectories.
+        """
+        ids = context.index["id"]
+        for name in self.parts:
+            source = find_source(name, context.run)
+            if not any(pc.any(pc.is_in(batch["id"], ids)).as_py() for batch in source.latest(SELECTIONS, ["id"])):
+                raise UserError(
+                    f"selector.parts: {name} was made from other data: it holds none of the {len(ids)} trajectories",
+                    "combine selections of the same trajectories",
+                )
+        return super().stage(context)
+
 
 def ranks(part: Selection) -> list[Fraction]:
     """Each step's rank in one part over |tau|: 1 for the best step, 1/|tau| for the worst; ties share the mean.
@@ -61,7 +89,7 @@ def ranks(part: Selection) -> list[Fraction]:
 
 
 def select_combined(
-    trajectory: Trajectory, config: CombineSelector, parts: Mapping[str, Mapping[str, Selection]]
+    trajectory: Trajectory | Outline, config: CombineSelector, parts: Mapping[str, Mapping[str, Selection]]
 ) -> Selection:
     """Combines what the parts say of one trajectory.
 
@@ -95,22 +123,3 @@ def select_combined(
         if any(t in part.categories for part in found.values())
     }
     return record(trajectory, config, winners, scores=scores, categories=categories)
-
-
-def combination(
-    config: CombineSelector, run: str, trajectories: Sequence[Trajectory]
-) -> Callable[[Trajectory], Selection]:
-    """The function of one trajectory that a section describes.
-
-    Raises:
-        UserError: If a part is no finished selection, or one of other trajectories.
-    """
-    parts = {name: read_source(name, run) for name in config.parts}
-    for name, held in parts.items():
-        if not any(t.id in held for t in trajectories):
-            raise UserError(
-                f"selector.parts: {name} was made from other data: it holds none of the {len(trajectories)} "
-                "trajectories",
-                "combine selections of the same trajectories",
-            )
-    return lambda t: select_combined(t, config, parts)

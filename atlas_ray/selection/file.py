@@ -13,7 +13,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,11 +21,14 @@ from typing import Any, Literal
 from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.protocol import Selector
-from atlas_ray.trajectories.readers import Rejected
-from atlas_ray.types import Category, Selection, Trajectory
+from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.rows import RowSelector, RowStage, Rule
+from atlas_ray.trajectories.index import Outline
+from atlas_ray.trajectories.rejected import Rejected
+from atlas_ray.types import Category, Selection
 
 _COLUMNS = ("trajectory_id", "n_steps", "chosen", "categories", "reason", "error")
 _NEEDED = {"trajectory_id", "chosen"}
@@ -34,11 +37,26 @@ _QUOTED = re.compile(rf"'(?={_FORMULA.pattern[1:]})")
 _CATEGORIES = {c.value.lower(): c for c in Category}
 
 
-class FileSelector(Selector):
+class FileSelector(RowSelector):
     """Steps from a table made elsewhere or by hand, such as `atlas export-selection` writes."""
 
     name: Literal["file"] = "file"
     path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
+
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """What the table says."""
+        return _from_table(self, self.path)
+
+    def stage(self, context: StageContext) -> Stage:
+        """The table, read by each worker; the rows that cannot be used join the run's rejected ones.
+
+        Raises:
+            UserError: If the file cannot be read as a table.
+        """
+        known = dict(zip(context.index["id"].to_pylist(), context.index["n_steps"].to_pylist(), strict=True))
+        context.rejected.extend(_refused(self, known))
+        path = reachable(self.path)
+        return RowStage(lambda: _from_table(self, path), outlines=True)
 
     def digests(self) -> dict[str, str]:
         """The table's."""
@@ -82,59 +100,71 @@ def write_table(path: str | Path, selections: Iterable[Selection]) -> None:
         raise UserError(f"cannot write {path}: {error.strerror}", "check space and permissions") from None
 
 
-def imported(
-    config: FileSelector, trajectories: Sequence[Trajectory], rejected: list[Rejected]
-) -> Callable[[Trajectory], Selection]:
-    """The function of one trajectory that a table describes; a trajectory without a usable row gets an error.
+def _refused(selector: FileSelector, known: Mapping[str, int]) -> Iterator[Rejected]:
+    """The rows that cannot be used, with their line and reason.
 
     Args:
-        config: The selector's section.
-        trajectories: What the table may speak of.
-        rejected: Takes the rows that are refused, with their line and reason.
-
-    Raises:
-        UserError: If the file cannot be read as a table.
+        known: Steps by trajectory id.
     """
-    known = {t.id: len(t.steps) for t in trajectories}
-    rows: dict[str, _Row] = {}
     first: dict[str, int] = {}
-    refused: dict[str, str] = {}
-    for line, given, problem in _read(local_copy(config.path)):
+    for line, given, problem in _read(local_copy(selector.path)):
         name = _text(given.get("trajectory_id"))
         try:
             if name is None:
                 raise DataError(problem or "`trajectory_id` is missing")
             if name in first:
-                raise DataError(f"a second row of {name}, which line {first[name]} has already")
+                raise DataError(_second(name, first[name]))
             first[name] = line
             if name not in known:
                 raise DataError(f"the data has no trajectory {name}")
-            if problem:
-                raise DataError(problem)
-            rows[name] = _checked(given, known[name])
+            _checked(given, problem, known[name])
         except DataError as error:
-            rejected.append(Rejected(config.path, line, error.what))
-            if name is not None:
-                # Of two rows neither is taken: which one is meant is not for us to say.
-                rows.pop(name, None)
-                refused.setdefault(name, f"rejected row: line {line}: {error.what}")
+            yield Rejected(selector.path, line, error.what)
 
-    def select(trajectory: Trajectory) -> Selection:
-        row = rows.get(trajectory.id)
-        if row is None:
-            why = refused.get(trajectory.id, f"no row: {config.path} does not name this trajectory")
-            return record(trajectory, config, error=why)
-        return record(trajectory, config, row.chosen, categories=row.categories, reason=row.reason, error=row.error)
+
+def _from_table(selector: FileSelector, path: str) -> Rule:
+    """What the table says of a trajectory; one without a usable row gets an error.
+
+    Of two rows neither is taken: which one is meant is not for us to say.
+    """
+    rows: dict[str, tuple[int, Mapping[str, Any], str | None]] = {}
+    second: dict[str, int] = {}
+    for line, given, problem in _read(local_copy(path)):
+        name = _text(given.get("trajectory_id"))
+        if name in rows:
+            second.setdefault(name, line)
+        elif name is not None:
+            rows[name] = line, given, problem
+
+    def select(trajectory: Outline) -> Selection:
+        name = trajectory.id
+        if name not in rows:
+            return record(trajectory, selector, error=f"no row: {selector.path} does not name this trajectory")
+        line, given, problem = rows[name]
+        try:
+            row = _checked(given, problem, trajectory.n_steps)
+            if name in second:
+                first, line = line, second[name]
+                raise DataError(_second(name, first))
+        except DataError as error:
+            return record(trajectory, selector, error=f"rejected row: line {line}: {error.what}")
+        return record(trajectory, selector, row.chosen, categories=row.categories, reason=row.reason, error=row.error)
 
     return select
 
 
-def _checked(given: Mapping[str, Any], n_steps: int) -> _Row:
+def _second(name: str, first: int) -> str:
+    return f"a second row of {name}, which line {first} has already"
+
+
+def _checked(given: Mapping[str, Any], problem: str | None, n_steps: int) -> _Row:
     """A row whose every cell holds.
 
     Raises:
         DataError: With what does not.
     """
+    if problem:
+        raise DataError(problem)
     if "chosen" not in given:
         raise DataError("`chosen` is missing")
     counted = _text(given.get("n_steps"))

@@ -1,59 +1,42 @@
-"""The selection stage: reads trajectories, runs one selector, writes selections. The one module here that speaks Ray.
+"""The selection stage: reads trajectories, runs one selector, writes selections; streamed from end to end.
 
-Flows in: a `SelectConfig`; flows out: a run folder with the table `selections` (and `replies`, for `llm`).
+Flows in: a `SelectConfig`; flows out: a run folder with the table `selections`. Workers read, select and write; this
+process holds ids and counts, never trajectories or selections. No selector is known here by name.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
-import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
-from contextlib import closing
+from collections.abc import Iterator
 from dataclasses import asdict
-from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.cluster import placement
-from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.models.prices import price_of
-from atlas_ray.models.source import fetch_for_workers
-from atlas_ray.runs.folder import RunFolder, reachable
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from atlas_ray.cluster.connection import connect
+from atlas_ray.cluster.dataset import map_on_ray, stream, tables_on_ray
+from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
-from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
-from atlas_ray.selection.baselines import control
-from atlas_ray.selection.budget import record
-from atlas_ray.selection.combine import CombineSelector, combination
-from atlas_ray.selection.file import FileSelector, imported
-from atlas_ray.selection.llm.answer import PARSER_VERSION
-from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, backend_of
-from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.settings import LlmSelector
-from atlas_ray.selection.perplexity.scores import select_perplexity
-from atlas_ray.selection.perplexity.settings import PerplexitySelector, dtype_of, engine_of, workers_of
-from atlas_ray.selection.perplexity.torch_engine import TorchScorer
-from atlas_ray.selection.perplexity.vllm_engine import start_vllm
-from atlas_ray.selection.python_function import PythonSelector, load_call, select_own
-from atlas_ray.selection.rescore import rescored
+from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.runs.units import rows_finished
+from atlas_ray.selection.protocol import Selector, Stage, StageContext
+from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, write_rejected
-from atlas_ray.types import Selection, Trajectory, Usage
+from atlas_ray.trajectories.index import DataIndex, PartRead, index_data, numbers, outlines_of
+from atlas_ray.trajectories.rejected import rejected_figures, write_rejected
+from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    from ray.data import Dataset
 
-_log = logging.getLogger(__name__)
-
-# Scored together, whatever the number of workers: packs, and with them rounding, are then the same in every run.
-_CHUNK = 16
-_READ_BY = "parser.json"  # which version of the parser read the replies
-_NO_MODEL = "no model: "  # an error that concerns every trajectory
+_OUTLINES = 16384  # of a block
+_TOLD = ["id", "error", "usage"]  # of each selection, to this process
 
 
 def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
@@ -73,44 +56,33 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     begun = time.monotonic()
     folder = RunFolder(config.run)
     config = settled(config, folder, clean)
-    paid = [(table, folder.read(table)) for table in config.selector.kept_on_clean()] if clean else []
+    selector = config.selector
+    paid = [(table, folder.read(table)) for table in selector.kept_on_clean()] if clean else []
     folder.begin(config, stage="select", clean=clean)
     for table, rows in paid:
         if rows:
             folder.write_shard(table, rows)
-    watch_sources(folder, config.selector, config.run)
-    finished = folder.finished
-    outdated = isinstance(config.selector, LlmSelector) and _outdated(folder)
-    if finished is not None and not outdated and not (finished["errors"] and config.selector.retries_failures):
+    watch_sources(folder, selector, config.run)
+    finished, outdated = folder.finished, selector.outdated(folder)
+    if finished is not None and not outdated and not (finished["errors"] and selector.retries_failures):
         return folder
 
-    rejected: list[Rejected] = []
-    trajectories = read_trajectories(config.data, rejected)
-    write_rejected(folder, rejected)
-    if not trajectories:
+    index = index_data(config.data, config.ray)
+    write_rejected(folder, index.rejected)
+    if not index.outline.num_rows:
         raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
-
-    done = set() if outdated else folder.done(SELECTIONS)
-    found, usage = _run(config, trajectories, done, folder, rejected), Usage()
-    total = len(trajectories) - len(done)
-    title = f"select ({config.selector.name})"
-    with (
-        folder.writer(SELECTIONS) as writer,
-        closing(found),
-        Tracker(title, len(trajectories), sum(t.id in done for t in trajectories)) as tracker,
-    ):
-        for count, selection in enumerate(found, 1):
-            writer.add(selection)
-            if isinstance(config.selector, ValueSelector):
-                writer.flush()  # hundreds of episodes each
-            usage += selection.usage
-            tracker.advance(note=config.selector.note(usage, count, total))
-    folder.compact(SELECTIONS)
-    folder.compact(REPLIES)
-    figures = _figures(folder.read(SELECTIONS), config)
-    if isinstance(config.selector, LlmSelector):
-        folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
-    folder.finish(**figures, **rejected_figures(rejected), seconds=round(time.monotonic() - begun, 3))
+    done = pa.array([], pa.string()) if outdated else folder.done_ids(SELECTIONS)
+    todo = pc.invert(pc.is_in(index.outline["id"], done))
+    total, count, usage = pc.sum(todo).as_py(), 0, Usage()
+    with Tracker(f"select ({selector.name})", len(todo), len(todo) - total) as tracker:
+        for told in _selected(config, folder, index, todo.to_numpy()) if total else ():
+            rows_finished(folder.stage, folder.uri, "selections", told)
+            count, usage = count + told.num_rows, usage + _sum(told["usage"])
+            tracker.advance(told.num_rows, selector.note(usage, count, total) if count else None)
+    for kept in (SELECTIONS, *selector.kept_on_clean()):
+        folder.compact(kept)
+    figures = _figures(folder, selector) | rejected_figures(index.rejected)
+    folder.finish(**figures, seconds=round(time.monotonic() - begun, 3))
     return folder
 
 
@@ -120,213 +92,144 @@ def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfi
     return config.model_copy(update={"selector": config.selector.settled(config.run, config.ray, begun)})
 
 
-def _run(
-    config: SelectConfig,
-    trajectories: Sequence[Trajectory],
-    done: Collection[str],
-    folder: RunFolder,
-    rejected: list[Rejected],
-) -> Generator[Selection, None, None]:
-    """Selections of what is not done, in any order; rows that `file` refuses join `rejected`."""
-    selector = config.selector
-    todo = [t for t in trajectories if t.id not in done]
-    if not todo:
+def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
+    """Has the selections of what is to do made and written; gives a few columns of each, as they are written."""
+    outline = index.outline.append_column("todo", pa.array(todo))
+    rejected = list(index.rejected)
+    context = StageContext(folder, config.data, config.seed, config.environments, config.ray, outline, rejected)
+    with config.selector.stage(context) as stage:
+        if len(rejected) > len(index.rejected):
+            index.rejected[:] = rejected
+            write_rejected(folder, rejected)
+        # what is not to be written again
+        done = outline["id"].filter(pa.array(~todo)).combine_chunks() if stage.whole_blocks else None
+        write = _Writer(folder, done)
+        if isinstance(stage, RowStage) and index.is_small:
+            yield from map(write, _rows_here(stage, index, todo))
+            return
+        connect(config.ray)
+        _send_modules(config.selector, stage)
+        yield from stream(_on_ray(stage, index, todo, write), "selecting")
+
+
+def _rows_here(stage: RowStage, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
+    """A rule applied in this process: small data is done before Ray has started."""
+    if stage.outlines:
+        yield stage.select(outlines_of(index.outline.filter(pa.array(todo))))
         return
-    if isinstance(selector, PerplexitySelector | ValueSelector) and selector.scores is not None:
-        yield from map(rescored(selector, config.run), todo)
-    elif isinstance(selector, PerplexitySelector):
-        yield from _perplexity(config, selector, trajectories, done)
-    elif isinstance(selector, LlmSelector):
-        yield from _llm(config, selector, todo, folder)
-    elif isinstance(selector, ValueSelector):
-        from atlas_ray.selection.value.stage import select_value
-
-        yield from select_value(config, selector, todo)
-    elif isinstance(selector, FileSelector):
-        select = imported(selector, trajectories, rejected)
-        write_rejected(folder, rejected)
-        yield from map(select, todo)
-    elif isinstance(selector, PythonSelector):
-        yield from _own(config, selector, todo)
-    elif isinstance(selector, CombineSelector):
-        yield from map(combination(selector, config.run, trajectories), todo)
-    else:
-        yield from map(control(selector, config.seed, config.run), todo)
+    for read in index.reads(todo, stage.rows_per_block):
+        yield from map(stage.select, read.trajectories())
 
 
-def _perplexity(
-    config: SelectConfig, selector: PerplexitySelector, trajectories: Sequence[Trajectory], done: Collection[str]
-) -> Generator[Selection, None, None]:
-    """Scores on an actor pool, chunks of like length; a chunk that an earlier run left half done is scored anew."""
-    from atlas_ray.cluster.connection import connect
-
-    connect(config.ray)
+def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) -> Dataset:
+    """What is told of each selection: read, selected and written by Ray's workers."""
     import ray
-    from ray.data import ActorPoolStrategy, from_arrow_refs
 
-    by_length = sorted(trajectories, key=lambda t: (-sum(len(m.content) for m in t.messages), t.id))
-    chunks = [by_length[i : i + _CHUNK] for i in range(0, len(by_length), _CHUNK)]
-    # Into Ray's object store one by one: what it has no room for goes to disk, and nothing is held here twice.
-    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks if any(t.id not in done for t in chunk)]
-    fetch_for_workers(selector.model)
-    gpus = placement.gpus()
-    workers = workers_of(selector, ray.cluster_resources().get("GPU", 0), len(refs))
-    # A whole number of workers to a GPU, lest the last ones find no room.
-    share = 1 / ceil(workers / gpus) if gpus else 0.0
-    remedy = "lower selector.num_workers, or add nodes (ray.num_cpus where Ray runs here alone)"
-    need = {"CPU": 1, "GPU": share}
-    labels = placement.labels_for(placement.ROLLOUT, None if share else {}, need)
-    placement.require(need, workers, "scoring workers", remedy, labels)
-    scored = from_arrow_refs(refs).map_batches(
-        _PerplexityWorker,
-        fn_constructor_args=(selector, engine_of(selector, gpus), reachable(selector.model), workers, share),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(size=workers),
-        num_cpus=1,
-        num_gpus=share,
-        label_selector=labels or None,
-    )
-    try:
-        for table in scored.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for selection in SELECTIONS.from_table(table):
-                if selection.error and selection.error.startswith(_NO_MODEL):
-                    raise UserError(selection.error, "check selector.model, or try another selector.engine")
-                if selection.id not in done:
-                    yield selection
-    except ray.exceptions.RayError as error:
-        why = str(error).strip().splitlines()[-1]
-        raise AtlasError(f"scoring failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more") from error
+    if isinstance(stage, RowStage) and stage.outlines:
+        rows = index.outline.filter(pa.array(todo))
+        slices = (rows.slice(start, _OUTLINES) for start in range(0, rows.num_rows, _OUTLINES))
+        return map_on_ray(slices, lambda table: write(stage.select(outlines_of(table))))
+    wanted = _whole_blocks(index, todo, stage.rows_per_block or 1) if stage.whole_blocks else todo
+    reads = index.reads(wanted, stage.rows_per_block)
+    if index.is_small:
+        return map_on_ray(stage.apply(tables_on_ray(block for read in reads for block in read.blocks())), write)
+    refs = [ray.put(read) for read in reads]
+    if isinstance(stage, RowStage):
+        return map_on_ray(numbers(len(refs)), _read_and_select, refs, stage, write)
+    blocks = map_on_ray(numbers(len(refs)), _packed, refs).repartition(target_num_rows_per_block=1)
+    return map_on_ray(stage.apply(map_on_ray(blocks, _unpacked)), write)
 
 
-def _own(
-    config: SelectConfig, selector: PythonSelector, todo: Sequence[Trajectory]
-) -> Generator[Selection, None, None]:
-    """A user's function on Ray's tasks; it travels with its module, which no worker needs to have."""
-    from atlas_ray.cluster.connection import connect
+def _whole_blocks(index: DataIndex, todo: np.ndarray, size: int) -> np.ndarray:
+    """All trajectories of the blocks in which something is to do; blocks begin anew with each part."""
+    first = np.searchsorted(index.places, index.bounds)
+    begins = np.repeat(first[:-1], np.diff(first))
+    block = begins + (np.arange(len(todo)) - begins) // size  # unlike for any two blocks
+    return np.isin(block, block[todo])
 
-    call = load_call(selector.call)
-    connect(config.ray)
+
+def _read_and_select(table: pa.Table, refs: list[Any], stage: RowStage, write: _Writer) -> Iterator[pa.Table]:
+    """Selections of a part by a rule, without a table of its texts in between."""
+    for read in _parts(table, refs):
+        for rows in read.trajectories():
+            yield write(stage.select(rows))
+
+
+def _packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
+    """Each block of a part as one row, so that Ray Data joins no two of them."""
+    for read in _parts(table, refs):
+        for block in read.blocks():
+            sink = pa.BufferOutputStream()
+            with pa.ipc.new_stream(sink, block.schema) as writer:
+                writer.write_table(block)
+            yield pa.table({"block": pa.array([sink.getvalue()], pa.large_binary())})
+
+
+def _unpacked(table: pa.Table) -> Iterator[pa.Table]:
+    for block in table["block"]:
+        yield pa.ipc.open_stream(block.as_buffer()).read_all()
+
+
+def _parts(table: pa.Table, refs: list[Any]) -> Iterator[PartRead]:
     import ray
-    from ray.data import from_arrow_refs
 
-    ray.cloudpickle.register_pickle_by_value(sys.modules[call.__module__])
-    chunks = [todo[i : i + _CHUNK] for i in range(0, len(todo), _CHUNK)]
-
-    def select(table: pa.Table) -> pa.Table:
-        return SELECTIONS.to_table(select_own(t, selector, call) for t in TRAJECTORIES.from_table(table))
-
-    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
-    found = from_arrow_refs(refs).map_batches(select, batch_size=None, batch_format="pyarrow")
-    for table in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        yield from SELECTIONS.from_table(table)
+    for number in table["id"].to_pylist():
+        yield ray.get(refs[number])
 
 
-class _PerplexityWorker:
-    """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
+class _Writer:
+    """Writes blocks of selections where they end; gives what this process is told of them.
 
-    def __init__(self, config: PerplexitySelector, engine: str, model: str, workers: int, gpu_share: float) -> None:
-        self._config, self._engine, self._model = config, engine, model
-        self._workers, self._gpu_share = workers, gpu_share
-        self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
+    Args:
+        folder: The run's.
+        done: Ids of selections that are not to be written again, if any may come.
+    """
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        c, trajectories = self._config, TRAJECTORIES.from_table(table)
-        if self._score is None:
-            try:
-                self._score = self._load()
-            except Exception as error:  # noqa: BLE001 (Ray would wrap it in pages; the driver raises it in one line)
-                why = _NO_MODEL + _line(error)
-                return SELECTIONS.to_table(record(t, c, error=why) for t in trajectories)
-        try:
-            scores = self._score(trajectories)
-            return SELECTIONS.to_table(select_perplexity(t, c, s) for t, s in zip(trajectories, scores, strict=True))
-        except ModelFailure:
-            raise  # an engine that broke would fail every trajectory to come
-        except Exception:  # noqa: BLE001 (one of them; which one, shows alone)
-            return SELECTIONS.to_table(self._alone(t) for t in trajectories)
+    def __init__(self, folder: RunFolder, done: pa.Array | None) -> None:
+        self._folder, self._done = folder, done
 
-    def _load(self) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
-        c, dtype = self._config, dtype_of(self._config, self._gpu_share)
-        if self._engine == "vllm":
-            return start_vllm(
-                self._model,
-                dtype,
-                c.max_length,
-                workers=self._workers,
-                gpu_share=self._gpu_share,
-                chat_template=c.chat_template,
-            )
-        # Ray leaves an actor one thread; threads that spin while they wait bring a busy machine to a crawl.
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        threads = max(1, (os.cpu_count() or 1) // self._workers)
-        scorer = TorchScorer(
-            self._model, dtype, c.batch_tokens, c.max_length, threads=threads, chat_template=c.chat_template
-        )
-        return scorer.score
-
-    def _alone(self, trajectory: Trajectory) -> Selection:
-        assert self._score is not None
-        try:
-            return select_perplexity(trajectory, self._config, self._score([trajectory])[0])
-        except Exception as error:  # noqa: BLE001 (a row's failure is data)
-            why = f"cannot be scored: {_line(error)}"
-            return record(trajectory, self._config, model=self._config.model, error=why)
+    def __call__(self, selections: pa.Table) -> pa.Table:
+        if self._done is not None:
+            selections = selections.filter(pc.invert(pc.is_in(selections["id"], self._done)))
+        if selections.num_rows:
+            self._folder.write_table(SELECTIONS, selections)
+        return selections.select(_TOLD)
 
 
-def _outdated(folder: RunFolder) -> bool:
-    """Whether the replies were read by another version of the parser: they are then read anew, at no cost."""
-    return folder.has(_READ_BY) and folder.read_json(_READ_BY)["parser"] != PARSER_VERSION
+def _send_modules(selector: Selector, stage: Stage) -> None:
+    """Has modules from outside of the package travel with what is sent to workers, which need not have them."""
+    from ray import cloudpickle
+
+    names = [type(selector).__module__, *(stage.modules if isinstance(stage, RowStage) else ())]
+    for name in names:
+        if name.partition(".")[0] != __package__.partition(".")[0]:
+            cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
-def _llm(
-    config: SelectConfig, selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder
-) -> Generator[Selection, None, None]:
-    """Asks the model, in this process: waiting needs no workers."""
-    mine = load_prompt(selector.prompt_file, selector.prompt).hash
-    if any(s.prompt_hash != mine for s in folder.read(SELECTIONS) if s.error is None):
-        raise UserError(
-            f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
-        )
-    if price_of(selector) is None:
-        _log.warning("no price is known for %s: costs are recorded as 0", selector.model)
-    if not folder.has(_READ_BY):
-        folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
-    journal = Journal(folder, RunFolder(selector.cache) if selector.cache else None)
-    stream = Judge(selector, journal, backend_of(selector, folder, config.ray), config.seed).judge(todo)
-
-    async def following() -> list[Selection] | None:
-        return await anext(stream, None)
-
-    with asyncio.Runner() as runner:
-        try:
-            while (found := runner.run(following())) is not None:
-                yield from found
-        finally:
-            runner.run(_close(stream))
+def _sum(usage: pa.ChunkedArray) -> Usage:
+    sums = {name: pc.sum(pc.struct_field(usage, name)).as_py() or 0 for name in Usage.__slots__}
+    return Usage(**sums)
 
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
-    await stream.aclose()
-
-
-def _line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str, Any]:
+def _figures(folder: RunFolder, selector: Selector) -> dict[str, Any]:
     """What the run found, counted over all attempts."""
-    good = [s for s in selections if s.error is None]
-    steps, chosen = sum(s.n_steps for s in good), sum(len(s.chosen) for s in good)
-    usage = sum((s.usage for s in selections), Usage())
+    number = steps = chosen = empty = 0
+    errors, usage = Counter[str](), Usage()
+    for batch in folder.latest(SELECTIONS, ["n_steps", "chosen", "error", "usage"]):
+        number, usage = number + batch.num_rows, usage + _sum(batch["usage"])
+        errors.update(error.split(":")[0] for error in batch["error"].drop_null().to_pylist() if error)
+        good = batch.filter(batch["error"].is_null())
+        counts = pc.list_value_length(good["chosen"])
+        steps, chosen = steps + (pc.sum(good["n_steps"]).as_py() or 0), chosen + (pc.sum(counts).as_py() or 0)
+        empty += pc.sum(pc.equal(counts, 0)).as_py() or 0  # training leaves these out
     figures = {
-        "trajectories": len(selections),
+        "trajectories": number,
         "steps": steps,
         "chosen": chosen,
-        "requested": getattr(config.selector, "ratio", None),
+        "requested": getattr(selector, "ratio", None),
         "actual": chosen / steps if steps else None,
-        "empty": sum(not s.chosen for s in good),  # training leaves these out
-        "errors": dict(Counter(s.error.split(":")[0] for s in selections if s.error)),
+        "empty": empty,
+        "errors": dict(errors),
         "usage": asdict(usage),
     }
-    return figures | config.selector.figures(selections)
+    return figures | selector.figures(folder.stream(SELECTIONS))

@@ -24,6 +24,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
 from atlas_ray.selection import registry
 from atlas_ray.trajectories.agenttraj import Shape
+from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class StageContext:
         folder: The run's; workers may write tables of their own into it.
         index: Of every usable trajectory of the data, in the order read: `id`, `env`, `item_id`, `n_steps`, and `todo`,
             false where an earlier attempt made its selection.
+        rejected: Rows that were refused; a stage adds what it refuses of its own files.
     """
 
     folder: RunFolder
@@ -47,6 +49,7 @@ class StageContext:
     environments: EnvironmentsConfig
     ray: RayConfig
     index: pa.Table
+    rejected: list[Rejected]
 
     @property
     def run(self) -> str:
@@ -221,13 +224,13 @@ class Selector(FrozenConfig, ABC):
         """Whether all selections of an earlier attempt are to be made anew, at no cost."""
         return False
 
+    @abstractmethod
     def stage(self, context: StageContext) -> Stage:
         """What makes the selections.
 
         Raises:
             UserError: If a setting, or a source, is unusable.
         """
-        raise NotImplementedError
 
     def note(self, usage: Usage, done: int, total: int) -> str | None:
         """A figure beside the progress: `done` of `total` selections took `usage`."""

@@ -10,7 +10,7 @@ import hashlib
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -18,14 +18,16 @@ from typing import Any, Literal
 from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.protocol import Selector
+from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.rows import RowSelector, RowStage, Rule
 from atlas_ray.types import Selection, Trajectory
 
 Call = Callable[[Trajectory], Any]
 
 
-class PythonSelector(Selector):
+class PythonSelector(RowSelector):
     """Steps that a function of the user's names, or scores."""
 
     name: Literal["python"] = "python"
@@ -36,6 +38,16 @@ class PythonSelector(Selector):
     def digests(self) -> dict[str, str]:
         """The function's module, by its source."""
         return {self.call: source_digest(self)}
+
+    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+        """What the function says, checked."""
+        call = load_call(self.call)
+        return lambda t: select_by_function(t, self, call)
+
+    def stage(self, context: StageContext) -> Stage:
+        """The function travels with its module, which no worker needs to have."""
+        rule = self.rule({}, context.seed)
+        return RowStage(lambda: rule, modules=[load_call(self.call).__module__])
 
 
 def load_call(name: str) -> Call:
@@ -68,7 +80,7 @@ def source_digest(config: PythonSelector) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def select_own(trajectory: Trajectory, config: PythonSelector, call: Call) -> Selection:
+def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Call) -> Selection:
     """What the function says of one trajectory, checked; its failure is the selection's error."""
     n_steps = len(trajectory.steps)
     try:

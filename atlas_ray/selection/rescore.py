@@ -16,8 +16,10 @@ from pydantic import Field
 from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.selection.budget import record, recut
-from atlas_ray.selection.protocol import ModelUse, Selector
+from atlas_ray.selection.protocol import ModelUse, Selector, Stage, StageContext
+from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.sources import find_source, read_source
+from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory, Usage
 
 _CUT = {"ratio", "threshold", "scores"}  # what chooses among scores; all other keys made them
@@ -73,6 +75,17 @@ class ScoringSelector(Selector):
         """Nothing, where scores are read again."""
         return ["scores are read again: no model call, no dollars"]
 
+    def stage(self, context: StageContext) -> Stage:
+        """Scores anew, or cuts the scores that are named."""
+        if self.scores is None:
+            return self.scoring(context)
+        source = find_source(self.scores, context.run)
+        return RowStage(lambda: rescored(self, read_source(source)), outlines=True)
+
+    @abstractmethod
+    def scoring(self, context: StageContext) -> Stage:
+        """What scores every step."""
+
     @abstractmethod
     def with_engine(self, engine: EngineConfig) -> Self:
         """On a recipe's engines, as far as the section does not say otherwise."""
@@ -82,12 +95,10 @@ class ScoringSelector(Selector):
         return [ModelUse(self.model, chat_template=self.chat_template)]
 
 
-def rescored(selector: ScoringSelector, run: str) -> Callable[[Trajectory], Selection]:
+def rescored(selector: ScoringSelector, held: Mapping[str, Selection]) -> Callable[[Outline], Selection]:
     """The function that cuts the scores kept of one trajectory; one without any there gets an error."""
-    assert selector.scores is not None
-    held = read_source(selector.scores, run)
 
-    def of(trajectory: Trajectory) -> Selection:
+    def of(trajectory: Outline) -> Selection:
         found = held.get(trajectory.id)
         if found is None:
             return record(trajectory, selector, error=f"no scores: {selector.scores} holds no such trajectory")

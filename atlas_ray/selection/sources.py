@@ -13,6 +13,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.protocol import Selector
+from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory
 
 _RECORD = "sources.json"
@@ -32,16 +33,12 @@ def find_source(name: str, run: str) -> RunFolder:
     return folder
 
 
-def read_source(name: str, run: str) -> dict[str, Selection]:
-    """A finished selection by trajectory id.
-
-    Raises:
-        UserError: If there is none of that name.
-    """
-    return {s.trajectory_id: s for s in find_source(name, run).read(SELECTIONS)}
+def read_source(folder: RunFolder) -> dict[str, Selection]:
+    """A finished selection by trajectory id."""
+    return {s.trajectory_id: s for s in folder.stream(SELECTIONS)}
 
 
-def of_trajectory(trajectory: Trajectory, name: str, source: Mapping[str, Selection]) -> Selection | str:
+def of_trajectory(trajectory: Trajectory | Outline, name: str, source: Mapping[str, Selection]) -> Selection | str:
     """What a source says of a trajectory, or why that is of no use."""
     found, n_steps = source.get(trajectory.id), len(trajectory.steps)
     if found is None:
@@ -57,7 +54,7 @@ def watch_sources(folder: RunFolder, selector: Selector, run: str) -> None:
     Raises:
         UserError: If a source has changed, is missing or cannot be read.
     """
-    digests = {name: _digest(read_source(name, run)) for name in selector.sources()} | selector.digests()
+    digests = {name: _digest(find_source(name, run)) for name in selector.sources()} | selector.digests()
     if not digests:
         return
     if not folder.has(_RECORD):
@@ -72,6 +69,7 @@ def watch_sources(folder: RunFolder, selector: Selector, run: str) -> None:
         )
 
 
-def _digest(source: Mapping[str, Selection]) -> str:
-    rows = [(s.id, s.n_steps, s.chosen, s.scores, s.error) for _, s in sorted(source.items())]
-    return hashlib.sha256(repr(rows).encode()).hexdigest()
+def _digest(folder: RunFolder) -> str:
+    """Of what a selection says, in the order of ids."""
+    rows = {s.id: repr((s.id, s.n_steps, s.chosen, s.scores, s.error)) for s in folder.stream(SELECTIONS)}
+    return hashlib.sha256(f"[{', '.join(rows[key] for key in sorted(rows))}]".encode()).hexdigest()

@@ -10,12 +10,12 @@ from pydantic import Field
 from atlas_ray.cluster import placement
 from atlas_ray.cluster.connection import connect
 from atlas_ray.config import PLACEMENT, EngineConfig, RayConfig, Renamed
-from atlas_ray.selection.protocol import Forecast
+from atlas_ray.selection.perplexity.scores import UNSCORED, dtype_of
+from atlas_ray.selection.protocol import Forecast, Stage, StageContext
 from atlas_ray.selection.rescore import ScoringSelector
 from atlas_ray.trajectories.agenttraj import Shape
 from atlas_ray.types import Selection, Trajectory
 
-UNSCORED = 0.0  # below any perplexity, which is at least 1
 _FORMATS = {"auto": "bfloat16 on GPUs, float32 else", "bfloat16": "bfloat16", "float32": "float32"}
 
 
@@ -48,6 +48,12 @@ class PerplexitySelector(ScoringSelector):
             dtype = dtype_of(self, placement.gpus())
         return adopted.model_copy(update={"dtype": dtype})
 
+    def scoring(self, context: StageContext) -> Stage:
+        """On a pool of actors."""
+        from atlas_ray.selection.perplexity.stage import PerplexityStage
+
+        return PerplexityStage(self, context)
+
     def with_engine(self, engine: EngineConfig) -> Self:
         """As many workers as the engines have GPUs."""
         if self.num_workers is not None or "replicas" not in engine.model_fields_set:
@@ -70,26 +76,3 @@ class PerplexitySelector(ScoringSelector):
     def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
         """Steps beyond the limit."""
         return {"unscored_steps": sum(s.scores.count(UNSCORED) for s in selections)}
-
-
-def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "float32"]:
-    """The number format of scoring; `auto`: bfloat16 on GPUs, where float32 takes ten times as long, else float32."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "bfloat16" if gpus else "float32"
-
-
-def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
-    """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
-    return config.num_workers or max(1, min(int(gpus), chunks))
-
-
-def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
-    """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
-
-    On CPU in float32 that is vLLM: 1.06 to 1.18 times as fast once it runs, and the same to 1e-5. In bfloat16 they
-    differ by a percent, and on a GPU vLLM holds the logits of whole prompts in memory: there it is torch.
-    """
-    if config.engine != "auto":
-        return config.engine
-    return "vllm" if not gpus and dtype_of(config, gpus) == "float32" else "torch"

@@ -1,0 +1,243 @@
+"""What a data set holds, without its texts: the ids of all usable trajectories, and where each is read from.
+
+Flows in: a `DataConfig`; flows out: an index small enough for one process, and from it the trajectories themselves, part
+by part, in any process. Small data is indexed here, large data by Ray's tasks.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from atlas_ray.cluster.connection import connect
+from atlas_ray.cluster.dataset import map_on_ray, stream
+from atlas_ray.config import DataConfig, RayConfig
+from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.item_ids import UniqueIds
+from atlas_ray.trajectories.readers import Part, check_environments, iter_part, list_parts, warn_skipped
+from atlas_ray.trajectories.rejected import Rejected
+from atlas_ray.types import Trajectory
+
+OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
+SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started
+_ROWS = 1024  # of a block, where a stage asks for none
+_ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """A trajectory without its texts."""
+
+    id: str
+    env: str
+    item_id: str
+    n_steps: int
+
+    @property
+    def steps(self) -> range:
+        """Its steps' numbers, from 1."""
+        return range(1, self.n_steps + 1)
+
+
+def outlines_of(table: pa.Table) -> Iterator[Outline]:
+    """Rows of the schema of `OUTLINE`."""
+    return map(Outline, *(table[name].to_pylist() for name in OUTLINE.names))
+
+
+@dataclass(frozen=True)
+class DataIndex:
+    """The usable trajectories of a data set, in the order in which they are read.
+
+    Attributes:
+        config: Where the data lies, for any process.
+        parts: What is read apart from each other.
+        bounds: Of the trajectories that each part holds: the place of its first among those of all parts, and at the
+            end their number.
+        places: Of each trajectory that counts: its place among all of them.
+        outline: `id` (unique), `env`, `item_id` and `n_steps` of each trajectory that counts.
+        rejected: The unusable rows.
+    """
+
+    config: DataConfig
+    parts: list[Part]
+    bounds: np.ndarray
+    places: np.ndarray
+    outline: pa.Table
+    rejected: list[Rejected]
+
+    @cached_property
+    def is_small(self) -> bool:
+        """Whether it is read faster here than Ray's tasks are started."""
+        return sum(part.size for part in self.parts) <= SMALL
+
+    def reads(self, wanted: np.ndarray, rows_per_block: int | None) -> list[PartRead]:
+        """What is to be read of each part, where anything is.
+
+        Args:
+            wanted: Of each trajectory that counts, whether it is asked for.
+            rows_per_block: Most trajectories of a block; None: any number.
+        """
+        found = []
+        cuts = np.searchsorted(self.places, self.bounds)
+        for number, part in enumerate(self.parts):
+            inside = slice(cuts[number], cuts[number + 1])
+            mine = wanted[inside]
+            if mine.any():
+                rows = self.places[inside][mine] - self.bounds[number]
+                ids = self.outline["id"].slice(cuts[number], len(mine)).combine_chunks().filter(pa.array(mine))
+                found.append(PartRead(self.config, part, rows, ids, rows_per_block or _ROWS))
+        return found
+
+
+@dataclass(frozen=True)
+class PartRead:
+    """Trajectories of one part: their places in it, and the ids that they have in the data set."""
+
+    config: DataConfig
+    part: Part
+    rows: np.ndarray
+    ids: pa.Array
+    rows_per_block: int
+
+    def trajectories(self) -> Iterator[list[Trajectory]]:
+        """The trajectories, block by block.
+
+        Raises:
+            UserError: If they are not there any more.
+        """
+        if self.part.file is None:
+            yield from map(TRAJECTORIES.from_table, self.blocks())
+            return
+        ids = zip(self.rows.tolist(), self.ids.to_pylist(), strict=True)
+        block: list[Trajectory] = []
+        usable = (found for found in iter_part(self.part, self.config) if isinstance(found, Trajectory))
+        place, id_ = next(ids)
+        for number, found in enumerate(usable):
+            if number < place:
+                continue
+            block.append(found if found.id == id_ else replace(found, id=id_))
+            place, id_ = next(ids, (-1, ""))
+            if len(block) == self.rows_per_block or place < 0:
+                yield block
+                block = []
+            if place < 0:
+                return
+        raise UserError(f"{self.config.path} changed while it was read", "run the same command again")
+
+    def blocks(self) -> Iterator[pa.Table]:
+        """The same as rows of `TRAJECTORIES`."""
+        if self.part.file is not None:
+            yield from map(TRAJECTORIES.to_table, self.trajectories())
+            return
+        table = _run_table(self.part, self.config).take(self.rows)
+        for start in range(0, table.num_rows, self.rows_per_block):
+            yield table.slice(start, self.rows_per_block)
+
+
+def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
+    """Reads a data set once for its index.
+
+    Raises:
+        UserError: If the data cannot be found or read as a whole, or holds nothing of an environment asked for.
+    """
+    config, is_run = config.model_copy(update={"path": reachable(config.path)}), False
+    parts = list_parts(config)
+    is_run = parts[0].file is None
+    if sum(part.size for part in parts) <= SMALL:
+        found = [_outline(part, config) for part in parts]
+    else:
+        found = list(_outlines_on_ray(parts, config, ray))
+    counts = [table.num_rows for table, _ in found]
+    outline = pa.concat_tables([table for table, _ in found]).combine_chunks()
+    rejected = [row for _, rows in found for row in rows]
+    places = np.arange(outline.num_rows)
+    if is_run:
+        places = _latest(outline["id"].combine_chunks(), config.limit is not None)
+        outline = outline.take(places)
+    if config.limit is not None or pc.count_distinct(outline["id"]).as_py() < outline.num_rows:
+        unique = UniqueIds(config.limit)
+        pairs = zip(outline["env"].to_pylist(), outline["id"].to_pylist(), strict=True)
+        ids = [unique.take(env, wanted) for env, wanted in pairs]
+        counted = np.array([name is not None for name in ids], bool)
+        outline = outline.set_column(0, "id", pa.array(ids, pa.string())).filter(pa.array(counted))
+        places = places[counted]
+    if is_run:
+        order = np.argsort(places, kind="stable")
+        outline, places = outline.take(order), places[order]
+    warn_skipped(config, rejected)
+    unusable = [row for row in rejected if row.unknown is None]
+    check_environments(config, set(pc.unique(outline["env"]).to_pylist()), unusable)
+    return DataIndex(config, parts, np.cumsum([0, *counts]), places, outline, rejected)
+
+
+def _latest(ids: pa.Array, ordered: bool) -> np.ndarray:
+    """Places of a run's records: one per id, the latest written; by id where asked."""
+    codes = ids.dictionary_encode()
+    last = np.zeros(len(codes.dictionary), np.int64)
+    last[codes.indices.to_numpy()] = np.arange(len(ids))
+    return last[pc.sort_indices(codes.dictionary).to_numpy()] if ordered else np.sort(last)
+
+
+def _outline(part: Part, config: DataConfig) -> tuple[pa.Table, list[Rejected]]:
+    """The trajectories of a part in its order, and its unusable rows; in any process."""
+    if part.file is None:
+        return _run_outline(part, config), []
+    columns: tuple[list[Any], ...] = ([], [], [], [])
+    rejected = []
+    for found in iter_part(part, config):
+        if isinstance(found, Rejected):
+            rejected.append(found)
+            continue
+        steps = sum(message.trainable and message.role == "assistant" for message in found.messages)
+        for column, value in zip(columns, (found.id, found.env, found.item_id, steps), strict=True):
+            column.append(value)
+    return pa.table([*columns], schema=OUTLINE), rejected
+
+
+def _outlines_on_ray(
+    parts: list[Part], config: DataConfig, ray: RayConfig
+) -> Iterator[tuple[pa.Table, list[Rejected]]]:
+    """The same of every part, in their order."""
+    connect(ray)
+
+    def outline(table: pa.Table) -> Iterator[pa.Table]:
+        for number in table["id"].to_pylist():
+            yield pa.table({"number": [number], "found": [pickle.dumps(_outline(parts[number], config))]})
+
+    found = {}
+    for table in stream(map_on_ray(numbers(len(parts)), outline), "reading"):
+        for row in table.to_pylist():
+            found[row["number"]] = pickle.loads(row["found"])  # noqa: S301 (made by our own worker)
+    yield from (found.pop(number) for number in range(len(parts)))
+
+
+def numbers(count: int) -> Any:
+    """A data set of the numbers below `count`, each a block."""
+    from ray.data import range as numbered
+
+    return numbered(count, override_num_blocks=count)
+
+
+def _run_table(part: Part, config: DataConfig, columns: list[str] | None = None) -> pa.Table:
+    folder = RunFolder(config.path)
+    table = folder.shard(folder.shards(TRAJECTORIES)[part.span.start], columns)
+    return table if config.envs is None else table.filter(pc.is_in(table["env"], pa.array(config.envs)))
+
+
+def _run_outline(part: Part, config: DataConfig) -> pa.Table:
+    table = _run_table(part, config, ["id", "env", "item_id", *_ROLES])
+    messages = pa.concat_arrays(table["messages"].chunks)
+    offsets, turns = messages.offsets.to_numpy(), messages.values
+    is_step = pc.and_(pc.equal(turns.field("role"), "assistant"), turns.field("trainable"))
+    before = np.concatenate([[0], np.cumsum(is_step.to_numpy(zero_copy_only=False))])
+    steps = pa.array(before[offsets[1:]] - before[offsets[:-1]], pa.int32())
+    return table.select(["id", "env", "item_id"]).append_column("n_steps", steps)
