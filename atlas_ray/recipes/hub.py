@@ -13,7 +13,7 @@ from atlas_ray.config import DataConfig
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectorConfig, ValueSelector
-from atlas_ray.trajectories.readers import is_hub_id
+from atlas_ray.trajectories.locate import is_hub_id
 
 _NEWEST = "main"
 

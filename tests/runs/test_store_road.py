@@ -26,7 +26,8 @@ from atlas_ray.training.distributed import train_agent
 from atlas_ray.training.estimate import memory_lines
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import LoraConfig
-from atlas_ray.trajectories.readers import Rejected, read_trajectories
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected
 from tests.support.store import Store
 from tests.training.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, write_base
 

@@ -25,7 +25,7 @@ from atlas_ray.selection.combine import ranks, select_combined
 from atlas_ray.selection.file import imported, write_table
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import CombineSelector, FileSelector, FirstSelector, LastSelector
-from atlas_ray.trajectories.readers import Rejected
+from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Category, Selection
 from tests.selection.test_selection import GOLD, config_of, data_in, expert
 

@@ -15,7 +15,8 @@ from atlas_ray.selection.llm.prompt import ChatMessages, load_prompt
 from atlas_ray.selection.llm.tokens import by_rule, counter, total
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected, rejected_figures
 from atlas_ray.types import Trajectory, Usage
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
