@@ -27,7 +27,7 @@ from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.trajectories.rejected import Rejected, write_rejected
 from atlas_ray.types import Message, Task, Trajectory
-from tests.cli.test_cli import a_row
+from tests.support.records import a_row
 from tests.support.serving import BUILT_IN, remote, running, served
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
