@@ -16,6 +16,7 @@ from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.preflight.findings import RECORD
+from atlas_ray.report.html import write_report
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.render import as_table, chosen_table, cost_table, write_paper_tables
@@ -23,7 +24,6 @@ from atlas_ray.report.paper.tables import PaperTable, paper_tables
 from atlas_ray.report.results import build_results
 from atlas_ray.report.selection_figures import selection_figures
 from atlas_ray.report.site import SiteInput
-from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import Table, print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.runs.folder import RunFolder
