@@ -14,7 +14,6 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from atlas_ray.config import Strict
 from atlas_ray.errors import UserError
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
@@ -44,24 +43,6 @@ class Price:
         return paid / 1e6
 
 
-def price_of(config: LlmSelector) -> Price | None:
-    """What a selector pays: nothing on engines of our own, a part of the list price in batches.
-
-    Raises:
-        UserError: If the user's price list is unusable.
-    """
-    if config.engine is not None:
-        return Price(0.0, 0.0, 0.0, config.engine.max_model_len, structured=True)
-    listed = price(config.model, config.prices_file)
-    if listed is None or config.mode == "live":
-        return listed
-    part = listed.batch_discount
-    # What a cache saves elsewhere, it does not save in batches.
-    return replace(
-        listed, prompt=part * listed.prompt, cached=part * listed.prompt, completion=part * listed.completion
-    )
-
-
 class _Listed(Strict):
     prompt: float = Field(ge=0)
     cached: float | None = Field(None, ge=0)
@@ -76,18 +57,25 @@ class _File(Strict):
     models: dict[str, _Listed]
 
 
-def price(model: str, file: str | None = None) -> Price | None:
+def price(model: str, file: str | None = None, *, batch: bool = False) -> Price | None:
     """List price of a model, dated snapshots like the model itself; None where it is unknown.
 
     Args:
         model: Its name at the endpoint.
         file: The user's own list, which goes before the package's.
+        batch: Through the Batch API, which takes a part of the price; what a cache saves elsewhere, it saves not there.
 
     Raises:
         UserError: If the file cannot be read or is no list of prices.
     """
     table = {**_prices(None), **(_prices(file) if file else {})}
-    return table.get(model) or table.get(_SNAPSHOT.sub("", model))
+    listed = table.get(model) or table.get(_SNAPSHOT.sub("", model))
+    if listed is None or not batch:
+        return listed
+    part = listed.batch_discount
+    return replace(
+        listed, prompt=part * listed.prompt, cached=part * listed.prompt, completion=part * listed.completion
+    )
 
 
 @cache

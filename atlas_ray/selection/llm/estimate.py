@@ -1,25 +1,28 @@
-"""What a selection will cost, before it is run. Flows in: a configuration; flows out: lines for `--dry-run`."""
+"""What a selection by an LLM will cost, before it is run: from trajectories, or from the shape of data to come.
+
+Flows in: a selector's section, and trajectories or their shapes; flows out: lines for `--dry-run`, and figures for a
+recipe's plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from atlas_ray.errors import DataError
-from atlas_ray.models.prices import price_of
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.models.client import ChatMessages
 from atlas_ray.selection.budget import budget
-from atlas_ray.selection.llm.judge import form_of, room_of
-from atlas_ray.selection.llm.prompt import ChatMessages, load_prompt
+from atlas_ray.selection.llm.prompt import load_prompt
+from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.llm.tokens import by_rule, counter, total
 from atlas_ray.selection.llm.truncation import fitted
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures
-from atlas_ray.types import Trajectory, Usage
+from atlas_ray.selection.protocol import Forecast
+from atlas_ray.trajectories.agenttraj import Shape
+from atlas_ray.types import Message, Trajectory, Usage
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed
+_REPLY_TOKENS = 400  # of a mean reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,29 +48,30 @@ class Estimate:
     by_rule: bool
 
 
-def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimate:
+def estimate(trajectories: Iterable[Trajectory], config: LlmSelector) -> Estimate:
     """Calls, tokens, dollars and time of a selection, without a call.
 
     Raises:
         UserError: If prompt, price list, tokenizer or context are unusable.
     """
-    prompt, known, form = load_prompt(config.prompt_file, config.prompt), price_of(config), form_of(config)
-    count, room = counter(config.tokenizer, config.model), room_of(config)
-    shortened = too_long = 0
+    prompt, known, form = load_prompt(config.prompt_file, config.prompt), config.price, config.reply_form
+    count, limit = counter(config.tokenizer, config.model), config.prompt_limit
+    asked = shortened = too_long = 0
 
     def prompts() -> Iterator[ChatMessages]:
-        nonlocal shortened, too_long
+        nonlocal asked, shortened, too_long
         for t in trajectories:
             try:
-                messages, left_out = fitted(prompt, t, budget(config.ratio, len(t.steps)), form, room, count)
+                messages, left_out = fitted(prompt, t, budget(config.ratio, len(t.steps)), form, limit, count)
             except DataError:
                 too_long += 1
                 continue
+            asked += 1
             shortened += left_out > 0
             yield messages
 
-    tokens = config.votes * total(prompts(), len(trajectories), count)
-    calls = config.votes * (len(trajectories) - too_long)
+    tokens = config.votes * total(prompts(), count)
+    calls = config.votes * asked
     usage = Usage(prompt_tokens=tokens, completion_tokens=calls * config.max_tokens)
     endpoint = config.endpoint
     seconds = calls * _REPLY_SECONDS / min(endpoint.concurrency, calls or 1)
@@ -81,55 +85,57 @@ def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimat
     )
 
 
-def estimate_lines(config: SelectConfig) -> list[str]:
-    """Trajectories, model calls, tokens and dollars still to come; nothing is called.
-
-    Raises:
-        UserError: If the data cannot be read.
-    """
-    rejected: list[Rejected] = []
-    trajectories = read_trajectories(config.data, rejected)
-    refused = rejected_figures(rejected)["rejected"]
-    folder = RunFolder(config.run)
-    done = folder.done(SELECTIONS) if folder.exists else set()
-    todo = [t for t in trajectories if t.id not in done]
-    steps = sum(len(t.steps) for t in todo)
-    lines = [f"{len(todo)} trajectories with {steps} steps to judge, {len(done)} done, {refused} rows rejected"]
-    selector = config.selector
-    if getattr(selector, "scores", None):
-        lines.append("scores are read again: no model call, no dollars")
-    elif isinstance(selector, LlmSelector):
-        found = estimate(todo, selector)
-        tariff = _TARIFF[selector.mode]
-        dollars = "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {tariff}"
-        how = "by a rule for English" if found.by_rule else "by the tokenizer"
+def estimate_lines(config: LlmSelector, trajectories: Iterable[Trajectory]) -> list[str]:
+    """The estimate in words."""
+    found = estimate(trajectories, config)
+    dollars = "an unknown price"
+    if found.dollars is not None:
+        dollars = f"at most ${found.dollars:,.2f} at {_TARIFF[config.mode]}"
+    how = "by a rule for English" if found.by_rule else "by the tokenizer"
+    lines = [
+        f"{found.calls} calls of {config.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
+        f"{found.completion_tokens} completion tokens, {dollars}",
+        f"{_pace(config, found)}; repairs not counted",
+    ]
+    if found.shortened or found.too_long:
         lines.append(
-            f"{found.calls} calls of {selector.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
-            f"{found.completion_tokens} completion tokens, {dollars}"
+            f"{found.shortened} trajectories exceed the context: their observations are shortened; "
+            f"{found.too_long} do not fit even so"
         )
-        lines.append(f"{_pace(selector, found)}; repairs not counted")
-        if found.shortened or found.too_long:
-            lines.append(
-                f"{found.shortened} trajectories exceed the context: their observations are shortened; "
-                f"{found.too_long} do not fit even so"
-            )
-    elif isinstance(selector, ValueSelector):
-        whole = f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts"
-        lines.append(whole if selector.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}")
-    elif isinstance(selector, PerplexitySelector):
-        lines.append(f"{len(todo)} forward passes, one a trajectory")
-    else:
-        lines.append("no model call, no dollars")
     return lines
 
 
-def _pace(selector: LlmSelector, found: Estimate) -> str:
+def forecast(config: LlmSelector, shapes: Mapping[str, Shape]) -> Forecast:
+    """Calls, tokens and dollars for data of which the mean trajectories are known, by environment."""
+    number = sum(s.trajectories for s in shapes.values())
+    around = sum(s.trajectories * _prompt_tokens(config, round(s.steps)) for s in shapes.values())
+    read = config.votes * (sum(s.trajectories * s.tokens for s in shapes.values()) + around)
+    calls, written = config.votes * number, config.votes * number * _REPLY_TOKENS
+    words = (
+        f"{calls:,.0f} calls of {config.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
+        f"{around / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_REPLY_TOKENS} each"
+    )
+    if config.engine is not None:
+        return Forecast(words, read=read, written=written)
+    known = config.price
+    dollars = known.of(Usage(prompt_tokens=round(read), completion_tokens=round(written))) if known else 0.0
+    return Forecast(words if dollars else f"{words}, at an unknown price", calls=calls, dollars=dollars)
+
+
+def _prompt_tokens(config: LlmSelector, n_steps: int) -> int:
+    """Of the prompt around a trajectory, and of the labels in it."""
+    turns = [Message("user", ""), *[Message("assistant", "", True), Message("user", "")] * n_steps]
+    prompt = load_prompt(config.prompt_file, config.prompt)
+    return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(config.ratio, n_steps)))
+
+
+def _pace(config: LlmSelector, found: Estimate) -> str:
     """How long it will take, and why."""
-    if selector.engine is not None:
-        return f"{selector.engine.replicas} engines of our own, at their speed"
-    if selector.mode == "batch":
+    if config.engine is not None:
+        return f"{config.engine.replicas} engines of our own, at their speed"
+    if config.mode == "batch":
         return "in batches, which take up to 24 h each"
-    minutes, limits = max(1, round(found.seconds / 60)), selector.endpoint
+    minutes, limits = max(1, round(found.seconds / 60)), config.endpoint
     rates = [f"{limits.concurrency} calls at once and {_REPLY_SECONDS:g} s a reply"]
     rates += [f"{limits.requests_per_minute:g} requests a minute"] if limits.requests_per_minute else []
     rates += [f"{limits.tokens_per_minute:g} tokens a minute"] if limits.tokens_per_minute else []

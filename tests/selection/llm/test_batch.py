@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from atlas_ray.config import RayConfig, validate
+from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
-from atlas_ray.selection.llm.backends.protocol import Backend, Completion, CompletionRequest, SchemaRefusal
+from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES, Journal
@@ -85,7 +86,6 @@ async def test_requests_that_come_together_travel_together_at_half_the_price(tmp
 async def test_a_full_batch_goes_out_at_once(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     async with backend(fake, tmp_path, max_requests=4) as opened:
-        assert opened.room == 4
         names = [f"q{i}" for i in range(10)]
         assert texts(await ask(opened, *names)) == [f"re: {n}" for n in names]
     assert sorted(len(fake._lines(b["input_file_id"])) for b in fake.batches) == [2, 4, 4]

@@ -18,11 +18,11 @@ from atlas_ray.cluster.connection import START_SECONDS, cause_of, connect, fetch
 from atlas_ray.cluster.placement import Labels, place_engines
 from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
+from atlas_ray.models.client import Completion, CompletionRequest
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Reply, Sampling, build_model
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.local_copy import fetching
-from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.types import Message
 
 _log = logging.getLogger(__name__)
@@ -170,11 +170,6 @@ class EngineBackend:
     def address(self) -> str:
         """Says that the model runs here, and in which number format."""
         return self._address
-
-    @property
-    def room(self) -> int:
-        """As many questions as all replicas take at once."""
-        return self._replicas * self._in_flight
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """One reply.
