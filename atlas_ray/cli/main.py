@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,6 +18,8 @@ from atlas_ray.text import printable
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
+
+_INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's
 
 app = typer.Typer(
     name="atlas",
@@ -107,7 +110,7 @@ def select(
     cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
     settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
-        from atlas_ray.selection.llm.estimate import estimate_lines
+        from atlas_ray.selection.estimate import estimate_lines
 
         return _show(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
@@ -278,8 +281,8 @@ def report(
     extra: Annotated[list[str] | None, typer.Option("--with", help="Include what cost money, e.g. llm.")] = None,
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
+    from atlas_ray.recipes.report import report_recipe
     from atlas_ray.recipes.stages import opened
-    from atlas_ray.report.gather import report_recipe
 
     report_recipe(opened(recipe, set_ or [], extra or [], [])[1])
 
@@ -300,9 +303,12 @@ def submit(
 ) -> None:
     """Run a stage as a job on a Ray cluster; further options are the stage's own."""
     from atlas_ray.cluster.submit import submit as send
+    from atlas_ray.recipes.fetch import bring, report_to_fetch
 
-    args = context.args
-    job = send(stage, args, address, wait, fetch=fetch, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
+    report = report_to_fetch(stage, context.args, wait=wait, folder=fetch)
+    job = send(stage, context.args, address, wait, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
+    if report is not None:
+        bring(report, fetch)
     typer.echo(f"job: {job}")
 
 
@@ -368,20 +374,26 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except AtlasError as error:
-        if os.environ.get("ATLAS_VERBOSE"):
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        if _is_interrupted(error):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would break into Ray's own end
+            typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
+            sys.exit(_INTERRUPTED)
+        if isinstance(error, SystemExit) or os.environ.get("ATLAS_VERBOSE"):
             raise
-        typer.secho(f"atlas: {error}", fg="red", err=True)
-        if isinstance(error, NoAnswer):
-            sys.stdout.flush()
-            os._exit(error.exit_code)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
-        sys.exit(130)
-    except Exception as error:
-        if os.environ.get("ATLAS_VERBOSE"):
-            raise
+        if isinstance(error, AtlasError):
+            typer.secho(f"atlas: {error}", fg="red", err=True)
+            if isinstance(error, NoAnswer):
+                sys.stdout.flush()
+                os._exit(error.exit_code)
+            sys.exit(error.exit_code)
         typer.secho(printable(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}"), fg="red", err=True)
         typer.secho("  run again with `atlas -v ...` for the traceback; what is recorded is kept", err=True)
         sys.exit(1)
+
+
+def _is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C began what ended in an error: cleaning up may fail on its own account."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None

@@ -123,7 +123,7 @@ class ChatClient:
     ) -> None:
         self._model, self._endpoint, self._price, self._must_answer = model, endpoint, price, must_answer
         self._gate = gate or Throttle.of(endpoint)
-        self._tokens_per_character = _TokenRatio()
+        self._tokens_per_character = TokenRatio()
         self._client: openai.AsyncOpenAI | None = None
         self._key = key
 
@@ -269,7 +269,9 @@ class ChatClient:
         """Raises what a refusal means: for every call, for this one, or for this attempt."""
         variable, status = self._endpoint.api_key_env, error.status_code
         if status in (401, 403):
-            why = f"wants a key, and {variable} is not set" if self._key == _NO_KEY else f"refuses the key in {variable}"
+            why = (
+                f"wants a key, and {variable} is not set" if self._key == _NO_KEY else f"refuses the key in {variable}"
+            )
             raise UserError(
                 f"{self.address} {why} (HTTP {status})",
                 f"export a valid {variable}, or name another variable in endpoint.api_key_env",
@@ -310,16 +312,18 @@ class ChatClient:
         return (text.replace(self._key, "***") if self._key else text).splitlines()[0][:200]
 
 
-class _TokenRatio:
+class TokenRatio:
     """Tokens a character, as the replies so far report it; a third before the first reply."""
 
     def __init__(self) -> None:
         self._characters, self._tokens = 3, 1
 
     def tokens(self, characters: int) -> int:
+        """About how many tokens so many characters are."""
         return -(-characters * self._tokens // self._characters)
 
     def saw(self, characters: int, tokens: int) -> None:
+        """Takes a reply's own count of its prompt."""
         if tokens:
             self._characters, self._tokens = self._characters + characters, self._tokens + tokens
 

@@ -24,7 +24,7 @@ _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
 
 
 class RequestGate(Protocol):
-    """What lets a client's calls through, and hears how they fared: a `Throttle`, or one that several processes share."""
+    """What lets a client's calls through and is told how they fared: a `Throttle`, or one that processes share."""
 
     def turn(self, tokens: int) -> AbstractAsyncContextManager[float]:
         """As `Throttle.turn`."""

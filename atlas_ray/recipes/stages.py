@@ -69,7 +69,7 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
     """
     from atlas_ray.evaluation.stage import evaluate
     from atlas_ray.evaluation.verification import verify
-    from atlas_ray.report.gather import report_recipe
+    from atlas_ray.recipes.report import report_recipe
     from atlas_ray.training.distributed import train_agent
     from atlas_ray.trajectories.collect import collect, episodes_of
 
@@ -170,7 +170,7 @@ def _names(stage: str) -> set[str]:
 
 
 def _select(config: SelectConfig) -> None:
-    from atlas_ray.selection.llm.estimate import estimate_lines
+    from atlas_ray.selection.estimate import estimate_lines
     from atlas_ray.selection.pipeline import select_steps
 
     if config.selector.name == "llm" and RunFolder(config.run).finished is None:

@@ -234,6 +234,8 @@ def _fit(job: Job, corpus: Corpus) -> int:
             failure_config=FailureConfig(max_failures=config.max_failures),
         ),
     )
+    # Ray's own handler of SIGINT exits with 0 or 1 and stays for good: here Ctrl-C is a KeyboardInterrupt, as elsewhere
+    trainer._register_sigint_handler = lambda controller: None  # type: ignore[attr-defined]
     folder = RunFolder(config.run)
     folder.remove(STOP)
     try:

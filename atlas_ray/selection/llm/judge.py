@@ -10,7 +10,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ContextOverflow, DataError, ModelFailure, UserError
 from atlas_ray.models.client import ChatMessages, CompletionRequest, SchemaRefusal
@@ -27,6 +27,9 @@ from atlas_ray.selection.llm.structured import parse_structured, reply_schema
 from atlas_ray.selection.llm.tokens import Counter, counter
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.types import Selection, Trajectory, Usage
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
 
@@ -182,7 +185,9 @@ class Judge:
         chosen = usable or cut
         return _Verdict(chosen, usage, None if chosen else f"unusable answer: {what}")
 
-    def _request(self, messages: ChatMessages, form: ReplyForm, n_steps: int, k: int, seed: int | None) -> CompletionRequest:
+    def _request(
+        self, messages: ChatMessages, form: ReplyForm, n_steps: int, k: int, seed: int | None
+    ) -> CompletionRequest:
         config = self._config
         temperature = config.temperature if seed is None else config.vote_temperature
         # OpenAI takes no `maxLength`; it needs none, for its models come to an end.

@@ -32,7 +32,6 @@ _TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,8
 _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
 
 
-
 @dataclass(frozen=True)
 class Prompt:
     """A template with the variables `max_steps`, `n_steps`, `conversation` and `form` (of the reply: text or json).

@@ -119,8 +119,9 @@ class LlmSelector(Selector):
         return 2 * self.endpoint.concurrency if self.mode == "live" else MOST_BATCHED
 
     def models(self) -> list[ModelUse]:
-        """The model, where our own engines hold it."""
-        return [] if self.engine is None else [ModelUse(self.model, tokens=self.engine.max_model_len)]
+        """What our own engines hold, and whose tokenizer counts."""
+        held = [] if self.engine is None else [ModelUse(self.model, tokens=self.engine.max_model_len)]
+        return held if self.tokenizer is None else [*held, ModelUse(self.tokenizer, tokenizer_only=True)]
 
     def engines(self) -> list[EngineConfig]:
         """Those that hold the model."""

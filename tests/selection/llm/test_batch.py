@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from atlas_ray.config import RayConfig, validate
-from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
+from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
 from atlas_ray.selection.llm.estimate import estimate
-from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, backend_of
+from atlas_ray.selection.llm.journal import REPLIES
+from atlas_ray.selection.llm.judge import Judge
+from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.stage import backend_of
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import config_of, data_in, expert
@@ -248,10 +250,11 @@ async def test_the_judge_in_batches_and_repairs_in_one_more(tmp_path: Path) -> N
             {"mode": "batch", "structured": "text", "max_cost": 1.0, "endpoint": {"base_url": f"{address}/v1"}}
         )
         folder = RunFolder(str(tmp_path))
-        assert isinstance(backend_of(config, folder, RayConfig()), BatchBackend)
+        link = LocalLink(Coordinator(config, folder))
+        assert isinstance(backend_of(config, folder, RayConfig(), link, "none"), BatchBackend)
         async with reopened(address, tmp_path) as opened:
-            judge = Judge(config, Journal(folder), opened, seed=0)
-            found = [s async for some in judge.judge([expert(10 + i, i) for i in range(4)]) for s in some]
+            judge = Judge(config, opened, link, seed=0)
+            found = await judge.judge_all([expert(10 + i, i) for i in range(4)])
     assert [s.chosen for s in found] == [(2, 7)] * 4
     assert [len(fake._lines(b["input_file_id"])) for b in fake.batches] == [4, 4]
     paid = sum(reply.usage.cost for reply in folder.read(REPLIES))

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.models.client import Completion, CompletionRequest
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
+from atlas_ray.models.client import Completion, CompletionRequest
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.selection.llm.backends import vllm
 from atlas_ray.selection.llm.backends.vllm import EngineBackend
