@@ -9,16 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from atlas_ray.config import Strict
 from atlas_ray.errors import UserError
 from atlas_ray.types import Usage
-
-if TYPE_CHECKING:
-    pass
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
 

@@ -14,14 +14,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.client import ChatClient
 from atlas_ray.models.throttle import Throttle
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.journal import Journal, PaidReply
-from atlas_ray.selection.llm.settings import LlmSelector
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
 _POLL_SECONDS = 10.0  # of one wait for answers

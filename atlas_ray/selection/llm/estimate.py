@@ -8,17 +8,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from atlas_ray.errors import DataError
 from atlas_ray.models.client import ChatMessages
 from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.llm.tokens import by_rule, counter, total
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.selection.protocol import Forecast
 from atlas_ray.trajectories.agenttraj import Shape
 from atlas_ray.types import Message, Trajectory, Usage
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed

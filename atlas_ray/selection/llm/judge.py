@@ -20,9 +20,8 @@ from atlas_ray.selection.llm.answer import Judgement, parse_answer
 from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.coordinator import Link
 from atlas_ray.selection.llm.journal import PaidReply, digest
-from atlas_ray.selection.llm.prompt import Prompt, load_prompt
+from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, load_prompt
 from atlas_ray.selection.llm.self_consistency import tally
-from atlas_ray.selection.llm.settings import LlmSelector, ReplyForm
 from atlas_ray.selection.llm.structured import parse_structured, reply_schema
 from atlas_ray.selection.llm.tokens import Counter, counter
 from atlas_ray.selection.llm.truncation import fitted

@@ -18,7 +18,6 @@ from jinja2.sandbox import SandboxedEnvironment
 from atlas_ray.errors import UserError
 from atlas_ray.models.client import ChatMessages
 from atlas_ray.selection.llm.answer import ANSWER
-from atlas_ray.selection.llm.settings import ReplyForm
 from atlas_ray.types import Trajectory
 
 # The package's own: `paper` carries the paper's instructions (App. D.1) in its order and asks for its three lines;
@@ -30,6 +29,9 @@ _LABEL = re.compile(
 )
 _TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,80})>", re.IGNORECASE)
 _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
+
+
+ReplyForm = Literal["text", "json"]  # the paper's three lines, or an object
 
 
 @dataclass(frozen=True)

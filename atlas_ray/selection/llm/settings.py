@@ -10,20 +10,18 @@ from pydantic import Field, model_validator
 from atlas_ray.config import PLACEMENT, EndpointConfig, EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.prices import Price, price
+from atlas_ray.selection.llm.backends.submissions import BATCHES, MOST_BATCHED
 from atlas_ray.selection.protocol import Forecast, ModelUse, Selector, Stage, StageContext
 from atlas_ray.types import Selection
 
 if TYPE_CHECKING:
     from atlas_ray.runs.folder import RunFolder
     from atlas_ray.runs.tables import TableSpec
+    from atlas_ray.selection.llm.prompt import ReplyForm
     from atlas_ray.trajectories.agenttraj import Shape
     from atlas_ray.types import Trajectory
 
 _REPAIR_TOKENS = 200  # of the request that says what was wrong
-
-MOST_BATCHED = 50_000  # requests of one batch, by the Batch API's own limit
-
-ReplyForm = Literal["text", "json"]  # the paper's three lines, or an object
 
 
 class LlmSelector(Selector):
@@ -118,6 +116,12 @@ class LlmSelector(Selector):
             return self.engine.replicas * self.engine.episodes_in_flight
         return 2 * self.endpoint.concurrency if self.mode == "live" else MOST_BATCHED
 
+    def digests(self) -> dict[str, str]:
+        """Of the user's own prompt."""
+        from atlas_ray.selection.llm.prompt import load_prompt
+
+        return {} if self.prompt_file is None else {self.prompt_file: load_prompt(self.prompt_file).hash}
+
     def models(self) -> list[ModelUse]:
         """What our own engines hold, and whose tokenizer counts."""
         held = [] if self.engine is None else [ModelUse(self.model, tokens=self.engine.max_model_len)]
@@ -161,7 +165,6 @@ class LlmSelector(Selector):
 
     def kept_on_clean(self) -> list[TableSpec[Any]]:
         """Replies, and the record of batches: both were paid for."""
-        from atlas_ray.selection.llm.backends.submissions import BATCHES
         from atlas_ray.selection.llm.journal import REPLIES
 
         return [REPLIES, BATCHES]

@@ -21,12 +21,13 @@ from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedGate
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.protocol import Stage, StageContext
 
 if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
+
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
 _READ_BY = "parser.json"  # which version of the parser read the replies

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 from atlas_ray.errors import DataError
 from atlas_ray.models.client import ChatMessages
-from atlas_ray.selection.llm.prompt import Prompt, observations
-from atlas_ray.selection.llm.settings import ReplyForm
+from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, observations
 from atlas_ray.selection.llm.tokens import Counter
 from atlas_ray.types import Trajectory
 

@@ -24,6 +24,7 @@ from atlas_ray.models.throttle import back_off
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.submissions import (
     BATCHES,
+    MOST_BATCHED,
     Failure,
     Results,
     Submission,
@@ -33,12 +34,13 @@ from atlas_ray.selection.llm.backends.submissions import (
     parsed,
     unanswered,
 )
-from atlas_ray.selection.llm.settings import MOST_BATCHED, LlmSelector
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
     import openai
     from openai.types import Batch
+
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
