@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from atlas_ray.config import Strict
+from atlas_ray.config import FrozenConfig
 from atlas_ray.errors import UserError
 from atlas_ray.types import Usage
 
@@ -43,7 +43,7 @@ class Price:
         return paid / 1e6
 
 
-class _Listed(Strict):
+class _Listed(FrozenConfig):
     prompt: float = Field(ge=0)
     cached: float | None = Field(None, ge=0)
     completion: float = Field(ge=0)
@@ -51,7 +51,7 @@ class _Listed(Strict):
     structured: bool = False
 
 
-class _File(Strict):
+class _File(FrozenConfig):
     about: str = ""
     batch_discount: float = Field(0.5, gt=0, le=1)
     models: dict[str, _Listed]

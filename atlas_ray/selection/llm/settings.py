@@ -53,7 +53,7 @@ class LlmSelector(Selector):
     max_cost: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="US dollars; stops cleanly and resumes"
     )
-    workers: Annotated[int, PLACEMENT] = Field(
+    num_workers: Annotated[int, PLACEMENT] = Field(
         1, ge=1, description="processes that ask the endpoint, within its limits together; more where one CPU is busy"
     )
 

@@ -62,7 +62,7 @@ class LlmStage(Stage):
                 )
             _log.warning("no price is known for %s: costs are recorded as 0", config.model)
         asks = config.engine is None and config.mode == "live"
-        self._actors = min(config.workers, config.endpoint.concurrency) if asks else 1
+        self._actors = min(config.num_workers, config.endpoint.concurrency) if asks else 1
         share = ceil(config.at_once / self._actors)
         whole = config.mode == "batch"  # what comes together is one batch
         self.rows_per_block = share if whole else min(_MOST_ROWS, ceil(share / _BLOCKS))
