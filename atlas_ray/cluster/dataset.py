@@ -63,10 +63,9 @@ def stream(found: Dataset, doing: str) -> Iterator[pa.Table]:
     """
     import ray
 
-    table: Any
+    tables: Any = found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
     try:
-        for table in found.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield table
+        yield from tables
     except ray.exceptions.RayError as error:
         cause = getattr(error, "cause", None)
         if isinstance(cause, AtlasError):

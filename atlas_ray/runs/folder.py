@@ -189,7 +189,9 @@ class RunFolder:
 
     def read(self, table: TableSpec[Record]) -> list[Record]:
         """All records, one per id (the latest written), ordered by id."""
-        rows = sorted((row for batch in self.latest(table) for row in batch.to_pylist()), key=lambda row: str(row["id"]))
+        rows = sorted(
+            (row for batch in self.latest(table) for row in batch.to_pylist()), key=lambda row: str(row["id"])
+        )
         return [table.from_row(row) for row in rows]
 
     def stream(self, table: TableSpec[Record]) -> Iterator[Record]:
@@ -238,21 +240,19 @@ class RunFolder:
 
     def compact(self, table: TableSpec[Any]) -> None:
         """Merges many small shards into few. A crash in between leaves duplicates, which reading drops."""
-        with explained(self.uri, "reach"):
-            found = self._fs.get_file_info(self._listing(table))
-        shards = [info for info in found if info.path.endswith(".parquet")]
-        if len(shards) < COMPACT_FROM or sum(info.size for info in shards) > _WHOLE * len(shards):
+        shards, sizes = self.shards(table), self.shard_sizes(table)
+        if len(shards) < COMPACT_FROM or sum(sizes) > _WHOLE * len(shards):
             return
         held: list[pa.Table] = []
         for batch in self.latest(table):
             held.append(batch)
             if sum(one.nbytes for one in held) > _MERGED:
-                self.write_table(table, pa.concat_tables(held))
+                self.write_table(table, pa.concat_tables(held, promote_options="default"))
                 held = []
         if held:
-            self.write_table(table, pa.concat_tables(held))
-        for info in shards:
-            self._fs.delete_file(info.path)
+            self.write_table(table, pa.concat_tables(held, promote_options="default"))
+        for shard in shards:
+            self._fs.delete_file(shard)
 
     def tables(self, table: TableSpec[Any], columns: list[str] | None = None) -> list[pa.Table]:
         """The shards as they are, oldest first: an id may stand in several, and the latest counts."""
@@ -260,20 +260,25 @@ class RunFolder:
 
     def shards(self, table: TableSpec[Any]) -> list[str]:
         """Paths of the files of a table, oldest first."""
-        return sorted(i.path for i in self._fs.get_file_info(self._listing(table)) if i.path.endswith(".parquet"))
+        return [info.path for info in self._shards(table)]
+
+    def shard_sizes(self, table: TableSpec[Any]) -> list[int]:
+        """Their sizes in bytes."""
+        return [info.size for info in self._shards(table)]
+
+    def _shards(self, table: TableSpec[Any]) -> list[Any]:
+        listed = self._info(pafs.FileSelector(self._path(table.name), allow_not_found=True))
+        return sorted((i for i in listed if i.path.endswith(".parquet")), key=lambda info: str(info.path))
 
     def shard(self, path: str, columns: list[str] | None = None) -> pa.Table:
         """One of those files; columns may lead into lists: `messages.list.element.role`."""
-        with self._fs.open_input_file(path) as source:
-            return pq.read_table(source, columns=columns)
+        with self._fs.open_input_file(path) as source, pq.ParquetFile(source) as file:
+            return file.read(columns=columns)
 
     def _batches(self, path: str, columns: list[str] | None) -> Iterator[pa.Table]:
         with self._fs.open_input_file(path) as source, pq.ParquetFile(source) as file:
             for batch in file.iter_batches(batch_size=_BATCH, columns=columns):
                 yield pa.Table.from_batches([batch])
-
-    def _listing(self, table: TableSpec[Any]) -> pafs.FileSelector:
-        return pafs.FileSelector(self._path(table.name), allow_not_found=True)
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"

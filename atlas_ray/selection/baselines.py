@@ -11,8 +11,8 @@ from typing import ClassVar, Literal, Self
 
 from pydantic import Field
 
-from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.selection.rows import RowSelector, Rule
 from atlas_ray.selection.sources import of_trajectory, read_source
@@ -27,7 +27,7 @@ class AllSelector(RowSelector):
 
     name: Literal["all"] = "all"
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """All of them."""
         return lambda t: select_all(t, self)
 
@@ -41,7 +41,7 @@ class RandomSelector(RowSelector):
     name: Literal["random"] = "random"
     ratio: float = Field(0.3, gt=0, le=1)
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """A draw."""
         return lambda t: select_random(t, self, seed)
 
@@ -53,7 +53,7 @@ class GoldSelector(RowSelector):
     ratio: float = Field(0.3, gt=0, le=1)
     noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """The best marks."""
         return lambda t: select_gold(t, self, seed)
 
@@ -67,7 +67,7 @@ class ComplementSelector(RowSelector):
     ratio: float = Field(0.3, gt=0, le=1)
     reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """A draw from the others."""
         reference = read_source(sources[self.reference]) if sources else None
         return lambda t: select_complement(t, self, seed, reference)
@@ -89,9 +89,9 @@ class FirstSelector(RowSelector):
     name: Literal["first"] = "first"
     ratio: float = Field(0.3, gt=0, le=1)
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """As many as the ratio allows."""
-        return lambda t: select_end(t, self, last=False)
+        return lambda t: select_end(t, self)
 
 
 class LastSelector(RowSelector):
@@ -102,9 +102,9 @@ class LastSelector(RowSelector):
     name: Literal["last"] = "last"
     ratio: float = Field(0.3, gt=0, le=1)
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """As many as the ratio allows."""
-        return lambda t: select_end(t, self, last=True)
+        return lambda t: select_end(t, self)
 
 
 def select_all(trajectory: Trajectory | Outline, config: AllSelector) -> Selection:
@@ -119,11 +119,11 @@ def select_random(trajectory: Trajectory | Outline, config: RandomSelector, seed
     return record(trajectory, config, draw.sample(steps, budget(config.ratio, len(steps))))
 
 
-def select_end(trajectory: Trajectory | Outline, config: FirstSelector | LastSelector, *, last: bool) -> Selection:
+def select_end(trajectory: Trajectory | Outline, config: FirstSelector | LastSelector) -> Selection:
     """The steps at one end, as many as the ratio allows."""
     n_steps = len(trajectory.steps)
     k = budget(config.ratio, n_steps)
-    first = n_steps - k + 1 if last else 1
+    first = 1 if config.name == "first" else n_steps - k + 1
     return record(trajectory, config, range(first, first + k))
 
 
@@ -154,7 +154,7 @@ def select_complement(
     trajectory: Trajectory | Outline,
     config: ComplementSelector,
     seed: int,
-    reference: Mapping[str, Selection] | None = None
+    reference: Mapping[str, Selection] | None = None,
 ) -> Selection:
     """As many steps as the reference chose, drawn from those that it did not choose (section 4.5.1).
 

@@ -5,7 +5,7 @@ Flows in: finished selections by part; flows out: one selection, with scores, so
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 from pydantic import Field, model_validator
 
 from atlas_ray.errors import UserError
-from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.rows import RowSelector, Rule
@@ -54,7 +54,7 @@ class CombineSelector(RowSelector):
         """Its parts."""
         return list(self.parts)
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """What the parts say, combined."""
         parts = {name: read_source(folder) for name, folder in sources.items()}
         return lambda t: select_combined(t, self, parts)

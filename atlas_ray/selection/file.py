@@ -43,7 +43,7 @@ class FileSelector(RowSelector):
     name: Literal["file"] = "file"
     path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """What the table says."""
         return _from_table(self, self.path)
 

@@ -39,14 +39,14 @@ class PythonSelector(RowSelector):
         """The function's module, by its source."""
         return {self.call: source_digest(self)}
 
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """What the function says, checked."""
         call = load_call(self.call)
         return lambda t: select_by_function(t, self, call)
 
     def stage(self, context: StageContext) -> Stage:
         """The function travels with its module, which no worker needs to have."""
-        rule = self.rule({}, context.seed)
+        rule = self.make_rule({}, context.seed)
         return RowStage(lambda: rule, modules=[load_call(self.call).__module__])
 
 

@@ -58,7 +58,7 @@ class RowSelector(Selector):
     reads_texts: ClassVar[bool] = True  # whether the rule looks at more than ids and numbers of steps
 
     @abstractmethod
-    def rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
+    def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """The rule, made in each process that applies it.
 
         Args:
@@ -73,4 +73,4 @@ class RowSelector(Selector):
             UserError: If a source is no finished selection.
         """
         sources, seed = {name: find_source(name, context.run) for name in self.sources()}, context.seed
-        return RowStage(lambda: self.rule(sources, seed), outlines=not self.reads_texts)
+        return RowStage(lambda: self.make_rule(sources, seed), outlines=not self.reads_texts)

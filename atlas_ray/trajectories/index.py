@@ -1,7 +1,7 @@
 """What a data set holds, without its texts: the ids of all usable trajectories, and where each is read from.
 
-Flows in: a `DataConfig`; flows out: an index small enough for one process, and from it the trajectories themselves, part
-by part, in any process. Small data is indexed here, large data by Ray's tasks.
+Flows in: a `DataConfig`; flows out: an index small enough for one process, and from it the trajectories themselves,
+part by part, in any process. Small data is indexed here, large data by Ray's tasks.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from atlas_ray.config import DataConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.decoders import Span
 from atlas_ray.trajectories.item_ids import UniqueIds
-from atlas_ray.trajectories.readers import Part, check_environments, iter_part, list_parts, warn_skipped
-from atlas_ray.trajectories.rejected import Rejected
+from atlas_ray.trajectories.locate import is_run
+from atlas_ray.trajectories.readers import Part, check_environments, iter_part, list_parts, warn_once
+from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
@@ -65,6 +67,7 @@ class DataIndex:
         places: Of each trajectory that counts: its place among all of them.
         outline: `id` (unique), `env`, `item_id` and `n_steps` of each trajectory that counts.
         rejected: The unusable rows.
+        is_small: Whether it is read faster here than Ray's tasks are started.
     """
 
     config: DataConfig
@@ -73,11 +76,7 @@ class DataIndex:
     places: np.ndarray
     outline: pa.Table
     rejected: list[Rejected]
-
-    @cached_property
-    def is_small(self) -> bool:
-        """Whether it is read faster here than Ray's tasks are started."""
-        return sum(part.size for part in self.parts) <= SMALL
+    is_small: bool
 
     def reads(self, wanted: np.ndarray, rows_per_block: int | None) -> list[PartRead]:
         """What is to be read of each part, where anything is.
@@ -149,18 +148,19 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
     Raises:
         UserError: If the data cannot be found or read as a whole, or holds nothing of an environment asked for.
     """
-    config, is_run = config.model_copy(update={"path": reachable(config.path)}), False
-    parts = list_parts(config)
-    is_run = parts[0].file is None
-    if sum(part.size for part in parts) <= SMALL:
-        found = [_outline(part, config) for part in parts]
-    else:
+    parts, size = _parts(config)
+    of_run = parts[0].file is None
+    if size > SMALL:
+        config = config.model_copy(update={"path": reachable(config.path)})
+        parts, _ = _parts(config)
         found = list(_outlines_on_ray(parts, config, ray))
+    else:
+        found = [_outline(part, config) for part in parts]
     counts = [table.num_rows for table, _ in found]
     outline = pa.concat_tables([table for table, _ in found]).combine_chunks()
     rejected = [row for _, rows in found for row in rows]
     places = np.arange(outline.num_rows)
-    if is_run:
+    if of_run:
         places = _latest(outline["id"].combine_chunks(), config.limit is not None)
         outline = outline.take(places)
     if config.limit is not None or pc.count_distinct(outline["id"]).as_py() < outline.num_rows:
@@ -170,13 +170,30 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
         counted = np.array([name is not None for name in ids], bool)
         outline = outline.set_column(0, "id", pa.array(ids, pa.string())).filter(pa.array(counted))
         places = places[counted]
-    if is_run:
+    if of_run:
         order = np.argsort(places, kind="stable")
         outline, places = outline.take(order), places[order]
-    warn_skipped(config, rejected)
+    if line := skipped_line(rejected):
+        warn_once(f"{config.path}: {line}")
     unusable = [row for row in rejected if row.unknown is None]
     check_environments(config, set(pc.unique(outline["env"]).to_pylist()), unusable)
-    return DataIndex(config, parts, np.cumsum([0, *counts]), places, outline, rejected)
+    return DataIndex(config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL)
+
+
+def _parts(config: DataConfig) -> tuple[list[Part], int]:
+    """The parts of a data set, and their size in bytes.
+
+    Raises:
+        UserError: If there is none.
+    """
+    if is_run(config.path):
+        sizes = RunFolder(config.path).shard_sizes(TRAJECTORIES)
+        if not sizes:
+            raise UserError(f"the run {config.path} holds no trajectories", "name the run folder of a collection")
+        return [Part(config.path, None, span=Span(n, n + 1)) for n in range(len(sizes))], sum(sizes)
+    parts = list_parts(config)
+    files = {Path(part.root, part.file or "") for part in parts}
+    return parts, sum(file.stat().st_size for file in files)
 
 
 def _latest(ids: pa.Array, ordered: bool) -> np.ndarray:

@@ -133,7 +133,7 @@ def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None
     elif unusable:
         _log.warning("%d rows of %s are unusable; the first: %s", len(unusable), config.path, unusable[0])
     if line := skipped_line(passed):
-        _warn_once(f"{config.path}: {line}")
+        warn_once(f"{config.path}: {line}")
     check_environments(config, {t.env for t in found}, unusable)
     return found
 
@@ -189,7 +189,7 @@ def read_items(config: DataConfig) -> Items:
 
 
 @cache
-def _warn_once(line: str) -> None:
+def warn_once(line: str) -> None:
     """Many stages of one process read the same data."""
     _log.warning(line)
 

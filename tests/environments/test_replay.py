@@ -25,15 +25,15 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.value.estimators import value_figures
 from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason, Task
 from tests.evaluation.test_verification import an_episode
 from tests.recipes.test_fourteen import episode, winning
-from tests.selection.value.test_economy import FakePool, expert, turns
+from tests.selection.value.test_economy import expert, turns
 from tests.support.agentgym import AgentGym
 from tests.support.paper_runs import table
 from tests.support.report_records import arm, report_input, selection, trajectory
 from tests.support.serving import remote, running
+from tests.support.values import FakePool, estimate_values
 
 FORECAST = (
     "Observation: {'latitude': 31.2, 'longitude': 121.5, 'daily': {'time': ['2015-01-01', '2015-01-02'], "

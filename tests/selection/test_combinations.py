@@ -23,11 +23,12 @@ from atlas_ray.selection import baselines
 from atlas_ray.selection.baselines import FirstSelector, LastSelector
 from atlas_ray.selection.budget import budget, recut
 from atlas_ray.selection.combine import CombineSelector, ranks, select_combined
-from atlas_ray.selection.file import FileSelector, imported, write_table
+from atlas_ray.selection.file import FileSelector, write_table
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Category, Selection
 from tests.selection.test_selection import GOLD, config_of, data_in, expert
+from tests.support.selecting import selected
 
 PLAN, SEEN, ACTION, SELF = Category
 
@@ -179,10 +180,7 @@ def table_in(folder: Path, name: str, rows: list[dict[str, Any]]) -> Path:
 
 
 def read_table(path: Path, n: int = 3, steps: int = 10) -> tuple[list[Selection], list[Rejected]]:
-    rejected: list[Rejected] = []
-    data = [expert(steps, i) for i in range(n)]
-    select = imported(FileSelector(path=str(path)), data, rejected)
-    return [select(t) for t in data], rejected
+    return selected(FileSelector(path=str(path)), [expert(steps, i) for i in range(n)])
 
 
 _TEXT = st.text(st.characters(blacklist_categories=["Cs"], blacklist_characters="\0"), max_size=20)

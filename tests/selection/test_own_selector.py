@@ -11,7 +11,7 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.python_function import PythonSelector, load_call, select_own
+from atlas_ray.selection.python_function import PythonSelector, load_call, select_by_function
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.writers import write_agenttraj
 from atlas_ray.types import Message, Trajectory
@@ -43,7 +43,7 @@ def walk(n_steps: int = 10, item: str = "maze_1") -> Trajectory:
 def test_what_the_function_returns_is_checked(
     answer: Any, settings: dict[str, Any], chosen: tuple[int, ...], error: str | None
 ) -> None:
-    found = select_own(walk(), PythonSelector(call="m:f", **settings), lambda _: answer)
+    found = select_by_function(walk(), PythonSelector(call="m:f", **settings), lambda _: answer)
     assert found.chosen == chosen
     assert (error in (found.error or "")) if error else found.error is None
 

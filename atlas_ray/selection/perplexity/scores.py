@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.selection.budget import budget, record, top_k

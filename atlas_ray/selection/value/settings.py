@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from atlas_ray.config import PLACEMENT, EngineConfig, FrozenConfig, LimitsConfig
-from atlas_ray.selection.protocol import Forecast
+from atlas_ray.selection.protocol import Forecast, Stage, StageContext
 from atlas_ray.selection.rescore import ScoringSelector
 from atlas_ray.trajectories.agenttraj import Shape
 from atlas_ray.types import Selection, Trajectory, Usage
@@ -72,6 +72,12 @@ class ValueSelector(ScoringSelector):
     def plays(self) -> bool:
         """Unless scores are read again."""
         return self.scores is None
+
+    def scoring(self, context: StageContext) -> Stage:
+        """On an actor that plays rollouts."""
+        from atlas_ray.selection.value.stage import ValueStage
+
+        return ValueStage(self, context)
 
     def with_engine(self, engine: EngineConfig) -> Self:
         """On these, with what the section says of its own."""

@@ -1,56 +1,102 @@
-"""Monte-Carlo rollouts from every step of every trajectory, assembled into selections as they come in.
+"""Monte-Carlo rollouts from every step of every trajectory, as a stage: actors that hold engines play them.
 
-Flows in: trajectories and a pool that plays episodes; flows out: selections, each as soon as its rollouts are complete.
+Flows in: blocks of trajectories; flows out: selections, each as soon as its rollouts are complete.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Protocol
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
 
+from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.numbers import unplayable
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineSpec
+from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import reachable
-from atlas_ray.selection.value.rollouts import Rollouts, rollouts_of
-from atlas_ray.types import Episode, Selection, Trajectory
+from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.value.rollouts import rollouts_of
+from atlas_ray.types import Episode, Selection, Task, Trajectory
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.settings import SelectConfig
+    import pyarrow as pa
+    from ray.data import Dataset
+
     from atlas_ray.selection.value.settings import ValueSelector
 
 MAX_OPEN = 32  # trajectories whose rollouts a kill may cost
 
-
-class Pool(Protocol):
-    """What plays the rollouts: a `RolloutPool`, or a test's stand-in."""
-
-    def run(self, requests: Iterable[EpisodeRequest | None]) -> Iterator[tuple[EpisodeRequest, Episode]]:
-        """Plays requests; each comes back once, with its episode, in any order. None: ask again later."""
-        ...
+Play = Callable[[EpisodeRequest], Awaitable[Episode]]
 
 
-def select_value(
-    config: SelectConfig, selector: ValueSelector, todo: Sequence[Trajectory]
-) -> Generator[Selection, None, None]:
-    """Selections by value, from rollouts of the configured model on a pool of engines.
+class ValueStage(Stage):
+    """Plays rollouts on engines that an actor holds.
 
     Raises:
         UserError: If a task has no number at the environment that would play it.
-        AtlasError: If Ray cannot be reached, or the engines do not start or keep dying.
     """
-    from atlas_ray.cluster.connection import connect
 
-    if wrong := unplayable((t.task for t in todo), config.environments):
-        raise together(wrong)
-    connect(config.ray)
-    with pool_of(selector, config.environments) as pool:
-        yield from estimate_values(pool, selector, todo, config.seed, config.environments)
+    rows_per_block = 1  # hundreds of episodes each
+
+    def __init__(self, selector: ValueSelector, context: StageContext) -> None:
+        self._given = selector, context.environments, context.seed
+        tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
+        if wrong := unplayable((Task(**task) for task in tasks), context.environments):
+            raise together(wrong)
+
+    def apply(self, trajectories: Dataset) -> Dataset:
+        """Values trajectories, at most `MAX_OPEN` at once."""
+        from ray.data import ActorPoolStrategy
+
+        workers = ActorPoolStrategy(
+            size=1, max_tasks_in_flight_per_actor=MAX_OPEN, max_concurrent_calls_per_actor=MAX_OPEN
+        )
+        return map_on_ray(trajectories, ValueWorker, *self._given, workers=workers, num_cpus=0)
+
+
+class ValueWorker:
+    """One actor: all its trajectories' rollouts go through one pool of engines."""
+
+    def __init__(self, selector: ValueSelector, environments: EnvironmentsConfig, seed: int) -> None:
+        self._given = selector, seed, environments
+        self._engines = AsyncReplicaSet(lambda: pool_of(selector, environments))
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        """Selections of a block.
+
+        Raises:
+            AtlasError: If the engines do not start or keep dying.
+        """
+        values = (value_steps(t, self._engines.result, *self._given) for t in TRAJECTORIES.from_table(table))
+        return SELECTIONS.to_table(await asyncio.gather(*values))
+
+
+async def value_steps(
+    trajectory: Trajectory,
+    play: Play,
+    selector: ValueSelector,
+    seed: int,
+    environments: EnvironmentsConfig | None = None,
+) -> Selection:
+    """The selection of one trajectory, from rollouts that are played round by round.
+
+    Args:
+        trajectory: What to select in.
+        play: Plays an episode.
+        selector: Rollouts a start, estimator, threshold.
+        seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
+        environments: Of the run, for its tolerances; None: the usual ones.
+    """
+    rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
+    while requests := rollouts.more():
+        for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):
+            rollouts.add(request, episode)
+    return rollouts.selection()
 
 
 def pool_of(selector: ValueSelector, environments: EnvironmentsConfig) -> RolloutPool:
@@ -62,52 +108,3 @@ def pool_of(selector: ValueSelector, environments: EnvironmentsConfig) -> Rollou
     engine = selector.engine
     spec = EngineSpec("base", reachable(selector.model), engine.capped(), chat_template=selector.chat_template)
     return RolloutPool.of(spec, engine, environments, limits=selector.limits)
-
-
-def estimate_values(
-    pool: Pool,
-    selector: ValueSelector,
-    trajectories: Sequence[Trajectory],
-    seed: int,
-    environments: EnvironmentsConfig | None = None,
-) -> Generator[Selection, None, None]:
-    """Streams all rollouts of all trajectories through the pool, at most `MAX_OPEN` trajectories at once.
-
-    Args:
-        pool: Plays the rollouts.
-        selector: Rollouts a start, estimator, threshold.
-        trajectories: What to select in.
-        seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
-        environments: Of the run, for its tolerances; None: the usual ones.
-    """
-    start = partial(rollouts_of, selector=selector, seed=seed, environments=environments or EnvironmentsConfig())
-    under_way: dict[str, Rollouts] = {}
-    waiting: deque[EpisodeRequest] = deque()
-    for request, episode in pool.run(_requests(trajectories, under_way, waiting, start)):
-        rollouts = under_way[str(request.group)]
-        rollouts.add(request, episode)
-        if rollouts.missing == 0:
-            waiting += rollouts.more()
-        if rollouts.missing == 0:
-            del under_way[rollouts.trajectory.id]
-            yield rollouts.selection()
-
-
-def _requests(
-    trajectories: Sequence[Trajectory],
-    under_way: dict[str, Rollouts],
-    waiting: deque[EpisodeRequest],
-    start: Callable[[Trajectory], Rollouts],
-) -> Iterator[EpisodeRequest | None]:
-    """Next rounds first, then further trajectories; None while too many are open."""
-    source = iter(trajectories)
-    while True:
-        if waiting:
-            yield waiting.popleft()
-        elif len(under_way) < MAX_OPEN and (trajectory := next(source, None)) is not None:
-            under_way[trajectory.id] = rollouts = start(trajectory)
-            waiting += rollouts.more()
-        elif under_way:
-            yield None
-        else:
-            return

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 import pytest
 
@@ -12,8 +11,8 @@ from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.selection.value.stage import MAX_OPEN, estimate_values
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
+from tests.support.values import FakePool, estimate_values
 
 REWARDS = [
     [0.0, 0.0, 0.0, 1.0, 0.0],  # from scratch: 0.2
@@ -87,25 +86,6 @@ def played(request: EpisodeRequest, reward: float, stop: StopReason = StopReason
     return Episode(name, request.task.env, request.task.item_id, *marks, usage=Usage(10, 0, 5, 2), error=error)
 
 
-class FakePool:
-    """Plays `in_flight` requests at once and gives them back in another order."""
-
-    def __init__(self, play: Callable[[EpisodeRequest], Episode], in_flight: int = 20, seed: int = 0) -> None:
-        self.play, self.in_flight, self.rng = play, in_flight, random.Random(seed)
-        self.requests: list[EpisodeRequest] = []
-
-    def run(self, requests: Iterable[EpisodeRequest | None]) -> Iterator[tuple[EpisodeRequest, Episode]]:
-        source, flying = iter(requests), list[EpisodeRequest]()
-        while True:
-            while len(flying) < self.in_flight and (request := next(source, None)) is not None:
-                flying.append(request)
-                self.requests.append(request)
-            if not flying:
-                return
-            request = flying.pop(self.rng.randrange(len(flying)))
-            yield request, self.play(request)
-
-
 def solved_from(step: int) -> Callable[[EpisodeRequest], Episode]:
     """Sample 0 always succeeds; the others do once `step` steps are given."""
     return lambda r: played(r, 1.0 if r.sample == 0 or len(r.prefix) >= step else 0.0)
@@ -135,24 +115,13 @@ def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:
         return played(request, request.seed % 5 / 4)
 
     runs = []
-    for seed, in_flight in ((0, 7), (1, 500)):
-        pool = FakePool(play, in_flight, seed)
+    for seed in (0, 1):
+        pool = FakePool(play, seed)
         found = list(estimate_values(pool, ValueSelector(rollouts=2), data, seed=3))
         assert len(pool.requests) == sum(2 * len(t.steps) for t in data)
         runs.append(sorted(found, key=lambda s: s.id))
     assert runs[0] == runs[1]
     assert len(runs[0]) == 90
-
-
-def test_few_trajectories_are_open_at_once() -> None:
-    data = [expert(2, i) for i in range(200)]
-    pool = FakePool(solved_from(1), in_flight=1000)
-    done = 0
-    for selection in estimate_values(pool, ValueSelector(rollouts=2), data, seed=0):
-        begun = {r.group for r in pool.requests}
-        assert len(begun) - done <= MAX_OPEN
-        done += selection.error is None
-    assert done == 200
 
 
 def test_infrastructure_failures_are_left_out_and_counted() -> None:

@@ -17,6 +17,7 @@ from atlas_ray.config import validate
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -24,7 +25,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.value.estimators import rescore
 from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.selection.value.stage import estimate_values
+from atlas_ray.selection.value.stage import value_steps
 from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.types import Selection, Trajectory
 
@@ -42,16 +43,21 @@ async def experts(n: int, env: str = "maze") -> list[Trajectory]:
 def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> None:
     data = asyncio.run(experts(4)) + asyncio.run(experts(4, "textcraft"))
     selector = validate(ValueSelector, {"rollouts": 3, "mode": mode, "model": "m"})
+
+    async def values(pool: RolloutPool, kill: bool) -> list[Selection]:
+        engines, found = AsyncReplicaSet(lambda: pool), list[Selection]()
+        for one in asyncio.as_completed([value_steps(t, engines.result, selector, seed=5) for t in data]):
+            found.append(await one)
+            if kill and len(found) == 2:
+                os.kill(pool._handles[0].pid or 0, signal.SIGKILL)
+        await engines.close()
+        assert pool.restarts == kill
+        return sorted(found, key=lambda s: s.id)
+
     runs = []
     for replicas, in_flight, kill in ((1, 8, False), (3, 3, False), (2, 3, True)):
-        with RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight) as pool:
-            found = []
-            for selection in estimate_values(pool, selector, data, seed=5):
-                found.append(selection)
-                if kill and len(found) == 2:
-                    os.kill(pool._handles[0].pid or 0, signal.SIGKILL)
-            assert pool.restarts == kill
-            runs.append(sorted(found, key=lambda s: s.id))
+        pool = RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight)
+        runs.append(asyncio.run(values(pool, kill)))
     assert runs[0] == runs[1] == runs[2]
     for trajectory, one in zip(sorted(data, key=lambda t: t.id), runs[0], strict=True):
         assert (one.error, one.excluded) == (None, {})
