@@ -25,7 +25,6 @@ from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
 _log = logging.getLogger(__name__)
 
 _REMIND_SECONDS = 60.0
-_CLOSE_SECONDS = 10.0
 _DEATHS_PER_REPLICA = 3  # in a row, without a result in between
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
@@ -72,6 +71,13 @@ class _Event(Generic[Request]):
     numbers: Sequence[int] = ()
 
 
+class _Cancelled(Exception, Generic[Request]):
+    """Nobody waits for a request any longer."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
+
+
 Completion = tuple[ReplicaHandle[Request], Attempt[Request], Result | BaseException]
 
 
@@ -98,6 +104,7 @@ class ReplicaSet(Generic[Request, Result]):
     replica: ClassVar[str] = "replica"  # what people call one
     result: ClassVar[str] = "a result"
     settings: ClassVar[str] = "engine"  # the section that makes replicas
+    close_s: ClassVar[float] = 10.0
 
     def __init__(
         self,
@@ -111,12 +118,13 @@ class ReplicaSet(Generic[Request, Result]):
         max_restarts: int | None = None,
         start_s: float = START_SECONDS,
     ) -> None:
-        self._actor, self._spec, self._arguments, self._place = actor, spec, arguments, place
+        self._actor, self._arguments, self._place = actor, arguments, place
+        self._spec: Any = spec
         self._in_flight, self._retries, self._start_s = in_flight, retries, start_s
         self._max_restarts = _DEATHS_PER_REPLICA * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self.context: int | None = None
-        self._events: queue.SimpleQueue[_Event[Request] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event[Request] | _Cancelled[Request] | None] = queue.SimpleQueue()
         self.is_woken = self._stopped = False
         self._numbers, self._sent = count(), 0.0
         self._meter = Meter()
@@ -156,8 +164,9 @@ class ReplicaSet(Generic[Request, Result]):
                     raise ValueError("the source of requests waits, but nothing is in flight")
                 due = queued.next_due if free else None  # without room, an event has to tell of some first
                 for handle, attempt, end in self._next_completions(due):
-                    result = self._settle(attempt, handle, end)
-                    queued.on_done(attempt, again=result is None)
+                    unwanted = isinstance(end, _Cancelled)
+                    result = None if isinstance(end, _Cancelled) else self._settle(attempt, handle, end)
+                    queued.on_done(attempt, again=result is None and not unwanted)
                     self._meter.show("atlas_attempts_waiting", queued.waiting)
                     if result is not None:
                         yield attempt.request, result
@@ -171,6 +180,10 @@ class ReplicaSet(Generic[Request, Result]):
         """Has a `run` in another thread look for requests, or end."""
         self._stopped = self._stopped or stop
         self._events.put(None)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request that a `run` in another thread has in flight."""
+        self._events.put(_Cancelled(request))
 
     def _dispatch(self, attempt: Attempt[Request], handle: ReplicaHandle[Request]) -> None:
         number = next(self._numbers)
@@ -207,6 +220,10 @@ class ReplicaSet(Generic[Request, Result]):
         attempt.deaths += 1
         return self._given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
 
+    def _spec_of(self, index: int) -> Any:
+        """What one replica makes its model from."""
+        return self._spec
+
     def _is_spoilt(self, result: Result) -> bool:
         """Whether infrastructure spoilt it, so that another attempt may fare better."""
         return False
@@ -229,7 +246,7 @@ class ReplicaSet(Generic[Request, Result]):
 
         self.wait_until_started()
         self._spec = spec
-        for handle, ref in [(handle, handle.actor.load.remote(spec)) for handle in self._handles]:
+        for handle, ref in [(h, h.actor.load.remote(self._spec_of(h.index))) for h in self._handles]:
             try:
                 self.context = ray.get(ref)
             except ray.exceptions.RayError as error:
@@ -258,7 +275,7 @@ class ReplicaSet(Generic[Request, Result]):
             return
         closing = [handle.actor.close.remote() for handle in handles if handle.ready]
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+            ray.wait(closing, num_returns=len(closing), timeout=self.close_s)
         for handle in handles:
             ray.kill(handle.actor)
 
@@ -277,7 +294,7 @@ class ReplicaSet(Generic[Request, Result]):
             **self._place,
             max_concurrency=_CALLS,
             enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
-        ).remote(self._spec, *self._arguments)
+        ).remote(self._spec_of(index), *self._arguments)
         handle = ReplicaHandle[Request](index, made, time.monotonic())
         self._post(made.start.remote(), handle, "start")
         return handle
@@ -335,6 +352,8 @@ class ReplicaSet(Generic[Request, Result]):
             return []
         if event is None:
             return []
+        if isinstance(event, _Cancelled):
+            return self._cancelled(event)
         handle, error = event.handle, event.future.exception()
         if event.call != "start":
             return self._completions(event, error)
@@ -364,6 +383,14 @@ class ReplicaSet(Generic[Request, Result]):
         elif event.call == "completed":
             ends = event.future.result()
         return [(handle, handle.inflight.pop(number), end) for number, end in ends if number in handle.inflight]
+
+    def _cancelled(self, event: _Cancelled[Request]) -> list[Completion[Request, Result]]:
+        for handle in self._handles:
+            for number, attempt in handle.inflight.items():
+                if attempt.request is event.request:
+                    handle.actor.cancel.remote([number])
+                    return [(handle, handle.inflight.pop(number), event)]
+        return []
 
     def _remind(self, everyone: bool) -> None:
         """Says what a replica that does not start is waiting for; too long a wait ends the run."""
