@@ -9,6 +9,7 @@ import difflib
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -287,6 +288,7 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
     model, path, at = kind, [], values
     fields: list[str] = []
     for part in loc:
+        model = _chosen(model, at)
         fields = sorted(getattr(model, "model_fields", {}))
         tagged = _by_tag(model, str(part))
         if str(part) not in fields and (tagged is not model or (isinstance(at, Mapping) and part not in at)):
@@ -294,7 +296,7 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
             model = tagged
             continue
         path.append(str(part))
-        at = at.get(part) if isinstance(at, Mapping) else None
+        at = at.get(part, at) if isinstance(at, Mapping) else None
         if typing.get_origin(model) is dict:
             model = typing.get_args(model)[1]
             continue
@@ -307,32 +309,24 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
         return f"unknown key `{key}`; {hint}"
     if code == "missing":
         return f"missing key `{key}`"
-    if code == "union_tag_invalid":
-        close = difflib.get_close_matches(str(given.get("name")), _tags(model), 1)
-        hint = f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(_tags(model))}"
-        return f"unknown `{key}.name` {given.get('name')!r}; {hint}"
     message = message.removeprefix("Value error, ")
     if not key:  # of the whole file, which need not be shown again
         return message
     return f"`{key}`: {message[0].lower()}{message[1:]}" + (f" (got {given!r})" if given is not None else "")
 
 
-def _tags(union: Any) -> list[str]:
-    """Names that tell the members of a union of models; what else may stand there has none."""
-    if typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
-    members = [tag for member in typing.get_args(union) for tag in _tags(member)]
-    named = getattr(union, "model_fields", {}).get("name")
-    return members or ([named.default] if named is not None else [])
+def _chosen(model: Any, section: Any) -> Any:
+    """The class that a section chooses by what stands in it, where its type leaves that open."""
+    for member in _members(model) or [_bare(model)]:
+        if isinstance(section, Mapping) and hasattr(member, "subclass_for"):
+            with suppress(UserError):
+                return member.subclass_for(section)
+    return model
 
 
 def _by_tag(model: Any, tag: str) -> Any:
-    """The member of a union of models whose `name`, or class, is `tag`."""
-    for member in _members(model):
-        named = getattr(member, "model_fields", {}).get("name")
-        if tag in (getattr(member, "__name__", ""), named.default if named is not None else None):
-            return member
-    return model
+    """The member of a union of models whose class is called `tag`."""
+    return next((member for member in _members(model) if getattr(member, "__name__", "") == tag), model)
 
 
 def _members(union: Any) -> list[Any]:

@@ -99,8 +99,9 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     from atlas_ray.models.chat import ChatFormat
     from atlas_ray.runs.folder import RunFolder
     from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.baselines import RandomSelector
     from atlas_ray.selection.pipeline import select_steps
-    from atlas_ray.selection.settings import RandomSelector, SelectConfig
+    from atlas_ray.selection.settings import SelectConfig
     from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
     from atlas_ray.training.data.examples import prepare
     from atlas_ray.training.distributed import render_on_ray

@@ -16,7 +16,8 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import load_recipe
-from atlas_ray.selection.settings import ComplementSelector, SelectConfig
+from atlas_ray.selection.baselines import ComplementSelector
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.settings import TrainConfig
 
 CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"

@@ -110,7 +110,7 @@ def select(
     cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
     settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
-        from atlas_ray.selection.llm.estimate import estimate_lines
+        from atlas_ray.selection.estimate import estimate_lines
 
         return _show(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
@@ -236,7 +236,7 @@ def export_selection(
 
 @app.command(name="run")
 def run_recipe(
-    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a name: quickstart, paper, table3, ...")],
     set_: Set = None,
     extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,

@@ -170,7 +170,7 @@ def _names(stage: str) -> set[str]:
 
 
 def _select(config: SelectConfig) -> None:
-    from atlas_ray.selection.llm.estimate import estimate_lines
+    from atlas_ray.selection.estimate import estimate_lines
     from atlas_ray.selection.pipeline import select_steps
 
     if config.selector.name == "llm" and RunFolder(config.run).finished is None:

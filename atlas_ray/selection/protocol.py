@@ -221,13 +221,13 @@ class Selector(Strict, ABC):
         """Whether all selections of an earlier attempt are to be made anew, at no cost."""
         return False
 
-    @abstractmethod
     def stage(self, context: StageContext) -> Stage:
         """What makes the selections.
 
         Raises:
             UserError: If a setting, or a source, is unusable.
         """
+        raise NotImplementedError
 
     def note(self, usage: Usage, done: int, total: int) -> str | None:
         """A figure beside the progress: `done` of `total` selections took `usage`."""

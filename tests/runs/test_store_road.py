@@ -18,9 +18,10 @@ from atlas_ray.models.source import local_model, longest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.status import status_table
 from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.selection.file import FileSelector
 from atlas_ray.selection.llm.tokens import counter
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
-from atlas_ray.selection.settings import FileSelector, SelectConfig
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
 from atlas_ray.training.distributed import train_agent
 from atlas_ray.training.estimate import memory_lines

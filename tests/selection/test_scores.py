@@ -10,7 +10,7 @@ import pytest
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.llm.estimate import estimate_lines
+from atlas_ray.selection.estimate import estimate_lines
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Selection, Usage
 from tests.selection.test_selection import config_of, data_in, expert
