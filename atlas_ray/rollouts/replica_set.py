@@ -11,7 +11,7 @@ import queue
 import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Generic, Literal, Self
 
@@ -20,6 +20,7 @@ from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.protocol import ModelSpec
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import Replica, Request, Result
+from atlas_ray.rollouts.replica_handle import ReplicaHandle, choose
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
 
 _log = logging.getLogger(__name__)
@@ -29,36 +30,6 @@ _DEATHS_PER_REPLICA = 3  # in a row, without a result in between
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
 _SEND_SECONDS = 0.05  # that a request waits for a full batch where the source is slow
-
-
-@dataclass(eq=False, slots=True)
-class ReplicaHandle(Generic[Request]):
-    """A replica as its supervisor sees it.
-
-    Attributes:
-        since: When it was started, on the monotonic clock.
-        inflight: The attempts that it works at, by number.
-        unsent: Numbers of those among them that it has not been told of.
-        asked: Whether a call for results is under way.
-    """
-
-    index: int
-    actor: Any
-    since: float
-    pid: int | None = None
-    inflight: dict[int, Attempt[Request]] = field(default_factory=dict)
-    unsent: list[int] = field(default_factory=list)
-    asked: bool = False
-
-    @property
-    def num_inflight(self) -> int:
-        """Requests that it works at."""
-        return len(self.inflight)
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has started."""
-        return self.pid is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +126,7 @@ class ReplicaSet(Generic[Request, Result]):
                     attempt = queued.take()
                     if attempt is None:
                         break
-                    self._dispatch(attempt, _choose(attempt, free, affinity, self._in_flight))
+                    self._dispatch(attempt, choose(attempt, free, affinity, self._in_flight))
                 self._send()
                 inflight = any(handle.inflight for handle in self._handles)
                 if not inflight and queued.ended:
@@ -410,17 +381,3 @@ class ReplicaSet(Generic[Request, Result]):
             raise AtlasError(words, remedy)
         if waited > _REMIND_SECONDS:
             _log.warning(words)
-
-
-def _choose(
-    attempt: Attempt[Request], handles: list[ReplicaHandle[Request]], affinity: dict[str, int], in_flight: int
-) -> ReplicaHandle[Request]:
-    """The replica of the request's group unless it is much busier than others, else the one with least in flight."""
-    free = [handle for handle in handles if handle.index not in attempt.avoid] or handles
-    least = min(free, key=lambda handle: (handle.num_inflight, handle.index))
-    group: str | None = getattr(attempt.request, "group", None)
-    if group is None:
-        return least
-    own = affinity.setdefault(group, least.index)
-    near = [h for h in free if h.index == own and h.num_inflight - least.num_inflight <= in_flight // 4]
-    return near[0] if near else least
