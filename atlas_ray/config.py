@@ -107,6 +107,9 @@ class EngineConfig(FrozenConfig):
 
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
     tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    coordinators: Annotated[int | None, PLACEMENT] = Field(
+        None, ge=1, description="actors that coordinate episodes; None: one for 64 replicas, none where one is enough"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(
         None, ge=16, description=f"context in tokens, at most the model's own; models that are compared: {CONTEXT}"
