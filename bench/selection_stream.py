@@ -1,6 +1,6 @@
 """Selection at a million trajectories of 2 kB: the driver's memory, the rate, and what a kill costs.
 
-`python -m bench.selection_stream` writes such data (2 GB of JSONL in a temporary folder), selects in it by
+`python -m bench.selection_stream` writes such data (2 GB, as Parquet and as JSONL), selects in it by
 `atlas select` (random; a rule in Python; an LLM behind a local endpoint that answers at once), and reads, maps and
 writes the same rows by Ray Data alone. Each is a process of its own, whose private memory is watched. Then a run of the
 rule is killed at half and resumed. Writes `bench/selection_stream.json`.
@@ -18,16 +18,19 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.types import Message, Trajectory
 from bench.endpoint import endpoint
 from bench.report import Entry, write_bench
 
+_SHARD = 8192
 _ATLAS = "from atlas_ray.cli.main import main; main()"
 _RULE = """
 def longest(trajectory):
@@ -44,17 +47,21 @@ _BARE = """
 import random, sys
 import ray
 ray.init("local", num_cpus=int(sys.argv[3]), include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-import ray.data
-from ray.data import DataContext
+from ray.data import DataContext, read_json, read_parquet
 DataContext.get_current().enable_progress_bars = False
 
 def select(row):
-    steps = [n for n, turn in enumerate(row["conversations"]) if turn["from"] == "gpt" and turn["loss"]]
+    if "messages" in row:
+        n_steps = sum(turn["role"] == "assistant" and turn["trainable"] for turn in row["messages"])
+    else:
+        n_steps = sum(turn["from"] == "gpt" and bool(turn["loss"]) for turn in row["conversations"])
     draw = random.Random(row["item_id"])
-    chosen = sorted(draw.sample(range(1, len(steps) + 1), max(1, len(steps) * 3 // 10)))
-    return {"id": row["item_id"], "n_steps": len(steps), "chosen": chosen}
+    chosen = sorted(draw.sample(range(1, n_steps + 1), max(1, n_steps * 3 // 10)))
+    return {"id": row["item_id"], "n_steps": n_steps, "chosen": chosen}
 
-ray.data.read_json(sys.argv[1], lines=True).map(select).write_parquet(sys.argv[2])
+place = sys.argv[1]
+rows = read_json(place, lines=True) if place.endswith(".jsonl") else read_parquet(place + "/trajectories")
+rows.map(select).write_parquet(sys.argv[2])
 """
 
 
@@ -74,6 +81,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--asked", type=int, default=100_000, help="rows of the LLM: its endpoint is slow")
     parser.add_argument("--folder", help="where the data is written")
+    parser.add_argument("--forms", nargs="*", default=["parquet", "jsonl"])
     parser.add_argument("--only", nargs="*", default=["bare", "random", "python", "llm", "kill"])
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as place:
@@ -83,50 +91,73 @@ def main() -> None:
 def _measured(place: Path, args: argparse.Namespace) -> Iterator[Entry]:
     (place / "bench_rule.py").write_text(_RULE)
     (place / "bare.py").write_text(_BARE)
-    bare = 0.0
-    if "bare" in args.only:
-        data = write_rows(place / "many.jsonl", args.rows)
-        command = [sys.executable, str(place / "bare.py"), str(data), str(place / "bare"), str(args.cores)]
-        bare = args.rows / watched(command, place).seconds
-        print(f"bare: {bare:,.0f} rows/s", flush=True)
-    for name in (name for name in _SETTINGS if name in args.only):
-        rows = args.asked if name == "llm" else args.rows
-        few, many = (write_rows(place / f"{count}.jsonl", count) for count in (args.few, rows))
-        with endpoint(seconds=0) as server:
-            settings = [setting.format(url=server.base_url) for setting in _SETTINGS[name]]
-            small = watched(_select(few, place / f"{name}-few", args.cores, settings), place)
-            run = watched(_select(many, place / name, args.cores, settings), place)
-        _check_whole(place / name, rows)
-        print(f"{name}: {rows / run.seconds:,.0f} rows/s, {small.memory:.0f} then {run.memory:.0f} MB", flush=True)
-        if bare:
-            yield Entry(f"{name}, beside Ray Data alone", [rows / run.seconds], [bare], "rows/s", "higher")
-        yield Entry(f"{name}, {rows:,} beside {args.few:,}", [run.memory], [small.memory], "MB", "lower")
-    if "kill" in args.only:
-        data = write_rows(place / "many.jsonl", args.rows)
-        settings = [setting.format() for setting in _SETTINGS["python"]]
-        command = _select(data, place / "killed", args.cores, settings)
-        half = _killed(command, place, place / "killed", args.rows // 2)
-        watched(command, place)
-        _check_whole(place / "killed", args.rows)
-        print(f"killed at {half:,} rows and resumed: {args.rows:,}, none twice, none lost", flush=True)
-        yield Entry("selections of a killed and resumed run", [args.rows], [args.rows], "rows", "higher")
+    for form in args.forms:
+        bare = 0.0
+        if "bare" in args.only:
+            data, out = write_rows(place, args.rows, form), place / f"bare-{form}"
+            command = [sys.executable, str(place / "bare.py"), str(data), str(out), str(args.cores)]
+            bare = args.rows / watched(command, place).seconds
+            print(f"bare, {form}: {bare:,.0f} rows/s", flush=True)
+        for name in (name for name in _SETTINGS if name in args.only):
+            rows = args.asked if name == "llm" else args.rows
+            few, many = (write_rows(place, count, form) for count in (args.few, rows))
+            with endpoint(seconds=0) as server:
+                settings = [setting.format(url=server.base_url) for setting in _SETTINGS[name]]
+                small = watched(_select(few, place / f"{name}-few-{form}", args.cores, settings), place)
+                run = watched(_select(many, place / f"{name}-{form}", args.cores, settings), place)
+            _check_whole(place / f"{name}-{form}", rows)
+            memory = f"{small.memory:.0f} then {run.memory:.0f} MB"
+            print(f"{name}, {form}: {rows / run.seconds:,.0f} rows/s, {memory}", flush=True)
+            if bare:
+                yield Entry(f"{name}, {form}, beside Ray Data alone", [rows / run.seconds], [bare], "rows/s", "higher")
+            yield Entry(f"{name}, {form}, {rows:,} beside {args.few:,}", [run.memory], [small.memory], "MB", "lower")
+        if "kill" in args.only:
+            data, folder = write_rows(place, args.rows, form), place / f"killed-{form}"
+            command = _select(data, folder, args.cores, [setting.format() for setting in _SETTINGS["python"]])
+            half = _killed(command, place, folder, args.rows // 2)
+            watched(command, place)
+            _check_whole(folder, args.rows)
+            print(f"killed at {half:,} rows and resumed: {args.rows:,}, none twice, none lost", flush=True)
+            yield Entry(f"selections of a killed and resumed run, {form}", [args.rows], [args.rows], "rows", "higher")
 
 
-def write_rows(file: Path, count: int) -> Path:
-    """JSONL in AgentTraj-L's form, 2 kB a row."""
-    if file.exists():
-        return file
+def trajectories(count: int) -> Iterator[Trajectory]:
+    """Of 2 kB each."""
     words = "because the wall is to the left and the goal is up and right of here " * 2
-    with file.open("w") as out:
-        for number in range(count):
-            turns = [{"from": "human", "loss": None, "value": f"You are in maze {number}. " + words}]
-            turns.append({"from": "gpt", "loss": False, "value": "OK. I'll follow your instructions."})
-            for step in range(5):
-                turns.append({"from": "human", "loss": None, "value": f"Observation {step}: {words[:120]}"})
-                thought = words[: 40 + (number * 7 + step * 13) % 60]
-                turns.append({"from": "gpt", "loss": True, "value": f"Thought: {thought}\\nAction: move up"})
-            out.write(json.dumps({"item_id": f"maze_{number}", "conversations": turns}) + "\n")
-    return file
+    for number in range(count):
+        messages = [Message("user", f"You are in maze {number}. " + words), Message("assistant", "OK. I will follow.")]
+        for step in range(5):
+            thought = words[: 40 + (number * 7 + step * 13) % 60]
+            messages.append(Message("user", f"Observation {step}: {words[:120]}"))
+            messages.append(Message("assistant", f"Thought: {thought}\nAction: move up", trainable=True))
+        yield Trajectory(f"maze/maze_{number}", "maze", f"maze_{number}", tuple(messages))
+
+
+def write_rows(place: Path, count: int, form: str) -> Path:
+    """A data set: JSONL in AgentTraj-L's form, or the Parquet of a run folder."""
+    made = place / (f"{count}.jsonl" if form == "jsonl" else f"{count}-run")
+    if made.exists():
+        return made
+    if form == "jsonl":
+        with made.open("w") as out:
+            for row in map(_row, trajectories(count)):
+                out.write(json.dumps(row) + "\n")
+        return made
+    folder, rows = RunFolder(str(made)), trajectories(count)
+    while shard := list(islice(rows, _SHARD)):
+        folder.write_shard(TRAJECTORIES, shard)
+    folder.write_json("manifest.json", {"stage": "collect", "config": {}})
+    return made
+
+
+def _row(trajectory: Trajectory) -> dict[str, Any]:
+    turns = [
+        {"from": "human", "loss": None, "value": m.content}
+        if m.role == "user"
+        else {"from": "gpt", "loss": m.trainable, "value": m.content}
+        for m in trajectory.messages
+    ]
+    return {"item_id": trajectory.item_id, "conversations": turns}
 
 
 def _select(data: Path, run: Path, cores: int, settings: list[str]) -> list[str]:

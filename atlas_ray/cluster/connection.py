@@ -35,7 +35,7 @@ def connect(config: RayConfig) -> None:
 
     if ray.is_initialized():
         return
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address, shown = config.address or os.environ.get("RAY_ADDRESS"), os.environ.get("ATLAS_RAY_LOGS") == "1"
     # Workers are niced by 15 otherwise and starve beside anything else on a small machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
@@ -50,7 +50,7 @@ def connect(config: RayConfig) -> None:
             num_cpus=None if address else config.num_cpus or max(4, os.cpu_count() or 1),
             include_dashboard=None if address else False,
             logging_level=logging.WARNING,
-            log_to_driver=os.environ.get("ATLAS_RAY_LOGS") == "1",
+            log_to_driver=shown,
             # a worker finds this package where the driver found it, installed or not
             runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}} if address is None else None,
         )
@@ -60,7 +60,8 @@ def connect(config: RayConfig) -> None:
 
     # Stages show their own progress.
     DataContext.get_current().enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    # what stops a stage is told once, by the stage
+    logging.getLogger("ray.data").setLevel(logging.WARNING if shown else logging.CRITICAL)
 
 
 def _ask_for_a_token() -> None:

@@ -25,6 +25,7 @@ from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.runs.units import rows_finished
 from atlas_ray.selection.protocol import Selector, Stage, StageContext
+from atlas_ray.selection.registry import is_own
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
@@ -200,9 +201,8 @@ def _send_modules(selector: Selector, stage: Stage) -> None:
     """Has modules from outside of the package travel with what is sent to workers, which need not have them."""
     from ray import cloudpickle
 
-    names = [type(selector).__module__, *(stage.modules if isinstance(stage, RowStage) else ())]
-    for name in names:
-        if name.partition(".")[0] != __package__.partition(".")[0]:
+    for name in (type(selector).__module__, *stage.modules):
+        if not is_own(name):
             cloudpickle.register_pickle_by_value(sys.modules[name])
 
 

@@ -7,7 +7,7 @@ named as `module:Class`, or by an entry point of the group `atlas_ray.selectors`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -20,6 +20,7 @@ from atlas_ray.config import (
     FrozenConfig,
     RayConfig,
 )
+from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
 from atlas_ray.selection import registry
@@ -68,10 +69,12 @@ class Stage(ABC):
         rows_per_block: Trajectories that come as one block; None: as they are read.
         whole_blocks: Whether blocks come with the trajectories that are done already, as they came in every attempt;
             their selections are not written again.
+        modules: Names of modules that workers run and need not have; the selector's own is among them anyway.
     """
 
     rows_per_block: int | None = None
     whole_blocks: bool = False
+    modules: Sequence[str] = ()
 
     @abstractmethod
     def apply(self, trajectories: Dataset) -> Dataset:
@@ -132,8 +135,10 @@ class Selector(FrozenConfig, ABC):
         Raises:
             UserError: If no selector has its name.
         """
-        found = registry.find(str(section.get("name", registry.DEFAULT)))
-        assert issubclass(found, Selector)
+        name = str(section.get("name", registry.DEFAULT))
+        found = registry.SELECTORS.find(name)
+        if not issubclass(found, Selector):
+            raise UserError(f"{name} is no selector", f"name a subclass of {Selector.__module__}:{Selector.__name__}")
         return found
 
     # --- where it comes from ---
@@ -145,10 +150,13 @@ class Selector(FrozenConfig, ABC):
     def digests(self) -> dict[str, str]:
         """Digests of what else it is made from, by name; a run is refused once one has changed.
 
+        Here: of the source of a selector from outside of the package.
+
         Raises:
             UserError: If something cannot be read.
         """
-        return {}
+        module = type(self).__module__
+        return {} if registry.is_own(module) else {module: registry.source_digest(module)}
 
     def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
         """With everything that is decided before the run begins, for the manifest to name.

@@ -6,13 +6,11 @@ it fails only that trajectory is without a selection.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
@@ -21,6 +19,7 @@ from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.registry import source_digest
 from atlas_ray.selection.rows import RowSelector, RowStage, Rule
 from atlas_ray.types import Selection, Trajectory
 
@@ -37,7 +36,7 @@ class PythonSelector(RowSelector):
 
     def digests(self) -> dict[str, str]:
         """The function's module, by its source."""
-        return {self.call: source_digest(self)}
+        return {self.call: source_digest(load_call(self.call).__module__)}
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         """What the function says, checked."""
@@ -66,18 +65,6 @@ def load_call(name: str) -> Call:
     if not callable(found):
         raise UserError(f"{module} has no function {function}", "check selector.call")
     return found  # type: ignore[no-any-return]
-
-
-def source_digest(config: PythonSelector) -> str:
-    """SHA-256 of the source of the function's module: what the selection is made by.
-
-    Raises:
-        UserError: If there is no such function, or no source.
-    """
-    file = getattr(sys.modules[load_call(config.call).__module__], "__file__", None)
-    if file is None:
-        raise UserError(f"{config.call} has no source file", "put the function in a module of your own")
-    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Call) -> Selection:

@@ -2,65 +2,48 @@
 
 from __future__ import annotations
 
-import difflib
-import os
+import hashlib
 import sys
-from functools import cache
-from importlib import import_module
-from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import UserError
+from atlas_ray.plugins import Registry
 
-GROUP = "atlas_ray.selectors"  # of entry points: `name = "module:Class"`
 DEFAULT = "llm"  # the paper's
-_OWN = {
-    "all": "baselines:AllSelector",
-    "random": "baselines:RandomSelector",
-    "gold": "baselines:GoldSelector",
-    "complement": "baselines:ComplementSelector",
-    "first": "baselines:FirstSelector",
-    "last": "baselines:LastSelector",
-    "file": "file:FileSelector",
-    "python": "python_function:PythonSelector",
-    "combine": "combine:CombineSelector",
-    "perplexity": "perplexity.settings:PerplexitySelector",
-    "value": "value.settings:ValueSelector",
-    "llm": "llm.settings:LlmSelector",
-}
+SELECTORS: Registry[type[Any]] = Registry(
+    "selector",
+    type,
+    {
+        "all": "atlas_ray.selection.baselines:AllSelector",
+        "random": "atlas_ray.selection.baselines:RandomSelector",
+        "gold": "atlas_ray.selection.baselines:GoldSelector",
+        "complement": "atlas_ray.selection.baselines:ComplementSelector",
+        "first": "atlas_ray.selection.baselines:FirstSelector",
+        "last": "atlas_ray.selection.baselines:LastSelector",
+        "file": "atlas_ray.selection.file:FileSelector",
+        "python": "atlas_ray.selection.python_function:PythonSelector",
+        "combine": "atlas_ray.selection.combine:CombineSelector",
+        "perplexity": "atlas_ray.selection.perplexity.settings:PerplexitySelector",
+        "value": "atlas_ray.selection.value.settings:ValueSelector",
+        "llm": "atlas_ray.selection.llm.settings:LlmSelector",
+    },
+    "atlas_ray.selectors",
+)
 
 
-def find(name: str) -> type[Any]:
-    """The class of a selector.
+def is_own(module: str) -> bool:
+    """Whether a module is of this package, which every worker has."""
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def source_digest(module: str) -> str:
+    """SHA-256 of the source of an imported module: what a selection is made by.
 
     Raises:
-        UserError: If there is none of that name.
+        UserError: If it has no source.
     """
-    if name in _OWN:
-        return _load(f"{__package__}.{_OWN[name]}")
-    others = {entry.name: entry.value for entry in _brought()}
-    if name in others or ":" in name:
-        return _load(others.get(name, name))
-    known = [*_OWN, *others]
-    close = difflib.get_close_matches(name, known, 1)
-    hint = f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(known)}, or `module:Class`"
-    raise UserError(f"there is no selector {name!r}; {hint}")
-
-
-@cache
-def _brought() -> Any:
-    return entry_points(group=GROUP)
-
-
-def _load(place: str) -> type[Any]:
-    """A class by `module:Class`; modules are looked for in the working directory too."""
-    module, _, name = place.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), name, None)
-    except ImportError as error:
-        raise UserError(f"cannot import {module}: {error}", "check the selector's name") from error
-    if not isinstance(found, type) or not hasattr(found, "stage"):
-        raise UserError(f"{module} has no selector {name}", "name a subclass of atlas_ray.selection.protocol:Selector")
-    return found
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        raise UserError(f"{module} has no source file", "put the function in a module of your own")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()

@@ -31,7 +31,7 @@ class RowStage(Stage):
         make: Makes the rule, once in each process that applies it: what it reads is read there.
         outlines: Whether the rule looks at ids and numbers of steps alone: it is given each trajectory's `Outline`, and
             no text is read.
-        modules: Names of modules that the rule is of, where workers need not have them.
+        modules: See `Stage`.
     """
 
     rows_per_block = 4096

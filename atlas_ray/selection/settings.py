@@ -23,7 +23,7 @@ def _read(section: Any, info: ValidationInfo) -> Any:
     try:
         kind = Selector.subclass_for(section)
     except UserError as error:
-        raise ValueError(error.what) from None
+        raise ValueError(f"{error.what}; {error.remedy}") from None
     return kind.model_validate(section, context=info.context)
 
 

@@ -9,11 +9,12 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import pyarrow as pa
 
 from atlas_ray.cluster.connection import connect
+from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.environments import registry
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
@@ -27,6 +28,7 @@ from atlas_ray.trajectories.writers import to_agenttraj
 from atlas_ray.types import Episode, Task, Trajectory
 
 _BATCH = 32
+_UNIT = ["env", "item_id", "sample"]
 FAILURES = replace(TRAJECTORIES, name="failures")
 
 
@@ -81,25 +83,17 @@ def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
 
 
 def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool]]:
-    import ray.data
-
     if not units:
         return
-    rows = [{"env": task.env, "item_id": task.item_id, "sample": sample} for task, sample in units]
-    # Ray's types know neither Arrow tables as batches nor arguments of the function.
-    play: Any = _play_batch
-    played = ray.data.from_items(rows).map_batches(
-        play, batch_size=_BATCH, fn_args=(config.role, config.seed, config.max_rounds)
-    )
-    batch: Any
-    for batch in played.iter_batches(batch_size=None, batch_format="pyarrow"):
+    rows = [(task.env, task.item_id, sample) for task, sample in units]
+    batches = (pa.table([*zip(*rows[i : i + _BATCH], strict=True)], _UNIT) for i in range(0, len(rows), _BATCH))
+    played = map_on_ray(batches, _play_batch, config.role, config.seed, config.max_rounds)
+    for batch in stream(played, "collecting"):
         successes = batch["success"].to_pylist()
         yield from zip(TRAJECTORIES.from_table(batch.drop_columns(["success"])), successes, strict=True)
 
 
-def _play_batch(
-    batch: dict[str, Any], role: Literal["expert", "novice"], seed: int, max_rounds: int | None
-) -> pa.Table:
+def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, max_rounds: int | None) -> pa.Table:
     policy = ScriptedPolicy(role, seed)
 
     async def play() -> list[Episode]:
@@ -107,9 +101,11 @@ def _play_batch(
             await run_episode(
                 policy,
                 LocalSession(registry.get(env)),
-                EpisodeRequest(Task(env, item_id), Sampling(), seed, int(sample), max_rounds=max_rounds),
+                EpisodeRequest(
+                    Task(row["env"], row["item_id"]), Sampling(), seed, row["sample"], max_rounds=max_rounds
+                ),
             )
-            for env, item_id, sample in zip(batch["env"], batch["item_id"], batch["sample"], strict=True)
+            for row in batch.to_pylist()
         ]
 
     episodes = asyncio.run(play())

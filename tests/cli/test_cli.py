@@ -53,7 +53,7 @@ def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> Non
     ("arguments", "code", "says"),
     [
         (["select", "--set", "selector.rato=0.3"], 2, ["unknown key `selector.rato`", "did you mean `ratio`"]),
-        (["select", "--set", "data.path=x", "--set", "selector.name=gld"], 2, ["gld", "did you mean `gold`"]),
+        (["select", "--set", "data.path=x", "--set", "selector.name=gld"], 2, ["gld", "did you mean gold"]),
         (["select", "--data", "x", "--set", "selector.ratio=3"], 2, ["selector.ratio", "less than or equal to 1"]),
         (["select", "--config", "none.yaml"], 2, ["none.yaml", "No such file", "check its name"]),
         (["trajectories", "stats", "missing.json"], 2, ["missing.json"]),

@@ -81,7 +81,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
         (COMMON + "arms: {a: {name: all}}\ntables: {table1: {atlas: b}}", "names `b`, which is no arm"),
         (COMMON + "arms: {a: {}}", "either `select` or `like`"),
         (COMMON + "arms: {a: {name: all}, b: {like: a, train: false}}", "not trained has a selection of its own"),
-        (COMMON + "arms: {a: {name: golb}}", "did you mean `gold`"),
+        (COMMON + "arms: {a: {name: golb}}", "did you mean gold"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:

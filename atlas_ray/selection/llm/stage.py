@@ -10,6 +10,7 @@ import logging
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
+from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.client import ChatClient, key_of
@@ -88,18 +89,14 @@ class LlmStage(Stage):
             ray.get(self._coordinator.open.remote("" if config.engine else key_of(config.endpoint)))
         except ray.exceptions.RayError as error:
             raise cause_of(error) from None
-        return trajectories.map_batches(
-            JudgingActor,
-            fn_constructor_args=(config, folder, self._context.ray, self._context.seed, self._coordinator),
-            batch_size=None,
-            batch_format="pyarrow",
-            compute=ActorPoolStrategy(
-                size=self._actors,
-                max_tasks_in_flight_per_actor=self._blocks,
-                max_concurrent_calls_per_actor=self._blocks,
-            ),
-            num_cpus=0,  # it waits, all but always
+        workers = ActorPoolStrategy(
+            size=self._actors,
+            max_tasks_in_flight_per_actor=self._blocks,
+            max_concurrent_calls_per_actor=self._blocks,
         )
+        given = config, folder, self._context.ray, self._context.seed, self._coordinator
+        # an actor waits, all but always
+        return map_on_ray(trajectories, JudgingActor, *given, workers=workers, num_cpus=0)
 
     def __exit__(self, failed: type[BaseException] | None, *_: object) -> None:
         """Ends the coordinator, and notes who read the replies."""

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from atlas_ray.cluster.connection import connect
+from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.config import RayConfig
-from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
@@ -122,41 +123,15 @@ def render_on_ray(
     if len(trajectories) <= CHUNK:
         yield from render(trajectories, chat)
         return
-    from atlas_ray.cluster.connection import connect
-
     connect(ray_config)
-    import ray
-    from ray.data import from_arrow_refs
-
     chunks = (trajectories[i : i + CHUNK] for i in range(0, len(trajectories), CHUNK))
-    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
-    rendered = from_arrow_refs(refs).map_batches(
-        _render_chunk,  # type: ignore[arg-type]
-        fn_kwargs={"model": reachable(model), "template": template},
-        batch_size=None,
-        batch_format="pyarrow",
-    )
-    table: Any
-    try:
-        for table in rendered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            for error in table["error"].drop_null().to_pylist():
-                raise UserError(*json.loads(error))
-            yield table.drop_columns(["error"])
-    except ray.exceptions.RayError as error:
-        why = str(error).strip().splitlines()[-1]
-        raise AtlasError(
-            f"rendering failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more"
-        ) from error
+    rendered = map_on_ray(map(TRAJECTORIES.to_table, chunks), _render_chunk, reachable(model), template)
+    yield from stream(rendered, "rendering")
 
 
 def _render_chunk(table: pa.Table, model: str, template: str | None) -> pa.Table:
-    """One task's chunk; an error of our own travels as a row, for Ray Data would hand on its text alone."""
-    try:
-        rendered, error = pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model, template))), None
-    except AtlasError as failure:
-        nothing = np.zeros(0, np.int32)
-        rendered, error = TOKENS.to_table([Tokens("", nothing, nothing)]), json.dumps([failure.what, failure.remedy])
-    return rendered.append_column("error", pa.array([error] * rendered.num_rows, pa.string()))
+    """One task's chunk."""
+    return pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model, template)))
 
 
 @cache
