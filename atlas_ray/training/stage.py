@@ -109,10 +109,8 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
     from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 
     folder = RunFolder(config.run)
-    folder.begin(config, stage="train", clean=clean)
-    if folder.finished is not None:
-        delete_checkpoints(config)
-        return folder.finished
+    if (figures := begin(config, clean)) is not None:
+        return figures
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
     write_rejected(folder, rejected)
@@ -127,6 +125,15 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
             tracker.advance(note=f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
         return train(config, trajectories, selections, show_step)
+
+
+def begin(config: TrainConfig, clean: bool = False) -> dict[str, Any] | None:
+    """Opens the run folder; returns the figures of a run that is finished already."""
+    folder = RunFolder(config.run)
+    folder.begin(config, stage="train", clean=clean)
+    if (figures := folder.finished) is not None:
+        delete_checkpoints(config)
+    return figures
 
 
 def train(
