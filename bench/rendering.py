@@ -140,7 +140,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
         **{name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)},
         "seconds": marks[-1] - marks[0],
         "trajectories": len(trajectories),
-        "steps": prepared.statistics.steps,
+        "steps": sum(len(t.steps) for t in trajectories),
         "step_fraction": prepared.statistics.step_fraction,
         "steps_lost": prepared.statistics.steps_lost,
         "tokens": packed,
