@@ -45,7 +45,6 @@ def evaluation_table(
     table, flags = Table(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
         for cell in cells:
-            excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
             lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
@@ -55,7 +54,7 @@ def evaluation_table(
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
                 percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
                 f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
-                excluded,
+                excluded(cell),
             )
             if cell.flagged:
                 flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
@@ -99,11 +98,8 @@ def verification_table(rows: Sequence[Row]) -> Table:
             f"{row.position:.2f}",
         )
     metrics = dict.fromkeys((row.env, row.result.metric) for row in rows)
-    said = [
-        "%: "
-        + ", ".join(f"{metric} in {env}" for env, metric in metrics)
-        + "; n: tasks, starts; at: mean start / steps"
-    ]
+    shown = ", ".join(f"{metric} in {env}" for env, metric in metrics)
+    said = [f"%: {shown}; n: tasks, starts; at: mean start / steps"]
     said += [
         f"{row.env}: {percent(row.put_in, 0)} % of critical steps put in" for row in rows if row.put_in is not None
     ]
