@@ -107,6 +107,9 @@ class EngineConfig(FrozenConfig):
 
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
     tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    coordinators: Annotated[int | None, PLACEMENT] = Field(
+        None, ge=1, description="actors that coordinate episodes; None: one for 64 replicas, none where one is enough"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(
         None, ge=16, description=f"context in tokens, at most the model's own; models that are compared: {CONTEXT}"
@@ -189,13 +192,20 @@ class LimitsConfig(FrozenConfig):
 
 
 class EndpointConfig(FrozenConfig):
-    """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
+    """An OpenAI-compatible endpoint, and how much it may be asked; 429 and its like slow the calls down besides.
+
+    The key comes from the environment variable `api_key_env`, never from here.
+    """
 
     base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: Annotated[float, PLACEMENT] = Field(120.0, gt=0)
     concurrency: Annotated[int, PLACEMENT] = Field(64, ge=1)
     max_retries: Annotated[int, PLACEMENT] = Field(6, ge=0)
+    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="prompts, and replies at their longest"
+    )
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
