@@ -101,11 +101,9 @@ def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, m
             await run_episode(
                 policy,
                 LocalSession(registry.get(env)),
-                EpisodeRequest(
-                    Task(row["env"], row["item_id"]), Sampling(), seed, row["sample"], max_rounds=max_rounds
-                ),
+                EpisodeRequest(Task(env, item_id), Sampling(), seed, sample, max_rounds=max_rounds),
             )
-            for row in batch.to_pylist()
+            for env, item_id, sample in zip(*(batch[name].to_pylist() for name in _UNIT), strict=True)
         ]
 
     episodes = asyncio.run(play())
