@@ -28,7 +28,6 @@ class AllSelector(RowSelector):
     name: Literal["all"] = "all"
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """All of them."""
         return lambda t: select_all(t, self)
 
 
@@ -42,7 +41,6 @@ class RandomSelector(RowSelector):
     ratio: float = Field(0.3, gt=0, le=1)
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """A draw."""
         return lambda t: select_random(t, self, seed)
 
 
@@ -54,7 +52,6 @@ class GoldSelector(RowSelector):
     noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """The best marks."""
         return lambda t: select_gold(t, self, seed)
 
 
@@ -68,16 +65,13 @@ class ComplementSelector(RowSelector):
     reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """A draw from the others."""
         reference = read_source(sources[self.reference]) if sources else None
         return lambda t: select_complement(t, self, seed, reference)
 
     def sources(self) -> list[str]:
-        """The reference, unless that is the annotation."""
         return [] if self.reference == "gold" else [self.reference]
 
     def for_seed(self, named: Callable[[str], str]) -> Self:
-        """Of what was drawn under the same seed."""
         return self.model_copy(update={"reference": named(self.reference)}) if self.sources() else self
 
 
@@ -90,7 +84,6 @@ class FirstSelector(RowSelector):
     ratio: float = Field(0.3, gt=0, le=1)
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """As many as the ratio allows."""
         return lambda t: select_end(t, self)
 
 
@@ -103,7 +96,6 @@ class LastSelector(RowSelector):
     ratio: float = Field(0.3, gt=0, le=1)
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """As many as the ratio allows."""
         return lambda t: select_end(t, self)
 
 

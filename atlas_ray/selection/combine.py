@@ -51,11 +51,9 @@ class CombineSelector(RowSelector):
         return {**given, "ratio": 0.3} if ranked and given.get("ratio") is None else given
 
     def sources(self) -> list[str]:
-        """Its parts."""
         return list(self.parts)
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """What the parts say, combined."""
         parts = {name: read_source(folder) for name, folder in sources.items()}
         return lambda t: select_combined(t, self, parts)
 

@@ -44,7 +44,6 @@ class FileSelector(RowSelector):
     path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """What the table says."""
         return _from_table(self, self.path)
 
     def stage(self, context: StageContext) -> Stage:
@@ -59,7 +58,6 @@ class FileSelector(RowSelector):
         return RowStage(lambda: _from_table(self, path), outlines=True)
 
     def digests(self) -> dict[str, str]:
-        """The table's."""
         try:
             return {self.path: hashlib.sha256(local_copy(self.path).read_bytes()).hexdigest()}
         except OSError as error:

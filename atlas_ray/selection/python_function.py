@@ -35,16 +35,13 @@ class PythonSelector(RowSelector):
     ratio: float | None = Field(0.3, gt=0, le=1, description="null: no cap on steps; all that score above 0")
 
     def digests(self) -> dict[str, str]:
-        """The function's module, by its source."""
         return {self.call: source_digest(load_call(self.call).__module__)}
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        """What the function says, checked."""
         call = load_call(self.call)
         return lambda t: select_by_function(t, self, call)
 
     def stage(self, context: StageContext) -> Stage:
-        """The function travels with its module, which no worker needs to have."""
         rule = self.make_rule({}, context.seed)
         return RowStage(lambda: rule, modules=[load_call(self.call).__module__])
 

@@ -39,7 +39,6 @@ class ScoringSelector(Selector):
         """A step whose score is this or less is never chosen."""
 
     def sources(self) -> list[str]:
-        """The selection whose scores are used, if one is."""
         return [] if self.scores is None else [self.scores]
 
     def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
@@ -65,18 +64,15 @@ class ScoringSelector(Selector):
         return self.model_validate(held | self.model_dump(mode="json", include=_CUT))
 
     def for_arm(self, start: BackboneConfig, engine: EngineConfig, own_engine: EngineConfig) -> Self:
-        """With the arm's model before it is trained, unless the section names one."""
         if "model" in self.model_fields_set:
             return self.with_engine(engine)
         template = self.chat_template or start.chat_template
         return self.model_copy(update={"model": start.path, "chat_template": template}).with_engine(own_engine)
 
     def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
-        """Nothing, where scores are read again."""
         return ["scores are read again: no model call, no dollars"]
 
     def stage(self, context: StageContext) -> Stage:
-        """Scores anew, or cuts the scores that are named."""
         if self.scores is None:
             return self.scoring(context)
         source = find_source(self.scores, context.run)
@@ -91,7 +87,6 @@ class ScoringSelector(Selector):
         """On a recipe's engines, as far as the section does not say otherwise."""
 
     def models(self) -> list[ModelUse]:
-        """What scores."""
         return [ModelUse(self.model, chat_template=self.chat_template)]
 
 

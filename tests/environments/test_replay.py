@@ -28,7 +28,7 @@ from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.types import Episode, Replay, StopReason, Task
 from tests.evaluation.test_verification import an_episode
 from tests.recipes.test_fourteen import episode, winning
-from tests.selection.value.test_economy import expert, turns
+from tests.selection.value.test_backward_sampler import expert, turns
 from tests.support.agentgym import AgentGym
 from tests.support.paper_runs import table
 from tests.support.report_records import arm, report_input, selection, trajectory

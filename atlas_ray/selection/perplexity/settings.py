@@ -34,11 +34,9 @@ class PerplexitySelector(ScoringSelector):
 
     @property
     def eligible_above(self) -> float:
-        """Steps beyond the limit are never chosen."""
         return UNSCORED
 
     def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
-        """With its number format: as the run began, else by the cluster's devices."""
         adopted = super().settled(run, ray, begun)
         if adopted.dtype != "auto":
             return adopted
@@ -49,30 +47,25 @@ class PerplexitySelector(ScoringSelector):
         return adopted.model_copy(update={"dtype": dtype})
 
     def scoring(self, context: StageContext) -> Stage:
-        """On a pool of actors."""
         from atlas_ray.selection.perplexity.stage import PerplexityStage
 
         return PerplexityStage(self, context)
 
     def with_engine(self, engine: EngineConfig) -> Self:
-        """As many workers as the engines have GPUs."""
         if self.num_workers is not None or "replicas" not in engine.model_fields_set:
             return self
         return self.model_copy(update={"num_workers": engine.replicas * engine.tensor_parallel})
 
     def forecast(self, shapes: Mapping[str, Shape]) -> Forecast:
-        """One forward pass a trajectory."""
         number = sum(s.trajectories for s in shapes.values())
         workers = "a worker to each GPU" if self.num_workers is None else f"{self.num_workers} worker(s)"
         words = f"{number:,.0f} forward passes, one a trajectory; {workers}, {_FORMATS[self.dtype]}"
         return Forecast(words, read=sum(s.trajectories * s.tokens for s in shapes.values()))
 
     def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
-        """The forward passes."""
         if self.scores is not None:
             return super().estimate(trajectories)
         return [f"{sum(1 for _ in trajectories)} forward passes, one a trajectory"]
 
     def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
-        """Steps beyond the limit."""
         return {"unscored_steps": sum(s.scores.count(UNSCORED) for s in selections)}

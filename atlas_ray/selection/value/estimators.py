@@ -15,7 +15,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.value.economy import Evidence, beliefs, saved
+from atlas_ray.selection.value.backward_sampler import Evidence, posteriors, saved
 from atlas_ray.types import Selection, Usage
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def rescore(selection: Selection, selector: ValueSelector) -> Selection:
     """Scores and critical steps from the rewards that a selection keeps; nothing is played.
 
     In the exhaustive mode a score is the difference of two means, in the economical mode the point that the difference
-    exceeds with a chance of 35 % (`selection/economy.py`); what was played there was chosen for the run's threshold.
+    exceeds with a chance of 35 % (`selection/value/backward_sampler.py`); what was played there was chosen for the run's threshold.
 
     Args:
         selection: With rewards and rounds.
@@ -92,8 +92,8 @@ def rescore(selection: Selection, selector: ValueSelector) -> Selection:
         *rewards, (reward,) = selection.rewards
         rows = zip(selection.probed, selection.rejoined, rewards, selection.rounds[:-1], strict=True)
         gamma = selector.gamma if selector.estimator == "discounted" else 1.0
-        found = beliefs([Evidence(*row) for row in rows], reward, gamma, share=selector.economy.share)
-        scores = tuple(round(belief.score, _DIGITS) for belief in found)
+        found = posteriors([Evidence(*row) for row in rows], reward, gamma, share=selector.economy.share)
+        scores = tuple(round(posterior.score, _DIGITS) for posterior in found)
     return replace(
         selection, ratio=selector.ratio, scores=scores, chosen=_above(scores, selector.threshold, selector.ratio)
     )

@@ -20,7 +20,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.value.economy import Ask, Ladder
+from atlas_ray.selection.value.backward_sampler import Ask, BackwardSampler
 from atlas_ray.selection.value.estimators import rescore
 from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, Usage, split_react
 
@@ -179,13 +179,13 @@ class Exhaustive(Rollouts):
 
 
 class Economical(Rollouts):
-    """Probes and rollouts as a `Ladder` asks for them; first a replay where the recorded reward is missing."""
+    """Probes and rollouts as a `BackwardSampler` asks for them; first a replay where the recorded reward is missing."""
 
     def __init__(
         self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
     ) -> None:
         super().__init__(trajectory, selector, seed, environments)
-        self._ladder: Ladder | None = None
+        self._sampler: BackwardSampler | None = None
         self._asks: dict[int, Ask] = {}
         self._replayed = False
 
@@ -194,12 +194,12 @@ class Economical(Rollouts):
             asked = [] if self._replayed else self._replay()
             self._replayed = True
             return asked
-        if self._ladder is None:
+        if self._sampler is None:
             c = self.selector
             gamma = c.gamma if c.estimator == "discounted" else 1.0
-            self._ladder = Ladder(len(self._steps), self._reward, c.threshold, c.rollouts, c.economy, gamma)
+            self._sampler = BackwardSampler(len(self._steps), self._reward, c.threshold, c.rollouts, c.economy, gamma)
         found = []
-        for ask in self._ladder.plan():
+        for ask in self._sampler.plan():
             probe = ask.rest is None and self.selector.economy.share
             request = self._request(ask.start, ask.sample, ask.rest, ask.start + 1 if probe else None)
             self._asks[request.seed] = ask
@@ -207,19 +207,19 @@ class Economical(Rollouts):
         return found
 
     def _take(self, request: EpisodeRequest, episode: Episode) -> None:
-        assert self._ladder is not None
+        assert self._sampler is not None
         ask = self._asks.pop(request.seed)
         if request.max_rounds is None:
             own = ask.rest is not None  # the turn that the probe took counts as well
-            return self._ladder.played(ask, episode.reward, episode.rounds + own)
+            return self._sampler.played(ask, episode.reward, episode.rounds + own)
         cut = episode.stop_reason is StopReason.MAX_ROUNDS and request.max_rounds < self._spec.max_rounds
         if episode.rounds == 0:
-            return self._ladder.played(ask, episode.reward, 0)
+            return self._sampler.played(ask, episode.reward, 0)
         reply, answer = (message.content for message in episode.messages[-2:])
         rejoined = self._rejoins(ask.start + 1, reply, answer, episode)
         if rejoined or cut:
-            return self._ladder.probed(ask, rejoined, reply, answer)
-        return self._ladder.played(ask, episode.reward, episode.rounds)
+            return self._sampler.probed(ask, rejoined, reply, answer)
+        return self._sampler.played(ask, episode.reward, episode.rounds)
 
     def _rejoins(self, t: int, reply: str, answer: str, episode: Episode) -> bool:
         """Whether a turn did as the expert's step t did."""
@@ -236,9 +236,9 @@ class Economical(Rollouts):
         return same and abs(episode.reward - self._reward) < _SAME_REWARD
 
     def _evidence(self) -> dict[str, Any]:
-        if self._ladder is None or self._reward is None:
+        if self._sampler is None or self._reward is None:
             return {}
-        steps = [step.evidence() for step in self._ladder.steps]
+        steps = [step.evidence() for step in self._sampler.steps]
         return {
             "rewards": (*(tuple(step.rewards) for step in steps), (self._reward,)),
             "rounds": (*(tuple(step.rounds) for step in steps), (0,)),
@@ -247,6 +247,6 @@ class Economical(Rollouts):
         }
 
     def _empty(self) -> int | None:
-        if self._ladder is None:
+        if self._sampler is None:
             return len(self._steps)
-        return next((t for t, step in enumerate(self._ladder.steps) if step.asked and not step.probed), None)
+        return next((t for t, step in enumerate(self._sampler.steps) if step.asked and not step.probed), None)

@@ -18,7 +18,7 @@ _SAVED = 5  # times fewer inferences of the economical mode, at least (`make ben
 
 
 class Economy(FrozenConfig):
-    """Devices of the economical mode, each by itself; see `selection/economy.py`.
+    """Devices of the economical mode, each by itself; see `selection/value/backward_sampler.py`.
 
     Attributes:
         stop: A start gets no further sample once its step is settled.
@@ -65,31 +65,25 @@ class ValueSelector(ScoringSelector):
 
     @property
     def eligible_above(self) -> float:
-        """The threshold."""
         return round(self.threshold, _DIGITS)
 
     @property
     def plays(self) -> bool:
-        """Unless scores are read again."""
         return self.scores is None
 
     def scoring(self, context: StageContext) -> Stage:
-        """On an actor that plays rollouts."""
         from atlas_ray.selection.value.stage import ValueStage
 
         return ValueStage(self, context)
 
     def with_engine(self, engine: EngineConfig) -> Self:
-        """On these, with what the section says of its own."""
         own = {key: getattr(self.engine, key) for key in self.engine.model_fields_set}
         return self.model_copy(update={"engine": engine.model_copy(update=own)})
 
     def engines(self) -> list[EngineConfig]:
-        """What plays the rollouts."""
         return [self.engine] if self.plays else []
 
     def forecast(self, shapes: Mapping[str, Shape]) -> Forecast:
-        """Rollouts from every start, each half a trajectory long."""
         starts = sum(s.trajectories * s.steps for s in shapes.values())
         inferences = self.rollouts * sum(s.trajectories * s.steps * (s.steps + 1) / 2 for s in shapes.values())
         words = (
@@ -104,7 +98,6 @@ class ValueSelector(ScoringSelector):
         return Forecast(f"{words}; {self.engine.replicas} engine replica(s)", read, written)
 
     def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
-        """The rollouts."""
         if self.scores is not None:
             return super().estimate(trajectories)
         steps = sum(len(t.steps) for t in trajectories)
@@ -112,11 +105,9 @@ class ValueSelector(ScoringSelector):
         return [whole if self.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}"]
 
     def note(self, usage: Usage, done: int, total: int) -> str | None:
-        """How much of the prompts was in the prefix cache."""
         return f"prefix cache {usage.hit_rate:.0%}"
 
     def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
-        """What became of the rollouts."""
         from atlas_ray.selection.value.estimators import value_figures
 
         return value_figures(selections, self)

@@ -50,7 +50,6 @@ class ValueStage(Stage):
             raise together(wrong)
 
     def apply(self, trajectories: Dataset) -> Dataset:
-        """Values trajectories, at most `MAX_OPEN` at once."""
         from ray.data import ActorPoolStrategy
 
         workers = ActorPoolStrategy(

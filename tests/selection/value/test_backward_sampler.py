@@ -1,4 +1,4 @@
-"""The economical mode: beliefs by hand, what each device saves, rounds that depend on the trajectory alone."""
+"""The economical mode: posteriors by hand, what each device saves, rounds that depend on the trajectory alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.value.economy import Evidence, Ladder, beliefs, saved
+from atlas_ray.selection.value.backward_sampler import BackwardSampler, Evidence, posteriors, saved
 from atlas_ray.selection.value.estimators import rescore, value_figures
 from atlas_ray.selection.value.settings import Economy, ValueSelector
 from atlas_ray.types import Episode, Message, Selection, StopReason, Trajectory, Usage
@@ -24,7 +24,7 @@ from tests.support.values import FakePool, estimate_values
 def test_a_difference_by_hand() -> None:
     # p ~ Beta(0.5 + 3, 0.5 + 1): mean 0.7; d: (0 + 2 x 0.3) / 3 = 0.2; q_1 = 1: D = 0.3 x 0.8, q_0 = 0.7 + 0.3 x 0.2
     two = [Evidence(4, 4, (), ()), Evidence(4, 3, (0.0,), (2,))]
-    first, second = beliefs(two, 1.0, 1.0, share=True)
+    first, second = posteriors(two, 1.0, 1.0, share=True)
     assert second.mean == pytest.approx(0.24)
     assert (second.value, second.leaves) == (1.0, pytest.approx(0.3))
     assert first.value == pytest.approx(0.76)
@@ -35,12 +35,12 @@ def test_a_difference_by_hand() -> None:
 
 def test_without_sharing_the_means_of_both_starts_are_compared() -> None:
     many = [Evidence(100, 0, (0.0, 1.0) * 50, (1,) * 100), Evidence(100, 0, (1.0,) * 100, (1,) * 100)]
-    found = beliefs(many, 1.0, 1.0, share=False)
+    found = posteriors(many, 1.0, 1.0, share=False)
     assert [b.mean for b in found] == pytest.approx([0.49, 0.014], abs=0.01)
 
 
 def test_discounting_counts_the_turn_that_rejoins() -> None:
-    (sure,) = beliefs([Evidence(10**6, 10**6, (), ())], 1.0, 0.9, share=True)
+    (sure,) = posteriors([Evidence(10**6, 10**6, (), ())], 1.0, 0.9, share=True)
     assert sure.mean == pytest.approx(0.1, abs=1e-4)
 
 
@@ -54,31 +54,31 @@ def test_what_became_of_the_exhaustive_rollouts() -> None:
     }
 
 
-def climb(economy: Economy, alike: Callable[[int], bool], reward: float = 1.0, steps: int = 9) -> Ladder:
+def climb(economy: Economy, alike: Callable[[int], bool], reward: float = 1.0, steps: int = 9) -> BackwardSampler:
     """A policy that takes step t as the expert does where `alike(t)`, and fails where it does not."""
-    ladder = Ladder(steps, reward, 0.1, 5, economy)
-    while asks := ladder.plan():
+    sampler = BackwardSampler(steps, reward, 0.1, 5, economy)
+    while asks := sampler.plan():
         for ask in random.Random(len(asks)).sample(asks, len(asks)):
             if ask.rest is None and economy.share:
-                ladder.probed(ask, alike(ask.start + 1), "Action: x", "no")
+                sampler.probed(ask, alike(ask.start + 1), "Action: x", "no")
             else:
-                ladder.played(ask, 0.0, 3)
-    return ladder
+                sampler.played(ask, 0.0, 3)
+    return sampler
 
 
-def counts(ladder: Ladder) -> list[tuple[int, int]]:
-    return [(step.probed, len(step.played)) for step in ladder.steps]
+def counts(sampler: BackwardSampler) -> list[tuple[int, int]]:
+    return [(step.probed, len(step.played)) for step in sampler.steps]
 
 
 def test_what_the_policy_does_by_itself_is_probed_and_no_more() -> None:
     assert counts(climb(Economy(probes=4), lambda t: True)) == [(4, 0)] * 9
-    assert all(b.score < 0.1 for b in climb(Economy(probes=5), lambda t: True).beliefs())
+    assert all(b.score < 0.1 for b in climb(Economy(probes=5), lambda t: True).posteriors())
 
 
 def test_a_step_that_only_the_expert_takes_is_found() -> None:
-    ladder = climb(Economy(), lambda t: t != 7)
-    assert [t for t, b in enumerate(ladder.beliefs(), 1) if b.score > 0.1] == [7]
-    assert counts(ladder)[6:] == [(6, 1), (6, 0), (6, 0)]
+    sampler = climb(Economy(), lambda t: t != 7)
+    assert [t for t, b in enumerate(sampler.posteriors(), 1) if b.score > 0.1] == [7]
+    assert counts(sampler)[6:] == [(6, 1), (6, 0), (6, 0)]
 
 
 def test_starts_from_where_nothing_is_won_any_more_are_skipped() -> None:

@@ -79,7 +79,7 @@ class _Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Belief:
+class Posterior:
     """Mean and standard deviation of D_t, mean of q_t, and the mean of 1 - g p_t."""
 
     mean: float
@@ -93,7 +93,7 @@ class Belief:
         return self.mean + _LEAN * self.deviation
 
 
-class Ladder:
+class BackwardSampler:
     """The steps of one trajectory, climbed down from the end. Decisions fall when all that was asked is back.
 
     Args:
@@ -115,20 +115,20 @@ class Ladder:
     def plan(self) -> list[Ask]:
         """What to play next; nothing where all is settled. Call it when all that it asked for is back."""
         for top in range(len(self.steps), 0, -_BLOCK):
-            beliefs = self.beliefs()
-            if self._economy.skip and self._agree(beliefs[top - 1]):
+            posteriors = self.posteriors()
+            if self._economy.skip and self._agree(posteriors[top - 1]):
                 return []
             block = range(top, max(top - _BLOCK, 0), -1)
             first = [ask for t in block for ask in self._probes(t, self._first - self.steps[t - 1].asked)]
             if first:
                 return first
-            if more := [ask for t in block for ask in self._more(t, beliefs[t - 1])]:
+            if more := [ask for t in block for ask in self._more(t, posteriors[t - 1])]:
                 return more
         return []
 
-    def beliefs(self) -> list[Belief]:
+    def posteriors(self) -> list[Posterior]:
         """What is known of the steps."""
-        return beliefs([s.evidence() for s in self.steps], self._reward, self._gamma, share=self._economy.share)
+        return posteriors([s.evidence() for s in self.steps], self._reward, self._gamma, share=self._economy.share)
 
     def probed(self, ask: Ask, rejoined: bool, reply: str, answer: str) -> None:
         """A probe came back; one that left the expert's path waits to be played out, if that is worth it."""
@@ -159,12 +159,12 @@ class Ladder:
         step.asked += len(asks)
         return asks
 
-    def _more(self, t: int, belief: Belief) -> list[Ask]:
+    def _more(self, t: int, posterior: Posterior) -> list[Ask]:
         """What else step t needs."""
         step, economy = self.steps[t - 1], self._economy
         if not economy.stop:
             return self._rest(t, len(step.waiting))
-        if self._settled(step, belief):
+        if self._settled(step, posterior):
             return []
         if step.waiting:
             return self._rest(t, 1)
@@ -176,21 +176,21 @@ class Ladder:
         taken, step.waiting = sorted(step.waiting)[:count], sorted(step.waiting)[count:]
         return [Ask(t - 1, sample, (reply, answer)) for sample, reply, answer in taken]
 
-    def _settled(self, step: _Step, belief: Belief) -> bool:
+    def _settled(self, step: _Step, posterior: Posterior) -> bool:
         """Whether more samples would hardly change the decision."""
         if self._economy.share and (
-            len(step.played) >= self._economy.played or belief.leaves * belief.value <= self._threshold
+            len(step.played) >= self._economy.played or posterior.leaves * posterior.value <= self._threshold
         ):
             return True
-        sure = abs(belief.mean - self._threshold) > self._economy.sureness * belief.deviation
+        sure = abs(posterior.mean - self._threshold) > self._economy.sureness * posterior.deviation
         return bool(step.played) and sure
 
-    def _agree(self, belief: Belief) -> bool:
+    def _agree(self, posterior: Posterior) -> bool:
         """Whether the value so far is too low for any earlier step to have raised it by the threshold."""
-        return belief.value <= self._threshold
+        return posterior.value <= self._threshold
 
 
-def beliefs(steps: Sequence[Evidence], reward: float, gamma: float, *, share: bool) -> list[Belief]:
+def posteriors(steps: Sequence[Evidence], reward: float, gamma: float, *, share: bool) -> list[Posterior]:
     """Of steps 1..T, worked out from the end: each with the moments of the independent p_t, d_t and q_t.
 
     Args:
@@ -199,7 +199,7 @@ def beliefs(steps: Sequence[Evidence], reward: float, gamma: float, *, share: bo
         gamma: Discount factor; 1 for plain rewards.
         share: Whether probes that rejoin count for the later starts; where not, p_t is 0.
     """
-    found: list[Belief] = []
+    found: list[Posterior] = []
     g, mean, square = gamma, reward, reward * reward
     for step in reversed(steps):
         p1, p2 = _moments(step.rejoined, step.probed - step.rejoined) if share else (0.0, 0.0)
@@ -212,7 +212,7 @@ def beliefs(steps: Sequence[Evidence], reward: float, gamma: float, *, share: bo
         second = (
             (1 - 2 * g * p1 + g * g * p2) * square - 2 * (1 - p1 - g * p1 + g * p2) * mean * d1 + (1 - 2 * p1 + p2) * d2
         )
-        found.append(Belief(difference, math.sqrt(max(0.0, second - difference**2)), mean, 1 - g * p1))
+        found.append(Posterior(difference, math.sqrt(max(0.0, second - difference**2)), mean, 1 - g * p1))
         # q_{t-1} = g p q_t + (1 - p) d
         mean, square = (
             g * p1 * mean + (1 - p1) * d1,
