@@ -79,7 +79,7 @@ def rescore(selection: Selection, selector: ValueSelector) -> Selection:
     """Scores and critical steps from the rewards that a selection keeps; nothing is played.
 
     In the exhaustive mode a score is the difference of two means, in the economical mode the point that the difference
-    exceeds with a chance of 35 % (`backward_sampler.py`); what was played there was chosen for the threshold of its run.
+    exceeds with a chance of 35 % (`backward_sampler.py`); what was played there was chosen for its threshold.
 
     Args:
         selection: With rewards and rounds.
