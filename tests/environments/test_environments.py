@@ -17,8 +17,8 @@ import pytest
 
 from atlas_ray.cli.main import main
 from atlas_ray.environments.builtin import blocksworld, maze, textcraft, wordle
-from atlas_ray.environments.protocol import gold_ranks
-from atlas_ray.environments.registry import ENVIRONMENTS, get, local_session
+from atlas_ray.environments.protocol import LocalSession, gold_ranks
+from atlas_ray.environments.registry import ENVIRONMENTS, get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -50,7 +50,7 @@ class Played:
 
 
 async def play(task: Task, role: str, seed: int = 0) -> Played:
-    session = local_session(task.env)
+    session = LocalSession(get(task.env))
     opening = await session.reset(task)
     conversation = ScriptedPolicy(role, seed).open(task, opening.messages(), Sampling())  # type: ignore[arg-type]
     played = Played(task.id, [], [opening.observation], [], False)
@@ -363,6 +363,6 @@ def test_an_unknown_environment_names_the_closest(elsewhere: str) -> None:
         get("textcrat")
     assert "textcraft" in caught.value.remedy
     with pytest.raises(UserError):
-        local_session(elsewhere)
+        LocalSession(get(elsewhere))
     with pytest.raises(UserError):
         ScriptedPolicy("expert").open(Task(elsewhere, f"{elsewhere}_1"), [], Sampling())

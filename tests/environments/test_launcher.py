@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from atlas_ray.environments.agentgym.launcher import SERVERS, LaunchConfig, launch
+from atlas_ray.environments.agentgym.launcher import LaunchConfig, launch, servers_of_agentgym
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.recipes.settings import load_recipe
@@ -254,4 +254,4 @@ def test_a_recipe_includes_the_addresses(tmp_path: Path) -> None:
 
 def test_the_table_is_that_of_the_manifests_for_kubernetes() -> None:
     manifests = runpy.run_path(str(ROOT / "cluster" / "kuberay" / "environments.py"))
-    assert set(SERVERS) == set(manifests["SERVERS"])
+    assert set(servers_of_agentgym()) == set(manifests["SERVERS"])

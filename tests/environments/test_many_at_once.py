@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from atlas_ray.environments import client
+from atlas_ray.environments import client, registry
 from atlas_ray.environments.http import client_pool, server
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Busy, Fault, Unreachable
@@ -214,7 +214,7 @@ async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(m
 
     monkeypatch.setattr(client_pool, "request_json", answer)
     shared = client_pool.ClientPool.join()
-    connection = shared.connection("http://127.0.0.1:1", "weather", 1.0)
+    connection = shared.connection("http://127.0.0.1:1", registry.get("weather"), 1.0)
     lease = await connection.acquire()
     step = asyncio.create_task(connection.post(lease, "step", {}))
     await turned_away.wait()

@@ -16,7 +16,6 @@ from atlas_ray.environments import client, registry
 from atlas_ray.environments.builtin.wordle import vocabulary_text
 from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.http import server
-from atlas_ray.environments.http.dialects import DIALECTS
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.protocol import LocalSession, StepResult
@@ -104,7 +103,7 @@ class Recording:
 
 @pytest.mark.parametrize("name", ["maze", "wordle", "textcraft", "babyai", "weather"])
 async def test_the_client_plays_agentgyms_recorded_episodes(name):
-    exchanges, dialect, spec = recorded(name), DIALECTS[name], registry.get(name)
+    exchanges, spec = recorded(name), registry.get(name)
     recording, played = Recording(exchanges), 0
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", recording.answer)
@@ -117,7 +116,7 @@ async def test_the_client_plays_agentgyms_recorded_episodes(name):
             if response["status"] != 200 or (isinstance(answer, dict) and "error" in answer):
                 continue
             if endpoint == "reset":
-                opening = await session.reset(Task(name, f"{name}_{sent[dialect.index_key]}"))
+                opening = await session.reset(Task(name, f"{name}_{sent[spec.dialect.index_key]}"))
                 if name == "wordle":
                     assert opening.observation == vocabulary_text(exchanges[1]["response"]["json"])
                 else:
@@ -126,7 +125,7 @@ async def test_the_client_plays_agentgyms_recorded_episodes(name):
             elif endpoint == "step" and not done:
                 reply = sent["action"] if spec.action_rule == "whole" else f"Thought: so\nAction: {sent['action']}"
                 result = await session.step(reply)
-                reward = answer[dialect.reward_key]
+                reward = answer[spec.dialect.reward_key]
                 done = answer["done"]
                 assert result == StepResult(answer["observation"], reward, done)
                 played += 1

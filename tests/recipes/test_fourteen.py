@@ -10,7 +10,7 @@ import pytest
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.http.client_pool import ClientPool
-from atlas_ray.environments.http.dialects import DIALECTS
+from atlas_ray.environments.http.dialects import GENERIC
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
 from atlas_ray.models.protocol import Reply, Sampling
@@ -207,5 +207,7 @@ async def test_the_client_reads_every_recorded_answer(name: str) -> None:
     )
 
 
-def test_every_row_has_a_dialect() -> None:
-    assert set(DIALECTS) == set(registry.ENVIRONMENTS)
+def test_every_environment_of_agentgyms_has_its_dialect() -> None:
+    for name, spec in registry.ENVIRONMENTS.items():
+        assert spec.name == name
+        assert (spec.dialect is GENERIC) == (spec.agentgym is None), name
