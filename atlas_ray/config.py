@@ -6,16 +6,19 @@ Unknown keys are refused with the closest valid name. Flows in: a YAML file and 
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from atlas_ray.address import refuse_credentials
 from atlas_ray.chat_template import read_template
@@ -38,21 +41,43 @@ class Placement(Enum):
 PLACEMENT = Placement.FREE
 
 
-class Strict(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Marks a setting that the version before called `old`: that key is still read, with a warning."""
+
+    old: str
+
+
+@cache
+def _warn_renamed(old: str, new: str) -> None:
+    sys.stderr.write(f"atlas: the setting `{old}` is called `{new}` now; the next version will refuse the old name\n")
+
+
+class FrozenConfig(BaseModel):
     """Frozen, and closed to unknown keys. An empty section (`train:` with nothing below) is as if it were not there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, values: Any) -> Any:
+    def _read_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        """Gives old names of settings the new ones, and drops empty sections."""
         if not isinstance(values, Mapping):
             return values
-        empty = {name for name, field in cls.model_fields.items() if not _takes_none(field.annotation)}
-        return {key: value for key, value in values.items() if value is not None or key not in empty}
+        found = dict(values)
+        for name, field in cls.model_fields.items():
+            for old in (mark.old for mark in field.metadata if isinstance(mark, Renamed) and mark.old in found):
+                if name in found:
+                    raise ValueError(f"`{old}` is the old name of `{name}`, and both are given; keep `{name}` alone")
+                found[name] = found.pop(old)
+                if not info.context:
+                    _warn_renamed(old, name)
+            if found.get(name, ...) is None and not _takes_none(field.annotation):
+                del found[name]
+        return found
 
 
-class DataConfig(Strict):
+class DataConfig(FrozenConfig):
     """Where expert trajectories come from.
 
     `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
@@ -66,7 +91,7 @@ class DataConfig(Strict):
     limit: int | None = Field(None, ge=1, description="first trajectories per environment")
 
 
-class RayConfig(Strict):
+class RayConfig(FrozenConfig):
     """How to reach Ray: an address, or None for `RAY_ADDRESS` and else a cluster on this machine."""
 
     address: str | None = None
@@ -77,7 +102,7 @@ class RayConfig(Strict):
 LabelSelector = dict[str, str]
 
 
-class EngineConfig(Strict):
+class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
@@ -109,7 +134,7 @@ class EngineConfig(Strict):
         return self.model_copy(update={"max_model_len": min(self.cap, own or self.cap)})
 
 
-class BackboneConfig(Strict):
+class BackboneConfig(FrozenConfig):
     """A model to start from: a folder or hub id, with what its files do not say."""
 
     path: str
@@ -121,7 +146,7 @@ class BackboneConfig(Strict):
     )
 
 
-class EnvironmentsConfig(Strict):
+class EnvironmentsConfig(FrozenConfig):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
@@ -142,7 +167,7 @@ class EnvironmentsConfig(Strict):
     )
 
 
-class OpeningsConfig(Strict):
+class OpeningsConfig(FrozenConfig):
     """Where the three opening turns of an environment come from: its training data, else AgentGym, else itself."""
 
     data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
@@ -156,14 +181,14 @@ class OpeningsConfig(Strict):
     )
 
 
-class LimitsConfig(Strict):
+class LimitsConfig(FrozenConfig):
     """How long an episode may take; one that takes longer is a failure of the infrastructure, and is played again."""
 
     turn_s: float = Field(600.0, gt=0, description="of one reply or one answer")
     episode_s: float = Field(7200.0, gt=0, description="of all of them")
 
 
-class EndpointConfig(Strict):
+class EndpointConfig(FrozenConfig):
     """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
 
     base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
@@ -220,11 +245,18 @@ def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] 
     return validate(kind, values, where=file)
 
 
-def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None = None) -> _Config:
-    """Fills `kind`, turning pydantic's complaints into one `UserError` that names keys and remedies."""
+def validate(
+    kind: type[_Config], values: Mapping[str, Any], where: str | None = None, *, recorded: bool = False
+) -> _Config:
+    """Fills `kind`, turning pydantic's complaints into one `UserError` that names keys and remedies.
+
+    Args:
+        where: What to mend.
+        recorded: The values are a manifest's: old names in it are no mistake, and nobody is warned.
+    """
     refuse_credentials(values)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={"recorded": True} if recorded else None)
     except ValidationError as error:
         lines = [
             _explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in _relevant(error.errors())

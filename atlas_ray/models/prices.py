@@ -13,7 +13,7 @@ from typing import Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from atlas_ray.config import EngineConfig, Strict
+from atlas_ray.config import EngineConfig, FrozenConfig
 from atlas_ray.errors import UserError
 from atlas_ray.types import Usage
 
@@ -75,7 +75,7 @@ def price_of(config: Asked) -> Price | None:
     )
 
 
-class _Listed(Strict):
+class _Listed(FrozenConfig):
     prompt: float = Field(ge=0)
     cached: float | None = Field(None, ge=0)
     completion: float = Field(ge=0)
@@ -83,7 +83,7 @@ class _Listed(Strict):
     structured: bool = False
 
 
-class _File(Strict):
+class _File(FrozenConfig):
     about: str = ""
     batch_discount: float = Field(0.5, gt=0, le=1)
     models: dict[str, _Listed]

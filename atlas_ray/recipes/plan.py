@@ -20,6 +20,7 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Usage
 
@@ -139,7 +140,7 @@ def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> 
 
 def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
     config = recipe.train[name]
-    words = f"{config.epochs:g} epochs, {config.workers} worker(s)"
+    words = f"{config.epochs:g} epochs, {config.num_workers} worker(s)"
     if name in recipe.tiny:
         return Line(f"train/{name}", f"{words}, on the novice's trajectories", Work())
     tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
@@ -203,8 +204,8 @@ def _played(times: float, shapes: Collection[Shape]) -> Work:
 
 def _hours(work: Work, recipe: Recipe) -> float:
     a = recipe.config.assume
-    training = 6 * a.parameters * work.trained / (a.mfu * a.flops)
-    return (training + work.read / a.prefill + work.written / a.decode) / 3600
+    training = gpu_hours(6 * a.parameters * work.trained, a.flops, a.mfu)
+    return training + (work.read / a.prefill + work.written / a.decode) / 3600
 
 
 def _cost(work: Work, recipe: Recipe) -> str:
@@ -242,7 +243,7 @@ def _needs(recipe: Recipe) -> list[str]:
     keys = {c.selector.paid_endpoint.api_key_env for c in recipe.select.values() if c.selector.paid_endpoint}
     models = [m for config in recipe.evaluations.values() for m in config.models.values()]
     keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
-    workers = max((c.workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
+    workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
     if BASE not in recipe.tiny:
         lines.append(f"needs GPUs: {workers} for training, those again for engines")

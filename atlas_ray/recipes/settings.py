@@ -16,8 +16,8 @@ from atlas_ray.config import (
     BackboneConfig,
     DataConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     RayConfig,
-    Strict,
     assign,
     read_yaml,
     validate,
@@ -32,7 +32,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 BASE = "base"
 
 
-class ArmConfig(Strict):
+class ArmConfig(FrozenConfig):
     """A model fine-tuned on chosen steps. A selector's section by itself is short for `{select: SECTION}`.
 
     Attributes:
@@ -66,7 +66,7 @@ class ArmConfig(Strict):
         return self
 
 
-class AssumeConfig(Strict):
+class AssumeConfig(FrozenConfig):
     """What a plan reckons with: the model's size and what a GPU does in an hour. Only `--dry-run` reads it."""
 
     parameters: float = Field(8.03e9, gt=0, description="of the model that is trained and played")
@@ -93,7 +93,7 @@ Backbone = Annotated[
 ]
 
 
-class RecipeConfig(Strict):
+class RecipeConfig(FrozenConfig):
     """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
 
     Attributes:

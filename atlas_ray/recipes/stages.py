@@ -70,7 +70,7 @@ def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
     from atlas_ray.evaluation.stage import evaluate
     from atlas_ray.evaluation.verification import verify
     from atlas_ray.recipes.report import report_recipe
-    from atlas_ray.training.distributed import train_agent
+    from atlas_ray.training.stage import train_agent
     from atlas_ray.trajectories.collect import collect, episodes_of
 
     collected = {name: len(episodes_of(c)) for name, c in recipe.collections().items()}
@@ -183,7 +183,7 @@ def _select(config: SelectConfig) -> None:
 def _train_tiny(recipe: Recipe, name: str) -> None:
     from atlas_ray.config import DataConfig
     from atlas_ray.models.tiny import write_untrained
-    from atlas_ray.training.distributed import train_agent
+    from atlas_ray.training.stage import train_agent
     from atlas_ray.trajectories.readers import read_trajectories
 
     tiny, train = recipe.tiny[name], recipe.train[name]

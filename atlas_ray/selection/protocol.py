@@ -17,8 +17,8 @@ from atlas_ray.config import (
     EndpointConfig,
     EngineConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     RayConfig,
-    Strict,
 )
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
@@ -109,7 +109,7 @@ class Forecast:
     dollars: float = 0.0
 
 
-class Selector(Strict, ABC):
+class Selector(FrozenConfig, ABC):
     """A selector's section of the settings, and what it means.
 
     Attributes:

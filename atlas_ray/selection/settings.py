@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo
 
-from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, RayConfig, Strict
+from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, FrozenConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.protocol import Selector
@@ -30,7 +30,7 @@ def _read(section: Any, info: ValidationInfo) -> Any:
 SelectorConfig = Annotated[SerializeAsAny[Selector], BeforeValidator(_read)]
 
 
-class SelectConfig(Strict):
+class SelectConfig(FrozenConfig):
     """Critical steps of a data set by one selector."""
 
     run: Annotated[str, PLACEMENT] = "runs/select"

@@ -88,4 +88,4 @@ def test_scores_of_something_else_are_refused(tmp_path: Path, data: dict[str, An
             select_steps(config_of(tmp_path / "cut", data, section))
     assert not (tmp_path / "cut").exists()
     # A key that only says where to work may differ.
-    select_steps(config_of(tmp_path / "cut", data, {"name": "perplexity", "scores": uri, "workers": 3}))
+    select_steps(config_of(tmp_path / "cut", data, {"name": "perplexity", "scores": uri, "num_workers": 3}))

@@ -190,12 +190,12 @@ LOG = {"task": 7, "score": 5, "log": [["Goal at 1, 1.", "Action: up"]]}
 
 
 def test_a_format_of_another_module_reads_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "my_logs.py").write_text(OWN)
+    (tmp_path / "row_logs.py").write_text(OWN)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.delitem(sys.modules, "my_logs", raising=False)
+    monkeypatch.delitem(sys.modules, "row_logs", raising=False)
     path = write(tmp_path / "a.jsonl", [LOG, LOG | {"score": 11}, LOG | {"score": None}, {"log": []}, 3])
-    [found], rejected = read(path, format="my_logs:FORMAT")
+    [found], rejected = read(path, format="row_logs:FORMAT")
     messages = (Message("user", "Goal at 1, 1."), Message("assistant", "Action: up", True))
     assert found == Trajectory("maze/maze_7", "maze", "maze_7", messages, 0.5)
     assert [r.reason.partition(":")[0] for r in rejected] == [
@@ -205,8 +205,8 @@ def test_a_format_of_another_module_reads_its_rows(tmp_path: Path, monkeypatch: 
         "the row is not an object but a number",
     ]
     for name, words in {
-        "my_logs:NOT_ONE": "my_logs has no data format NOT_ONE",
-        "my_log:FORMAT": "cannot import my_log",
+        "row_logs:NOT_ONE": "row_logs has no data format NOT_ONE",
+        "row_log:FORMAT": "cannot import row_log",
         "opnai": "no data format is called 'opnai'",
     }.items():
         with pytest.raises(UserError, match=words) as caught:

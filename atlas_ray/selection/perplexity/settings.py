@@ -9,7 +9,7 @@ from pydantic import Field
 
 from atlas_ray.cluster import placement
 from atlas_ray.cluster.connection import connect
-from atlas_ray.config import PLACEMENT, EngineConfig, RayConfig
+from atlas_ray.config import PLACEMENT, EngineConfig, RayConfig, Renamed
 from atlas_ray.selection.protocol import Forecast
 from atlas_ray.selection.rescore import ScoringSelector
 from atlas_ray.trajectories.agenttraj import Shape
@@ -28,7 +28,7 @@ class PerplexitySelector(ScoringSelector):
     engine: Literal["auto", "torch", "vllm"] = Field("auto", description="auto: vllm on CPU in float32, else torch")
     batch_tokens: int = Field(4096, ge=64, description="tokens of one forward pass of the torch engine")
     max_length: int = Field(8192, ge=16, description="tokens of a trajectory that are read")
-    workers: Annotated[int | None, PLACEMENT] = Field(
+    num_workers: Annotated[int | None, PLACEMENT, Renamed("workers")] = Field(
         None, ge=1, description="null: one to each GPU of the cluster, one on CPU"
     )
 
@@ -50,14 +50,14 @@ class PerplexitySelector(ScoringSelector):
 
     def with_engine(self, engine: EngineConfig) -> Self:
         """As many workers as the engines have GPUs."""
-        if self.workers is not None or "replicas" not in engine.model_fields_set:
+        if self.num_workers is not None or "replicas" not in engine.model_fields_set:
             return self
-        return self.model_copy(update={"workers": engine.replicas * engine.tensor_parallel})
+        return self.model_copy(update={"num_workers": engine.replicas * engine.tensor_parallel})
 
     def forecast(self, shapes: Mapping[str, Shape]) -> Forecast:
         """One forward pass a trajectory."""
         number = sum(s.trajectories for s in shapes.values())
-        workers = "a worker to each GPU" if self.workers is None else f"{self.workers} worker(s)"
+        workers = "a worker to each GPU" if self.num_workers is None else f"{self.num_workers} worker(s)"
         words = f"{number:,.0f} forward passes, one a trajectory; {workers}, {_FORMATS[self.dtype]}"
         return Forecast(words, read=sum(s.trajectories * s.tokens for s in shapes.values()))
 
@@ -81,7 +81,7 @@ def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "fl
 
 def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
     """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
-    return config.workers or max(1, min(int(gpus), chunks))
+    return config.num_workers or max(1, min(int(gpus), chunks))
 
 
 def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:

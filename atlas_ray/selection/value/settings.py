@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import PLACEMENT, EngineConfig, LimitsConfig, Strict
+from atlas_ray.config import PLACEMENT, EngineConfig, FrozenConfig, LimitsConfig
 from atlas_ray.selection.protocol import Forecast
 from atlas_ray.selection.rescore import ScoringSelector
 from atlas_ray.trajectories.agenttraj import Shape
@@ -17,7 +17,7 @@ _DIGITS = 9  # to which scores are rounded, and the threshold with them
 _SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
 
 
-class Economy(Strict):
+class Economy(FrozenConfig):
     """Devices of the economical mode, each by itself; see `selection/economy.py`.
 
     Attributes:

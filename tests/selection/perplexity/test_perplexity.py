@@ -109,7 +109,7 @@ def test_the_hardest_steps_are_chosen() -> None:
 
 
 def test_a_worker_to_each_gpu_in_bfloat16_unless_it_says_otherwise() -> None:
-    plain, told = PerplexitySelector(), PerplexitySelector(workers=3, dtype="float32")
+    plain, told = PerplexitySelector(), PerplexitySelector(num_workers=3, dtype="float32")
     assert [workers_of(plain, gpus, 100) for gpus in (0, 1, 8)] == [1, 1, 8]
     assert (workers_of(plain, 8, 5), workers_of(told, 8, 100), workers_of(told, 0, 100)) == (5, 3, 3)
     assert [dtype_of(plain, gpus) for gpus in (0, 0.5, 8)] == ["float32", "bfloat16", "bfloat16"]
@@ -216,7 +216,7 @@ def test_neither_workers_nor_a_restart_change_a_score(model: str, tmp_path: Path
     data = data_in(tmp_path / "data", many)
 
     def run(name: str, workers: int, before: list[Selection]) -> list[Selection]:
-        section = {"name": "perplexity", "model": model, "engine": "torch", "workers": workers, "batch_tokens": 512}
+        section = {"name": "perplexity", "model": model, "engine": "torch", "num_workers": workers, "batch_tokens": 512}
         config = config_of(tmp_path / name, data, section)
         folder = RunFolder(config.run)
         folder.begin(config, stage="select")
