@@ -235,7 +235,7 @@ async def test_a_lasting_fault_fails_the_episode_with_its_cause(cause, fault):
         assert "atlas doctor" in caught.value.remedy
 
 
-async def test_what_the_server_will_never_take_is_not_sent_again():
+async def test_refused_requests_are_not_retried():
     app = faulty(not_understood, range(10**6))
     async with running(app) as url, remote("maze", url) as session:
         await session.reset(Task("maze", "maze_4"))
@@ -246,7 +246,7 @@ async def test_what_the_server_will_never_take_is_not_sent_again():
             await session.reset(Task("maze", "maze_4"))
 
 
-async def test_a_restarted_server_gives_the_episode_back():
+async def test_episodes_resume_after_a_server_restart():
     index, replies = next((i, found) for i in range(50) if len(found := expert_replies("blocksworld", i)) > 3)
     async with contextlib.AsyncExitStack() as stack:
         async with running(create_app(["blocksworld"])) as url:
@@ -259,7 +259,7 @@ async def test_a_restarted_server_gives_the_episode_back():
         assert (opening, results) == await play(LocalSession(session.spec), index, replies)
 
 
-async def test_ids_counted_anew_are_nobody_elses_episode(monkeypatch):
+async def test_reissued_ids_do_not_continue_other_episodes(monkeypatch):
     # AgentGym's servers count ids from 0
     from_zero = types.SimpleNamespace(randrange=lambda _: 0)
     monkeypatch.setattr(server, "random", types.SimpleNamespace(SystemRandom=lambda: from_zero))
@@ -289,7 +289,7 @@ async def test_a_replay_that_differs_is_an_environment_failure(monkeypatch):
             await session.step(second)
 
 
-async def test_a_dead_server_is_passed_over():
+async def test_a_dead_server_is_skipped():
     async with running(create_app(["maze"])) as gone:
         pass
     async with running(create_app(["maze"])) as url:
@@ -328,7 +328,7 @@ async def test_open_session():
     await remote_session.close()
 
 
-async def test_instructions_are_the_worlds_own():
+async def test_instructions_are_the_environments_own():
     async with running(create_app(["maze"])) as url, remote("maze", url) as session:
         assert (await session.reset(Task("maze", "maze_1"))).instruction.startswith("You walk in a maze.")
 

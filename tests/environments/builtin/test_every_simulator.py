@@ -29,7 +29,8 @@ from atlas_ray.environments.protocol import LocalSession, gold_ranks
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Task
-from tests.environments.test_environments import (
+from tests.support.absent import here
+from tests.support.simulators import (
     BUILT_IN,
     LAPTOP,
     PLAYED,
@@ -39,7 +40,6 @@ from tests.environments.test_environments import (
     make_simulator,
     play,
 )
-from tests.support.absent import here
 
 SESSIONS, HEAVY = 64, ("alfworld", "sciworld")
 # the agents' shares of successes: at least, and apart by at least
@@ -75,7 +75,7 @@ def test_the_expert_succeeds_the_novice_falls_behind_and_gold_is_a_real_cut(env:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", SLOW)
-def test_the_same_of_a_hundred_tasks(env: str) -> None:
+def test_scripted_agents_on_a_hundred_tasks(env: str) -> None:
     async def all_of(role: str) -> list[Played]:
         return [await play(task, role) for task in get(env).tasks("test", min(100, get(env).n_test))]
 
@@ -169,7 +169,7 @@ def test_any_reply_gets_an_answer_and_none_is_evaluated(env: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_what_is_closed_is_gone(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_simulators_release_everything(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
 
     async def use() -> list[weakref.ref]:
