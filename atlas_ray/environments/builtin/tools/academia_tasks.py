@@ -19,6 +19,8 @@ from atlas_ray.environments.builtin.tools.simulator import (
     finish,
     judge_answer,
 )
+from atlas_ray.environments.http.dialects import TOOL
+from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -282,8 +284,13 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "academia", _draw)
 
 
-class Academia(ToolSimulator):
-    """The built-in Academia."""
-
-    def __init__(self) -> None:
-        super().__init__(academia.TOOLBOX, tasks, 0.45)
+SPEC = EnvironmentSpec(
+    *("academia", "out", 12, "success", "whole"),
+    instruction=academia.TOOLBOX.instruction,
+    simulator=functools.partial(ToolSimulator, academia.TOOLBOX, tasks, 0.45),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    dialect=TOOL,
+    agentgym="academia",
+    probe_actions=("loadPaperNet with Action Input: {}", "loadAuthorNet with Action Input: {}"),
+)

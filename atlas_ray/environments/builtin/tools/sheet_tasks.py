@@ -24,6 +24,8 @@ from atlas_ray.environments.builtin.tools.simulator import (
     collect,
     finish,
 )
+from atlas_ray.environments.http.dialects import TOOL
+from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -402,8 +404,13 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "sheet", _draw)
 
 
-class SheetSimulator(ToolSimulator):
-    """The built-in Sheet."""
-
-    def __init__(self) -> None:
-        super().__init__(sheet.TOOLBOX, tasks, 0.45)
+SPEC = EnvironmentSpec(
+    *("sheet", "out", 15, "reward", "whole"),
+    instruction=sheet.TOOLBOX.instruction,
+    simulator=functools.partial(ToolSimulator, sheet.TOOLBOX, tasks, 0.45),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    dialect=TOOL,
+    agentgym="sheet",
+    probe_actions=('open_sheet with Action Input: {"name": "Sheet1"}',),
+)

@@ -21,6 +21,8 @@ from atlas_ray.environments.builtin.tools.simulator import (
     judge_answer,
 )
 from atlas_ray.environments.builtin.tools.todo import Desk, Item
+from atlas_ray.environments.http.dialects import TOOL
+from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -286,8 +288,13 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "todo", _draw)
 
 
-class Todo(ToolSimulator):
-    """The built-in TODOList."""
-
-    def __init__(self) -> None:
-        super().__init__(todo.TOOLBOX, tasks, 0.45)
+SPEC = EnvironmentSpec(
+    *("todo", "in", 15, "success", "whole"),
+    instruction=todo.TOOLBOX.instruction,
+    simulator=functools.partial(ToolSimulator, todo.TOOLBOX, tasks, 0.45),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    dialect=TOOL,
+    agentgym="todo",
+    probe_actions=("get_user_current_date with Action Input: {}", "get_projects with Action Input: {}"),
+)

@@ -20,6 +20,8 @@ from atlas_ray.environments.builtin.tools.simulator import (
     judge_answer,
 )
 from atlas_ray.environments.builtin.tools.weather import City, Desk
+from atlas_ray.environments.http.dialects import TOOL
+from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 400
 
@@ -293,8 +295,14 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "weather", _draw)
 
 
-class Weather(ToolSimulator):
-    """The built-in Weather."""
-
-    def __init__(self) -> None:
-        super().__init__(weather.TOOLBOX, tasks, 0.35)
+SPEC = EnvironmentSpec(
+    *("weather", "in", 10, "success", "whole"),
+    instruction=weather.TOOLBOX.instruction,
+    simulator=functools.partial(ToolSimulator, weather.TOOLBOX, tasks, 0.35),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    tolerance=0.1,  # AgentGym's server asks a live service
+    dialect=TOOL,
+    agentgym="weather",
+    probe_actions=("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
+)
