@@ -13,14 +13,12 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
-from atlas_ray.environments.http.dialects import TOOL
-from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -284,13 +282,9 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "academia", _draw)
 
 
-SPEC = EnvironmentSpec(
-    *("academia", "out", 12, "success", "whole"),
-    instruction=academia.TOOLBOX.instruction,
-    simulator=functools.partial(ToolSimulator, academia.TOOLBOX, tasks, 0.45),
+SPEC = tool_spec(
+    *(academia.TOOLBOX, "out", 12, tasks, 0.45),
     n_train=N_TRAIN,
     n_test=N_TEST,
-    dialect=TOOL,
-    agentgym="academia",
     probe_actions=("loadPaperNet with Action Input: {}", "loadAuthorNet with Action Input: {}"),
 )

@@ -13,14 +13,12 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
-from atlas_ray.environments.http.dialects import TOOL
-from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -283,14 +281,10 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "movie", _draw)
 
 
-SPEC = EnvironmentSpec(
-    *("movie", "in", 12, "success", "whole"),
-    instruction=movie.TOOLBOX.instruction,
-    simulator=functools.partial(ToolSimulator, movie.TOOLBOX, tasks, 0.5),
+SPEC = tool_spec(
+    *(movie.TOOLBOX, "in", 12, tasks, 0.5),
     n_train=N_TRAIN,
     n_test=N_TEST,
     tolerance=0.1,  # AgentGym's server asks a live service
-    dialect=TOOL,
-    agentgym="movie",
     probe_actions=('get_search_movie with Action Input: {"movie_name": "Inception"}',),
 )

@@ -14,15 +14,13 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 from atlas_ray.environments.builtin.tools.todo import Desk, Item
-from atlas_ray.environments.http.dialects import TOOL
-from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -288,13 +286,9 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "todo", _draw)
 
 
-SPEC = EnvironmentSpec(
-    *("todo", "in", 15, "success", "whole"),
-    instruction=todo.TOOLBOX.instruction,
-    simulator=functools.partial(ToolSimulator, todo.TOOLBOX, tasks, 0.45),
+SPEC = tool_spec(
+    *(todo.TOOLBOX, "in", 15, tasks, 0.45),
     n_train=N_TRAIN,
     n_test=N_TEST,
-    dialect=TOOL,
-    agentgym="todo",
     probe_actions=("get_user_current_date with Action Input: {}", "get_projects with Action Input: {}"),
 )

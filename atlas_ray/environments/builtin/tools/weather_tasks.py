@@ -13,15 +13,13 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 from atlas_ray.environments.builtin.tools.weather import City, Desk
-from atlas_ray.environments.http.dialects import TOOL
-from atlas_ray.environments.protocol import EnvironmentSpec
 
 N_TEST, N_TRAIN = 100, 400
 
@@ -295,14 +293,10 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "weather", _draw)
 
 
-SPEC = EnvironmentSpec(
-    *("weather", "in", 10, "success", "whole"),
-    instruction=weather.TOOLBOX.instruction,
-    simulator=functools.partial(ToolSimulator, weather.TOOLBOX, tasks, 0.35),
+SPEC = tool_spec(
+    *(weather.TOOLBOX, "in", 10, tasks, 0.35),
     n_train=N_TRAIN,
     n_test=N_TEST,
     tolerance=0.1,  # AgentGym's server asks a live service
-    dialect=TOOL,
-    agentgym="weather",
     probe_actions=("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
 )
