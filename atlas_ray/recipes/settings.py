@@ -13,6 +13,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
     BackboneConfig,
     DataConfig,
     EnvironmentsConfig,
@@ -111,6 +112,7 @@ class RecipeConfig(Strict):
         verify: Settings of step verification, of the base model on `verify_arm`'s selection; none where None.
         tables: Which arm or model stands in which row of the paper's tables.
         stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
+        jobs: Stages that run at once at most; as many as the cluster has room for where None, one on a laptop.
         assume: What `--dry-run` reckons with where nothing can be counted.
     """
 
@@ -130,6 +132,7 @@ class RecipeConfig(Strict):
     verify_arm: str = "gold"
     tables: dict[str, dict[str, str]] = {}
     stand_ins: dict[str, dict[str, str]] = {}
+    jobs: Annotated[int | None, PLACEMENT] = Field(None, ge=1)
     assume: AssumeConfig = AssumeConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()

@@ -139,6 +139,18 @@ def train(
     return figures
 
 
+def render_tokens(config: TrainConfig) -> None:
+    """Renders what several trainings on the same data share, before they begin.
+
+    Raises:
+        UserError: If data or chat template are unusable.
+    """
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    chat = ChatFormat.load(config.model, template=config.chat_template)
+    tokens_for(config, read_trajectories(config.data), chat, partial(render_on_ray, config, chat))
+
+
 def render_on_ray(
     config: TrainConfig, chat: ChatFormat, trajectories: Sequence[Trajectory]
 ) -> Generator[pa.Table, None, None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.disk import at_most, disks_of
+from atlas_ray.recipes.nodes import gpus_of, named, nodes_at_hand
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 
@@ -29,7 +28,9 @@ def check_gpus(pending: Pending) -> list[Finding]:
         return []
 
     def look() -> Iterator[Finding]:
-        have, where = _held(pending.recipe.config.ray)
+        config = pending.recipe.config.ray
+        have = int(gpus_of(nodes_at_hand(config)))
+        where = "the cluster" if named(config) else "this machine"
         for what, takes, remedy in (("training", training, _TRAIN_LESS), ("engines", engines, _FEWER_ENGINES)):
             wanted = max((n for n, needed in takes if needed or have), default=0)
             if wanted > have:
@@ -39,19 +40,6 @@ def check_gpus(pending: Pending) -> list[Finding]:
                 yield Finding("GPUs", f"{wanted} for {what}", "ok", f"{where} has {have}")
 
     return attempt("GPUs", "for training and engines", look)
-
-
-def _held(config: RayConfig) -> tuple[int, str]:
-    """How many GPUs there are, or may be, and where."""
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
-        import torch
-
-        return torch.cuda.device_count(), "this machine"
-    from atlas_ray.cluster import placement
-    from atlas_ray.cluster.connection import connect
-
-    connect(config)
-    return int(placement.most_gpus()), "the cluster"
 
 
 def check_disk(pending: Pending) -> list[Finding]:
