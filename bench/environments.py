@@ -127,7 +127,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each run")
     given = parser.parse_args(arguments)
-    built_in = [name for name, spec in registry.ENVIRONMENTS.items() if spec.world is not None]
+    built_in = [name for name, spec in registry.ENVIRONMENTS.items() if spec.simulator is not None]
     heads = [f"{what}/s {how}" for what in ("resets", "steps") for how in ("in process", "HTTP", f"HTTP, {AT_ONCE}")]
     shown, entries = Table("environment", *heads, title="medians"), []
     for name in given.names or built_in:

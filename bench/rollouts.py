@@ -1,4 +1,4 @@
-"""The rollout pool beside vLLM offline, beside one episode at a time, and beside a world without overhead.
+"""The rollout pool beside vLLM offline, beside one episode at a time, and beside a simulator without overhead.
 
     python -m bench.rollouts [offline | ideal] [--model FOLDER]
 
@@ -84,11 +84,11 @@ def maze_words() -> list[Trajectory]:
     """What the maze's expert sees and says in 60 tasks."""
     told = []
     for index in range(60):
-        world, rng, done = Maze(), random.Random(index), False
-        told += world.reset(index).messages()
+        simulator, rng, done = Maze(), random.Random(index), False
+        told += simulator.reset(index).messages()
         while not done:
-            decision = world.expert(rng)
-            result = world.step(decision.action)
+            decision = simulator.expert(rng)
+            result = simulator.step(decision.action)
             told += [Message("assistant", decision.reply), Message("user", result.observation)]
             done = result.done
     return [Trajectory("maze/maze_0", "maze", "maze_0", tuple(told))]
@@ -220,7 +220,7 @@ class Sleeper:
 
 
 class SleepySession(LocalSession):
-    """A built-in world that takes 20 ms a step."""
+    """A built-in simulator that takes 20 ms a step."""
 
     async def step(self, reply: str) -> StepResult:
         await asyncio.sleep(STEP_SECONDS)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skips what is asked of a world that lacks its extra, or Java; in CI it fails instead."""
+    """Skips what is asked of a simulator that lacks its extra, or Java; in CI it fails instead."""
     for item in items:
         given = getattr(item, "callspec", None)
         if given and (why := absent(str(given.params.get("env", given.params.get("name"))))):
@@ -28,10 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
-    """The name of an environment that is not built in: one whose world is taken away."""
+    """The name of an environment that is not built in: one whose simulator is taken away."""
     from atlas_ray.environments.registry import ENVIRONMENTS
 
-    monkeypatch.setitem(ENVIRONMENTS, "sciworld", replace(ENVIRONMENTS["sciworld"], world=None))
+    monkeypatch.setitem(ENVIRONMENTS, "sciworld", replace(ENVIRONMENTS["sciworld"], simulator=None))
     return "sciworld"
 
 

@@ -1,4 +1,4 @@
-"""The package as a graph of imports: no circles, wherever in a module an import stands."""
+"""The package's shape: imports without circles and only down the floors, folders and files of a readable size."""
 
 from __future__ import annotations
 
@@ -10,32 +10,98 @@ from pathlib import Path
 import atlas_ray
 
 ROOT = Path(atlas_ray.__file__).parent
+REPOSITORY = ROOT.parent
 MODULES = {
     ".".join(("atlas_ray", *file.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__"): file
     for file in ROOT.rglob("*.py")
 }
+# From the lowest floor up: a package or module imports only from the floors below its own.
+FLOORS = (
+    ("text",),
+    ("errors",),
+    ("address", "chat_template", "types"),
+    ("config",),
+    ("runs",),
+    ("cluster",),
+    ("environments", "models"),
+    ("rollouts",),
+    ("trajectories",),
+    ("selection", "training", "evaluation"),
+    ("report",),
+    ("recipes",),
+    ("cli",),
+)
+MOST_FILES = 15
+MOST_LINES = 410
 
 
-def imported(tree: ast.AST) -> Iterator[str]:
-    """Names of what is imported when the module runs, in functions too; not what only the type checker reads."""
+def imported(tree: ast.AST, *, types: bool = False) -> Iterator[str]:
+    """Names of what is imported when the module runs, in functions too; with `types` what only a type checker reads."""
     for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+        if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
             continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from imported(node)
+        yield from imported(node, types=types)
+
+
+def imports(*, types: bool) -> dict[str, set[str]]:
+    """By module, the modules of the package that it imports."""
+    trees = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
+    return {
+        name: {one for one in imported(tree, types=types) if one in MODULES and one != name}
+        for name, tree in trees.items()
+    }
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graph = {
-        name: {one for one in imported(ast.parse(file.read_text())) if one in MODULES and one != name}
-        for name, file in MODULES.items()
-    }
+    graph = imports(types=False)
     assert graph["atlas_ray.cli.main"]
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         raise AssertionError(" -> ".join(error.args[1])) from None
+
+
+def test_imports_only_go_down_the_floors() -> None:
+    floor_of = {part: number for number, parts in enumerate(FLOORS) for part in parts}
+
+    def part(module: str) -> str:
+        return module.split(".")[1]
+
+    rooms = {part(module) for module in MODULES if "." in module}
+    assert rooms == floor_of.keys(), "every room and top-level module stands on one floor"
+    upward = [
+        f"{module} -> {other}"
+        for module, others in imports(types=True).items()
+        for other in others
+        if "." in module and "." in other and part(module) != part(other)
+        if floor_of[part(other)] >= floor_of[part(module)]
+    ]
+    standing = {
+        "atlas_ray.models.prices -> atlas_ray.selection.settings",
+        "atlas_ray.training.torchrun -> atlas_ray.cli.main",
+    }
+    assert sorted(set(upward) - standing) == []
+
+
+def source_files() -> list[Path]:
+    folders = ("atlas_ray", "tests", "bench", "jobs")
+    return [file for folder in folders for file in (REPOSITORY / folder).rglob("*.py") if file.name != "__init__.py"]
+
+
+def test_no_folder_of_the_package_has_too_many_files_side_by_side() -> None:
+    folders: dict[Path, int] = {}
+    for file in source_files():
+        if file.is_relative_to(ROOT):
+            folders[file.parent] = folders.get(file.parent, 0) + 1
+    assert folders[ROOT / "cli"]
+    assert {str(folder.relative_to(ROOT)): n for folder, n in folders.items() if n > MOST_FILES} == {}
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {str(file.relative_to(REPOSITORY)): len(file.read_text().splitlines()) for file in source_files()}
+    assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}

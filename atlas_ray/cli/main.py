@@ -286,8 +286,8 @@ def report(
     extra: Annotated[list[str] | None, typer.Option("--with", help="Include what cost money, e.g. llm.")] = None,
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
+    from atlas_ray.recipes.report import report_recipe
     from atlas_ray.recipes.stages import opened
-    from atlas_ray.report.gather import report_recipe
 
     report_recipe(opened(recipe, set_ or [], extra or [], [])[1])
 
@@ -308,9 +308,12 @@ def submit(
 ) -> None:
     """Run a stage as a job on a Ray cluster; further options are the stage's own."""
     from atlas_ray.cluster.submit import submit as send
+    from atlas_ray.recipes.fetch import bring, report_to_fetch
 
-    args = context.args
-    job = send(stage, args, address, wait, fetch=fetch, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
+    report = report_to_fetch(stage, context.args, wait=wait, folder=fetch)
+    job = send(stage, context.args, address, wait, driver_cpus=driver_cpus, driver_on_head=driver_on_head)
+    if report is not None:
+        bring(report, fetch)
     typer.echo(f"job: {job}")
 
 

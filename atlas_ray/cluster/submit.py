@@ -1,6 +1,6 @@
-"""Sending a stage to a cluster as a Ray job, following it to its end, and fetching its report.
+"""Sending a stage to a cluster as a Ray job, and following it to its end.
 
-Flows in: a stage's arguments; flows out: its log, and the report's files.
+Flows in: a stage's arguments; flows out: its log.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from atlas_ray.address import refuse_credentials
 from atlas_ray.cluster.connection import not_let_in
 from atlas_ray.cluster.placement import held, told
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.recipes.fetch import bring, report_of
 from atlas_ray.runs.progress import console
 from atlas_ray.runs.units import hidden
 
@@ -35,6 +34,7 @@ JOBS = {
     "report": "build_report",
     "run": "run_recipe",
 }
+SOURCE = Path(__file__).parents[2]  # the source tree, which is a job's working directory
 # What a node does not need of this folder; /runs is not atlas_ray/runs.
 _EXCLUDES = ["/.venv", "/runs", "/.git", "/bench", "**/__pycache__", "/.*_cache"]
 # `ray job stop` sends a SIGTERM, and a SIGKILL so much later: an optimizer step and a checkpoint may take minutes, and
@@ -64,18 +64,16 @@ def submit(
     address: str | None,
     wait: bool,
     *,
-    fetch: str | None = None,
     driver_cpus: float | None = None,
     driver_on_head: bool = False,
 ) -> str:
-    """Submits `jobs/<stage's job>.py` from this source tree, streams its log until it ends, and fetches its report.
+    """Submits `jobs/<stage's job>.py` from this source tree, and streams its log until it ends.
 
     Args:
         stage: A key of `JOBS`.
         arguments: Of the job.
         address: Of the cluster's dashboard, e.g. http://127.0.0.1:8265; None: `RAY_API_SERVER_ADDRESS`.
         wait: Whether to follow the job to its end.
-        fetch: Folder that the report is copied to; where None, one in an object store is copied to `runs/`.
         driver_cpus: CPUs that the driver takes; see `driver_options`.
         driver_on_head: Keeps the driver on the head, which outlives nodes that may be taken away.
 
@@ -85,7 +83,7 @@ def submit(
     Raises:
         UserError: If the stage is unknown, an address in its arguments holds credentials, no cluster answers, or no
             node takes the driver within a minute.
-        AtlasError: If the cluster does not take the job, the job fails, or the report to `fetch` is out of reach.
+        AtlasError: If the cluster does not take the job, or the job fails.
     """
     _check(stage, address)
     from ray.exceptions import AuthenticationError
@@ -93,13 +91,8 @@ def submit(
     from ray.util.state.exception import RayStateApiException
 
     refuse_credentials(arguments)  # Ray shows a job's command line to all who may see the dashboard
-    root = Path(__file__).parents[2]
-    if not (root / "jobs").is_dir():
+    if not (SOURCE / "jobs").is_dir():
         raise UserError("the jobs folder lies beside the package only in a source tree", "submit from a clone")
-    report = report_of(stage, arguments, root)
-    if fetch is not None and (report is None or not wait):
-        why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
-        raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -115,7 +108,7 @@ def submit(
             job = client.submit_job(
                 entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
                 runtime_env={
-                    "working_dir": str(root),
+                    "working_dir": str(SOURCE),
                     "excludes": _EXCLUDES,
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
                 },
@@ -133,8 +126,6 @@ def submit(
         except KeyboardInterrupt:
             console.print(f"job {job} goes on: `ray job logs -f {job}` follows it, `ray job stop {job}` stops it")
             raise
-        if report is not None:
-            bring(report, fetch)
     return job
 
 

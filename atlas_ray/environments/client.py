@@ -16,7 +16,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import with_agentboard
 from atlas_ray.environments.agentgym.alfworld_mappings import game_of
-from atlas_ray.environments.http.client_pool import Lease, Wire
+from atlas_ray.environments.http.client_pool import ClientPool, Lease
 from atlas_ray.environments.http.requests import Fault, Refusal, Restarting
 from atlas_ray.environments.protocol import (
     MALFORMED,
@@ -40,8 +40,8 @@ T = TypeVar("T")
 
 
 def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
-    """A session with the servers that `config` names for the environment, else with the built-in world, on AgentBoard's
-    tasks where it names those.
+    """A session with the servers that `config` names for the environment, else with the built-in simulator
+    (on AgentBoard's tasks where it names those).
 
     Raises:
         UserError: If it has neither, `config` names an unknown environment, or an address is no URL.
@@ -76,7 +76,7 @@ class HttpSession:
         for server in servers:
             check_address(spec.name, server)
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
-        self._wire: Wire | None = None
+        self._pool: ClientPool | None = None
         self._lease: Lease | None = None
         self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
         self._making: asyncio.Task[Lease] | None = None  # an id
@@ -92,7 +92,7 @@ class HttpSession:
             EnvironmentFailure: If the server cannot.
         """
         index = self.spec.number(task)
-        self._wire = self._wire or Wire.join()
+        self._pool = self._pool or ClientPool.join()
         self._task, self._played = task, []
 
         async def begin(attempt: int) -> str:
@@ -136,15 +136,15 @@ class HttpSession:
 
     async def close(self) -> None:
         """Gives the id back for reuse, and with the last session the connections."""
-        wire, self._wire, self._task = self._wire, None, None
+        pool, self._pool, self._task = self._pool, None, None
         self._let_go()
         cut, self._cut = self._cut, []
         try:
             await self._await_made()
             await asyncio.gather(*(lease.drop() for lease in cut))
         finally:
-            if wire is not None:
-                await wire.leave()
+            if pool is not None:
+                await pool.leave()
 
     async def _persist(self, work: Callable[[int], Awaitable[T]]) -> T:
         """Does `work(0)`, and after a fault again on a fresh id; for a while where a server may be about to restart.
@@ -177,13 +177,13 @@ class HttpSession:
 
     async def _take(self, attempt: int) -> Lease:
         """An id for the task: the one at hand or a pooled one at first, later a new one, at last on another server."""
-        if self._task is None or self._wire is None:
+        if self._task is None or self._pool is None:
             raise EnvironmentFailure(f"{self.spec.name}: a step before any reset", "reset the session first")
         turn = zlib.crc32(self._task.id.encode(errors="replace")) + max(0, attempt - 1)
         server = self._servers[turn % len(self._servers)]
         if self._lease is None or self._lease.lost or self._lease.connection.server != server:
             self._let_go()
-            connection = self._wire.connection(server, self.spec.name, self._timeout)
+            connection = self._pool.connection(server, self.spec.name, self._timeout)
             self._making = asyncio.create_task(connection.acquire(fresh=attempt > 0))
             # cancelled half-way, it would leave an id at the server that nobody knows
             self._lease = await asyncio.shield(self._making)

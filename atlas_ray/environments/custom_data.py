@@ -1,6 +1,7 @@
-"""Material that the user brings in place of a built-in world's, for the environment server.
+"""The user's own games, products and problems in place of a built-in environment's, for the environment server.
 
-Flows in: NAME=PATH as on the command line; flows out: a `Brought` by name, whose world is played as the built-in one.
+Flows in: NAME=PATH as on the command line; flows out: a `CustomData` by name, whose simulator stands in
+for the built-in one.
 """
 
 from __future__ import annotations
@@ -11,22 +12,22 @@ import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from atlas_ray.environments.protocol import Decision, World
+from atlas_ray.environments.protocol import Decision, Simulator
 from atlas_ray.errors import UserError
 
 NAMES = ("jericho", "pddl", "alfworld", "webshop")
 
 
 @dataclass(frozen=True)
-class Brought:
+class CustomData:
     """One environment's own material.
 
     Attributes:
-        world: Makes a simulator of it.
+        simulator: Makes a simulator of it.
         parts: How many tasks each part has, in the order of their numbers, which begin at 0.
     """
 
-    world: Callable[[], World]
+    simulator: Callable[[], Simulator]
     parts: Mapping[str, int]
 
     @property
@@ -43,7 +44,7 @@ class Brought:
 
 
 class Unscripted:
-    """A world without scripted agents: nobody has written any for material that is not known."""
+    """A simulator without scripted agents: nobody has written any for material that is not known."""
 
     def expert(self, rng: random.Random) -> Decision:
         """Refuses.
@@ -56,23 +57,23 @@ class Unscripted:
     novice = expert
 
 
-def bring(given: Iterable[str], served: Iterable[str] = NAMES) -> dict[str, Brought]:
+def load_custom_data(given: Iterable[str], served: Iterable[str] = NAMES) -> dict[str, CustomData]:
     """What was given as NAME=PATH, read and checked.
 
     Args:
         served: The environments that are served.
 
     Raises:
-        UserError: If one is not of this form, nothing can be brought under its name, it is not served, two have the
+        UserError: If one is not of this form, no data can be given under its name, it is not served, two have the
             same, or what lies at a path cannot be played.
     """
-    found: dict[str, Brought] = {}
+    found: dict[str, CustomData] = {}
     for one in given:
         name, sign, path = one.partition("=")
         if not sign or not path:
             raise UserError(f"--data {one!r} is not of the form NAME=PATH", "write jericho=games")
         if name not in NAMES:
-            raise UserError(f"--data: nothing can be brought for {name!r}", f"what can is {', '.join(NAMES)}")
+            raise UserError(f"--data: no data can be given for {name!r}", f"what can is {', '.join(NAMES)}")
         if name not in served:
             raise UserError(f"--data is there for {name}, which is not served", f"name {name} too")
         if name in found:

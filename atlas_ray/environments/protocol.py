@@ -1,6 +1,6 @@
 """The one protocol behind every environment.
 
-A `World` is a simulator (plain, synchronous, deterministic from task index and actions). An `EnvironmentSpec` is the
+A `Simulator` is plain, synchronous, deterministic from task index and actions. An `EnvironmentSpec` is the
 environment's row: how an action is taken from a reply, round cap, success rule, reward scale. A `Session` is one
 episode's connection, in process (`LocalSession`) or over HTTP (`client.HttpSession`); rollouts see sessions only.
 """
@@ -82,7 +82,7 @@ class Decision:
         return f"Thought: {self.thought}\nAction: {self.action}"
 
 
-class World(Protocol):
+class Simulator(Protocol):
     """A built-in environment's simulator: state is a function of the task index and the actions since."""
 
     def reset(self, index: int) -> Opening:
@@ -118,10 +118,10 @@ class EnvironmentSpec:
         success_at: Scaled reward from which an episode counts as a success.
         reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
         instruction: What opens a conversation, where nothing else is given and the environment is built in.
-        world: Makes the built-in simulator, or None where there is none.
+        simulator: Makes the built-in simulator, or None where there is none.
         n_train, n_test: Sizes of the built-in splits; test tasks come first, train tasks next.
         indices: Task indices in the order of the splits, or None for 0, 1, 2 and so on.
-        extra: The extra of this package that the built-in world needs, or None.
+        extra: The extra of this package that the built-in simulator needs, or None.
         names_task: What of the first observation names the task, where the rest differs between servers or tellings:
             a pattern, whose last match counts. None: all of it.
         plain: What AgentGym's client is told of a task, from the first observation as it is composed here. None: the
@@ -138,7 +138,7 @@ class EnvironmentSpec:
     success_at: float = 1.0
     reward_scale: float = 1.0
     instruction: str | None = None
-    world: Callable[[], World] | None = None
+    simulator: Callable[[], Simulator] | None = None
     n_train: int = 0
     n_test: int = 0
     indices: Callable[[], Iterable[int]] | None = None
@@ -254,35 +254,35 @@ MALFORMED = "Error: the reply must hold exactly one line that starts with Action
 
 
 class LocalSession:
-    """A session with a built-in world in this process."""
+    """A session with a built-in simulator in this process."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
-        if spec.world is None:
+        if spec.simulator is None:
             raise UserError(
                 f"{spec.name} is not built in", f"name its server: environments.servers.{spec.name}=http://..."
             )
-        self.spec, self._world = spec, spec.world()
+        self.spec, self._simulator = spec, spec.simulator()
         self._reward = 0.0
 
     async def reset(self, task: Task) -> Opening:
         self._reward = 0.0
-        return self._world.reset(self.spec.number(task))
+        return self._simulator.reset(self.spec.number(task))
 
     async def step(self, reply: str) -> StepResult:
         action = self.spec.take_action(reply)
         if action is None:
             return StepResult(MALFORMED, self._reward, False)
-        result = self._world.step(action)
+        result = self._simulator.step(action)
         self._reward = result.reward
         return result
 
     async def close(self) -> None:
-        close_world(self._world)
+        close_simulator(self._simulator)
 
 
-def close_world(world: World) -> None:
-    """Ends what a world holds beside memory of its own: an interpreter, a Java machine."""
-    if close := getattr(world, "close", None):
+def close_simulator(simulator: Simulator) -> None:
+    """Ends what a simulator holds beside memory of its own: an interpreter, a Java machine."""
+    if close := getattr(simulator, "close", None):
         close()
 
 

@@ -1,6 +1,6 @@
 """The table of environments: one row each, with the paper's round caps and metrics and AgentGym's action rules.
 
-A row with a world runs built in; any other needs its server's address.
+A row with a simulator runs built in; any other needs its server's address.
 """
 
 from __future__ import annotations
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING
 
 from atlas_ray.environments.builtin import blocksworld, maze, textcraft, wordle
 from atlas_ray.environments.builtin.alfworld import house
-from atlas_ray.environments.builtin.alfworld import world as alfworld
-from atlas_ray.environments.builtin.babyai import world as babyai
-from atlas_ray.environments.builtin.jericho import world as jericho
-from atlas_ray.environments.builtin.pddl import world as pddl
+from atlas_ray.environments.builtin.alfworld import simulator as alfworld
+from atlas_ray.environments.builtin.babyai import simulator as babyai
+from atlas_ray.environments.builtin.jericho import simulator as jericho
+from atlas_ray.environments.builtin.pddl import simulator as pddl
+from atlas_ray.environments.builtin.sciworld import simulator as sciworld
 from atlas_ray.environments.builtin.sciworld import tasks as sciworld_tasks
-from atlas_ray.environments.builtin.sciworld import world as sciworld
 from atlas_ray.environments.builtin.tools import (
     academia,
     academia_tasks,
@@ -28,7 +28,7 @@ from atlas_ray.environments.builtin.tools import (
     weather,
     weather_tasks,
 )
-from atlas_ray.environments.builtin.webshop import world as webshop
+from atlas_ray.environments.builtin.webshop import simulator as webshop
 from atlas_ray.environments.builtin.webshop.goals import N_TEST, N_TRAIN
 from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession
 from atlas_ray.errors import UserError
@@ -42,7 +42,7 @@ _ROWS = (
     EnvironmentSpec(
         *("webshop", "in", webshop.MAX_ROUNDS, "success", "last"),
         instruction=webshop.INSTRUCTION,
-        world=webshop.WebShop,
+        simulator=webshop.WebShop,
         n_train=N_TRAIN,
         n_test=N_TEST,
         extra="webshop",
@@ -52,7 +52,7 @@ _ROWS = (
     EnvironmentSpec(
         *("alfworld", "in", alfworld.MAX_ROUNDS, "success", "last"),
         instruction=alfworld.INSTRUCTION,
-        world=alfworld.AlfWorld,
+        simulator=alfworld.AlfWorld,
         n_train=house.N_TRAIN,
         n_test=house.N_TEST,
         extra="alfworld",
@@ -61,7 +61,7 @@ _ROWS = (
         *("sciworld", "in", sciworld.MAX_ROUNDS, "reward", "last"),
         reward_scale=0.01,
         instruction=sciworld.INSTRUCTION,
-        world=sciworld.SciWorld,
+        simulator=sciworld.SciWorld,
         n_train=sciworld_tasks.N_TRAIN,
         n_test=sciworld_tasks.N_TEST,
         indices=sciworld_tasks.paths,
@@ -71,7 +71,7 @@ _ROWS = (
     EnvironmentSpec(
         *("wordle", "in", 8, "success", "first"),
         instruction=wordle.INSTRUCTION,
-        world=wordle.Wordle,
+        simulator=wordle.Wordle,
         n_train=500,
         n_test=_N_TEST,
         # the hidden word stays hidden; AgentGym shows every task the same words
@@ -83,7 +83,7 @@ _ROWS = (
         # its goal pays 1 - 0.9 * moves / limit and nothing pays before it: whatever it paid, it was reached
         success_at=1e-6,
         instruction=babyai.INSTRUCTION,
-        world=babyai.BabyAI,
+        simulator=babyai.BabyAI,
         n_train=861,
         n_test=112,
         indices=babyai.indices,
@@ -92,7 +92,7 @@ _ROWS = (
     EnvironmentSpec(
         *("textcraft", "in", 20, "success", "single"),
         instruction=textcraft.INSTRUCTION,
-        world=textcraft.TextCraft,
+        simulator=textcraft.TextCraft,
         n_train=500,
         n_test=_N_TEST,
         names_task=r"Goal: .*",  # the recipes beside those that lead there are drawn anew by each server
@@ -100,7 +100,7 @@ _ROWS = (
     EnvironmentSpec(
         *("weather", "in", 10, "success", "whole"),
         instruction=weather.TOOLBOX.instruction,
-        world=weather_tasks.Weather,
+        simulator=weather_tasks.Weather,
         n_train=weather_tasks.N_TRAIN,
         n_test=weather_tasks.N_TEST,
         tolerance=0.1,  # AgentGym's server asks a live service
@@ -108,7 +108,7 @@ _ROWS = (
     EnvironmentSpec(
         *("maze", "in", 15, "success", "first"),
         instruction=maze.INSTRUCTION,
-        world=maze.Maze,
+        simulator=maze.Maze,
         n_train=len(maze.tasks()) - 70,
         n_test=70,
         names_task=r"(?:The goal is|Goal) at .*",  # AgentGym's data tells the rules before it
@@ -116,7 +116,7 @@ _ROWS = (
     EnvironmentSpec(
         *("movie", "in", 12, "success", "whole"),
         instruction=movie.TOOLBOX.instruction,
-        world=movie_tasks.Movie,
+        simulator=movie_tasks.Movie,
         n_train=movie_tasks.N_TRAIN,
         n_test=movie_tasks.N_TEST,
         tolerance=0.1,  # AgentGym's server asks a live service
@@ -124,28 +124,28 @@ _ROWS = (
     EnvironmentSpec(
         *("todo", "in", 15, "success", "whole"),
         instruction=todo.TOOLBOX.instruction,
-        world=todo_tasks.Todo,
+        simulator=todo_tasks.Todo,
         n_train=todo_tasks.N_TRAIN,
         n_test=todo_tasks.N_TEST,
     ),
     EnvironmentSpec(
         *("academia", "out", 12, "success", "whole"),
         instruction=academia.TOOLBOX.instruction,
-        world=academia_tasks.Academia,
+        simulator=academia_tasks.Academia,
         n_train=academia_tasks.N_TRAIN,
         n_test=academia_tasks.N_TEST,
     ),
     EnvironmentSpec(
         *("sheet", "out", 15, "reward", "whole"),
         instruction=sheet.TOOLBOX.instruction,
-        world=sheet_tasks.SheetWorld,
+        simulator=sheet_tasks.SheetSimulator,
         n_train=sheet_tasks.N_TRAIN,
         n_test=sheet_tasks.N_TEST,
     ),
     EnvironmentSpec(
         *("jericho", "out", jericho.MAX_ROUNDS, "progress", "last"),
         instruction=jericho.INSTRUCTION,
-        world=jericho.Jericho,
+        simulator=jericho.Jericho,
         n_train=jericho.N_TRAIN,
         n_test=jericho.N_TEST,
         extra="jericho",
@@ -153,14 +153,14 @@ _ROWS = (
     EnvironmentSpec(
         *("pddl", "out", 30, "progress", "last"),
         instruction=pddl.texts.INSTRUCTION,
-        world=pddl.Pddl,
+        simulator=pddl.Pddl,
         n_train=300,
         n_test=60,
     ),
     EnvironmentSpec(
         *("blocksworld", "out", 20, "progress", "last"),
         instruction=blocksworld.INSTRUCTION,
-        world=blocksworld.BlocksWorld,
+        simulator=blocksworld.BlocksWorld,
         n_train=284,
         n_test=100,
     ),
@@ -190,7 +190,7 @@ def overview() -> Table:
     shown = Table(*columns, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     shown.caption, shown.caption_justify = "train, test: tasks; rounds: at most", "left"
     for spec in ENVIRONMENTS.values():
-        built_in = spec.world is not None
+        built_in = spec.simulator is not None
         counts = (str(spec.n_train), str(spec.n_test)) if built_in else ("-", "-")
         carrier = "built in" if built_in else "a server"
         row = (
@@ -208,9 +208,9 @@ def overview() -> Table:
 
 
 def local_session(name: str) -> LocalSession:
-    """A session with a built-in world in this process.
+    """A session with a built-in simulator in this process.
 
     Raises:
-        UserError: If the name is unknown or its world is not built in.
+        UserError: If the name is unknown or its simulator is not built in.
     """
     return LocalSession(get(name))

@@ -1,4 +1,4 @@
-"""What the built-in worlds share: looking a task up by its index, and a novice's misconceptions."""
+"""What the built-in simulators share: looking a task up by its index, and a novice's misconceptions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def pick(tasks: Sequence[T], index: int, env: str) -> T:
-    """Task `index` of a built-in world, from 0.
+    """Task `index` of a built-in simulator, from 0.
 
     Raises:
         UserError: If there is no such task.

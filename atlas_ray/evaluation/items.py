@@ -31,8 +31,8 @@ def test_tasks(config: EvaluateConfig) -> dict[str, list[Task]]:
 
     Raises:
         UserError: If an environment is unknown, has too few test tasks, or has none because it is neither built in nor
-            named by `config.items`; or if an item's environment has no server, for a built-in world's tasks are others.
-            All of that at once.
+            named by `config.items`; or if an item's environment has no server, for built-in tasks are others. All of
+            that at once.
     """
     found, wrong = _tasks(config)
     if wrong:
@@ -137,7 +137,7 @@ def _tasks(config: EvaluateConfig) -> tuple[dict[str, list[Task]], list[UserErro
 def _chosen(env: str, limit: int | None, named: dict[str, list[str]], environments: EnvironmentsConfig) -> list[Task]:
     spec = registry.get(env)
     if env not in named:
-        if spec.world is None:
+        if spec.simulator is None:
             raise UserError(f"which test tasks {env} has is not known here: its server holds them", _NAME_THEM)
         return with_agentboard(spec, environments).tasks("test", limit)
     ids = named[env]

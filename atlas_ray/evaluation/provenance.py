@@ -1,8 +1,8 @@
 """Whose tasks an evaluation plays, where they are not the paper's.
 
 Flows in: environments and how they are reached; flows out: words for tables. The paper plays AgentGym's tasks on
-AgentGym's servers, and AgentBoard's Jericho and PDDL, which no server of AgentGym's has. The built-in worlds are of the
-same kind, with other tasks.
+AgentGym's servers, and AgentBoard's Jericho and PDDL, which no server of AgentGym's has. Built-in environments are of
+the same kind, with other tasks.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     if name not in SUITES:
         return [name]
     members = [spec for spec in ENVIRONMENTS.values() if spec.held == SUITES[name]]
-    found = [spec.name for spec in members if spec.world is not None or spec.name in servers]
+    found = [spec.name for spec in members if spec.simulator is not None or spec.name in servers]
     if missing := [spec.name for spec in members if spec.name not in found]:
         _log.warning("%s without %s: no server is named for them", name, ", ".join(missing))
     return found

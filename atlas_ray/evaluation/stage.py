@@ -51,7 +51,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
 
     Raises:
         UserError: If a folder holds a run of another configuration, or an environment has neither a server nor a
-            built-in world.
+            built-in simulator.
         ModelUnavailable: If models could not be loaded; all others are evaluated then.
         AtlasError: If engines or environments fail as a whole.
     """

@@ -12,7 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_ray.address import below
-from atlas_ray.errors import AtlasError
+from atlas_ray.cluster.submit import SOURCE
+from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 
@@ -32,19 +34,27 @@ class Report:
     name: str
 
 
-def report_of(stage: str, arguments: Sequence[str], root: Path) -> Report | None:
-    """The report that a job builds; None where it builds none, or only the cluster has the recipe.
+def report_to_fetch(stage: str, arguments: Sequence[str], *, wait: bool, folder: str | None) -> Report | None:
+    """The report that is brought here when a job has ended; None where it is not waited for, or builds none.
 
     Args:
         stage: `run` and `report` build one.
         arguments: Of the job.
-        root: The job's working directory.
+        wait: Whether the job is followed to its end.
+        folder: Where the report is asked for, if it is.
 
     Raises:
-        UserError: If the recipe is not valid.
+        UserError: If the recipe is not valid, or a report is asked for that there will not be.
     """
-    from atlas_ray.recipes.settings import load_recipe
+    report = report_of(stage, arguments, SOURCE)
+    if folder is not None and (report is None or not wait):
+        why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
+        raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
+    return report if wait else None
 
+
+def report_of(stage: str, arguments: Sequence[str], root: Path) -> Report | None:
+    """The report that a job builds; None where it builds none, or only the cluster has the recipe at `root`."""
     if stage not in ("run", "report"):
         return None
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)

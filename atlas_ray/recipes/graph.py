@@ -286,7 +286,7 @@ class Recipe:
         )
 
     def _openings(self) -> Any:
-        """As the section says; the data is the experts', unless it is made here, in the worlds that are evaluated."""
+        """As the section says; the data is the experts', unless it is made here, in environments that are evaluated."""
         settings = self.config.evaluate
         given = settings.get("openings", {})
         if "instructions" in settings or not isinstance(self.config.expert, DataConfig):

@@ -232,7 +232,7 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if registry.get(env).world is not None and (config.items is None or env in NAMES):
+    if registry.get(env).simulator is not None and (config.items is None or env in NAMES):
         return len(registry.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)
@@ -275,8 +275,8 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
 
 
 def remote_environments(config: EvaluateConfig) -> list[str]:
-    """Environments whose test tasks a server holds: those without a built-in world, and all that items name."""
-    return [e for e in config.tasks if registry.get(e).world is None or (config.items and e not in NAMES)]
+    """Environments whose test tasks a server holds: those without a built-in simulator, and all that items name."""
+    return [e for e in config.tasks if registry.get(e).simulator is None or (config.items and e not in NAMES)]
 
 
 def _needs(recipe: Recipe) -> list[str]:

@@ -63,7 +63,7 @@ def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at
         gpus: That the cluster has.
         at_once: Whether several may run at the same time.
     """
-    from atlas_ray.report.gather import report_recipe
+    from atlas_ray.recipes.report import report_recipe
 
     found = [
         *_collections(recipe),

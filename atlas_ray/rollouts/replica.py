@@ -164,7 +164,7 @@ class Replica:
         """Plays one episode, in a session of its own.
 
         Raises:
-            UserError: If the environment is unknown, or has neither a server nor a built-in world.
+            UserError: If the environment is unknown, or has neither a server nor a built-in simulator.
         """
         session = open_session(get(request.task.env), self._environments)
         try:

@@ -1,6 +1,6 @@
 """The scripted expert and novice as policies.
 
-A conversation plays its own replica of the built-in world beside the session and decides on that, so that it works
+A conversation plays its own copy of the built-in simulator beside the session and decides on that, so that it works
 against a local and a remote session alike.
 """
 
@@ -17,7 +17,7 @@ from atlas_ray.types import Message, Task
 
 
 class ScriptedPolicy:
-    """A built-in world's own agent. Its replies depend on (seeds, task, step) and the replies so far alone."""
+    """A built-in simulator's own agent. Its replies depend on (seeds, task, step) and the replies so far alone."""
 
     def __init__(self, role: Literal["expert", "novice"], seed: int = 0) -> None:
         self.name, self.role, self.seed = role, role, seed
@@ -26,7 +26,7 @@ class ScriptedPolicy:
         """Starts an episode; the conversation's text and the sampling do not matter.
 
         Raises:
-            UserError: If the task's environment has no built-in world or no such task.
+            UserError: If the task's environment has no built-in simulator or no such task.
         """
         return ScriptedConversation(task, self.role, self.seed)
 
@@ -36,12 +36,12 @@ class ScriptedConversation:
 
     def __init__(self, task: Task, role: Literal["expert", "novice"], seed: int) -> None:
         self._spec = get(task.env)
-        if self._spec.world is None:
+        if self._spec.simulator is None:
             raise UserError(f"{task.env} has no scripted {role}", "only built-in environments have one")
         self._task, self._seed, self._steps = task, seed, 0
-        self._world = self._spec.world()
-        self._world.reset(self._spec.number(task))
-        self._decide = self._world.expert if role == "expert" else self._world.novice
+        self._simulator = self._spec.simulator()
+        self._simulator.reset(self._spec.number(task))
+        self._decide = self._simulator.expert if role == "expert" else self._simulator.novice
 
     async def generate(self, seed: int) -> Reply:
         """Decides on the replica and plays the decision there."""
@@ -54,7 +54,7 @@ class ScriptedConversation:
         self._steps += 1
         action = self._spec.take_action(reply)
         if action is not None:
-            self._world.step(action)
+            self._simulator.step(action)
 
     def append_observation(self, observation: str) -> None:
         """The replica knows already."""

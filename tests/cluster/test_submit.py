@@ -1,25 +1,18 @@
-"""Jobs: where their drivers run, how they are followed, and how their reports come here."""
+"""Jobs: where their drivers run, and how they are followed."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterable
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from aiohttp import ClientConnectionError
 
-from atlas_ray.address import below
 from atlas_ray.cluster import submit as module
 from atlas_ray.cluster.submit import driver_options, submit
 from atlas_ray.errors import AtlasError, UserError
-from atlas_ray.recipes.fetch import Report, bring, report_of
-from atlas_ray.runs.folder import RunFolder
-from tests.support.store import Store
-
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True)
@@ -179,71 +172,3 @@ def test_credentials_among_a_jobs_arguments_are_not_sent() -> None:
     with pytest.raises(UserError, match="set them in the environment") as told:
         submit("select", ["--set=run=s3://AKIA:hush@bucket/x"], "http://127.0.0.1:1", wait=True)
     assert "hush" not in str(told.value)
-
-
-@pytest.mark.parametrize(
-    ("stage", "arguments", "wait"), [("select", [], True), ("run", ["jobs/quickstart.yaml"], False)]
-)
-def test_a_report_that_there_will_not_be(stage: str, arguments: list[str], wait: bool) -> None:
-    with pytest.raises(UserError, match="there is no report to fetch"):
-        submit(stage, arguments, "http://127.0.0.1:1", wait, fetch="here")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["jobs/quickstart.yaml", "--set", "runs=s3://b/x?region=r", "--with", "llm"],
-        ["--only", "table3", "-s", "runs=s3://b/x?region=r", "jobs/quickstart.yaml", "--clean"],
-    ],
-)
-def test_where_the_report_will_lie_is_known_from_the_arguments(arguments: list[str]) -> None:
-    for stage in ("run", "report"):
-        assert report_of(stage, arguments, ROOT) == Report("s3://b/x/quickstart/report?region=r", "quickstart")
-    assert report_of("select", arguments, ROOT) is None
-    assert report_of("run", ["of/another/tree.yaml"], ROOT) is None
-
-
-def written(uri: str) -> Report:
-    folder = RunFolder(below(uri, "mine", "report"))
-    for name in ("index.html", "results.json", "tables/table1.csv", "data/rows.js"):
-        folder.write_bytes(name, f"content of {name}".encode())
-    RunFolder(below(uri, "mine", "train", "gold", "model")).write_bytes("model.safetensors", b"large")
-    return Report(folder.uri, "mine")
-
-
-def files(folder: Path) -> dict[str, str]:
-    return {str(f.relative_to(folder)): f.read_text() for f in sorted(folder.rglob("*")) if f.is_file()}
-
-
-@pytest.mark.parametrize("given", [True, False])
-def test_a_report_comes_here_from_an_object_store_without_models(
-    given: bool, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    target = tmp_path / ("here/and/there" if given else "runs/mine-report")
-    bring(written(store.uri("bucket/runs")), str(target) if given else None)
-    names = ("data/rows.js", "index.html", "results.json", "tables/table1.csv")
-    assert files(target) == {name: f"content of {name}" for name in names}
-
-
-def test_a_report_on_this_machine_is_copied_where_asked_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    report = written(str(tmp_path / "shared"))
-    bring(report, None)
-    assert not (tmp_path / "runs").exists()
-    assert "shared/mine/report/index.html" in "".join(capsys.readouterr().err.split("\n"))
-    bring(report, "copy")
-    assert "tables/table1.csv" in files(tmp_path / "copy")
-
-
-def test_a_report_out_of_reach(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    report = Report("/of/the/cluster/mine/report", "mine")
-    with pytest.raises(AtlasError, match=r"no report lies at /of/the/cluster/mine/report.*\n.*s3:// or gs://"):
-        bring(report, str(tmp_path / "x"))
-    bring(report, None)
-    assert "the report is not fetched" in capsys.readouterr().err
-    (tmp_path / "file").touch()
-    with pytest.raises(AtlasError, match="cannot copy"):
-        bring(written(str(tmp_path)), str(tmp_path / "file"))

@@ -14,7 +14,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import material
 from atlas_ray.environments.client import HttpSession, open_session
-from atlas_ray.environments.custom_data import bring
+from atlas_ray.environments.custom_data import load_custom_data
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.errors import UserError
@@ -113,13 +113,13 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def test_a_row_is_a_task_and_the_nth_of_its_domain_the_nth_problem(checkout: Path) -> None:
-    brought = bring([f"pddl={checkout}"])["pddl"]
-    assert str(brought) == "gripper 0 to 1, blockworld 2, barman 3, tyreworld 4"
-    world = brought.world()
-    first = world.reset(0).observation
+    custom = load_custom_data([f"pddl={checkout}"])["pddl"]
+    assert str(custom) == "gripper 0 to 1, blockworld 2, barman 3, tyreworld 4"
+    simulator = custom.simulator()
+    first = simulator.reset(0).observation
     assert "The goal is to satisfy the following conditions: ball1 is at roomb. ball2 is at roomb.\n" in first
     assert "Ball2 is at rooma." in first
-    assert "Ball2" not in world.reset(1).observation
+    assert "Ball2" not in simulator.reset(1).observation
 
 
 def test_agentboards_problems_are_played_to_their_goals(checkout: Path) -> None:
@@ -130,16 +130,16 @@ def test_agentboards_problems_are_played_to_their_goals(checkout: Path) -> None:
         4: ["open boot", "fetch pump boot", "fetch r1 boot", "inflate r1", "put-away r1 boot", "close boot"],
     }
     progress = {0: [0, 0, 0, 0.5], 2: [0, 1], 3: [0, 1], 4: [2 / 3] * 5 + [1]}
-    world = bring([f"pddl={checkout}"])["pddl"].world()
+    simulator = load_custom_data([f"pddl={checkout}"])["pddl"].simulator()
     for index, plan in plans.items():
-        world.reset(index)
-        results = [world.step(action) for action in plan]
+        simulator.reset(index)
+        results = [simulator.step(action) for action in plan]
         assert [result.progress for result in results] == pytest.approx(progress[index]), index
         assert results[-1].done == (progress[index][-1] == 1)
-    assert world.step("close boot").observation == "The goal is satisfied."
-    world.reset(0)
-    assert "pick ball1 rooma left" in world.step("check valid actions").observation
-    assert "not valid" in world.step("pick ball1 roomb left").observation
+    assert simulator.step("close boot").observation == "The goal is satisfied."
+    simulator.reset(0)
+    assert "pick ball1 rooma left" in simulator.step("check valid actions").observation
+    assert "not valid" in simulator.step("pick ball1 roomb left").observation
 
 
 def spoilt(checkout: Path, how: str) -> None:
@@ -189,7 +189,7 @@ def spoilt(checkout: Path, how: str) -> None:
 def test_what_is_not_agentboards_is_refused_before_anything_is_played(checkout: Path, how: str, told: str) -> None:
     spoilt(checkout, how)
     with pytest.raises(UserError, match=told):
-        bring([f"pddl={checkout}"])
+        load_custom_data([f"pddl={checkout}"])
 
 
 def test_the_setting_puts_agentboards_tasks_in_the_place_of_the_built_in_ones(checkout: Path) -> None:
@@ -226,9 +226,9 @@ def test_the_preflight_says_whose_tasks_are_played_here(checkout: Path) -> None:
 
 
 async def test_a_server_plays_them_too(checkout: Path) -> None:
-    world = material("pddl", str(checkout)).world()
-    first = world.reset(2).observation
-    app = create_app(["pddl"], brought=bring([f"pddl={checkout}"], ["pddl"]))
+    simulator = material("pddl", str(checkout)).simulator()
+    first = simulator.reset(2).observation
+    app = create_app(["pddl"], custom_data=load_custom_data([f"pddl={checkout}"], ["pddl"]))
     async with running(app) as url, remote("pddl", url) as session:
         opening = await session.reset(Task("pddl", "pddl_2"))
         results = [await session.step(f"Action: {action}") for action in ("pickup b2", "stack b2 b1")]
@@ -264,24 +264,24 @@ def jericho_row(subgoals: Any, **more: str) -> dict[str, Any]:
 def test_a_games_labelled_subgoals_are_its_progress(games: Path, subgoals: Any) -> None:
     rows = [jericho_row(subgoals, game_name="zork1"), jericho_row(["never"], game_name="905")]
     write_rows(games / "data" / "jericho" / "test.jsonl", rows)
-    brought = material("jericho", str(games))
-    assert str(brought) == "zork1 0, 905 1"
-    world = brought.world()
-    assert world.reset(0).observation.startswith("Your goal: Light the lamp.\n\n")
-    assert [world.step(command).progress for command in KEY] == [0.5] * 4  # marks do not count, as in AgentBoard
-    assert "Light the lamp" in world.reset(1).observation
+    custom = material("jericho", str(games))
+    assert str(custom) == "zork1 0, 905 1"
+    simulator = custom.simulator()
+    assert simulator.reset(0).observation.startswith("Your goal: Light the lamp.\n\n")
+    assert [simulator.step(command).progress for command in KEY] == [0.5] * 4  # marks do not count, as in AgentBoard
+    assert "Light the lamp" in simulator.reset(1).observation
 
 
 def test_a_game_that_is_not_there_is_named(games: Path) -> None:
     write_rows(games / "data" / "jericho" / "test.jsonl", [jericho_row(["x"], game_name="zork2")])
     with pytest.raises(UserError, match=r"test.jsonl, line 1: its game \(zork2\) is not in"):
-        bring([f"jericho={games}"])
+        load_custom_data([f"jericho={games}"])
 
 
 def test_rows_that_name_no_game_are_agentboards_twenty_in_its_order(games: Path) -> None:
     write_rows(games / "data" / "jericho" / "test.jsonl", [jericho_row(["x"])] * 20)
     with pytest.raises(UserError, match=r"line 2: its game \(acorncourt\) is not in"):  # the first, 905, is there
-        bring([f"jericho={games}"])
+        load_custom_data([f"jericho={games}"])
     write_rows(games / "data" / "jericho" / "test.jsonl", [jericho_row(["x"])] * 3)
     with pytest.raises(UserError, match=r"line 1: its game \(none\) is not in"):
-        bring([f"jericho={games}"])
+        load_custom_data([f"jericho={games}"])

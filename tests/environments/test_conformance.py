@@ -116,7 +116,7 @@ FORMS = {
     "pddl": Form(),
     "jericho": Form(),
 }
-BUILT_IN = [name for name in FORMS if registry.get(name).world is not None]
+BUILT_IN = [name for name in FORMS if registry.get(name).simulator is not None]
 
 
 class Client:

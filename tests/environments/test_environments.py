@@ -1,4 +1,4 @@
-"""The built-in worlds, their scripted agents, and the table."""
+"""The built-in simulators, their scripted agents, and the table."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ def all_played(env: str, role: str) -> list[Played]:
     return asyncio.run(play_all())
 
 
-def world(env: str):
-    made = get(env).world
+def make_simulator(env: str):
+    made = get(env).simulator
     assert made is not None
     return made()
 
@@ -93,7 +93,7 @@ def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
         env, 140
     )
     tasks = spec.tasks("test") + spec.tasks("train")
-    simulator = world(env)
+    simulator = make_simulator(env)
     assert len({simulator.reset(spec.index(task.item_id)).observation for task in tasks}) == len(tasks)
 
 
@@ -101,7 +101,7 @@ def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
 def test_no_task_beyond_the_last(env: str) -> None:
     for index in (-1, 10**9):
         with pytest.raises(UserError, match=f"{env} has no task"):
-            world(env).reset(index)
+            make_simulator(env).reset(index)
 
 
 def test_textcraft_gold_teaches_gathering_and_crafting() -> None:
@@ -119,7 +119,7 @@ def test_textcraft_gold_teaches_gathering_and_crafting() -> None:
 def test_the_worlds_share_a_small_language() -> None:
     words = set()
     for env in LAPTOP:
-        words |= set(TOKEN.findall(world(env).reset(0).instruction))
+        words |= set(TOKEN.findall(make_simulator(env).reset(0).instruction))
         for role in ("expert", "novice"):
             for one in all_played(env, role):
                 words |= {word for text in (*one.replies, *one.observations) for word in TOKEN.findall(text)}
@@ -159,7 +159,7 @@ def test_another_seed_gives_other_words(env: str) -> None:
 @pytest.mark.parametrize("env", BUILT_IN)
 def test_replay_gives_the_same_observations(env: str) -> None:
     for one in all_played(env, "novice")[:20]:
-        simulator, spec = world(env), get(env)
+        simulator, spec = make_simulator(env), get(env)
         simulator.reset(spec.index(one.task.rpartition("/")[2]))
         actions = [spec.take_action(reply) for reply in one.replies]
         assert [simulator.step(action or "").observation for action in actions] == one.observations[1:]
@@ -193,14 +193,14 @@ HUGE_ACTIONS = ["x" * 2**20, "get " * 2**18, "\ud800\x00", " " * 2**20, "craft 1
 
 @pytest.mark.parametrize("env", BUILT_IN)
 def test_nonsense_for_ever_is_no_success(env: str) -> None:
-    simulator = world(env)
+    simulator = make_simulator(env)
     simulator.reset(0)
     assert max(simulator.step("dance").reward for _ in range(60)) < 1
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
 def test_agents_do_not_change_the_world(env: str) -> None:
-    simulator, untouched = world(env), world(env)
+    simulator, untouched = make_simulator(env), make_simulator(env)
     simulator.reset(3), untouched.reset(3)
     for _ in range(8):
         for seed in range(5):
@@ -334,9 +334,9 @@ def test_the_table_scales_rewards_and_knows_what_is_built_in() -> None:
     assert set(ENVIRONMENTS) - {"blocksworld"} == set(ALL)
     assert get("sciworld").scale(100) == 1
     assert get("sciworld").scale(-100) == 0
-    assert {name for name, spec in ENVIRONMENTS.items() if spec.world} == set(BUILT_IN)
+    assert {name for name, spec in ENVIRONMENTS.items() if spec.simulator} == set(BUILT_IN)
     for env in here(BUILT_IN):
-        assert get(env).instruction == world(env).reset(0).instruction
+        assert get(env).instruction == make_simulator(env).reset(0).instruction
 
 
 def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

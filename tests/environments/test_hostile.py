@@ -274,11 +274,11 @@ async def test_a_client_that_never_finishes_its_request_is_hung_up_on(
     runner = web.AppRunner(wired("maze"))
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    hurrying = asyncio.create_task(request_limits.hurry(runner))
+    closing = asyncio.create_task(request_limits.close_idle_connections(runner))
     try:
         assert await ask_raw(f"http://127.0.0.1:{runner.addresses[0][1]}", begun) == b""  # closed
     finally:
-        hurrying.cancel()
+        closing.cancel()
         await runner.cleanup()
 
 

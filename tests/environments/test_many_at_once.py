@@ -213,7 +213,7 @@ async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(m
         return 0
 
     monkeypatch.setattr(client_pool, "request_json", answer)
-    shared = client_pool.Wire.join()
+    shared = client_pool.ClientPool.join()
     connection = shared.connection("http://127.0.0.1:1", "weather", 1.0)
     lease = await connection.acquire()
     step = asyncio.create_task(connection.post(lease, "step", {}))

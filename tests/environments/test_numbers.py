@@ -88,7 +88,7 @@ def test_what_keeps_tasks_from_being_played_is_said_once_for_each_reason(tmp_pat
     tasks = [Task("alfworld", "/".join(trial)) for trial in TRIALS.values()]
     others = [Task("maze", "maze_x"), Task("maze", "maze"), Task("maze", "maze_3")]
     [built_in, maze] = unplayable([*tasks, *others], EnvironmentsConfig())
-    assert "the built-in world has others; 2 more are like it" in built_in.what
+    assert "the built-in simulator has others; 2 more are like it" in built_in.what
     assert "environments.servers.alfworld" in built_in.remedy
     assert maze.what == "maze: item id 'maze_x' carries no number of a task; 1 more are like it"
     [unknown] = unplayable(tasks, EnvironmentsConfig(servers=SERVED))

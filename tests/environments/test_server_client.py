@@ -285,7 +285,7 @@ async def test_a_replay_that_differs_is_an_environment_failure(monkeypatch):
     async with running(app) as url, remote("maze", url) as session:
         first, second = expert_replies("maze", 4)[:2]
         await play(session, 4, [first])
-        monkeypatch.setattr(registry.get("maze").world, "_observe", lambda self: "another world")
+        monkeypatch.setattr(registry.get("maze").simulator, "_observe", lambda self: "another text")
         with pytest.raises(EnvironmentFailure, match="its replay differs"):
             await session.step(second)
 

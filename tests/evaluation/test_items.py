@@ -13,7 +13,7 @@ import pytest
 
 from atlas_ray.config import DataConfig, validate
 from atlas_ray.environments.builtin.maze import Maze
-from atlas_ray.environments.custom_data import Brought
+from atlas_ray.environments.custom_data import CustomData
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
@@ -190,8 +190,8 @@ def test_an_agentgym_server_is_not_asked_for_built_in_tasks(tmp_path: Path) -> N
 
 
 def test_a_server_with_fewer_tasks_and_one_that_is_silent_are_told_apart(tmp_path: Path) -> None:
-    two = Brought(Maze, {"test": 2, "train": 200})
-    with served(create_app(["maze"], brought={"maze": two})) as url:
+    two = CustomData(Maze, {"test": 2, "train": 200})
+    with served(create_app(["maze"], custom_data={"maze": two})) as url:
         servers = {"maze": [url, "http://127.0.0.1:1"], "pddl": ["http://127.0.0.1:1"]}
         said = [
             p.what for p in problems(config(tmp_path, tasks={"maze": 3, "pddl": 1}, environments={"servers": servers}))

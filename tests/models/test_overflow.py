@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
-from atlas_ray.report.paper.gather import _overflowed
+from atlas_ray.recipes.paper_runs import _overflowed
 from atlas_ray.report.paper.ours import PaperRuns, figure, mean_figure
 from atlas_ray.report.paper.render import markdown
 from atlas_ray.report.results import build_results

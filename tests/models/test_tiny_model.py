@@ -17,14 +17,14 @@ ENVS = ("maze", "textcraft", "wordle", "blocksworld")
 def texts(env: str, tasks: range) -> list[str]:
     """Everything said in some expert episodes."""
     spec, found = registry.get(env), list[str]()
-    assert spec.world is not None
+    assert spec.simulator is not None
     for index in tasks:
-        world = spec.world()
-        opening = world.reset(index)
+        simulator = spec.simulator()
+        opening = simulator.reset(index)
         found += [opening.instruction, opening.observation]
         for turn in range(spec.max_rounds):
-            decision = world.expert(random.Random(f"{index}/{turn}"))
-            result = world.step(decision.action)
+            decision = simulator.expert(random.Random(f"{index}/{turn}"))
+            result = simulator.step(decision.action)
             found += [decision.reply, result.observation]
             if result.done:
                 break

@@ -20,9 +20,9 @@ from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.tiny import CHAT_TEMPLATE
 from atlas_ray.recipes import stages
 from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.paper_runs import gather_paper
+from atlas_ray.recipes.report import gather, report_recipe
 from atlas_ray.recipes.settings import load_recipe
-from atlas_ray.report.gather import gather, report_recipe
-from atlas_ray.report.paper.gather import gather_paper
 from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
 from atlas_ray.report.tables import success_table

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.http.client_pool import Wire
+from atlas_ray.environments.http.client_pool import ClientPool
 from atlas_ray.environments.http.dialects import DIALECTS
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
@@ -167,13 +167,13 @@ async def test_the_client_reads_every_recorded_answer(name: str) -> None:
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
     async with running(app) as url:
-        wire = Wire.join()
+        pool = ClientPool.join()
         try:
             for exchange in exchanges:
                 asked, response = exchange["request"], exchange["response"]
                 query = "&".join(f"{key}={value}" for key, value in asked.get("query", {}).items())
                 address = url + asked["path"] + (f"?{query}" if query else "")
-                sending = request_json(wire.http, asked["method"], address, asked.get("json"), 5.0)
+                sending = request_json(pool.http, asked["method"], address, asked.get("json"), 5.0)
                 if 400 <= response["status"] < 500:
                     with pytest.raises(Refusal, match=f"HTTP {response['status']}"):
                         await sending
@@ -192,7 +192,7 @@ async def test_the_client_reads_every_recorded_answer(name: str) -> None:
                     assert await sending == response["json"]
                     met["answer"] += 1
         finally:
-            await wire.leave()
+            await pool.leave()
     assert sum(met.values()) == len(exchanges)
     assert (
         met

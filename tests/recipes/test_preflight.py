@@ -188,7 +188,9 @@ def test_trajectories_without_numbers_are_a_fault_where_episodes_start_from_them
     assert wrong_in(tmp_path, recipe) == {}  # to train on, a trajectory needs no server
     recipe["arms"]["value"] = {"select": {"name": "value", "engine": {"max_model_len": 1024}}}
     wrong = wrong_in(tmp_path, recipe)
-    assert "names a game of ALFWorld's, and the built-in world has others" in wrong[f"data {tmp_path / 'data.json'}"]
+    assert (
+        "names a game of ALFWorld's, and the built-in simulator has others" in wrong[f"data {tmp_path / 'data.json'}"]
+    )
 
 
 def test_a_trajectory_that_ends_at_another_reward_or_is_answered_otherwise_is_named(

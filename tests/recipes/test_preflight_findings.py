@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from atlas_ray.recipes.preflight.findings import RECORD, Finding, findings_table
-from atlas_ray.report.gather import _preflight as preflight_words
+from atlas_ray.recipes.report import _preflight as preflight_words
 from atlas_ray.runs.folder import RunFolder
 
 

@@ -13,10 +13,10 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation.intervals import Interval
 from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.plan import plan_lines
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.recipes.stages import clean, opened, stages
-from atlas_ray.report.paper.gather import gather_paper
 from atlas_ray.report.paper.ours import ChosenSteps
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import LlmSelector, ValueSelector

@@ -14,7 +14,7 @@ from rich.console import Console
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.evaluation.intervals import Interval, average, paired_difference, points
 from atlas_ray.evaluation.metrics import summarise
-from atlas_ray.report.gather import site_of
+from atlas_ray.recipes.report import site_of
 from atlas_ray.report.html import SCRIPTS, duration
 from atlas_ray.report.results import Arm, ReportInput, build_results
 from atlas_ray.report.stage import write_report

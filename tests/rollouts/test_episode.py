@@ -155,8 +155,8 @@ def test_what_names_a_task(env: str, recorded: str, shown: str, same: bool) -> N
 @pytest.mark.parametrize("env", ["maze", "textcraft", "wordle", "blocksworld", "pddl"])
 def test_first_observations_tell_tasks_apart(env: str) -> None:
     spec = get(env)
-    assert spec.world is not None
-    shown = [spec.world().reset(spec.index(task.item_id)).observation for task in spec.tasks("test", 8)]
+    assert spec.simulator is not None
+    shown = [spec.simulator().reset(spec.index(task.item_id)).observation for task in spec.tasks("test", 8)]
     assert all(spec.same_task(one, one) for one in shown)
     assert not any(spec.same_task(shown[0], other) for other in shown[1:])
 

@@ -180,7 +180,7 @@ def test_a_run_goes_on_when_a_server_an_endpoint_or_the_retries_move(tmp_path: P
     folder = RunFolder(str(tmp_path))
     folder.begin(evaluation(), stage="evaluate")
     folder.begin(evaluation("http://b:2", "http://y/v1", retries=9, limits={"turn_s": 5}), stage="evaluate")
-    with pytest.raises(UserError, match=r"environments\.servers\.maze"):  # the built-in world has other tasks
+    with pytest.raises(UserError, match=r"environments\.servers\.maze"):  # the built-in simulator has other tasks
         folder.begin(evaluation(environments={}), stage="evaluate")
 
 

@@ -1,4 +1,4 @@
-"""Which built-in worlds cannot be made on this machine."""
+"""Which built-in simulators cannot be made on this machine."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from atlas_ray.errors import UserError
 
 @functools.cache
 def absent(env: str) -> str | None:
-    """Why a world cannot be made here: its extra is not installed. In CI everything has to be there."""
+    """Why a simulator cannot be made here: its extra is not installed. In CI everything has to be there."""
     spec = ENVIRONMENTS.get(env)
-    if spec is None or spec.world is None or spec.extra is None or os.environ.get("CI") == "true":
+    if spec is None or spec.simulator is None or spec.extra is None or os.environ.get("CI") == "true":
         return None
     try:
-        spec.world()
+        spec.simulator()
     except UserError as error:
         return f"{error.what}: {error.remedy}"
     return None

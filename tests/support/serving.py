@@ -75,15 +75,15 @@ async def remote(name: str, *urls: str, timeout_s: float = 5.0) -> AsyncIterator
 def expert_replies(name: str, index: int, noise: float = 0.0) -> list[str]:
     """A whole episode of the built-in expert, with nonsense mixed in."""
     spec, rng = registry.get(name), random.Random(index)
-    assert spec.world is not None
-    world, replies, done = spec.world(), list[str](), False
-    world.reset(index)
+    assert spec.simulator is not None
+    simulator, replies, done = spec.simulator(), list[str](), False
+    simulator.reset(index)
     while not done and len(replies) < 60:
         nonsense = ["Action: dance", "Action: one\nAction: two", "no action at all", "Action: \u00e9\u2603 </s>"]
-        reply = rng.choice(nonsense) if rng.random() < noise else world.expert(rng).reply
+        reply = rng.choice(nonsense) if rng.random() < noise else simulator.expert(rng).reply
         replies.append(reply)
         action = spec.take_action(reply)
-        done = action is not None and world.step(action).done
+        done = action is not None and simulator.step(action).done
     return replies
 
 

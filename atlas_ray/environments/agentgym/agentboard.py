@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments.custom_data import Brought
+from atlas_ray.environments.custom_data import CustomData
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.errors import UserError
 
@@ -101,7 +101,7 @@ def folder_with(given: str, below: Iterable[str], wanted: str) -> Path | None:
 
 
 @functools.cache
-def material(name: str, given: str) -> Brought:
+def material(name: str, given: str) -> CustomData:
     """AgentBoard's tasks of an environment, read and checked.
 
     Raises:
@@ -114,7 +114,7 @@ def material(name: str, given: str) -> Brought:
             f"environments.agentboard.{name}: there is no test.jsonl of {name} in {given}",
             f"name AgentBoard's checkout or data set, which holds data/{name}/test.jsonl",
         )
-    found: Brought = importlib.import_module(f"atlas_ray.environments.builtin.{name}.custom_data").load(given)
+    found: CustomData = importlib.import_module(f"atlas_ray.environments.builtin.{name}.custom_data").load(given)
     return found
 
 
@@ -127,8 +127,8 @@ def with_agentboard(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Enviro
     given = config.agentboard.get(spec.name)
     if given is None:
         return spec
-    brought = material(spec.name, given)
-    return replace(spec, world=brought.world, n_train=0, n_test=sum(brought.parts.values()))
+    custom = material(spec.name, given)
+    return replace(spec, simulator=custom.simulator, n_train=0, n_test=sum(custom.parts.values()))
 
 
 def absolute(config: EnvironmentsConfig) -> EnvironmentsConfig:

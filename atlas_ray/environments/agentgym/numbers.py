@@ -31,7 +31,7 @@ def numbered(task: Task, config: EnvironmentsConfig) -> Task:
     where = f"alfworld: item id {task.item_id[:200]!r}"
     if spec.name not in config.servers:
         raise UserError(
-            f"{where} names a game of ALFWorld's, and the built-in world has others",
+            f"{where} names a game of ALFWorld's, and the built-in simulator has others",
             "name the server that has it in environments.servers.alfworld",
         )
     if config.alfworld_mappings is None:

@@ -36,10 +36,10 @@ _KEEP_SECONDS = 4.0  # that a socket may idle between two requests: AgentGym's s
 _LOST = "the server lost the id: it was restarted, or handed it out twice"
 
 
-class Wire:
+class ClientPool:
     """What the sessions of one event loop share; it closes with the last of them."""
 
-    _by_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, Wire]] = weakref.WeakKeyDictionary()
+    _by_loop: ClassVar[weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, ClientPool]] = weakref.WeakKeyDictionary()
 
     def __init__(self) -> None:
         self._http: aiohttp.ClientSession | None = None
@@ -47,11 +47,11 @@ class Wire:
         self._connections: dict[tuple[str, str, float], Connection] = {}
 
     @classmethod
-    def join(cls) -> Wire:
-        """The running loop's wire; every call is paired with one of `leave`."""
-        wire = cls._by_loop.setdefault(asyncio.get_running_loop(), cls())
-        wire._users += 1
-        return wire
+    def join(cls) -> ClientPool:
+        """The running loop's pool; every call is paired with one of `leave`."""
+        pool = cls._by_loop.setdefault(asyncio.get_running_loop(), cls())
+        pool._users += 1
+        return pool
 
     async def leave(self) -> None:
         """Ends one use; the last one closes idle ids, where the server can, and the HTTP session."""
@@ -167,9 +167,9 @@ class Connection:
     them in threads, and some of them even hand one out twice to requests at the same time.
     """
 
-    def __init__(self, wire: Wire, server: str, name: str, timeout_s: float) -> None:
+    def __init__(self, pool: ClientPool, server: str, name: str, timeout_s: float) -> None:
         self.server, self.name = server, name
-        self._wire, self._timeout = wire, timeout_s
+        self._pool, self._timeout = pool, timeout_s
         self.dialect = DIALECTS.get(name, GENERIC)
         self._roots = _roots(server, name, self.dialect.prefixed)
         self._held: dict[int, Lease] = {}  # the last lease of each number; lost ones too, for they may be in flight
@@ -217,7 +217,7 @@ class Connection:
         """Forgets an id whose state is unknown, and tells the server as far as that is possible."""
         if not lease.lost:
             self._lose(lease)
-            await self._close(self._wire.http, lease)
+            await self._close(self._pool.http, lease)
 
     def _lose(self, lease: Lease) -> None:
         """Takes an id out of use."""
@@ -287,7 +287,7 @@ class Connection:
         """One request's answer; asked again where it was turned away, and so has not happened."""
         for left in reversed(range(_BUSY_TRIES)):
             try:
-                answer = await request_json(self._wire.http, method, url, body, self._timeout)
+                answer = await request_json(self._pool.http, method, url, body, self._timeout)
                 self._answered = True
                 return answer
             except Busy:

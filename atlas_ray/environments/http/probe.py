@@ -13,7 +13,7 @@ from typing import Any
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import PAUSE_SECONDS, check_address
-from atlas_ray.environments.http.client_pool import Lease, Wire
+from atlas_ray.environments.http.client_pool import ClientPool, Lease
 from atlas_ray.environments.http.dialects import DIALECTS, GENERIC, OWN_SERVER
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
 from atlas_ray.environments.protocol import EnvironmentSpec
@@ -24,7 +24,7 @@ from atlas_ray.types import Replay
 _ROOT_TRIES = 3
 MOST_TASKS = 4096  # looked for; some servers take any number
 
-# What AgentGym's servers answer with a state, not a refusal, where a built-in world has its own data or there is none.
+# What AgentGym's servers answer with a state, not a refusal, where the built-in simulator has other data.
 _REPLIES = {
     "webshop": ("search[lamp]", "search[red lamp]"),
     "weather": ("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
@@ -60,8 +60,8 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
     """
     spec = registry.get(name)
     check_address(name, url)
-    wire = Wire.join()
-    connection, leases = wire.connection(url.rstrip("/"), name, timeout_s), list[Lease]()
+    pool = ClientPool.join()
+    connection, leases = pool.connection(url.rstrip("/"), name, timeout_s), list[Lease]()
     found = Probe()
     try:
         played: list[list[tuple[str, float]]] = []
@@ -80,7 +80,7 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
         return replace(found, ok=False, reachable="yes", **{key: f"no: {fault}"})
     finally:
         await asyncio.gather(*(lease.drop() for lease in leases))
-        await wire.leave()
+        await pool.leave()
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +101,19 @@ class ServedTasks:
 async def served_tasks(url: str, name: str, timeout_s: float = 10.0) -> ServedTasks:
     """Asks a server whose it is; ours say so at their root, and AgentGym's are told by saying anything else."""
     agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
-    wire = Wire.join()
+    pool = ClientPool.join()
     try:
-        answer = await _root(wire, url, timeout_s)
+        answer = await _root(pool, url, timeout_s)
         ours = answer.get(OWN_SERVER) if isinstance(answer, dict) else None
         tasks = ours.get(name) if isinstance(ours, dict) else None
         return ServedTasks(tasks if isinstance(tasks, int) else None, agentgyms)
     except Fault as fault:
         return ServedTasks(None, agentgyms, "" if fault.answered else f"it does not answer: {fault}")
     finally:
-        await wire.leave()
+        await pool.leave()
 
 
-async def _root(wire: Wire, url: str, timeout_s: float) -> Any:
+async def _root(pool: ClientPool, url: str, timeout_s: float) -> Any:
     """What a server answers at its root; any may fail once.
 
     Raises:
@@ -122,12 +122,12 @@ async def _root(wire: Wire, url: str, timeout_s: float) -> Any:
     address = url.rstrip("/") + "/"
     for _ in range(_ROOT_TRIES - 1):
         try:
-            return await request_json(wire.http, "GET", address, None, timeout_s)
+            return await request_json(pool.http, "GET", address, None, timeout_s)
         except Refusal:
             raise
         except Fault:
             await asyncio.sleep(PAUSE_SECONDS)
-    return await request_json(wire.http, "GET", address, None, timeout_s)
+    return await request_json(pool.http, "GET", address, None, timeout_s)
 
 
 async def _play(lease: Lease, spec: EnvironmentSpec) -> list[tuple[str, float]]:
@@ -177,17 +177,17 @@ async def _tasks(lease: Lease, seconds: float) -> str:
 
 
 def _prefix(spec: EnvironmentSpec) -> list[str]:
-    """A few replies that move something where the server plays our own world, and that any server answers."""
+    """A few replies that move something where the server plays our own simulator, and that any server answers."""
     try:
-        world = spec.world() if spec.world else None
+        simulator = spec.simulator() if spec.simulator else None
     except UserError:  # its extra is not installed, and the server does without
-        world = None
+        simulator = None
     replies = [f"Action: {action}" for action in _REPLIES.get(spec.name, ())]
-    if world is None:
+    if simulator is None:
         return replies or ["Action: look around", "Action: inventory"]
-    world.reset(0)
+    simulator.reset(0)
     for _ in range(3):
-        replies.append(world.expert(random.Random(0)).reply)
-        if world.step(spec.take_action(replies[-1]) or "").done:
+        replies.append(simulator.expert(random.Random(0)).reply)
+        if simulator.step(spec.take_action(replies[-1]) or "").done:
             break
     return replies

@@ -36,7 +36,7 @@ async def body_of(request: web.Request) -> bytes:
         raise web.HTTPRequestTimeout from None
 
 
-async def hurry(runner: web.AppRunner) -> None:
+async def close_idle_connections(runner: web.AppRunner) -> None:
     """Closes connections on which no request came in time, for as long as it is let run."""
     assert runner.server is not None
     before: set[asyncio.Transport] = set()

@@ -1,4 +1,4 @@
-"""Serves built-in worlds over HTTP in AgentGym's wire forms, so that AgentGym's own clients can play them too.
+"""Serves built-in simulators over HTTP in AgentGym's wire forms, so that AgentGym's own clients can play them too.
 
 Flows in: JSON requests of at most 1 MB; flows out: observations, rewards and AgentGym's error bodies. Every
 environment lies below `/<name>`, and at the root too where it is the only one. Text is played, never evaluated.
@@ -22,12 +22,12 @@ from aiohttp import web
 from pydantic import BaseModel, create_model
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.custom_data import Brought, bring
+from atlas_ray.environments.custom_data import CustomData, load_custom_data
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC, OWN_SERVER
 from atlas_ray.environments.http.forms import Malformed, checked, read_form
-from atlas_ray.environments.http.request_limits import KEEP_SECONDS, MAX_BODY, hurry, note
-from atlas_ray.environments.protocol import EnvironmentSpec, StepResult, World, close_world
+from atlas_ray.environments.http.request_limits import KEEP_SECONDS, MAX_BODY, close_idle_connections, note
+from atlas_ray.environments.protocol import EnvironmentSpec, Simulator, StepResult, close_simulator
 from atlas_ray.errors import EnvironmentFailure, UserError
 
 _NOTHING = StepResult("", 0.0, False)
@@ -43,7 +43,7 @@ def create_app(
     idle_seconds: float = 3600.0,
     token: str | None = None,
     clock: Callable[[], float] = time.monotonic,
-    brought: Mapping[str, Brought] | None = None,
+    custom_data: Mapping[str, CustomData] | None = None,
 ) -> web.Application:
     """The application.
 
@@ -53,10 +53,10 @@ def create_app(
         idle_seconds: After so long without a request an episode may be forgotten.
         token: What requests must carry (`Authorization: Bearer ...`), or None; `GET /` is open to all.
         clock: Seconds that never run backwards.
-        brought: What the user brings in place of some environments' own material.
+        custom_data: What the user gives in place of some environments' own material.
 
     Raises:
-        UserError: If no name is given, one is unknown, or its world is not built in.
+        UserError: If no name is given, one is unknown, or its simulator is not built in.
     """
     if not names:
         raise UserError("no environment to serve", "name at least one, e.g. maze")
@@ -69,13 +69,13 @@ def create_app(
     app.router.add_get("/", root)
     for name in dict.fromkeys(names):
         spec = registry.get(name)
-        if brought and name in brought:
-            spec = replace(spec, world=brought[name].world, n_test=brought[name].n_test)
+        if custom_data and name in custom_data:
+            spec = replace(spec, simulator=custom_data[name].simulator, n_test=custom_data[name].n_test)
         tests[name] = spec.n_test
-        desk = _Desk(spec, max_sessions, idle_seconds, clock)
+        routes = EnvironmentRoutes(spec, max_sessions, idle_seconds, clock)
         app.router.add_get(f"/{name}/", root)
         for prefix in [f"/{name}"] + ([""] if len(set(names)) == 1 else []):
-            desk.add_routes(app.router, prefix)
+            routes.add_to(app.router, prefix)
     return app
 
 
@@ -85,19 +85,20 @@ def serve(
     """Serves until interrupted; prints the address (port 0 takes a free one) once requests are answered.
 
     Args:
-        data: What the user brings, as NAME=PATH; which task numbers it has is printed.
+        data: The user's own data, as NAME=PATH; which task numbers it has is printed.
 
     Raises:
-        UserError: As `create_app` and `bring`; if the address cannot be bound; if others could connect without a token.
+        UserError: As `create_app` and `load_custom_data`; if the address cannot be bound, or others could connect
+            without a token.
     """
     token = token or None
     if token is None and not _is_loopback(host):
         raise UserError(
             f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
         )
-    brought = bring(data, names)
-    app = create_app(names, token=token, brought=brought)
-    for name, what in brought.items():
+    custom_data = load_custom_data(data, names)
+    app = create_app(names, token=token, custom_data=custom_data)
+    for name, what in custom_data.items():
         print(f"tasks of {name}: {what}", flush=True)
     asyncio.run(_serve(app, names, host, port))
 
@@ -110,7 +111,7 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
             loop.add_signal_handler(interrupt, stop.set)
     runner = web.AppRunner(app, access_log=None, keepalive_timeout=KEEP_SECONDS)
     await runner.setup()
-    hurrying = asyncio.create_task(hurry(runner))
+    closing = asyncio.create_task(close_idle_connections(runner))
     try:
         await web.TCPSite(runner, host, port).start()
         shown = f"[{host}]" if ":" in host else host
@@ -119,7 +120,7 @@ async def _serve(app: web.Application, names: list[str], host: str, port: int) -
     except OSError as error:
         raise UserError(f"cannot serve at {host}:{port}: {error.strerror}", "choose another port, or 0") from None
     finally:
-        hurrying.cancel()
+        closing.cancel()
         await runner.cleanup()
 
 
@@ -133,8 +134,8 @@ def _is_loopback(host: str) -> bool:
 class _Episode:
     """One id's state; `result` is None before the first reset, `index` and `first` are the task's."""
 
-    def __init__(self, world: World, now: float) -> None:
-        self.world, self.used = world, now
+    def __init__(self, simulator: Simulator, now: float) -> None:
+        self.simulator, self.used = simulator, now
         self.result: StepResult | None = None
         self.index, self.first = 0, ""
 
@@ -143,16 +144,16 @@ class _Wrong(Exception):
     """An answer of AgentGym's kind for a request that cannot be met: HTTP 200 with an error."""
 
 
-class _Desk:
+class EnvironmentRoutes:
     """One environment's episodes and endpoints."""
 
     def __init__(
         self, spec: EnvironmentSpec, max_sessions: int, idle_seconds: float, clock: Callable[[], float]
     ) -> None:
-        if spec.world is None:
+        if spec.simulator is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
-        self._kind = type(spec.world())  # says at once whether its extra is missing
-        self._make, self._dialect = spec.world, DIALECTS.get(spec.name, GENERIC)
+        self._kind = type(spec.simulator())  # says at once whether its extra is missing
+        self._make, self._dialect = spec.simulator, DIALECTS.get(spec.name, GENERIC)
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
         self._ids = itertools.count(random.SystemRandom().randrange(2**31))
@@ -165,7 +166,7 @@ class _Desk:
         self._reset_form: type[BaseModel] = create_model("Reset", **number, **again)  # type: ignore[call-overload]
         self._create_form: type[BaseModel] = create_model("Create", **index) if self._dialect.bare else _Anything  # type: ignore[call-overload]
 
-    def add_routes(self, router: web.UrlDispatcher, prefix: str) -> None:
+    def add_to(self, router: web.UrlDispatcher, prefix: str) -> None:
         """Adds the endpoints that AgentGym's server of this environment has."""
         posts = {"create": self._create, "reset": self._reset, "step": self._step}
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
@@ -173,16 +174,16 @@ class _Desk:
             gets = _PAGES if self._dialect.paged else {"observation": lambda episode: episode.first}
             router.add_get(f"{prefix}/list_envs", self._answering(self._list))
         if self._dialect.opening == "description":
-            gets["task_description"] = lambda episode: _described(episode.world)["task_description"]
-            gets["action_hint"] = lambda episode: getattr(episode.world, "hints", {})
+            gets["task_description"] = lambda episode: _described(episode.simulator)["task_description"]
+            gets["action_hint"] = lambda episode: getattr(episode.simulator, "hints", {})
         elif "deleted" in self._dialect.reset_fields:  # babyai tells more than the text
             gets["observation"] = lambda episode: _fields(episode.result or _NOTHING, self._dialect.reset_fields)
         if self._dialect.closes:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":
-            gets["filtered_vocab"] = lambda episode: getattr(episode.world, "vocabulary", [])
+            gets["filtered_vocab"] = lambda episode: getattr(episode.simulator, "vocabulary", [])
         if hasattr(self._kind, "available_actions") and not self._dialect.paged:
-            gets["available_actions"] = lambda episode: list(getattr(episode.world, "available_actions", ()))
+            gets["available_actions"] = lambda episode: list(getattr(episode.simulator, "available_actions", ()))
         for name, answer in posts.items():
             router.add_post(f"{prefix}/{name}", self._answering(answer))
         for name, look in gets.items():
@@ -221,22 +222,22 @@ class _Desk:
             raise _Wrong(str(number))
         if episode.result.done and not self._dialect.bare:
             raise _Wrong(f"The task with environment {number} has finished.")
-        episode.result = episode.world.step(form.action)
+        episode.result = episode.simulator.step(form.action)
         if self._dialect.paged:
             done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
             return {self._dialect.observation_key: episode.result.observation, **done}
         score = ("score",) if self._dialect.reward_key == "score" else ()
         answer = _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
-        return answer | self._more(episode.world)
+        return answer | self._more(episode.simulator)
 
-    def _more(self, world: World, reset: bool = False) -> dict[str, Any]:
+    def _more(self, simulator: Simulator, reset: bool = False) -> dict[str, Any]:
         """What alfworld and sciworld tell beside the text."""
         if self._dialect.opening == "description" and reset:
-            return _described(world)
+            return _described(simulator)
         if self._dialect.opening != "actions":
             return {}
-        told = {"available_actions": list(getattr(world, "available_actions", ()))}
-        return told | ({"task_type": getattr(world, "task_type", "")} if reset else {})
+        told = {"available_actions": list(getattr(simulator, "available_actions", ()))}
+        return told | ({"task_type": getattr(simulator, "task_type", "")} if reset else {})
 
     async def _close(self, request: web.Request) -> bool:
         form = await read_form(request, self._id_form)
@@ -262,7 +263,7 @@ class _Desk:
         """Ends an episode; whether there was one."""
         episode = self._episodes.pop(number, None)
         if episode:
-            close_world(episode.world)
+            close_simulator(episode.simulator)
         return episode is not None
 
     def _answering(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
@@ -282,7 +283,7 @@ class _Desk:
 
     def _start(self, number: int, episode: _Episode, index: int) -> Any:
         try:
-            opening = episode.world.reset(index)
+            opening = episode.simulator.reset(index)
         except UserError:
             raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
         except EnvironmentFailure as failure:
@@ -291,11 +292,11 @@ class _Desk:
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
         if self._dialect.opening == "description":
-            text = text.removeprefix(f"{_described(episode.world)['task_description']}\n")
+            text = text.removeprefix(f"{_described(episode.simulator)['task_description']}\n")
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
         if self._dialect.bare:
             return [text, None] if self._dialect.paged else text
-        return _fields(episode.result, self._dialect.reset_fields, number) | self._more(episode.world, reset=True)
+        return _fields(episode.result, self._dialect.reset_fields, number) | self._more(episode.simulator, reset=True)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
@@ -314,14 +315,14 @@ class _Anything(BaseModel):
 
 def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:
     known = {"id": number, "observation": result.observation, "reward": result.reward, "done": result.done}
-    # a built-in world's reward is the one so far, so it is its own score
+    # a built-in simulator's reward is the one so far, so it is its own score
     known |= {"progress": result.progress, "score": result.reward, "deleted": False}
     return {name: known[name] for name in names if known.get(name) is not None}
 
 
-def _described(world: World) -> dict[str, Any]:
+def _described(simulator: Simulator) -> dict[str, Any]:
     """What sciworld tells of a task."""
-    return getattr(world, "described", {"task_name": "", "var_num": 0, "task_description": ""})
+    return getattr(simulator, "described", {"task_name": "", "var_num": 0, "task_description": ""})
 
 
 def _observation(episode: _Episode) -> str:
@@ -329,7 +330,7 @@ def _observation(episode: _Episode) -> str:
 
 
 def _state(episode: _Episode) -> Any:
-    return getattr(episode.world, "state", {})
+    return getattr(episode.simulator, "state", {})
 
 
 # what AgentGym's webshop answers to GETs
@@ -337,7 +338,7 @@ _PAGES: dict[str, Callable[[_Episode], Any]] = {
     "observation": _observation,
     "state": _state,
     "instruction_text": lambda episode: _state(episode).get("instruction_text", ""),
-    "available_actions": lambda episode: getattr(episode.world, "available_actions", {}),
+    "available_actions": lambda episode: getattr(episode.simulator, "available_actions", {}),
 }
 
 

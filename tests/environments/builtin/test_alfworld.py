@@ -1,5 +1,5 @@
-"""The built-in ALFWorld: houses, the engine's texts, the six errands, and an expert that searches. What every world
-must hold is in `test_every_world.py`."""
+"""The built-in ALFWorld: houses, the engine's texts, the six errands, and an expert that searches. What every simulator
+must hold is in `test_every_simulator.py`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from atlas_ray.environments.builtin.alfworld import game
 from atlas_ray.environments.builtin.alfworld.game import Engine
 from atlas_ray.environments.builtin.alfworld.house import N_TEST, N_TRAIN, PLACES, TYPES, House, Type, houses, kind
 from atlas_ray.environments.builtin.alfworld.search import Memory, plan
-from atlas_ray.environments.builtin.alfworld.world import AlfWorld
+from atlas_ray.environments.builtin.alfworld.simulator import AlfWorld
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
@@ -67,10 +67,10 @@ ERRANDS: dict[Type, tuple[str, str, list[str]]] = {
 
 
 def begun(monkeypatch: pytest.MonkeyPatch, house: House) -> tuple[AlfWorld, str]:
-    """A world whose only task is a given house."""
-    monkeypatch.setattr("atlas_ray.environments.builtin.alfworld.world.houses", lambda: (house,))
-    world = AlfWorld()
-    return world, world.reset(0).observation
+    """A simulator whose only task is a given house."""
+    monkeypatch.setattr("atlas_ray.environments.builtin.alfworld.simulator.houses", lambda: (house,))
+    simulator = AlfWorld()
+    return simulator, simulator.reset(0).observation
 
 
 def kitchen(type_: Type, what: str, where: str, wording: int = 0) -> House:
@@ -81,27 +81,27 @@ def kitchen(type_: Type, what: str, where: str, wording: int = 0) -> House:
 @pytest.mark.parametrize("type_", ERRANDS)
 def test_each_errand_is_won_by_its_steps_and_by_none_fewer(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     what, where, steps = ERRANDS[type_]
-    world, _ = begun(monkeypatch, kitchen(type_, what, where))
-    results = [world.step(action) for action in ("go to countertop 1", *steps)]
+    simulator, _ = begun(monkeypatch, kitchen(type_, what, where))
+    results = [simulator.step(action) for action in ("go to countertop 1", *steps)]
     assert [result.done for result in results] == [False] * len(steps) + [True]
     assert [result.reward for result in results] == [0.0] * len(steps) + [1.0]
     assert "Nothing happens." not in {result.observation for result in results}
     if type_ in ("clean", "heat", "cool"):  # without its third step the goal is not reached
-        world.reset(0)
-        assert not [world.step(action) for action in ("go to countertop 1", *steps[:2], *steps[3:])][-1].done
+        simulator.reset(0)
+        assert not [simulator.step(action) for action in ("go to countertop 1", *steps[:2], *steps[3:])][-1].done
 
 
 def test_looking_in_light_needs_the_thing_and_the_lamp(monkeypatch: pytest.MonkeyPatch) -> None:
     things = {"book 1": "bed 1", "desklamp 1": "desk 1"}
-    world, _ = begun(monkeypatch, House("light", "bedroom", ("bed 1", "desk 1"), things, "book", "desklamp", 0))
-    assert not [world.step(action) for action in ("go to desk 1", "use desklamp 1")][-1].done
-    world.reset(0)
+    simulator, _ = begun(monkeypatch, House("light", "bedroom", ("bed 1", "desk 1"), things, "book", "desklamp", 0))
+    assert not [simulator.step(action) for action in ("go to desk 1", "use desklamp 1")][-1].done
+    simulator.reset(0)
     steps = ("go to bed 1", "take book 1 from bed 1", "go to desk 1", "toggle desklamp 1 desk 1")
-    assert [world.step(action).done for action in steps] == [False, False, False, True]
+    assert [simulator.step(action).done for action in steps] == [False, False, False, True]
 
 
 def test_the_texts_are_alfworlds_in_agentgyms_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    world, first = begun(monkeypatch, kitchen("heat", "plate", "cabinet", wording=1))
+    simulator, first = begun(monkeypatch, kitchen("heat", "plate", "cabinet", wording=1))
     assert first == (
         "You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a countertop 1,"
         " a diningtable 1, a fridge 1, a microwave 1, and a sinkbasin 1."
@@ -122,22 +122,22 @@ def test_the_texts_are_alfworlds_in_agentgyms_names(monkeypatch: pytest.MonkeyPa
         ("close fridge 1", "Nothing happens."),
     ]
     for action, text in said:
-        assert world.step(action).observation == text
-    assert world.available_actions[0] == "examine countertop 1"
-    assert world.task_type == "pick_heat_then_place_in_recep"
-    world.reset(0)
+        assert simulator.step(action).observation == text
+    assert simulator.available_actions[0] == "examine countertop 1"
+    assert simulator.task_type == "pick_heat_then_place_in_recep"
+    simulator.reset(0)
     for action in ("go to fridge 1", "open fridge 1", "take egg 2 from fridge 1"):
-        world.step(action)
-    assert "put egg 2 in/on fridge 1" in world.available_actions
-    world.step("move egg 2 to fridge 1")  # as ALFWorld calls it now
-    assert "take egg 2 from fridge 1" in world.available_actions
+        simulator.step(action)
+    assert "put egg 2 in/on fridge 1" in simulator.available_actions
+    simulator.step("move egg 2 to fridge 1")  # as ALFWorld calls it now
+    assert "take egg 2 from fridge 1" in simulator.available_actions
 
 
 def test_what_is_put_into_the_goal_ends_the_episode_for_good(monkeypatch: pytest.MonkeyPatch) -> None:
     what, where, steps = ERRANDS["put"]
-    world, _ = begun(monkeypatch, kitchen("put", what, where))
-    last = [world.step(action) for action in ("go to countertop 1", *steps)][-1]
-    assert world.step("take egg 1 from diningtable 1") == world.step("look") == last
+    simulator, _ = begun(monkeypatch, kitchen("put", what, where))
+    last = [simulator.step(action) for action in ("go to countertop 1", *steps)][-1]
+    assert simulator.step("take egg 1 from diningtable 1") == simulator.step("look") == last
 
 
 # --- houses ---
@@ -197,9 +197,9 @@ def test_the_plan_hangs_on_what_was_seen_alone() -> None:
 
 def test_the_plan_finds_what_lies_last(monkeypatch: pytest.MonkeyPatch) -> None:
     house = House("put", "kitchen", KITCHEN, {"egg 1": "microwave 1"}, "egg", "diningtable", 0)
-    world, _ = begun(monkeypatch, house)
+    simulator, _ = begun(monkeypatch, house)
     done: list[str] = []
-    while not (result := world.step(done.append(plan(world._memory).action) or done[-1])).done:  # type: ignore[func-returns-value]
+    while not (result := simulator.step(done.append(plan(simulator._memory).action) or done[-1])).done:  # type: ignore[func-returns-value]
         assert len(done) < 20
     assert done == [
         *("go to fridge 1", "open fridge 1", "go to countertop 1", "go to sinkbasin 1", "go to microwave 1"),
@@ -215,15 +215,15 @@ def test_the_engine_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setenv("HOME", str(tmp_path))
     arguments = list(sys.argv)
-    world = AlfWorld()
-    world.reset(0)
-    world.step("look")
-    assert world._engine is not None
-    library = world._engine._env.downward_lib
-    world.close()
-    world.close()
+    simulator = AlfWorld()
+    simulator.reset(0)
+    simulator.step("look")
+    assert simulator._engine is not None
+    library = simulator._engine._env.downward_lib
+    simulator.close()
+    simulator.close()
     assert game._LIBRARIES.count(library) == 1  # for the next engine
-    world.reset(1)
+    simulator.reset(1)
     assert sys.argv == arguments
     assert not list(tmp_path.iterdir())
 

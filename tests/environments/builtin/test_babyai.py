@@ -7,23 +7,23 @@ import random
 import pytest
 
 from atlas_ray.environments.builtin.babyai.scene import LEVELS, Scene, load_level
-from atlas_ray.environments.builtin.babyai.world import BabyAI
+from atlas_ray.environments.builtin.babyai.simulator import BabyAI
 from atlas_ray.environments.registry import get
 from tests.support.serving import recorded
 
 
 def test_the_texts_are_the_real_servers() -> None:
     """The recorded exchanges, played here: observations, actions on offer, rewards."""
-    world, done, compared = BabyAI(), True, 0
+    simulator, done, compared = BabyAI(), True, 0
     for exchange in recorded("babyai"):
         asked, answer = exchange["request"].get("json", {}), exchange["response"]["json"]
         if not isinstance(answer, dict) or "error" in answer:
             continue
         if exchange["request"]["path"] == "/reset":
-            assert world.reset(asked["data_idx"]).observation == answer["observation"]
+            assert simulator.reset(asked["data_idx"]).observation == answer["observation"]
             done = False
         elif exchange["request"]["path"] == "/step" and not done:
-            result = world.step(asked["action"])
+            result = simulator.step(asked["action"])
             assert (result.observation, result.done) == (answer["observation"], answer["done"])
             assert result.reward == pytest.approx(answer["score"])
             done, compared = result.done, compared + 1
@@ -48,50 +48,50 @@ def test_what_is_seen_is_what_minigrid_shows() -> None:
 
 
 def test_actions_that_cannot_be_taken_say_why() -> None:
-    world = BabyAI()
-    world.reset(0)  # a red ball among grey things
-    first = world.step("check available actions").observation.splitlines()
+    simulator = BabyAI()
+    simulator.reset(0)  # a red ball among grey things
+    first = simulator.step("check available actions").observation.splitlines()
     assert first[0].startswith(
         "You can take the following actions: turn left, turn right, move forward, pickup grey key"
     )
 
     def said(action: str) -> str:
-        result = world.step(action)
+        result = simulator.step(action)
         assert (result.reward, result.done) == (0.0, False)
         return result.observation.splitlines()[0]
 
     assert said("fly") == said("") == "The action is not recognized. Please check valid actions."
     assert said("drop") == "You cannot drop the object, as you are not carrying anything."
     assert "You are carrying a grey key." in said("pick up grey key 1")
-    assert "pickup" not in world.step("turn left").observation
+    assert "pickup" not in simulator.step("turn left").observation
 
 
 def test_a_locked_door_wants_its_key_and_a_box_gives_one() -> None:
-    world = BabyAI()
-    world.reset(105)  # level 26: the key lies in the box before the door
-    locked = world.step("turn right").observation
+    simulator = BabyAI()
+    simulator.reset(105)  # level 26: the key lies in the box before the door
+    locked = simulator.step("turn right").observation
     assert "locked door" in locked or "box" in locked
     actions = []
     for step in range(20):
-        decision = world.expert(random.Random(step + 1))
+        decision = simulator.expert(random.Random(step + 1))
         actions.append(decision.action)
-        if world.step(decision.action).done:
+        if simulator.step(decision.action).done:
             break
     assert "toggle" in actions
     assert actions[-1].startswith("toggle and go through")
 
 
 def test_rewards_end_episodes() -> None:
-    world = BabyAI()
-    world.reset(0)
+    simulator = BabyAI()
+    simulator.reset(0)
     for _ in range(63):
-        assert not world.step("turn left").done
-    late = world.step("turn left")
+        assert not simulator.step("turn left").done
+    late = simulator.step("turn left")
     assert (late.reward, late.done) == (0.0, True)
     assert "The task has failed." in late.observation
-    assert world.step("go to red ball 1") == late
-    world.reset(0)
-    won = world.step("go to red ball 1")
+    assert simulator.step("go to red ball 1") == late
+    simulator.reset(0)
+    won = simulator.step("go to red ball 1")
     assert (won.reward, won.done) == (1 - 0.9 * 8 / 64, True)
     spec = get("babyai")
     assert spec.scale(won.reward) >= spec.success_at

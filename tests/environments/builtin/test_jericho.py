@@ -1,5 +1,5 @@
-"""The built-in Jericho: the stories' texts, subgoals, and what is no part of them. What every world must hold is in
-`test_every_world.py`."""
+"""The built-in Jericho: the stories' texts, subgoals, and what is no part of them. What every simulator must hold is in
+`test_every_simulator.py`."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ import pytest
 
 pytest.importorskip("jericho", reason="pip install 'atlas-ray[jericho]'")
 
+from atlas_ray.environments.builtin.jericho.simulator import Jericho, tasks
 from atlas_ray.environments.builtin.jericho.stories import STORIES, VARIANTS, story
-from atlas_ray.environments.builtin.jericho.world import Jericho, tasks
 from atlas_ray.environments.registry import get
 
 FOLDER = Path(__file__).parents[3] / "atlas_ray" / "environments" / "builtin" / "jericho" / "stories"
 
 
 def begun(name: str, variant: int = 7, half: bool = False) -> tuple[Jericho, str]:
-    world = Jericho()
+    simulator = Jericho()
     index = next(
         n for n, task in enumerate(tasks()) if (task.name, task.variant, task.start > 0) == (name, variant, half)
     )
-    return world, world.reset(index).observation
+    return simulator, simulator.reset(index).observation
 
 
 def test_a_story_is_told_and_pays_by_subgoals() -> None:
-    world, first = begun("lighthouse")
+    simulator, first = begun("lighthouse")
     assert first == (
         "Your goals: find the tower's key, open the tower, get the oil, fill the lamp, light the lamp.\n\n"
         "The ship of Oskar is out in the storm, and the lamp is dark. Light it."
@@ -45,35 +45,35 @@ def test_a_story_is_told_and_pays_by_subgoals() -> None:
         ("open door", "You open the tower's door.", 0.4),
     ]
     for command, told, progress in said:
-        result = world.step(command)
+        result = simulator.step(command)
         assert (result.observation, result.progress, result.done) == (told, pytest.approx(progress), False)
     for command in ("east", "take oil", "west", "north", "up", "light lamp", "fill lamp"):
-        result = world.step(command)
+        result = simulator.step(command)
     assert result.progress == pytest.approx(0.8)
-    last = world.step("light lamp")
+    last = simulator.step("light lamp")
     assert last.observation.startswith("The lamp flares up")
     assert "RESTART" not in last.observation
     assert (last.reward, last.done) == (1.0, True)
-    assert world.step("north") == world.step("look")  # nothing follows the end
+    assert simulator.step("north") == simulator.step("look")  # nothing follows the end
 
 
 @pytest.mark.parametrize("name", STORIES)
 def test_half_way_what_lies_before_is_done_and_does_not_count(name: str) -> None:
-    world, first = begun(name, half=True)
+    simulator, first = begun(name, half=True)
     task = next(t for t in tasks() if t.name == name and t.start)
     goals = [m.goal for m in story(name, 7).milestones[task.start :] if m.goal]
     assert first.startswith(f"Your goals: {', '.join(goals)}.")
     assert "You're carrying" in first
-    assert world.step("look").progress == 0
+    assert simulator.step("look").progress == 0
 
 
 @pytest.mark.parametrize("name", STORIES)
 @pytest.mark.parametrize("variant", [0, 6, 12, 18, 24])
 def test_the_milestones_lead_through_the_story(name: str, variant: int) -> None:
-    world, _ = begun(name, variant)
+    simulator, _ = begun(name, variant)
     progress = [0.0]
     for _ in range(15):
-        result = world.step(world._due[0])
+        result = simulator.step(simulator._due[0])
         progress.append(result.reward)
     assert progress == sorted(progress)
     assert (progress[-1], result.done) == (1.0, True)
@@ -85,10 +85,10 @@ def test_the_milestones_lead_through_the_story(name: str, variant: int) -> None:
 )
 def test_the_interpreters_own_commands_are_no_part_of_it(command: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
-    world, _ = begun("archive")
-    result = world.step(command)
+    simulator, _ = begun("archive")
+    result = simulator.step(command)
     assert (result.observation, result.done) == ("That is no part of the story.", False)
-    assert "Reading Room" in world.step("look").observation
+    assert "Reading Room" in simulator.step("look").observation
     assert not list(tmp_path.iterdir())
 
 
@@ -118,7 +118,7 @@ def test_what_is_compiled_is_what_is_written(tmp_path: Path) -> None:
 
 
 def test_agents_speak_of_what_is_due() -> None:
-    world, _ = begun("greenhouse")
-    decision = world.expert(random.Random(1))
+    simulator, _ = begun("greenhouse")
+    decision = simulator.expert(random.Random(1))
     assert decision.action == "take kettle"
     assert "herb and water go into it" in decision.thought

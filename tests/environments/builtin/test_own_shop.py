@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("tantivy", reason="needs the extra webshop: pip install 'atlas-ray[webshop]'")
 
 from atlas_ray.environments.builtin.webshop.catalogue import product
-from atlas_ray.environments.custom_data import bring
+from atlas_ray.environments.custom_data import load_custom_data
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.errors import UserError
 from tests.support.serving import play, remote, running
@@ -62,42 +62,44 @@ def test_webshops_files_make_the_wishes_that_webshop_makes(products: Path) -> No
             made.append(f"Find me {one.attributes[0]} {one.query} with {chosen}, and price lower than ")
     random.Random(233).shuffle(made)
     assert products.stat().st_size > 2**20  # it is read in pieces
-    brought = bring([f"webshop={products}"])["webshop"]
-    assert brought.parts == {"items_ins_v2_1000.json": len(made), "items_human_ins.json": 1}
-    world: Any = brought.world()
+    custom = load_custom_data([f"webshop={products}"])["webshop"]
+    assert custom.parts == {"items_ins_v2_1000.json": len(made), "items_human_ins.json": 1}
+    simulator: Any = custom.simulator()
     for index in (0, 1, 500, len(made) - 1):
-        world.reset(index)
-        told = world.state["instruction_text"]
+        simulator.reset(index)
+        told = simulator.state["instruction_text"]
         assert told.startswith(made[index])
         limit = float(told.removeprefix(made[index]).removesuffix(" dollars"))
-        assert limit > world._visit.goal.model.price
-        assert world.reset(index).observation == f"WebShop [SEP] Instruction: [SEP] {told} [SEP] Search"
-    assert world.reset(len(made)).observation.startswith("WebShop [SEP] Instruction: [SEP] i want it, and price lower")
+        assert limit > simulator._visit.goal.model.price
+        assert simulator.reset(index).observation == f"WebShop [SEP] Instruction: [SEP] {told} [SEP] Search"
+    assert simulator.reset(len(made)).observation.startswith(
+        "WebShop [SEP] Instruction: [SEP] i want it, and price lower"
+    )
     with pytest.raises(UserError, match=f"webshop has no task {len(made) + 1}"):
-        world.reset(len(made) + 1)
+        simulator.reset(len(made) + 1)
 
 
 def test_the_real_products_are_searched_shown_and_paid_as_the_built_in_ones(products: Path) -> None:
-    brought = bring([f"webshop={products}"])["webshop"]
-    world: Any = brought.world()
+    custom = load_custom_data([f"webshop={products}"])["webshop"]
+    simulator: Any = custom.simulator()
     ours = product(1)
-    world.reset(brought.parts["items_ins_v2_1000.json"])  # somebody's wish for product 1
-    results = world.step(f"search[{ours.title} {' '.join(ours.attributes)}]").observation.split(" [SEP] ")
+    simulator.reset(custom.parts["items_ins_v2_1000.json"])  # somebody's wish for product 1
+    results = simulator.step(f"search[{ours.title} {' '.join(ours.attributes)}]").observation.split(" [SEP] ")
     assert results[5:8] == [ours.asin, ours.title, f"${ours.price:.2f}"]
-    page = world.step(f"click[{ours.asin.lower()}]").observation
+    page = simulator.step(f"click[{ours.asin.lower()}]").observation
     assert all(f"[SEP] {value} [SEP]" in page for values in ours.options.values() for value in values)
-    assert " [SEP] ".join(ours.features) in world.step("click[Features]").observation
-    world.step("click[< Prev]")
+    assert " [SEP] ".join(ours.features) in simulator.step("click[Features]").observation
+    simulator.step("click[< Prev]")
     for values in ours.options.values():
-        world.step(f"click[{values[0]}]")
-    bought = world.step("click[Buy Now]")
+        simulator.step(f"click[{values[0]}]")
+    bought = simulator.step("click[Buy Now]")
     assert (bought.reward, bought.done) == (1.0, True)
-    assert world.step("search[tea]") == bought
+    assert simulator.step("search[tea]") == bought
 
-    world.reset(brought.parts["items_ins_v2_1000.json"])
-    world.step(f"search[{ours.title}]"), world.step(f"click[{ours.asin}]")
+    simulator.reset(custom.parts["items_ins_v2_1000.json"])
+    simulator.step(f"search[{ours.title}]"), simulator.step(f"click[{ours.asin}]")
     asked = 1 + len(ours.options) + 1  # attribute, options, price
-    assert world.step("click[Buy Now]").reward == pytest.approx(2 / asked)
+    assert simulator.step("click[Buy Now]").reward == pytest.approx(2 / asked)
 
 
 @pytest.mark.parametrize(
@@ -108,11 +110,11 @@ def test_prices_are_read_as_webshop_reads_them(pricing: str, low: float, high: f
     item = json.loads(products.read_text("utf-8"))[0]
     item |= {"pricing": pricing, "customization_options": "", "query": None}
     products.write_text(json.dumps([item]), "utf-8")
-    brought = bring([f"webshop={products}"])["webshop"]
-    world: Any = brought.world()
-    told = world.reset(0).observation
-    assert brought.parts == {"items_ins_v2_1000.json": 1}
-    assert low <= world._visit.goal.model.price <= high
+    custom = load_custom_data([f"webshop={products}"])["webshop"]
+    simulator: Any = custom.simulator()
+    told = simulator.reset(0).observation
+    assert custom.parts == {"items_ins_v2_1000.json": 1}
+    assert low <= simulator._visit.goal.model.price <= high
     assert ("price lower" in told) == (high < 980)
     assert " with " not in told
 
@@ -144,25 +146,25 @@ def test_files_that_are_not_webshops_are_named(file: str, content: str | None, t
     if "nobody" in told:
         products.with_name("items_human_ins.json").unlink()
     with pytest.raises(UserError) as caught:
-        bring([f"webshop={products}"])
+        load_custom_data([f"webshop={products}"])
     assert told.replace("ASIN", asin) in caught.value.what
     assert (products.name if "nobody" in told else file) in caught.value.what
 
 
 def test_a_number_is_the_built_in_catalogue_of_that_size(products: Path) -> None:
-    brought = bring(["webshop=3000"])["webshop"]
-    assert str(brought) == "test 0 to 199, train 200 to 4129"
-    world: Any = brought.world()
-    world.reset(7)
-    assert world._visit.search.size == 3_000
-    assert world.expert(random.Random(0)).action.startswith("search[")  # it is not somebody's own
+    custom = load_custom_data(["webshop=3000"])["webshop"]
+    assert str(custom) == "test 0 to 199, train 200 to 4129"
+    simulator: Any = custom.simulator()
+    simulator.reset(7)
+    assert simulator._visit.search.size == 3_000
+    assert simulator.expert(random.Random(0)).action.startswith("search[")  # it is not somebody's own
     for wrong, told in (("999", "webshop cannot have 999 products"), ("shop.json", "neither a number nor")):
         with pytest.raises(UserError, match=told):
-            bring([f"webshop={wrong}"])
+            load_custom_data([f"webshop={wrong}"])
 
 
 async def test_webshops_dialect_serves_it(products: Path) -> None:
-    app: Any = create_app(["webshop"], brought=bring([f"webshop={products}"]))
+    app: Any = create_app(["webshop"], custom_data=load_custom_data([f"webshop={products}"]))
     async with running(app) as url, remote("webshop", url) as session:
         opening, results = await play(session, 3, ["Action: search[green tea]", "Action: click[Next >]"])
         assert opening.observation.startswith("WebShop [SEP] Instruction: [SEP] Find me ")

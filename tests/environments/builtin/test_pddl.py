@@ -9,8 +9,8 @@ import pytest
 
 from atlas_ray.environments.builtin.pddl import texts
 from atlas_ray.environments.builtin.pddl.problem import Problem
+from atlas_ray.environments.builtin.pddl.simulator import DOMAINS, LONGEST, Pddl, plan_length, tasks
 from atlas_ray.environments.builtin.pddl.strips import load_domain, parse_domain
-from atlas_ray.environments.builtin.pddl.world import DOMAINS, LONGEST, Pddl, plan_length, tasks
 from atlas_ray.environments.registry import get
 
 SWITCH = """
@@ -74,48 +74,48 @@ def test_test_tasks_are_agentboards_sixty_and_within_reach() -> None:
 
 
 def first(domain: str) -> tuple[Pddl, str]:
-    world = Pddl()
+    simulator = Pddl()
     index = next(i for i, problem in enumerate(tasks()) if problem.domain == domain)
-    return world, world.reset(index).observation
+    return simulator, simulator.reset(index).observation
 
 
 def test_blocksworld_observes_the_whole_state_and_barman_what_changed() -> None:
-    world, opening = first("blocksworld")
+    simulator, opening = first("blocksworld")
     goal, state = opening.splitlines()[-2:]
     assert goal.startswith("The goal is to satisfy the following conditions: B")
     assert "Your arm is empty." in state
-    assert world.step("look around").observation == state
-    assert world.step("dance").observation == texts.INVALID
-    listed = world.step("check valid actions").observation
+    assert simulator.step("look around").observation == state
+    assert simulator.step("dance").observation == texts.INVALID
+    listed = simulator.step("check valid actions").observation
     assert listed.startswith("Valid actions are: ")
     assert listed.endswith("check valid actions, look around")
-    world, opening = first("barman")
-    assert world.step("Grasp the shot1 with the left hand.").observation == texts.INVALID  # the hand comes first
-    assert world.step("left grasp shot1").observation == "Your left hand is holding shot1."
-    assert "Shot1 is on the table." not in world.step("look around").observation
+    simulator, opening = first("barman")
+    assert simulator.step("Grasp the shot1 with the left hand.").observation == texts.INVALID  # the hand comes first
+    assert simulator.step("left grasp shot1").observation == "Your left hand is holding shot1."
+    assert "Shot1 is on the table." not in simulator.step("look around").observation
 
 
 def test_progress_is_the_best_share_so_far() -> None:
     state = frozenset({("at", "ball1", "rooma"), ("at", "ball2", "rooma"), ("at-robby", "rooma"), ("free", "left")})
     objects = {"rooma": "room", "roomb": "room", "ball1": "ball", "ball2": "ball", "left": "arm"}
     goal = (("at", "ball1", "roomb"), ("at", "ball2", "roomb"))
-    world = Pddl()
-    world.reset(0)
-    world._problem = Problem("gripper", objects, state, goal)
-    world._state, world._progress = state, 0.0
+    simulator = Pddl()
+    simulator.reset(0)
+    simulator._problem = Problem("gripper", objects, state, goal)
+    simulator._state, simulator._progress = state, 0.0
 
     def progress(*actions: str) -> float:
-        return [world.step(action).reward for action in actions][-1]
+        return [simulator.step(action).reward for action in actions][-1]
 
     assert progress("pick ball1 rooma left", "move rooma roomb") == 0
     assert progress("drop ball1 roomb left") == 0.5
     assert progress("pick ball1 roomb left", "move roomb rooma", "drop ball1 rooma left") == 0.5
-    last = world.step("pick ball2 rooma left")
+    last = simulator.step("pick ball2 rooma left")
     assert (last.reward, last.progress, last.done) == (0.5, 0.5, False)
     progress(
         "move rooma roomb", "drop ball2 roomb left", "move roomb rooma", "pick ball1 rooma left", "move rooma roomb"
     )
-    last = world.step("Drop ball1 at roomb with arm left.")
+    last = simulator.step("Drop ball1 at roomb with arm left.")
     assert (last.reward, last.progress, last.done) == (1.0, 1.0, True)
     assert last.observation.endswith(texts.SATISFIED)
 

@@ -10,10 +10,10 @@ import psutil
 import pytest
 
 from atlas_ray.environments.builtin.sciworld import machines
-from atlas_ray.environments.builtin.sciworld.machines import PER_MACHINE, Simulator
+from atlas_ray.environments.builtin.sciworld.machines import PER_MACHINE, JavaGame
 from atlas_ray.environments.builtin.sciworld.make_paths import LONGEST, played
+from atlas_ray.environments.builtin.sciworld.simulator import SciWorld
 from atlas_ray.environments.builtin.sciworld.tasks import N_TEST, N_TRAIN, Game, aim, games, paths
-from atlas_ray.environments.builtin.sciworld.world import SciWorld
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import EnvironmentFailure, UserError
 from tests.support.absent import absent
@@ -49,7 +49,7 @@ def test_the_splits_hold_tasks_of_many_kinds_that_fit_the_cap() -> None:
 
 @pytest.mark.slow
 def test_a_sample_of_all_paths_solves_its_tasks() -> None:
-    simulator = Simulator()
+    simulator = JavaGame()
     for index in random.Random(0).sample(sorted(paths()), 150):
         simulator.load(games()[index].kind, games()[index].variation)
         simulator.step("look around")
@@ -117,7 +117,7 @@ def test_machines_that_die_again_and_again_are_no_fault_of_the_policy(
     def dies(*_: object) -> str:
         raise EnvironmentFailure("sciworld's Java machine failed")
 
-    monkeypatch.setattr(Simulator, "step", dies)
+    monkeypatch.setattr(JavaGame, "step", dies)
     with pytest.raises(EnvironmentFailure):
         sciworld.step("look around")
 
@@ -128,11 +128,11 @@ def test_simulators_share_machines_which_end_when_nobody_is_left(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(machines, "_machines", [])
-    taken = [Simulator() for _ in range(PER_MACHINE + 1)]
+    taken = [JavaGame() for _ in range(PER_MACHINE + 1)]
     assert [machine.used for machine in machines._machines] == [PER_MACHINE, 1]
     processes = [psutil.Process(machine.process.pid) for machine in machines._machines]
     taken[0].close()
-    again = Simulator()
+    again = JavaGame()
     assert [machine.used for machine in machines._machines] == [PER_MACHINE, 1], "a free place is taken first"
     del taken[:], again
     assert psutil.wait_procs(processes, timeout=30)[1] == []
@@ -144,7 +144,7 @@ def test_only_who_knows_the_token_can_speak_to_a_machine() -> None:
     from py4j.java_gateway import GatewayParameters, JavaGateway
     from py4j.protocol import Py4JError
 
-    simulator = Simulator()
+    simulator = JavaGame()
     port = machines._machines[-1].gateway.gateway_parameters.port
     with pytest.raises(Py4JError):
         JavaGateway(gateway_parameters=GatewayParameters(port=port)).jvm.java.lang.System.exit(1)

@@ -9,7 +9,7 @@ import pytest
 
 from atlas_ray.environments.registry import get
 from tests.environments.builtin.test_tools import BOXES
-from tests.environments.test_environments import TOOLS, world
+from tests.environments.test_environments import TOOLS, make_simulator
 
 NAMES = sorted({name for box in BOXES.values() for name in box.tools})
 PARAMETERS = sorted({key for box in BOXES.values() for tool in box.tools.values() for key in tool.parameters})
@@ -80,7 +80,7 @@ BOMBS = [
 @pytest.mark.parametrize("env", TOOLS)
 def test_random_replies_get_an_answer(env: str) -> None:
     """2,000 of each environment."""
-    rng, simulator, spec = random.Random(f"fuzz/{env}"), world(env), get(env)
+    rng, simulator, spec = random.Random(f"fuzz/{env}"), make_simulator(env), get(env)
     done, answered = True, 0
     for n in range(2_000):
         if done:
@@ -102,7 +102,7 @@ def test_random_replies_get_an_answer(env: str) -> None:
 def test_code_and_bombs_are_words(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("eval", "exec", "compile", "open"):
         monkeypatch.setattr(f"builtins.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
-    simulator, spec = world(env), get(env)
+    simulator, spec = make_simulator(env), get(env)
     for reply in CODE + BOMBS:
         simulator.reset(0)
         result = simulator.step(spec.take_action(reply))

@@ -15,7 +15,7 @@ from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPU
 from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, label, position
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.registry import get
-from tests.environments.test_environments import play, world
+from tests.environments.test_environments import make_simulator, play
 
 BOXES = {box.name: box for box in (weather.TOOLBOX, movie.TOOLBOX, todo.TOOLBOX, academia.TOOLBOX, sheet.TOOLBOX)}
 
@@ -71,7 +71,7 @@ def test_actions_are_read_as_json_within_bounds(reply: str, read: object) -> Non
 
 
 def test_errors_are_told_in_agentgyms_form() -> None:
-    simulator = world("weather")
+    simulator = make_simulator("weather")
     simulator.reset(0)
     assert simulator.step("no action here").observation == FORMAT_ERROR
     assert simulator.step(say("fly")).observation == "Observation: ERROR | Invalid action: fly.\nGive me one action."
@@ -214,7 +214,7 @@ def test_sheet_actions() -> None:
 
 
 def test_a_sheet_pays_for_the_share_that_is_done() -> None:
-    simulator = world("sheet")
+    simulator = make_simulator("sheet")
     for index in range(100):
         simulator.reset(index)
         rewards = [simulator.step("wait").reward]
@@ -226,7 +226,7 @@ def test_a_sheet_pays_for_the_share_that_is_done() -> None:
 
 
 def test_a_job_is_judged_by_what_is_left() -> None:
-    simulator, indices = world("todo"), itertools.count()
+    simulator, indices = make_simulator("todo"), itertools.count()
     while "mark" not in simulator.reset(index := next(indices)).observation:
         pass
     assert simulator.step(say("finish", answer="done")).reward == 0.0  # nothing was done

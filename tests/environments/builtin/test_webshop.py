@@ -21,7 +21,7 @@ from atlas_ray.environments.builtin.webshop.goals import (
 )
 from atlas_ray.environments.builtin.webshop.pages import Visit
 from atlas_ray.environments.builtin.webshop.search import Search, search_of
-from atlas_ray.environments.builtin.webshop.world import WebShop
+from atlas_ray.environments.builtin.webshop.simulator import WebShop
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
@@ -31,10 +31,10 @@ from tests.support.serving import running
 pytest.importorskip("tantivy", reason="needs the extra webshop: pip install 'atlas-ray[webshop]'")
 
 
-def do(world: WebShop, *actions: str) -> list[str]:
+def do(simulator: WebShop, *actions: str) -> list[str]:
     """Plays actions; the last page's parts."""
     for action in actions:
-        result = world.step(action)
+        result = simulator.step(action)
     return result.observation.split(" [SEP] ")
 
 
@@ -48,30 +48,33 @@ def model_goal() -> tuple[int, Goal]:
 
 def test_the_pages_are_webshops() -> None:
     index, goal = model_goal()
-    world, model = WebShop(), goal.model
-    assert world.reset(index).observation == f"WebShop [SEP] Instruction: [SEP] {goal.text} [SEP] Search"
-    assert world.available_actions == {"has_search_bar": True, "clickables": ["search"]}
+    simulator, model = WebShop(), goal.model
+    assert simulator.reset(index).observation == f"WebShop [SEP] Instruction: [SEP] {goal.text} [SEP] Search"
+    assert simulator.available_actions == {"has_search_bar": True, "clickables": ["search"]}
     head = ["Instruction:", goal.text, "Back to Search"]
 
     query = f"search[{model.title} {' '.join(model.attributes)}]"
-    results = do(world, query)
+    results = do(simulator, query)
     assert results[:5] == [*head, "Page 1 (Total results: 50)", "Next >"]
     assert results[5:8] == [model.asin, model.title, f"${model.price:.2f}"]
     assert len(results) == 5 + 30
-    assert do(world, "click[Next >]")[3:6] == ["Page 2 (Total results: 50)", "< Prev", "Next >"]
-    assert do(world, "click[next >]", "click[Next >]", "click[Next >]")[3:5] == ["Page 5 (Total results: 50)", "< Prev"]
-    assert do(world, *["click[< Prev]"] * 4) == results
+    assert do(simulator, "click[Next >]")[3:6] == ["Page 2 (Total results: 50)", "< Prev", "Next >"]
+    assert do(simulator, "click[next >]", "click[Next >]", "click[Next >]")[3:5] == [
+        "Page 5 (Total results: 50)",
+        "< Prev",
+    ]
+    assert do(simulator, *["click[< Prev]"] * 4) == results
 
     options = [part for name, values in model.options.items() for part in (name, *values)]
     item = [*head, "< Prev", *options, model.title, f"Price: ${model.price:.2f}", "Rating: N.A."]
     item += ["Description", "Features", "Reviews", "Attributes", "Buy Now"]
-    assert do(world, f"click[{model.asin.lower()}]") == item
-    assert do(world, "click[Features]") == [*head, "< Prev", *model.features]
-    assert do(world, "click[< Prev]", "click[Attributes]") == [*head, "< Prev", *model.attributes]
-    assert do(world, "click[< Prev]", "click[Description]") == [*head, "< Prev", model.description]
-    assert do(world, "click[< Prev]", "click[Reviews]") == [*head, "< Prev"]
-    assert do(world, "click[< Prev]", *(f"click[{value}]" for value in goal.options.values())) == item
-    bought = world.step("click[Buy Now]")
+    assert do(simulator, f"click[{model.asin.lower()}]") == item
+    assert do(simulator, "click[Features]") == [*head, "< Prev", *model.features]
+    assert do(simulator, "click[< Prev]", "click[Attributes]") == [*head, "< Prev", *model.attributes]
+    assert do(simulator, "click[< Prev]", "click[Description]") == [*head, "< Prev", model.description]
+    assert do(simulator, "click[< Prev]", "click[Reviews]") == [*head, "< Prev"]
+    assert do(simulator, "click[< Prev]", *(f"click[{value}]" for value in goal.options.values())) == item
+    bought = simulator.step("click[Buy Now]")
     assert (bought.reward, bought.done) == (1.0, True)
     receipt = bought.observation.split(" [SEP] ")
     assert receipt[:7] == [
@@ -79,7 +82,7 @@ def test_the_pages_are_webshops() -> None:
         *("Purchased", "asin", model.asin),
     ]
     assert receipt[receipt.index("Your score (min 0.0, max 1.0)") + 1] == "1"
-    assert world.step("click[Back to Search]") == bought
+    assert simulator.step("click[Back to Search]") == bought
 
 
 @pytest.mark.parametrize(
@@ -90,9 +93,9 @@ def test_the_pages_are_webshops() -> None:
     ],
 )
 def test_what_is_not_possible_changes_nothing(action: str) -> None:
-    world = WebShop()
-    first = world.reset(0).observation
-    result = world.step(action)
+    simulator = WebShop()
+    first = simulator.reset(0).observation
+    result = simulator.step(action)
     assert (result.observation, result.reward, result.done) == (first, 0.0, False)
 
 
@@ -243,10 +246,10 @@ CODE = [
 ]
 
 
-def fuzzed(rng: random.Random, world: WebShop) -> str:
+def fuzzed(rng: random.Random, simulator: WebShop) -> str:
     """A reply that is mostly a search or a click of wild or offered words."""
     wild = "".join(chr(rng.randrange(1, 0xD800)) for _ in range(rng.randrange(20)))
-    offered = rng.choice([*world.available_actions["clickables"], "search"])
+    offered = rng.choice([*simulator.available_actions["clickables"], "search"])
     inner = rng.choice([wild, offered, offered, *CODE, "".join(rng.choices(PIECES, k=4)), "rose lotion"])
     reply = f"Thought: {wild}\nAction: {rng.choice(['search', 'click', 'click', wild])}[{inner}]"
     return rng.choice([reply, reply, reply, "".join(rng.choices(PIECES, k=8)), wild])
@@ -254,7 +257,7 @@ def fuzzed(rng: random.Random, world: WebShop) -> str:
 
 def test_random_replies_get_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """2,000, and those that are huge."""
-    rng, world, spec, done, moved = random.Random("fuzz"), WebShop(), get("webshop"), True, 0
+    rng, simulator, spec, done, moved = random.Random("fuzz"), WebShop(), get("webshop"), True, 0
     for name in ("eval", "exec", "compile"):
         monkeypatch.setattr(f"builtins.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
     huge = [
@@ -266,17 +269,17 @@ def test_random_replies_get_an_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     for n in range(2_000 + len(huge)):
         if done:
-            page = world.reset(rng.randrange(4_130)).observation
+            page = simulator.reset(rng.randrange(4_130)).observation
         expert = rng.random() < 0.2  # so that it gets somewhere
-        reply = huge[n - 2_000] if n >= 2_000 else world.expert(rng).reply if expert else fuzzed(rng, world)
-        result = world.step(spec.take_action(reply) or "")
+        reply = huge[n - 2_000] if n >= 2_000 else simulator.expert(rng).reply if expert else fuzzed(rng, simulator)
+        result = simulator.step(spec.take_action(reply) or "")
         assert len(result.observation) < 10_000
         result.observation.encode()
         assert 0 <= result.reward <= 1
         moved += not expert and result.observation != page
         done, page = result.done, result.observation
         if n % 5 == 0:
-            assert "Action: " in world.novice(rng).reply
+            assert "Action: " in simulator.novice(rng).reply
     assert moved > 100  # some are understood
 
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_ray.environments.builtin.alfworld.game import Engine, require
-from atlas_ray.environments.builtin.alfworld.world import INSTRUCTION, known
-from atlas_ray.environments.custom_data import Brought, Unscripted
+from atlas_ray.environments.builtin.alfworld.simulator import INSTRUCTION, known
+from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.protocol import Opening, StepResult
 from atlas_ray.environments.tasks import pick
@@ -33,14 +33,14 @@ class Scene:
     sentence: str
 
 
-def load(folder: str) -> Brought:
+def load(folder: str) -> CustomData:
     """The games that are said to be solvable, by part and path; as in ALFWorld, none with movable or sliced things.
 
     Raises:
         UserError: If there is none, or a file is no game.
     """
     parts, games = games_in(folder)
-    return Brought(functools.partial(OwnAlfWorld, tuple(games)), parts)
+    return CustomData(functools.partial(OwnAlfWorld, tuple(games)), parts)
 
 
 def games_in(folder: str) -> tuple[dict[str, int], list[Path]]:
@@ -123,7 +123,7 @@ class OwnAlfWorld(Unscripted):
 
     def _ready(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("the world was not reset")
+            raise RuntimeError("the simulator was not reset")
         return self._engine
 
 

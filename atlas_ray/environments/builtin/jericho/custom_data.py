@@ -17,8 +17,8 @@ from typing import Any
 import yaml
 
 from atlas_ray.environments.agentgym.agentboard import Row, find_rows, folder_with
-from atlas_ray.environments.builtin.jericho.world import INSTRUCTION, interpreter, understand
-from atlas_ray.environments.custom_data import Brought, Unscripted
+from atlas_ray.environments.builtin.jericho.simulator import INSTRUCTION, interpreter, understand
+from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening, StepResult
 from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
@@ -51,7 +51,7 @@ class Game:
     best: int
 
 
-def load(folder: str) -> Brought:
+def load(folder: str) -> CustomData:
     """The games that AgentBoard's rows name, else those of a folder, sorted by name.
 
     Raises:
@@ -63,10 +63,10 @@ def load(folder: str) -> Brought:
     if not found:
         raise UserError(f"there is no game in {folder}", f"jericho=FOLDER looks there for {', '.join(_VERSIONS)}")
     games = tuple(_game(file) for file in found)
-    return Brought(functools.partial(OwnJericho, games), {game.file.name: 1 for game in games})
+    return CustomData(functools.partial(OwnJericho, games), {game.file.name: 1 for game in games})
 
 
-def _agentboard(rows: list[Row], folder: str) -> Brought:
+def _agentboard(rows: list[Row], folder: str) -> CustomData:
     """A row names its game; where none does, AgentBoard's list of 20 tells, in the order of its rows."""
     wanted = "*.z[358]"
     place = folder_with(folder, _PLACES, wanted)
@@ -86,7 +86,7 @@ def _agentboard(rows: list[Row], folder: str) -> Brought:
             raise UserError(f"{row.where}: a subgoal without a letter", "fetch the file again")
         title = names[0] if names[0] not in games else f"{names[0]} ({number})"
         games[title] = Game(stories[names[0]], row.goal, subgoals, 0)
-    return Brought(functools.partial(OwnJericho, tuple(games.values())), dict.fromkeys(games, 1))
+    return CustomData(functools.partial(OwnJericho, tuple(games.values())), dict.fromkeys(games, 1))
 
 
 class OwnJericho(Unscripted):
@@ -116,7 +116,7 @@ class OwnJericho(Unscripted):
     def step(self, action: str) -> StepResult:
         """Plays one command; those to the interpreter change nothing."""
         if self._game is None:
-            raise RuntimeError("the world was not reset")
+            raise RuntimeError("the simulator was not reset")
         if self._ended:
             return StepResult("The story has ended.", self._progress, True, self._progress)
         command, told = understand(action)

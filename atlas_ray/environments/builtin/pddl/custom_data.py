@@ -15,10 +15,10 @@ from typing import TypeVar
 
 from atlas_ray.environments.agentgym.agentboard import Row, find_rows, folder_with
 from atlas_ray.environments.builtin.pddl import texts
-from atlas_ray.environments.builtin.pddl.play import PlanningWorld
+from atlas_ray.environments.builtin.pddl.play import PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Problem
 from atlas_ray.environments.builtin.pddl.strips import Domain, parse_domain, parse_problem
-from atlas_ray.environments.custom_data import Brought, Unscripted
+from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
@@ -32,7 +32,7 @@ T = TypeVar("T")
 Task = tuple[Domain, Problem, str]  # and the goal in AgentBoard's words
 
 
-def load(folder: str) -> Brought:
+def load(folder: str) -> CustomData:
     """The problems that AgentBoard's rows name.
 
     Raises:
@@ -50,10 +50,10 @@ def load(folder: str) -> Brought:
         name = _domain_of(row)
         tasks.append(_task(place, row, name, counted[name]))
         counted[name] += 1
-    return Brought(functools.partial(OwnPddl, tuple(tasks)), _parts(rows))
+    return CustomData(functools.partial(OwnPddl, tuple(tasks)), _parts(rows))
 
 
-class OwnPddl(Unscripted, PlanningWorld):
+class OwnPddl(Unscripted, PlanningSimulator):
     """The simulator, on AgentBoard's problems."""
 
     def __init__(self, tasks: tuple[Task, ...]) -> None:

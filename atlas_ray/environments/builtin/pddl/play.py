@@ -15,7 +15,7 @@ from atlas_ray.environments.protocol import StepResult
 EXTRA = ("check valid actions", "look around")
 
 
-class PlanningWorld:
+class PlanningSimulator:
     """The simulator: reward = progress = the largest share of the goal's facts so far; done when all hold."""
 
     def _begin(self, domain: Domain, problem: Problem) -> None:

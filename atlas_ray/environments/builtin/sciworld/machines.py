@@ -120,7 +120,7 @@ def _end_idle(machine: _Machine) -> None:
     machine.end()
 
 
-class Simulator:
+class JavaGame:
     """One game; closed or collected, it leaves its place in the machine to the next.
 
     Raises:

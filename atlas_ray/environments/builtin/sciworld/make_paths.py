@@ -9,16 +9,16 @@ from __future__ import annotations
 import random
 from pathlib import Path
 
-from atlas_ray.environments.builtin.sciworld.machines import Simulator
+from atlas_ray.environments.builtin.sciworld.machines import JavaGame
+from atlas_ray.environments.builtin.sciworld.simulator import MAX_ROUNDS
 from atlas_ray.environments.builtin.sciworld.tasks import N_TEST, N_TRAIN, games
-from atlas_ray.environments.builtin.sciworld.world import MAX_ROUNDS
 from atlas_ray.runs.progress import Tracker
 
 LONGEST = MAX_ROUNDS - 2  # room for one mistake and its correction
 SEED = 0
 
 
-def played(simulator: Simulator, path: list[str]) -> list[str] | None:
+def played(simulator: JavaGame, path: list[str]) -> list[str] | None:
     """As much of a path as it takes to solve the game that is loaded, or None if it does not."""
     for number, action in enumerate(path[:LONGEST], 1):
         simulator.step(action)
@@ -31,7 +31,7 @@ def main() -> None:
     """Writes the file."""
     order = list(range(len(games())))
     random.Random(SEED).shuffle(order)
-    solver, player = Simulator(), Simulator()
+    solver, player = JavaGame(), JavaGame()
     seen: set[str] = set()
     rows: list[str] = []
     with Tracker("paths", N_TEST + N_TRAIN) as progress:

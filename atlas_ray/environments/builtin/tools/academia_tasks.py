@@ -9,12 +9,12 @@ from typing import Any
 
 from atlas_ray.environments.builtin.tools import academia
 from atlas_ray.environments.builtin.tools.academia import Paper, authors, collaborators, joint, papers
-from atlas_ray.environments.builtin.tools.world import (
+from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
+    ToolSimulator,
     ToolTask,
-    ToolWorld,
     collect,
     finish,
     judge_answer,
@@ -282,7 +282,7 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "academia", _draw)
 
 
-class Academia(ToolWorld):
+class Academia(ToolSimulator):
     """The built-in Academia."""
 
     def __init__(self) -> None:

@@ -9,12 +9,12 @@ from typing import Any
 
 from atlas_ray.environments.builtin.tools import movie
 from atlas_ray.environments.builtin.tools.movie import COUNTRIES, acted, directed, films, imdb, people
-from atlas_ray.environments.builtin.tools.world import (
+from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
+    ToolSimulator,
     ToolTask,
-    ToolWorld,
     collect,
     finish,
     judge_answer,
@@ -281,7 +281,7 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "movie", _draw)
 
 
-class Movie(ToolWorld):
+class Movie(ToolSimulator):
     """The built-in Movie."""
 
     def __init__(self) -> None:

@@ -14,7 +14,16 @@ from typing import Any
 
 from atlas_ray.environments.builtin.tools import sheet
 from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, as_text, label, likeness
-from atlas_ray.environments.builtin.tools.world import ACT, SEEN, Call, Solution, ToolTask, ToolWorld, collect, finish
+from atlas_ray.environments.builtin.tools.simulator import (
+    ACT,
+    SEEN,
+    Call,
+    Solution,
+    ToolSimulator,
+    ToolTask,
+    collect,
+    finish,
+)
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -393,7 +402,7 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "sheet", _draw)
 
 
-class SheetWorld(ToolWorld):
+class SheetSimulator(ToolSimulator):
     """The built-in Sheet."""
 
     def __init__(self) -> None:

@@ -9,18 +9,18 @@ from datetime import date, timedelta
 from typing import Any
 
 from atlas_ray.environments.builtin.tools import todo
-from atlas_ray.environments.builtin.tools.todo import Desk, Item
-from atlas_ray.environments.builtin.tools.world import (
+from atlas_ray.environments.builtin.tools.simulator import (
     ACT,
     SEEN,
     Call,
     Solution,
+    ToolSimulator,
     ToolTask,
-    ToolWorld,
     collect,
     finish,
     judge_answer,
 )
+from atlas_ray.environments.builtin.tools.todo import Desk, Item
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -286,7 +286,7 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "todo", _draw)
 
 
-class Todo(ToolWorld):
+class Todo(ToolSimulator):
     """The built-in TODOList."""
 
     def __init__(self) -> None:

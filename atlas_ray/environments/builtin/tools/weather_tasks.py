@@ -9,17 +9,17 @@ from datetime import date, timedelta
 from typing import Any
 
 from atlas_ray.environments.builtin.tools import weather
-from atlas_ray.environments.builtin.tools.weather import City, Desk
-from atlas_ray.environments.builtin.tools.world import (
+from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
+    ToolSimulator,
     ToolTask,
-    ToolWorld,
     collect,
     finish,
     judge_answer,
 )
+from atlas_ray.environments.builtin.tools.weather import City, Desk
 
 N_TEST, N_TRAIN = 100, 400
 
@@ -293,7 +293,7 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "weather", _draw)
 
 
-class Weather(ToolWorld):
+class Weather(ToolSimulator):
     """The built-in Weather."""
 
     def __init__(self) -> None:

@@ -24,8 +24,8 @@ from atlas_ray.environments.builtin.webshop.catalogue import Product
 from atlas_ray.environments.builtin.webshop.goals import N_TEST, N_TRAIN, Goal
 from atlas_ray.environments.builtin.webshop.pages import Visit, Visiting
 from atlas_ray.environments.builtin.webshop.search import Search
-from atlas_ray.environments.builtin.webshop.world import INSTRUCTION, WebShop
-from atlas_ray.environments.custom_data import Brought, Unscripted
+from atlas_ray.environments.builtin.webshop.simulator import INSTRUCTION, WebShop
+from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening, StepResult
 from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
@@ -137,7 +137,7 @@ class Shop:
         return Goal(product, tuple(shelf.made_up.instruction_attributes or ()), chosen, limit, text)
 
 
-def load(given: str) -> Brought:
+def load(given: str) -> CustomData:
     """A shop: a number of products of the built-in catalogue, or a file of WebShop's.
 
     Raises:
@@ -146,7 +146,7 @@ def load(given: str) -> Brought:
     """
     if given.isdecimal():
         WebShop(int(given))  # makes the index now
-        return Brought(functools.partial(WebShop, int(given)), {"test": N_TEST, "train": N_TRAIN})
+        return CustomData(functools.partial(WebShop, int(given)), {"test": N_TEST, "train": N_TRAIN})
     file = Path(given)
     if "items_shuffle" not in file.name:
         raise UserError(f"webshop={given} is neither a number nor an items_shuffle file", "name WebShop's file so")
@@ -157,7 +157,7 @@ def load(given: str) -> Brought:
         raise UserError(f"{file}: nobody wishes for any of its products", f"take {traits.name} from the same download")
     parts = {traits.name: shop.made_up, people.name: len(shop) - shop.made_up}
     OwnWebShop(shop)  # makes the index now
-    return Brought(functools.partial(OwnWebShop, shop), {name: size for name, size in parts.items() if size})
+    return CustomData(functools.partial(OwnWebShop, shop), {name: size for name, size in parts.items() if size})
 
 
 class OwnWebShop(Visiting, Unscripted):

@@ -182,7 +182,7 @@ def _receipt(goal: Goal, item: Product, chosen: Mapping[str, str], earned: float
 
 
 class Visiting:
-    """What a world tells of the visit that is under way."""
+    """What a simulator tells of the visit that is under way."""
 
     _visit: Visit
 

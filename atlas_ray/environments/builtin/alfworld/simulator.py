@@ -190,7 +190,7 @@ class AlfWorld:
 
     def _ready(self) -> Engine:
         if self._engine is None:
-            raise RuntimeError("the world was not reset")
+            raise RuntimeError("the simulator was not reset")
         return self._engine
 
     def _is_as_good(self, action: str, due: Errand, place: str) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.cli.main import main
-from atlas_ray.environments.custom_data import bring
+from atlas_ray.environments.custom_data import load_custom_data
 from atlas_ray.environments.http import server
 from atlas_ray.environments.http.server import create_app, serve
 from atlas_ray.errors import EnvironmentFailure, UserError
@@ -45,14 +45,14 @@ def games(tmp_path: Path) -> Path:
     [
         (["jericho"], "not of the form NAME=PATH"),
         (["jericho="], "not of the form NAME=PATH"),
-        (["maze=here"], "nothing can be brought for 'maze'"),
+        (["maze=here"], "no data can be given for 'maze'"),
         (["jericho={games}", "jericho={games}"], "twice for jericho"),
         (["jericho={games}/none"], "there is no game in"),
     ],
 )
 def test_what_is_given_wrongly_is_refused(given: list[str], told: str, games: Path) -> None:
     with pytest.raises(UserError, match=told):
-        bring(one.replace("{games}", str(games)) for one in given)
+        load_custom_data(one.replace("{games}", str(games)) for one in given)
 
 
 def test_what_is_brought_must_be_served(games: Path) -> None:
@@ -74,9 +74,9 @@ def test_the_command_line_brings_it_and_tells_the_task_numbers(
 
 
 def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
-    world = bring([f"jericho={games}"])["jericho"].world()
-    world.reset(0)
-    for agent in (world.expert, world.novice):
+    simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
+    simulator.reset(0)
+    for agent in (simulator.expert, simulator.novice):
         with pytest.raises(UserError, match="no scripted agent for material of your own"):
             agent(random.Random(0))
 
@@ -85,28 +85,28 @@ def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
 
 
 def test_a_game_is_a_task_and_pays_by_the_texts_that_were_told(games: Path) -> None:
-    brought = bring([f"jericho={games}"])["jericho"]
-    assert str(brought) == "archive.z5 0, lighthouse.z5 1"
-    world = brought.world()
-    assert world.reset(0).observation.startswith("Your goal: Open the vault.\n\n")
-    first = world.reset(1).observation
+    custom = load_custom_data([f"jericho={games}"])["jericho"]
+    assert str(custom) == "archive.z5 0, lighthouse.z5 1"
+    simulator = custom.simulator()
+    assert simulator.reset(0).observation.startswith("Your goal: Open the vault.\n\n")
+    first = simulator.reset(1).observation
     assert first.endswith("Here lie a net, a boat, a barrel, a crate and a pot.")
-    results = [world.step(command) for command in TO_THE_LAMP]
+    results = [simulator.step(command) for command in TO_THE_LAMP]
     progress = [round(result.reward * 3) for result in results]
     assert progress == [1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 2, 3]
     assert [result.done for result in results] == [False] * 11 + [True]
     assert results[-1].progress == results[-1].reward == 1.0
-    assert world.step("look") == world.step("north")  # nothing follows the end
-    assert not world.reset(1).observation.startswith("The story has ended")
+    assert simulator.step("look") == simulator.step("north")  # nothing follows the end
+    assert not simulator.reset(1).observation.startswith("The story has ended")
     with pytest.raises(UserError, match="jericho has no task 2"):
-        world.reset(2)
+        simulator.reset(2)
 
 
 def test_the_storys_own_end_ends_it_whatever_was_reached(games: Path) -> None:
     (games / "lighthouse.goals.yaml").write_text("- never told\n- You find an iron key\n", "utf-8")
-    world = bring([f"jericho={games}"])["jericho"].world()
-    world.reset(1)
-    results = [world.step(command) for command in TO_THE_LAMP]
+    simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
+    simulator.reset(1)
+    results = [simulator.step(command) for command in TO_THE_LAMP]
     assert [result.done for result in results] == [False] * 11 + [True]
     assert results[-1].reward == 0.5
 
@@ -116,11 +116,11 @@ def test_commands_to_the_interpreter_are_kept_from_it(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    world = bring([f"jericho={games}"])["jericho"].world()
-    world.reset(1)
+    simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
+    simulator.reset(1)
     for command in ("save", "look. RESTORE", "quit", "undo", "verbose", "restart"):
-        assert world.step(command).observation == "That is no part of the story."
-    assert world.step("take short sword").observation == "You can't see any such thing."
+        assert simulator.step(command).observation == "That is no part of the story."
+    assert simulator.step("take short sword").observation == "You can't see any such thing."
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -136,9 +136,9 @@ def test_a_game_that_is_known_needs_no_subgoals_its_score_counts(games: Path, mo
     )
     for labels in games.glob("*.goals.*"):
         labels.unlink()
-    world = bring([f"jericho={games}"])["jericho"].world()
-    world.reset(0)
-    results = [world.step("look") for _ in range(3)]
+    simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
+    simulator.reset(0)
+    results = [simulator.step("look") for _ in range(3)]
     assert [(result.progress, result.done) for result in results] == [(0.4, False), (0.4, False), (1.0, True)]
 
 
@@ -178,14 +178,14 @@ def spoilt(games: Path, how: str) -> str:
 def test_what_cannot_be_played_is_named(how: str, told: str, games: Path) -> None:
     name = spoilt(games, how)
     with pytest.raises(UserError) as caught:
-        bring([f"jericho={games}"])
+        load_custom_data([f"jericho={games}"])
     assert name in caught.value.what
     assert told in caught.value.what
 
 
 async def test_a_run_reaches_it_as_agentgyms_server(games: Path) -> None:
     replies = [f"Thought: On.\nAction: {command}" for command in TO_THE_LAMP]
-    app: Any = create_app(["jericho"], brought=bring([f"jericho={games}"]))
+    app: Any = create_app(["jericho"], custom_data=load_custom_data([f"jericho={games}"]))
     async with running(app) as url, remote("jericho", url) as session:
         opening, results = await play(session, 1, replies)
         assert "Cove" in opening.observation
@@ -222,7 +222,7 @@ def houses(tmp_path: Path) -> Path:
 
 
 def alfworld(folder: Path) -> Any:
-    return bring([f"alfworld={folder}"])["alfworld"].world()
+    return load_custom_data([f"alfworld={folder}"])["alfworld"].simulator()
 
 
 def test_alfworlds_games_are_numbered_by_part_and_path(houses: Path) -> None:
@@ -231,9 +231,9 @@ def test_alfworlds_games_are_numbered_by_part_and_path(houses: Path) -> None:
     for place in ("train/pick_and_place_with_movable_recep/t1", "train/a-BreadSliced/t1"):
         game(houses, place)
     game(houses, "train/a/t3", solvable=False)
-    brought = bring([f"alfworld={houses}"])["alfworld"]
-    assert str(brought) == "valid_unseen 0, train 1 to 3, valid_seen 4"
-    files: Any = brought.world()
+    custom = load_custom_data([f"alfworld={houses}"])["alfworld"]
+    assert str(custom) == "valid_unseen 0, train 1 to 3, valid_seen 4"
+    files: Any = custom.simulator()
     assert [str(file.parent.relative_to(houses / "json_2.1.1")) for file in files._games[:4]] == [
         *("valid_unseen/z-Egg/t1", "train/a/t1", "train/a/t2", "train/b/t1")
     ]
@@ -241,18 +241,18 @@ def test_alfworlds_games_are_numbered_by_part_and_path(houses: Path) -> None:
 
 def test_a_game_is_played_as_the_built_in_ones(houses: Path) -> None:
     game(houses, "valid_unseen/pick_and_place_simple-Egg-None-DiningTable-1/trial_1")
-    world = alfworld(houses)
-    first = world.reset(0).observation
+    simulator = alfworld(houses)
+    first = simulator.reset(0).observation
     assert first.startswith("You are in the middle of a room. Looking quickly around you, you see a cabinet 1, a count")
     assert "\nYour task is to: put a egg in diningtable.\nAVAILABLE ACTIONS: go to cabinet 1," in first
-    assert world.task_type == "pick_and_place_simple-Egg-None-DiningTable-1/trial_1"
-    assert world.step("fly").observation == "Nothing happens."
-    results = [world.step(action) for action in TO_THE_TABLE]
+    assert simulator.task_type == "pick_and_place_simple-Egg-None-DiningTable-1/trial_1"
+    assert simulator.step("fly").observation == "Nothing happens."
+    results = [simulator.step(action) for action in TO_THE_TABLE]
     assert [(result.reward, result.done) for result in results] == [(0.0, False)] * 3 + [(1.0, True)]
     assert results[-1].observation == "You put the egg 1 in/on the diningtable 1."
-    assert world.step("look") == results[-1]
-    assert world.reset(0).observation == first
-    world.close()
+    assert simulator.step("look") == results[-1]
+    assert simulator.reset(0).observation == first
+    simulator.close()
 
 
 def test_things_of_alfreds_scenes_are_numbered_as_alfworld_does_it(houses: Path) -> None:
@@ -268,12 +268,12 @@ def test_things_of_alfreds_scenes_are_numbered_as_alfworld_does_it(houses: Path)
     for ours, theirs in ids.items():
         data["pddl_problem"] = re.sub(rf"\b(at_)?{ours}\b", rf"\g<1>{theirs}", data["pddl_problem"])
     file.write_text(json.dumps(data), "utf-8")
-    world = alfworld(houses)
-    first = world.reset(0).observation
+    simulator = alfworld(houses)
+    first = simulator.reset(0).observation
     assert (
         "you see a cabinet 1, a countertop 1, a diningtable 1, a fridge 1, a microwave 1, and a sinkbasin 1." in first
     )
-    assert [world.step(action).done for action in TO_THE_TABLE] == [False, False, False, True]
+    assert [simulator.step(action).done for action in TO_THE_TABLE] == [False, False, False, True]
 
 
 def test_a_game_files_grammar_is_never_evaluated(houses: Path) -> None:
@@ -284,14 +284,14 @@ def test_a_game_files_grammar_is_never_evaluated(houses: Path) -> None:
     data["grammar"] = data["grammar"].replace("You arrive at", f"{evil} You arrive at")
     data["grammar"] = data["grammar"].replace("put a egg in diningtable.", f"put {evil} #intro# it's an egg [there].")
     file.write_text(json.dumps(data), "utf-8")
-    world = alfworld(houses)
-    told = re.search(r"Your task is to: (.*)", world.reset(0).observation)
+    simulator = alfworld(houses)
+    told = re.search(r"Your task is to: (.*)", simulator.reset(0).observation)
     assert told
     assert "name" in told[1]
     assert "it's an egg" in told[1]
     assert not set(told[1]) & set("{}#[]()")
     for action in TO_THE_TABLE:
-        world.step(action)
+        simulator.step(action)
     assert not pwned.exists()
 
 
@@ -309,13 +309,13 @@ def test_a_game_files_grammar_is_never_evaluated(houses: Path) -> None:
 def test_a_file_that_is_no_game_is_named(content: str, told: str, houses: Path) -> None:
     game(houses, "valid_unseen/a/t1").write_text(content, "utf-8")
     with pytest.raises(UserError, match=told) as caught:
-        bring([f"alfworld={houses}"])
+        load_custom_data([f"alfworld={houses}"])
     assert "valid_unseen/a/t1/game.tw-pddl" in caught.value.what
 
 
 def test_a_folder_without_games_says_where_they_are_looked_for(houses: Path) -> None:
     with pytest.raises(UserError) as caught:
-        bring([f"alfworld={houses}"])
+        load_custom_data([f"alfworld={houses}"])
     assert "json_2.1.1/valid_unseen/TASK/TRIAL/game.tw-pddl" in caught.value.remedy
 
 
@@ -323,7 +323,7 @@ async def test_a_game_that_breaks_later_is_named_to_the_run(houses: Path) -> Non
     game(houses, "valid_unseen/a/t1", pddl_problem="(define (problem house) (:domain alfred) (:init (flies egg)))")
     gone = game(houses, "valid_unseen/a/t2")
     game(houses, "valid_unseen/a/t3")
-    app: Any = create_app(["alfworld"], brought=bring([f"alfworld={houses}"]))
+    app: Any = create_app(["alfworld"], custom_data=load_custom_data([f"alfworld={houses}"]))
     gone.unlink()
     async with running(app) as url, remote("alfworld", url, timeout_s=60) as session:
         for index, told in enumerate(

@@ -10,7 +10,7 @@ import random
 from types import ModuleType
 
 from atlas_ray.environments.builtin.pddl import barman, blocksworld, gripper, texts, tyreworld
-from atlas_ray.environments.builtin.pddl.play import EXTRA, PlanningWorld
+from atlas_ray.environments.builtin.pddl.play import EXTRA, PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Advice, Problem
 from atlas_ray.environments.builtin.pddl.strips import Action, Fact, load_domain
 from atlas_ray.environments.protocol import Decision, Opening
@@ -78,7 +78,7 @@ def tasks() -> tuple[Problem, ...]:
     return tuple(found.values())
 
 
-class Pddl(PlanningWorld):
+class Pddl(PlanningSimulator):
     """The simulator of this project's own problems, with an expert for each domain."""
 
     def reset(self, index: int) -> Opening:

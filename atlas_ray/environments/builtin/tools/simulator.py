@@ -1,4 +1,4 @@
-"""The worlds over a toolbox, and their scripted agents.
+"""The simulators over a toolbox, and their scripted agents.
 
 A task's solution is a generator of calls that gets each call's result: the agents know what the tools have told them.
 """
@@ -99,7 +99,7 @@ def collect(count: int, name: str, draw: Callable[[random.Random], ToolTask | No
     return tuple(found.values())
 
 
-class ToolWorld:
+class ToolSimulator:
     """The simulator: the judge's reward, and done at `finish`.
 
     Args:

@@ -14,10 +14,10 @@ from atlas_ray.environments import registry
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
+from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.preflight.findings import RECORD
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
-from atlas_ray.report.paper.gather import gather_paper
 from atlas_ray.report.paper.render import as_table, chosen_table, cost_table, write_paper_tables
 from atlas_ray.report.paper.tables import PaperTable, paper_tables
 from atlas_ray.report.results import build_results

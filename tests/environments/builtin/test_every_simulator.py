@@ -1,4 +1,4 @@
-"""What every built-in world must hold.
+"""What every built-in simulator must hold.
 
 The expert succeeds and the novice falls behind, gold is a real cut, any reply gets an answer and none is evaluated,
 sessions at once do not mix, another process repeats what one has seen, and what is closed is gone.
@@ -29,7 +29,16 @@ from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.registry import get, local_session
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Task
-from tests.environments.test_environments import BUILT_IN, LAPTOP, PLAYED, REAL_ACTIONS, Played, all_played, play, world
+from tests.environments.test_environments import (
+    BUILT_IN,
+    LAPTOP,
+    PLAYED,
+    REAL_ACTIONS,
+    Played,
+    all_played,
+    make_simulator,
+    play,
+)
 from tests.support.absent import here
 
 SESSIONS, HEAVY = 64, ("alfworld", "sciworld")
@@ -132,7 +141,7 @@ HUGE = ["", "x" * 2**20, "Action: " + "get " * 2**18, "Action: " * 2**17, "Actio
 @pytest.mark.parametrize("env", BUILT_IN)
 def test_any_reply_gets_an_answer_and_none_is_evaluated(env: str, tmp_path: Path) -> None:
     rng, canary, spec = random.Random(f"fuzz/{env}"), str(tmp_path / "canary"), get(env)
-    tasks, simulator = spec.tasks("test", min(50, spec.n_test)), world(env)
+    tasks, simulator = spec.tasks("test", min(50, spec.n_test)), make_simulator(env)
 
     async def fuzz() -> None:
         session, done = local_session(env), True
@@ -216,10 +225,10 @@ def test_a_fresh_process_with_another_hash_seed_repeats_a_prefix() -> None:
         "from atlas_ray.environments.registry import get\n"
         "seen = {}\n"
         "for env, runs in json.load(sys.stdin).items():\n"
-        "    spec, world = get(env), get(env).world()\n"
+        "    spec, simulator = get(env), get(env).simulator()\n"
         "    for task, replies, _ in runs:\n"
-        "        found = [world.reset(spec.index(task.rpartition('/')[2])).observation]\n"
-        "        found += [world.step(spec.take_action(reply) or '').observation for reply in replies]\n"
+        "        found = [simulator.reset(spec.index(task.rpartition('/')[2])).observation]\n"
+        "        found += [simulator.step(spec.take_action(reply) or '').observation for reply in replies]\n"
         "        seen.setdefault(env, []).append(found)\n"
         "print(json.dumps(seen))"
     )

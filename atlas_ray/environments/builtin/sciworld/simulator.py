@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from atlas_ray.environments.builtin.sciworld.machines import Simulator, require
+from atlas_ray.environments.builtin.sciworld.machines import JavaGame, require
 from atlas_ray.environments.builtin.sciworld.tasks import aim, games, paths
 from atlas_ray.environments.protocol import Decision, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
@@ -103,7 +103,7 @@ class SciWorld:
 
     def __init__(self) -> None:
         require()
-        self._taken: Simulator | None = None
+        self._taken: JavaGame | None = None
 
     def reset(self, index: int) -> Opening:
         """Starts task `index`.
@@ -192,13 +192,13 @@ class SciWorld:
         return replace(decided, action=mistaken.choice(wrong))
 
     @property
-    def _simulator(self) -> Simulator:
+    def _simulator(self) -> JavaGame:
         if self._taken is None:
-            raise RuntimeError("the world was not reset")
+            raise RuntimeError("the simulator was not reset")
         return self._taken
 
     def _start(self) -> str:
-        self._taken = self._taken or Simulator()
+        self._taken = self._taken or JavaGame()
         self.description = self._simulator.load(self.game.kind, self.game.variation)
         return self._simulator.step("look around")
 
