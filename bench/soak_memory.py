@@ -41,7 +41,7 @@ def kind_of(node: int, words: Sequence[str]) -> str:
     name = line.split(" ", 1)[0].rsplit("/", 1)[-1]
     if "bench.soak_player" in words:
         return "driver"
-    if "environments.server" in line:
+    if "environments.http.server" in line:
         return "servers"
     if line.startswith("ray::"):
         return "replicas" if "Replica" in line else "idle workers"
