@@ -6,17 +6,25 @@ reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from atlas_ray.address import name_of
+from atlas_ray.cluster.placement import held
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
+from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.items import remote_environments
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.models.prices import price, price_of
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
+from atlas_ray.recipes.nodes import gpus_of, nodes_at_hand
+from atlas_ray.recipes.scheduling import Node, Stage, default_jobs, makespan
 from atlas_ray.recipes.settings import BASE
+from atlas_ray.recipes.stages import stages
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget
@@ -27,6 +35,9 @@ from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Sha
 from atlas_ray.types import Message, Trajectory, Usage
 
 _ANSWER_TOKENS = 400  # of the selector's reply
+_SMALL_SECONDS = 120.0  # of any stage with a model: engines and workers start
+_CALL_SECONDS, _CALLS_AT_ONCE = 5.0, 64  # of an endpoint
+_NODE_GPUS, _CPUS_PER_GPU = 8, 16  # of nodes that are assumed
 _SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
 _FORMATS = {"auto": "bfloat16 on GPUs, float32 else", "bfloat16": "bfloat16", "float32": "float32"}
 
@@ -51,8 +62,11 @@ class Line:
     work: Work
 
 
-def plan_lines(recipe: Recipe) -> list[str]:
-    """What each stage will do, how that is reckoned, and the sums.
+def plan_lines(recipe: Recipe, jobs: int | None = None) -> list[str]:
+    """What each stage will do, how that is reckoned, the sums, and how long it takes on the cluster at hand.
+
+    Args:
+        jobs: Stages that run at once at most; None: as a run without it would.
 
     Raises:
         UserError: If an environment has too few test tasks, or data at hand cannot be read.
@@ -68,7 +82,57 @@ def plan_lines(recipe: Recipe) -> list[str]:
     lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
     lines += [_verification(config, shapes) for config in recipe.verify.values()]
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
-    return [*said, *_sums(recipe, [line.work for line in lines]), *_not_included(recipe, shapes)]
+    sums = [*_sums(recipe, [line.work for line in lines]), _makespan(recipe, lines, jobs), *_needs(recipe)]
+    return [*said, *sums, *_not_included(recipe, shapes)]
+
+
+def _makespan(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> str:
+    """How long it takes, by the order in which a run would start its stages."""
+    nodes, where = _nodes(recipe)
+    jobs = jobs or recipe.config.jobs or default_jobs(nodes, os.cpu_count() or 1)
+    planned, works = stages(recipe, gpus=gpus_of(nodes), at_once=jobs > 1), {line.stage: line.work for line in lines}
+    if BASE not in recipe.tiny:
+        planned = [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
+    alone, takes = sum(stage.seconds for stage in planned), makespan(planned, nodes, jobs)
+    at_once = "as many stages at once as have room" if jobs > len(planned) else f"at most {jobs} stages at once"
+    told = f"about {_time(takes)} on {where}"
+    return f"makespan: {told}, " + ("one stage after another" if jobs == 1 else f"{at_once}; else {_time(alone)}")
+
+
+def _nodes(recipe: Recipe) -> tuple[list[Node], str]:
+    """The cluster at hand; for want of GPUs one that is assumed."""
+    try:
+        nodes = nodes_at_hand(recipe.config.ray)
+    except AtlasError:
+        nodes = []
+    gpus = recipe.config.assume.gpus
+    if BASE not in recipe.tiny and not gpus_of(nodes):
+        needed = [b for s in stages(recipe, gpus=1) for b in s.takes]
+        gpus = gpus or int(max(b.count * b.each.get("GPU", 0) for b in needed))
+        sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
+        nodes = [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
+        return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)"
+    return nodes, held(node.resources for node in nodes)
+
+
+def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
+    """Of one stage: its share of the work that the plan has for its name, or for all models of its group."""
+    name, models = stage.name, 1
+    while name not in works and "/" in name:
+        name = name.rpartition("/")[0]
+        models = next(
+            (len(c.models) for key, c in recipe.evaluations.items() if f"evaluate/{key}".rstrip("/") == name), 1
+        )
+    if name not in works:
+        return _SMALL_SECONDS
+    work = works[name]
+    gpus = max(1.0, sum(bundle.count * bundle.each.get("GPU", 0.0) for bundle in stage.takes))
+    asked = _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
+    return _SMALL_SECONDS + (3600 * _hours(work, recipe) / gpus + asked) / models
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
 
 
 def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:
@@ -218,15 +282,18 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
 
 
 def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
-    words = "from scratch, after each critical step, after as many others, and with those put in"
+    name, words = (
+        name_of(config.run),
+        "from scratch, after each critical step, after as many others, and with those put in",
+    )
     if not shapes:
-        return Line("verify", f"{words} (its size is known once the expert's trajectories are collected)", Work())
+        return Line(name, f"{words} (its size is known once the expert's trajectories are collected)", Work())
     limit = config.data.limit or 10**9
     own = [s._replace(trajectories=min(s.trajectories, limit)) for s in _only(shapes, config.data.envs).values()]
     tasks, starts = sum(s.trajectories for s in own), sum(0.3 * s.trajectories * s.steps for s in own)
     # a start half-way leaves half an episode
     work = _played((2 * tasks + starts) / max(1, tasks), own)
-    return Line("verify", f"{tasks:,.0f} tasks, about {2 * tasks + 2 * starts:,.0f} episodes: {words}", work)
+    return Line(name, f"{tasks:,.0f} tasks, about {2 * tasks + 2 * starts:,.0f} episodes: {words}", work)
 
 
 def _tasks(config: EvaluateConfig, env: str) -> int:
@@ -271,12 +338,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
-    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}", *_needs(recipe)]
-
-
-def remote_environments(config: EvaluateConfig) -> list[str]:
-    """Environments whose test tasks a server holds: those without a built-in simulator, and all that items name."""
-    return [e for e in config.tasks if registry.get(e).simulator is None or (config.items and e not in NAMES)]
+    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}"]
 
 
 def _needs(recipe: Recipe) -> list[str]:

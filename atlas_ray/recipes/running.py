@@ -107,7 +107,7 @@ class _Run:
     def at_once(self) -> None:
         """Each in a process of its own, but for the last one."""
         ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-        environment = self._join_cluster()
+        environment: dict[str, str] | None = None
         with self._ended_together():
             while waiting := self._scheduler.of("waiting", "running"):
                 if len(waiting) == 1 and (stage := self._scheduler.next()) is not None:
@@ -115,6 +115,7 @@ class _Run:
                     self._run_here(stage)
                     continue
                 while (stage := self._scheduler.next()) is not None:
+                    environment = self._join_cluster() if environment is None else environment
                     self._announce(stage)
                     self._processes[stage.name] = StageProcess(
                         self._call(stage), environment, partial(_say, stage.name), partial(ended.put, stage.name)

@@ -21,7 +21,7 @@ from atlas_ray.cluster.placement import Resources, carries
 
 State = Literal["waiting", "running", "finished", "failed", "skipped"]
 _CORES_EACH = 4  # of one machine without GPUs, for every stage that runs at once
-_DRIVER_BYTES = 2e9  # that a stage's own process may take
+_DRIVER_BYTES = 4e9  # of this machine's memory, for each: its process, and as much for all else
 
 
 @dataclass(frozen=True)
@@ -202,6 +202,6 @@ def default_jobs(nodes: Collection[Node], cores: int) -> int:
         nodes: Of the cluster.
         cores: Of this machine, which Ray may count double.
     """
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     wide = len(nodes) > 1 or any(node.resources.get("GPU") for node in nodes)
-    return max(1, min(int(free / _DRIVER_BYTES), sys.maxsize if wide else cores // _CORES_EACH))
+    return max(1, min(int(memory / _DRIVER_BYTES), sys.maxsize if wide else cores // _CORES_EACH))

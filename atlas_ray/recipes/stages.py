@@ -78,6 +78,12 @@ def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at
     return [*found, Stage("report", recipe.at("report", "index.html"), report, parts=before)]
 
 
+def evaluation_stages(key: str, config: EvaluateConfig) -> list[str]:
+    """Names of an evaluation's stages: of the one for all of its models, then of each model's own."""
+    group = f"evaluate/{key}".rstrip("/")
+    return [group, *(f"{group}/{name}" for name in config.models)]
+
+
 def answers_to(stage: str) -> set[str]:
     """What a stage is called by: its own name, every group that it is in, and the same without a seed."""
     stage = stage.replace(COMPARE, "evaluate", 1) if stage.partition("/")[0] == COMPARE else stage
@@ -130,7 +136,7 @@ def _selections(recipe: Recipe, gpus: float) -> Iterator[Stage]:
         selector = config.selector
         asked: Any = getattr(selector, "endpoint", None)
         engine: Any = getattr(selector, "engine", None)
-        takes = _ONE_CPU
+        takes: tuple[Bundle, ...] = _ONE_CPU
         if isinstance(engine, EngineConfig):
             takes, asked = _engines(engine, gpus), None
         elif "workers" in type(selector).model_fields:
@@ -178,14 +184,14 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
     """One stage for all models of a group; or one for each, and one that compares them."""
     config = recipe.evaluations[key]
     made = {name: _models_made(recipe, [_path(model)]) for name, model in config.models.items()}
+    group, *own = evaluation_stages(key, config)
     tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
     words, parts = (
         f"{len(config.models)} model(s) on test tasks: {tasks}",
         {s: n for n, made_by in made.items() for s in made_by},
     )
     if at_once:
-        for name in config.models:
-            stage = f"evaluate/{key}/{name}".replace("//", "/")
+        for stage, name in zip(own, config.models, strict=True):
             yield Stage(
                 stage,
                 f"on test tasks: {tasks}",
@@ -196,10 +202,10 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
                 endpoints=_asked(config, [name]),
                 folders=(below(config.run, name),),
             )
-        parts = {f"evaluate/{key}/{name}".replace("//", "/"): name for name in config.models}
+        parts = dict(zip(own, config.models, strict=True))
         words = "the models with each other, task by task"
     yield Stage(
-        f"{COMPARE if at_once else 'evaluate'}/{key}".rstrip("/"),
+        group.replace("evaluate", COMPARE, 1) if at_once else group,
         words,
         partial(_evaluate, config),
         1.0 if at_once else 20 + _PLAYED_SECONDS * len(config.models),

@@ -18,10 +18,11 @@ from atlas_ray.errors import AtlasError, ModelFailure, ModelUnavailable, Placeme
 from atlas_ray.evaluation import stage, verification
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.tiny import CHAT_TEMPLATE
-from atlas_ray.recipes import stages
+from atlas_ray.recipes import running
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.report import gather, report_recipe
+from atlas_ray.recipes.scheduling import Stage
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
@@ -190,21 +191,21 @@ def test_a_recipe_goes_on_to_its_report_and_fails_at_the_end(
 ) -> None:
     ran: list[str] = []
 
-    def step(name: str, error: AtlasError | None = None) -> stages.Stage:
+    def step(name: str, error: AtlasError | None = None) -> Stage:
         def run() -> None:
             ran.append(name)
             if error is not None:
                 raise error
 
-        return stages.Stage(name, "words", run)
+        return Stage(name, "words", run)
 
-    def planned(*_: Any) -> Sequence[stages.Stage]:
+    def planned(*_: Any, **__: Any) -> Sequence[Stage]:
         lost = ModelUnavailable("1 model could not be loaded:\n  a: no template", "mend that")
         return [step("evaluate", lost), step("verify", ModelUnavailable("b: out of memory")), step("report")]
 
-    monkeypatch.setattr(stages, "stages", planned)
-    with pytest.raises(ModelUnavailable, match=r"(?s)a: no template.*b: out of memory.*mend that") as caught:
-        stages.run(evaluated, skip_preflight=True)
+    monkeypatch.setattr(running, "stages", planned)
+    with pytest.raises(AtlasError, match=r"(?s)2 stages failed.*a: no template.*b: out of memory.*mend that") as caught:
+        running.run(evaluated, jobs=1, skip_preflight=True)
     assert (ran, caught.value.exit_code) == (["evaluate", "verify", "report"], 1)
 
 
