@@ -34,7 +34,8 @@ from atlas_ray.environments.protocol import LocalSession, StepResult
 from atlas_ray.environments.registry import get
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.types import Message, Task, Trajectory
 from bench.report import Entry, write_bench
 
@@ -200,9 +201,9 @@ class Sleeper:
 
     async def build(self) -> Sleeper:
         """Itself, and sleepy environments in this process."""
-        from atlas_ray.rollouts import replica
+        from atlas_ray.rollouts import pool
 
-        replica.open_session = lambda spec, config: SleepySession(spec)
+        pool.open_session = lambda spec, config: SleepySession(spec)
         return self
 
     def open(self, *_: Any) -> Sleeper:
@@ -241,7 +242,7 @@ def orchestrate(in_flight: int, waves: int = WAVES) -> Load:
     import psutil
 
     with RolloutPool(Sleeper(), in_flight=in_flight) as pool:
-        processes = [psutil.Process(), psutil.Process(pool._seats[0].pid)]
+        processes = [psutil.Process(), psutil.Process(pool._handles[0].pid)]
 
         def cpu() -> list[float]:
             return [sum(p.cpu_times()[:2]) for p in processes]

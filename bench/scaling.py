@@ -29,7 +29,8 @@ from atlas_ray.environments.registry import get
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.recipes.simulation import Cluster, Costs, Load, rollouts
-from atlas_ray.rollouts.pool import EpisodeRequest, PolicySpec, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
 from atlas_ray.types import Task, Usage
 from bench.report import Entry, write_bench
 from bench.rollouts import STEP_SECONDS, SleepySession, write_model
@@ -50,9 +51,9 @@ class Sleeper:
 
     async def build(self) -> SleepingEngine:
         """In the replica."""
-        from atlas_ray.rollouts import replica
+        from atlas_ray.rollouts import pool
 
-        replica.open_session = lambda spec, config: SleepySession(spec)
+        pool.open_session = lambda spec, config: SleepySession(spec)
         return SleepingEngine(self.name, self.sequences)
 
 
@@ -111,7 +112,7 @@ def requests(number: int, spread: float, max_tokens: int = 48) -> Iterator[Episo
 
 def play(pool: RolloutPool, number: int, spread: float, max_tokens: int = 48) -> Run:
     """Plays so many episodes; starting the pool is left out."""
-    mine, actors = psutil.Process(), [psutil.Process(seat.pid) for seat in pool._seats]
+    mine, actors = psutil.Process(), [psutil.Process(seat.pid) for seat in pool._handles]
 
     def cpu() -> tuple[float, float]:
         return sum(mine.cpu_times()[:2]), sum(sum(actor.cpu_times()[:2]) for actor in actors)

@@ -41,7 +41,7 @@ from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import episode_id, run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, episode_id, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
@@ -291,7 +291,7 @@ async def count_turns() -> int:
     for env, number in TASKS.items():
         for task in get(env).tasks("test", number):
             policy, session = ScriptedPolicy("novice"), LocalSession(get(env))
-            turns += (await run_episode(policy, session, task, sampling=Sampling(), seed=0)).rounds
+            turns += (await run_episode(policy, session, EpisodeRequest(task, Sampling(), seed=0))).rounds
     return turns
 
 

@@ -20,7 +20,8 @@ from atlas_ray.config import validate
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Reply
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedConversation, ScriptedPolicy
 from atlas_ray.types import Episode
 

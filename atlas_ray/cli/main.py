@@ -236,7 +236,7 @@ def export_selection(
 
 @app.command(name="run")
 def run_recipe(
-    recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/quickstart.yaml.")],
+    recipe: Annotated[str, typer.Argument(help="YAML file, or a name: quickstart, paper, table3, ...")],
     set_: Set = None,
     extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,

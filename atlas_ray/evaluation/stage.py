@@ -25,7 +25,8 @@ from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
@@ -134,19 +135,10 @@ def _without(errors: dict[str, ModelUnavailable], others: bool) -> AtlasError:
 
 def _pool(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> RolloutPool:
     """Replicas of an engine, or one that asks an endpoint, as many calls at once as its settings allow."""
-    replicas, in_flight = config.engine.replicas, config.engine.episodes_in_flight
+    engine = config.engine
     if isinstance(spec, EndpointSpec):
-        replicas, in_flight = 1, spec.config.concurrency
-    return RolloutPool(
-        spec,
-        replicas=replicas,
-        in_flight=in_flight,
-        labels=config.engine.label_selector,
-        start_s=config.engine.start_s,
-        environments=config.environments,
-        limits=config.limits,
-        retries=config.retries,
-    )
+        engine = engine.model_copy(update={"replicas": 1, "episodes_in_flight": spec.config.concurrency})
+    return RolloutPool.of(spec, engine, config.environments, limits=config.limits, retries=config.retries)
 
 
 def comparisons(config: EvaluateConfig) -> list[Comparison]:

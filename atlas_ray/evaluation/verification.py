@@ -25,8 +25,9 @@ from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
-from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker
@@ -110,16 +111,8 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
 
 
 def _pool(config: VerifyConfig) -> RolloutPool:
-    return RolloutPool(
-        EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template),
-        replicas=config.engine.replicas,
-        in_flight=config.engine.episodes_in_flight,
-        labels=config.engine.label_selector,
-        start_s=config.engine.start_s,
-        environments=config.environments,
-        limits=config.limits,
-        retries=config.retries,
-    )
+    spec = EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template)
+    return RolloutPool.of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
 
 
 def plan_lines(config: VerifyConfig) -> list[str]:

@@ -194,13 +194,29 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     `include: [FILE, ...]` names files relative to its own; they are merged in order, and its own keys over them:
     mappings key by key, everything else as a whole.
 
+    Args:
+        file: A path, or the bare name of a recipe that the package brings: `quickstart`.
+        overrides: `a.b=c` strings.
+
     Raises:
         UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
     """
-    values = _plain(_read(Path(file), ()))
+    values = _plain(_read(_located(file), ()))
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)
+
+
+def _located(file: str) -> Path:
+    """The path that is given; for a bare name where no such file is, the package's own recipe of that name."""
+    path, package = Path(file), Path(__file__).parents[1]
+    if path.exists() or path.suffix or path.name != file:
+        return path
+    # in a wheel within the package, in a checkout beside it
+    found = {one.stem: one for folder in (package, package.parent) for one in (folder / "jobs").glob("*.yaml")}
+    if file not in found:
+        raise UserError(f"there is no file and no recipe {file!r}", f"recipes: {', '.join(sorted(found))}; or a path")
+    return found[file]
 
 
 def _read(file: Path, within: tuple[Path, ...]) -> dict[str, Any]:

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.openings import OpeningTemplate, is_of_task
@@ -19,6 +19,7 @@ from atlas_ray.environments.replay import worst
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
 from atlas_ray.models.stops import cut_reply
+from atlas_ray.rollouts.guided import GivenTurn, Guided
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage
 
@@ -31,21 +32,65 @@ def episode_id(task: Task, sample: int, start_step: int, trajectory: str | None 
     return f"{trajectory or task.id}@{sample}+{start_step}"
 
 
+@dataclass(frozen=True, slots=True)
+class EpisodeRequest:
+    """One episode to play.
+
+    Attributes:
+        sampling: How replies are drawn.
+        seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
+        sample: Number of the episode among those with the same task and start.
+        prefix: Expert replies to replay before the policy acts.
+        recorded: What the expert was answered after each of them (or after the first few); compared with what comes
+            now, with the environment's tolerance. Empty: no comparison.
+        first_observation: What the expert saw first: another task may have the same id on another server. None: no
+            comparison.
+        max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
+        opening: How the conversation opens; None: as the environment itself does.
+        given: Turns that are said for the policy where it sees what an expert saw before them.
+        trajectory: Id of the one whose steps are replayed or put in; the episode is named after it. None: its task.
+        group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
+    """
+
+    task: Task
+    sampling: Sampling
+    seed: int
+    sample: int = 0
+    prefix: tuple[str, ...] = ()
+    recorded: tuple[str, ...] = ()
+    first_observation: str | None = None
+    max_rounds: int | None = None
+    opening: OpeningTemplate | None = None
+    given: tuple[GivenTurn, ...] = ()
+    trajectory: str | None = None
+    group: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Of the episode."""
+        return episode_id(self.task, self.sample, len(self.prefix), self.trajectory)
+
+    def episode(self, policy: str, stop_reason: StopReason, error: str | None, **played: Any) -> Episode:
+        """The episode of this request; `played` is what happened, if anything did."""
+        nothing: dict[str, Any] = {"messages": (), "success": False, "rounds": 0}
+        nothing |= dict.fromkeys(("reward", "raw_reward", "progress"), 0.0)
+        return Episode(
+            id=self.id,
+            env=self.task.env,
+            item_id=self.task.item_id,
+            policy=policy,
+            sample=self.sample,
+            start_step=len(self.prefix),
+            seed=self.seed,
+            stop_reason=stop_reason,
+            error=error,
+            trajectory=self.trajectory,
+            **nothing | played,
+        )
+
+
 async def run_episode(
-    policy: Policy,
-    session: Session,
-    task: Task,
-    *,
-    prefix: Sequence[str] = (),
-    recorded: Sequence[str] = (),
-    first_observation: str | None = None,
-    sampling: Sampling,
-    seed: int,
-    sample: int = 0,
-    max_rounds: int | None = None,
-    opening: OpeningTemplate | None = None,
-    limits: LimitsConfig | None = None,
-    trajectory: str | None = None,
+    policy: Policy, session: Session, request: EpisodeRequest, limits: LimitsConfig | None = None
 ) -> Episode:
     """Plays one episode. A bad rollout is data: only cancellation is raised.
 
@@ -54,36 +99,29 @@ async def run_episode(
     Args:
         policy: Who acts after the prefix.
         session: The environment; it is reset first, and left open.
-        task: What to play.
-        prefix: Expert replies to replay before the policy acts.
-        recorded: What the expert was answered after each of them (or after the first few); compared with what comes
-            now, with the environment's tolerance. Empty: no comparison.
-        first_observation: What the expert saw first: another task may have the same id on another server. None: no
-            comparison.
-        sampling: How replies are drawn.
-        seed: Of the run; each turn's seed follows from it, the task, the sample, the start and the turn.
-        sample: Number of the episode among those with the same task and start.
-        max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
-        opening: How the conversation opens; None: as the environment itself does.
+        request: What to play.
         limits: Seconds for a turn and in all; None: the usual ones.
-        trajectory: Id of the one whose steps are replayed or put in; the episode is named after it. None: its task.
 
     Returns:
         The episode. Failures and timeouts of the environment end it as `env_error` (`replay_mismatch` where it lost the
         episode and does not repeat it), those of the policy as `model_error`, with their cause in `error`.
     """
+    task, prefix, recorded, opening = request.task, request.prefix, request.recorded, request.opening
+    if request.given:
+        policy = Guided(policy, request.given)
     clock = _Clock(limits or LimitsConfig())
     course = _Course(opening.error_turn if opening else None)
-    cap = session.spec.max_rounds if max_rounds is None else max_rounds
+    cap = session.spec.max_rounds if request.max_rounds is None else request.max_rounds
     error = None
     try:
         own = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
-        if first_observation is not None and not is_of_task(session.spec, first_observation, own.observation):
+        first = request.first_observation
+        if first is not None and not is_of_task(session.spec, first, own.observation):
             course.replay = "differs" if prefix else None
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         course.messages += (opening.applied(session.spec, own) if opening else own).messages()
         with _blame(StopReason.MODEL_ERROR):
-            conversation = policy.open(task, list(course.messages), sampling)
+            conversation = policy.open(task, list(course.messages), request.sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break
@@ -96,7 +134,7 @@ async def run_episode(
             if course.replay == "differs":
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
         while not course.result.done and course.turns < cap:
-            drawn = derive_seed(seed, task.id, sample, len(prefix), course.turns)
+            drawn = derive_seed(request.seed, task.id, request.sample, len(prefix), course.turns)
             reply = await clock.wait(StopReason.MODEL_ERROR, conversation.generate, drawn)
             course.take(reply)
             await course.act(cut_reply(reply.text), session, conversation, clock)
@@ -104,26 +142,19 @@ async def run_episode(
     except _StopError as end:
         stop, error = end.reason, end.error
     reward = session.spec.scale(course.result.reward)
-    return Episode(
-        id=episode_id(task, sample, len(prefix), trajectory),
-        env=task.env,
-        item_id=task.item_id,
-        policy=policy.name,
-        sample=sample,
-        start_step=len(prefix),
-        seed=seed,
+    return request.episode(
+        policy.name,
+        stop,
+        error,
         messages=tuple(course.messages),
         reward=reward,
         raw_reward=course.result.reward,
         success=reward >= session.spec.success_at,
         progress=reward if course.progress is None else course.progress,
         rounds=course.rounds,
-        stop_reason=stop,
         usage=course.usage,
         seconds=time.monotonic() - clock.begun,
-        error=error,
         gold=course.gold(),
-        trajectory=trajectory,
         replay=course.replay,
     )
 

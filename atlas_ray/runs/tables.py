@@ -1,11 +1,11 @@
-"""The tables on disk: explicit Arrow schemas, and the way from a record to a row and back."""
+"""The tables on disk: a column for each field of a record, and the way from a record to a row and back."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 
@@ -13,17 +13,19 @@ from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, Sto
 
 Record = TypeVar("Record")
 
-_MESSAGES = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string()), ("trainable", pa.bool_())]))
-_GOLD = pa.list_(pa.struct([("step", pa.int32()), ("rank", pa.int32()), ("category", pa.string())]))
-_USAGE = pa.struct(
-    [
-        ("prompt_tokens", pa.int64()),
-        ("cached_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("calls", pa.int64()),
-        ("cost", pa.float64()),
-    ]
-)
+_USAGE = {"prompt_tokens": "int64", "cached_tokens": "int64", "completion_tokens": "int64", "calls": "int64"}
+_ARROW: dict[Any, Any] = {
+    bool: pa.bool_(),
+    int: pa.int32(),
+    float: pa.float64(),
+    tuple[int, ...]: pa.list_(pa.int32()),
+    tuple[float, ...]: pa.list_(pa.float64()),
+    tuple[tuple[int, ...], ...]: pa.list_(pa.list_(pa.int32())),
+    tuple[tuple[float, ...], ...]: pa.list_(pa.list_(pa.float64())),
+    tuple[Message, ...]: pa.list_(pa.struct({"role": "string", "content": "string", "trainable": "bool"})),
+    tuple[GoldStep, ...]: pa.list_(pa.struct({"step": "int32", "rank": "int32", "category": "string"})),
+    Usage: pa.struct(_USAGE | {"cost": "float64"}),
+}
 
 
 @dataclass(frozen=True)
@@ -106,81 +108,20 @@ def _episode(row: dict[str, Any]) -> Episode:
     )
 
 
-TRAJECTORIES: TableSpec[Trajectory] = TableSpec(
-    "trajectories",
-    pa.schema(
-        [
-            ("id", pa.string()),
-            ("env", pa.string()),
-            ("item_id", pa.string()),
-            ("messages", _MESSAGES),
-            ("reward", pa.float64()),
-            ("gold", _GOLD),
-        ]
-    ),
-    _trajectory_row,
-    _trajectory,
-)
+def _schema(record: type, **wide: pa.DataType) -> pa.Schema:
+    """A dataclass's columns: a field's Arrow type by its annotation, text where there is none, but for those given."""
+    types = {
+        name: get_args(hint)[0] if type(None) in get_args(hint) else hint
+        for name, hint in get_type_hints(record).items()
+    }
+    return pa.schema({name: wide.get(name) or _ARROW.get(kind, pa.string()) for name, kind in types.items()})
 
+
+TRAJECTORIES: TableSpec[Trajectory] = TableSpec("trajectories", _schema(Trajectory), _trajectory_row, _trajectory)
 SELECTIONS: TableSpec[Selection] = TableSpec(
     "selections",
-    pa.schema(
-        [
-            ("id", pa.string()),
-            ("trajectory_id", pa.string()),
-            ("env", pa.string()),
-            ("item_id", pa.string()),
-            ("selector", pa.string()),
-            ("ratio", pa.float64()),
-            ("n_steps", pa.int32()),
-            ("chosen", pa.list_(pa.int32())),
-            ("scores", pa.list_(pa.float64())),
-            ("rewards", pa.list_(pa.list_(pa.float64()))),
-            ("rounds", pa.list_(pa.list_(pa.int32()))),
-            ("probed", pa.list_(pa.int32())),
-            ("rejoined", pa.list_(pa.int32())),
-            ("excluded", pa.string()),
-            ("replays", pa.string()),
-            ("categories", pa.string()),
-            ("plan", pa.string()),
-            ("reason", pa.string()),
-            ("model", pa.string()),
-            ("prompt_hash", pa.string()),
-            ("usage", _USAGE),
-            ("shortened", pa.int64()),
-            ("error", pa.string()),
-        ]
-    ),
+    pa.schema([pa.field("id", pa.string()), *_schema(Selection, shortened=pa.int64())]),
     _selection_row,
     _selection,
 )
-
-EPISODES: TableSpec[Episode] = TableSpec(
-    "episodes",
-    pa.schema(
-        [
-            ("id", pa.string()),
-            ("env", pa.string()),
-            ("item_id", pa.string()),
-            ("policy", pa.string()),
-            ("sample", pa.int32()),
-            ("start_step", pa.int32()),
-            ("seed", pa.int64()),
-            ("messages", _MESSAGES),
-            ("reward", pa.float64()),
-            ("raw_reward", pa.float64()),
-            ("success", pa.bool_()),
-            ("progress", pa.float64()),
-            ("rounds", pa.int32()),
-            ("stop_reason", pa.string()),
-            ("usage", _USAGE),
-            ("seconds", pa.float64()),
-            ("error", pa.string()),
-            ("gold", _GOLD),
-            ("trajectory", pa.string()),
-            ("replay", pa.string()),
-        ]
-    ),
-    _episode_row,
-    _episode,
-)
+EPISODES: TableSpec[Episode] = TableSpec("episodes", _schema(Episode, seed=pa.int64()), _episode_row, _episode)

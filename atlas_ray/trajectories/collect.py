@@ -17,7 +17,7 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.environments import registry
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
@@ -107,11 +107,7 @@ def _play_batch(
             await run_episode(
                 policy,
                 LocalSession(registry.get(env)),
-                Task(env, item_id),
-                sampling=Sampling(),
-                seed=seed,
-                sample=int(sample),
-                max_rounds=max_rounds,
+                EpisodeRequest(Task(env, item_id), Sampling(), seed, int(sample), max_rounds=max_rounds),
             )
             for env, item_id, sample in zip(batch["env"], batch["item_id"], batch["sample"], strict=True)
         ]

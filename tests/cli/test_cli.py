@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.records import a_row
+
 HEAVY = ("torch", "ray", "vllm", "transformers", "matplotlib", "openai")
 
 
@@ -26,11 +28,6 @@ def atlas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         cwd=cwd,
         env=environment,
     )
-
-
-def a_row(item_id: str = "maze_1", reply: str = "Thought: go.\nAction: move up") -> dict[str, object]:
-    turns = [("human", "Play.", None), ("gpt", "OK", False), ("human", "Goal at 1, 5.", None), ("gpt", reply, True)]
-    return {"conversations": [{"from": f, "value": v, "loss": x} for f, v, x in turns], "item_id": item_id}
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from threading import Event, Thread
 
 import pytest
 
-from tests.cli.test_cli import a_row
-from tests.cluster.test_local_nodes import NODES
+from tests.support.nodes import NODES
+from tests.support.records import a_row
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60  # the contract's bound, not a measure

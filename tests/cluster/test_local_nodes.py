@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-NODES = Path(__file__).parents[2] / "cluster" / "local" / "nodes.sh"
+from tests.support.nodes import NODES
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() != 0 or shutil.which("ip") is None, reason="network namespaces want root and iproute2"

@@ -26,7 +26,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
 from atlas_ray.types import Message, Task, Trajectory
-from tests.cli.test_cli import a_row
+from tests.support.records import a_row
 from tests.support.serving import BUILT_IN, remote, running, served
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]

@@ -17,7 +17,8 @@ from atlas_ray.environments.http import server
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import StopReason

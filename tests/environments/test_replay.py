@@ -20,7 +20,7 @@ from atlas_ray.report.paper.render import markdown
 from atlas_ray.report.results import build_results
 from atlas_ray.report.tables import replay_table
 from atlas_ray.report.terminal import verification_table
-from atlas_ray.rollouts.replica import EpisodeRequest
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.settings import ValueSelector
@@ -29,10 +29,10 @@ from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason, Task
 from tests.evaluation.test_verification import an_episode
 from tests.recipes.test_fourteen import episode, winning
-from tests.report.test_paper_tables import table
-from tests.report.test_report import arm, report_input, selection, trajectory
 from tests.selection.value.test_economy import FakePool, expert, turns
 from tests.support.agentgym import AgentGym
+from tests.support.paper_runs import table
+from tests.support.report_records import arm, report_input, selection, trajectory
 from tests.support.serving import remote, running
 
 FORECAST = (

@@ -21,7 +21,7 @@ from atlas_ray.evaluation.table6 import Start, put_in, rows
 from atlas_ray.evaluation.verification import ITERATIVE, Planned, _requests, starts
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.report.terminal import verification_table
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.guided import GivenTurn, GivenTurns, Guided
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
@@ -143,7 +143,7 @@ def test_starts_of_a_tasks_trajectories_are_rows_of_one_task() -> None:
 async def experts(n: int) -> list[Trajectory]:
     session, policy = LocalSession(get("maze")), ScriptedPolicy("expert")
     tasks = get("maze").tasks("train", n)
-    return [to_trajectory(await run_episode(policy, session, t, sampling=Sampling(), seed=0)) for t in tasks]
+    return [to_trajectory(await run_episode(policy, session, EpisodeRequest(t, Sampling(), seed=0))) for t in tasks]
 
 
 class Stuck(ScriptedPolicy):
@@ -170,7 +170,7 @@ def test_the_expert_speaks_where_the_policy_sees_what_it_saw() -> None:
 
     def play(given: tuple[GivenTurn, ...]) -> Episode:
         policy = Guided(Stuck("novice"), given)
-        return asyncio.run(run_episode(policy, LocalSession(get("maze")), expert.task, sampling=Sampling(), seed=0))
+        return asyncio.run(run_episode(policy, LocalSession(get("maze")), EpisodeRequest(expert.task, Sampling(), 0)))
 
     whole = play(every)
     assert (whole.success, whole.rounds, put_in(whole, every)) == (True, len(expert.steps), len(every))

@@ -25,8 +25,8 @@ from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.engine import EngineConversation, EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.types import Message, StopReason, Task, Usage
 from tests.support.tiny import tiny_tokenizer
 
@@ -130,9 +130,8 @@ async def test_a_full_context_ends_the_conversation(engine: VllmPolicy) -> None:
     with pytest.raises(ContextOverflow):
         await conversation.generate(1)
     assert engine.usage.calls == calls
-    found = await run_episode(
-        engine, LocalSession(registry.get("maze")), TASK, prefix=["x " * 1100], sampling=GREEDY, seed=0
-    )
+    asked = EpisodeRequest(TASK, GREEDY, seed=0, prefix=("x " * 1100,))
+    found = await run_episode(engine, LocalSession(registry.get("maze")), asked)
     assert (found.stop_reason, found.error) == (StopReason.CONTEXT_OVERFLOW, None)
 
 
@@ -236,7 +235,7 @@ async def test_killed_engines_change_nothing(ray_cluster: None, tiny_models: tup
                 assert episode.id not in found
                 found[episode.id] = episode.messages
                 if len(found) == 5:
-                    os.kill(cores.pop() if kill_core else pool._seats[0].pid or 0, signal.SIGKILL)
+                    os.kill(cores.pop() if kill_core else pool._handles[0].pid or 0, signal.SIGKILL)
             assert found == calm
             assert _gone(cores)
         assert pool.restarts == 2

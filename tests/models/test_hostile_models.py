@@ -11,7 +11,7 @@ from aiohttp import web
 
 from atlas_ray.environments import registry
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, StopReason, Task, Usage
@@ -57,7 +57,7 @@ async def episode(body: str) -> Episode:
     async with policy(lambda _: web.Response(text=body, content_type="application/json")) as model:
         session = registry.local_session("maze")
         task = Task("maze", "maze_1")
-        return await run_episode(model, session, task, sampling=Sampling(), seed=0, max_rounds=2)
+        return await run_episode(model, session, EpisodeRequest(task, Sampling(), seed=0, max_rounds=2))
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +87,8 @@ async def test_the_key_does_not_follow_a_redirect_to_another_host() -> None:
         away = {"Location": f"{other.replace('127.0.0.1', 'localhost')}/v1/chat/completions"}
         async with policy(lambda _: web.Response(status=307, headers=away)) as model:
             session = registry.local_session("maze")
-            await run_episode(model, session, Task("maze", "maze_1"), sampling=Sampling(), seed=0, max_rounds=1)
+            asked = EpisodeRequest(Task("maze", "maze_1"), Sampling(), seed=0, max_rounds=1)
+            await run_episode(model, session, asked)
     assert not any(met)
 
 

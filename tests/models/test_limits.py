@@ -15,7 +15,8 @@ from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import stage, verification
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder, config_digest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
@@ -51,7 +52,8 @@ def valuing(here: Path, given: dict[str, Given]) -> SelectConfig:
 async def write_data(here: Path) -> None:
     """One expert trajectory, and a selection in it."""
     (task,) = get("maze").tasks("train", 1)
-    played = await run_episode(ScriptedPolicy("expert"), LocalSession(get("maze")), task, sampling=Sampling(), seed=0)
+    asked = EpisodeRequest(task, Sampling(), seed=0)
+    played = await run_episode(ScriptedPolicy("expert"), LocalSession(get("maze")), asked)
     t = to_trajectory(played)
     RunFolder(f"{here}/data").write_shard(TRAJECTORIES, [t])
     chosen = Selection(t.id, t.env, t.item_id, "x", None, len(t.steps), (2,))
@@ -79,11 +81,12 @@ def test_a_stage_makes_its_pool_with_its_limits(
     asyncio.run(write_data(tmp_path))
     made: list[LimitsConfig] = []
 
-    def pool(*_: Any, limits: LimitsConfig, **__: Any) -> None:
-        made.append(limits)
-        raise PoolMadeError
+    class Pool(RolloutPool):
+        def __init__(self, *_: Any, limits: LimitsConfig, **__: Any) -> None:
+            made.append(limits)
+            raise PoolMadeError
 
-    monkeypatch.setattr(module, "RolloutPool", pool)
+    monkeypatch.setattr(module, "RolloutPool", Pool)
     for place in (module, "atlas_ray.cluster.connection"):
         monkeypatch.setattr(f"{getattr(place, '__name__', place)}.connect", lambda _: None, raising=False)
     with pytest.raises(PoolMadeError):

@@ -14,7 +14,7 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.serving import serving
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget
@@ -42,7 +42,9 @@ def trajectories() -> list[Trajectory]:
         tasks = [
             t for env in ("maze", "wordle", "textcraft", "blocksworld") for t in registry.get(env).tasks("train", 25)
         ]
-        plays = (run_episode(policy, LocalSession(registry.get(t.env)), t, sampling=Sampling(), seed=0) for t in tasks)
+        plays = (
+            run_episode(policy, LocalSession(registry.get(t.env)), EpisodeRequest(t, Sampling(), seed=0)) for t in tasks
+        )
         return [to_trajectory(await episode) for episode in plays]
 
     return asyncio.run(play())

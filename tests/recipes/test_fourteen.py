@@ -14,7 +14,7 @@ from atlas_ray.environments.http.dialects import DIALECTS
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, Message, StopReason, Task
 from tests.support.agentgym import TOOLS, AgentGym
 from tests.support.serving import recorded, remote, running
@@ -55,7 +55,8 @@ def winning(name: str) -> list[str]:
 
 async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
     task = Task(session.spec.name, f"{session.spec.name}_{index}")
-    return await run_episode(Recite(replies), session, task, sampling=Sampling(), seed=0, **options)
+    limits = options.pop("limits", None)
+    return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)
 
 
 OPENINGS = {

@@ -33,7 +33,7 @@ from atlas_ray.recipes.preflight.pending import Pending
 from atlas_ray.recipes.preflight.run import preflight
 from atlas_ray.recipes.scheduling import Stage
 from atlas_ray.recipes.settings import RecipeConfig
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.trajectories.writers import write_agenttraj
@@ -75,7 +75,8 @@ def experts() -> list[Trajectory]:
 
     async def play(env: str) -> Trajectory:
         task, spec = Task(env, f"{env}_9"), get(env)
-        episode = await run_episode(ScriptedPolicy("expert"), LocalSession(spec), task, sampling=Sampling(), seed=0)
+        asked = EpisodeRequest(task, Sampling(), seed=0)
+        episode = await run_episode(ScriptedPolicy("expert"), LocalSession(spec), asked)
         return Trajectory(task.id, env, task.item_id, episode.messages, episode.reward)
 
     return [asyncio.run(play(env)) for env in ("maze", "textcraft")]

@@ -6,9 +6,8 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -29,31 +28,11 @@ from atlas_ray.report.paper.ours import (
 )
 from atlas_ray.report.paper.printed import TABLES, printed
 from atlas_ray.report.paper.render import as_csv, as_json, as_table, chosen_table, latex, markdown, write_paper_tables
-from atlas_ray.report.paper.tables import PaperTable, paper_tables
+from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.runs.folder import RunFolder
+from tests.support.paper_runs import NOTHING, arm, table
 
 SHARED = Path(__file__).parents[3] / "shared" / "paper" / "paper_results.json"
-NOTHING = PaperRuns(arms={}, rows={})
-
-
-def arm(name: str, scores: Mapping[str, Any], **given: Any) -> ArmRuns:
-    """`scores`: by environment, by seed, what each task got; a single list is seed 0's."""
-    by_seed = {env: found if isinstance(found, dict) else {0: found} for env, found in scores.items()}
-    return ArmRuns(
-        name=name,
-        model=f"runs/{name}",
-        stand_in=given.pop("stand_in", None),
-        scores={
-            env: {seed: {(f"{env}_{i}", 0): float(s) for i, s in enumerate(got)} for seed, got in seeds.items()}
-            for env, seeds in by_seed.items()
-        },
-        expected={env: len(next(iter(seeds.values()))) for env, seeds in by_seed.items()},
-        **given,
-    )
-
-
-def table(name: str, runs: PaperRuns = NOTHING) -> PaperTable:
-    return paper_tables(runs)[TABLES.index(name)]
 
 
 def cells(text: str) -> list[dict[str, str]]:

@@ -16,12 +16,11 @@ from atlas_ray.report.results import build_results
 from atlas_ray.report.selection_figures import _along, selection_figures
 from atlas_ray.selection.compare.agreement import compare_selections
 from atlas_ray.types import Category, GoldStep, Selection
-from tests.report.test_paper_tables import arm
-from tests.report.test_report import arm as played_arm
-from tests.report.test_report import page_of, realistic, report_input
-from tests.selection.test_selection import expert
+from tests.support.paper_runs import arm
+from tests.support.report_records import arm as played_arm
+from tests.support.report_records import page_of, realistic, report_input, trajectory
 
-GOLD = (GoldStep(2, Category.CRITICAL_ACTION, 1), GoldStep(4, Category.PLAN_CREATION, 2))
+GOLD = (GoldStep(2, 1, Category.CRITICAL_ACTION), GoldStep(4, 2, Category.PLAN_CREATION))
 EVIL = "<script>&x"
 
 
@@ -32,7 +31,7 @@ def selection(name: str, number: int, chosen: tuple[int, ...], scores: tuple[flo
 
 
 def drawn(selections: dict[str, list[Selection]]) -> dict[str, Any]:
-    rows = compare_selections(list(selections.items()), [expert(4, i, GOLD) for i in range(60)])
+    rows = compare_selections(list(selections.items()), [trajectory("maze", i, gold=GOLD) for i in range(60)])
     return {
         found.slug: found
         for found in selection_figures({"selectors": rows, "verdict": {"critical": "gold"}}, selections)

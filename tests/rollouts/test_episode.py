@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import ContextOverflow, EnvironmentFailure, ModelFailure
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.types import Category, Episode, GoldStep, Message, StopReason, Task, Usage
 
@@ -82,9 +83,10 @@ def answers(count: int) -> list[str]:
     return [f"now {i}\nand line two" for i in range(1, count + 1)]
 
 
-async def play(policy: Policy, session: Counter, **given: object) -> Episode:
-    options: dict[str, object] = {"sampling": Sampling(), "seed": 5} | given
-    return await run_episode(policy, session, TASK, **options)  # type: ignore[arg-type]
+async def play(policy: Policy, session: Counter, **given: Any) -> Episode:
+    limits = given.pop("limits", None)
+    request = EpisodeRequest(TASK, **{"sampling": Sampling(), "seed": 5} | given)
+    return await run_episode(policy, session, request, limits)
 
 
 async def test_an_episode_from_scratch() -> None:

@@ -12,8 +12,9 @@ import pytest
 
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.metrics import METRICS
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 
 DASHBOARD = Path(__file__).parents[2] / "cluster" / "grafana.json"

@@ -18,8 +18,9 @@ from atlas_ray.cluster.connection import fetched_by
 from atlas_ray.environments import registry
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts import pool as module
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.rollouts import replica_set as module
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.types import Episode, Message, StopReason, Task, Usage
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -109,7 +110,7 @@ def test_replicas_order_and_crowding_change_nothing(alone: dict[str, Episode]) -
     assert len(alone) == 60
     assert {e.stop_reason for e in alone.values()} == {StopReason.DONE, StopReason.MAX_ROUNDS}
     with RolloutPool(FixedSpec(Sleeper()), replicas=3, in_flight=16) as pool:
-        pids = [seat.pid for seat in pool._seats]
+        pids = [handle.pid for handle in pool._handles]
         assert play(pool, requests(60)[::-1]) == alone
         assert pool.restarts == 0
     assert all(eventually(lambda pid=pid: gone(pid)) for pid in pids if pid)
@@ -122,10 +123,10 @@ def test_a_killed_replica_loses_and_repeats_nothing(alone: dict[str, Episode]) -
             assert episode.id not in found
             found[episode.id] = facts(episode)
             if len(found) == 10:
-                os.kill(pool._seats[0].pid or 0, signal.SIGKILL)
+                os.kill(pool._handles[0].pid or 0, signal.SIGKILL)
         assert found == alone
         assert pool.restarts == 1
-        assert eventually(lambda: pool._next_event(time.monotonic()) or all(s.ready for s in pool._seats))
+        assert eventually(lambda: pool._next_completions(time.monotonic()) or all(s.ready for s in pool._handles))
 
 
 def test_an_episode_that_kills_its_replica_is_given_up(tmp_path: Path, alone: dict[str, Episode]) -> None:
@@ -237,16 +238,16 @@ def test_replicas_are_waited_for_as_long_as_they_fetch_their_model(
     told = ["", "s3://bucket/model: 1.0 of 16.0 GB"]
     monkeypatch.setattr(module, "fetched_by", lambda replicas: told.pop())
     with RolloutPool(FixedSpec(Sleeper())) as pool:
-        [seat] = pool._seats
-        seat.pid, seat.since = None, time.monotonic() - 2 * module.START_SECONDS
+        [handle] = pool._handles
+        handle.pid, handle.since = None, time.monotonic() - 2 * module.START_SECONDS
         pool._remind(everyone=True)
         assert "replicas fetch s3://bucket/model: 1.0 of 16.0 GB" in caplog.text
-        assert time.monotonic() - seat.since < module.START_SECONDS
-        seat.since -= 2 * module.START_SECONDS
+        assert time.monotonic() - handle.since < module.START_SECONDS
+        handle.since -= 2 * module.START_SECONDS
         with pytest.raises(AtlasError, match="1 of 1 replicas have not started"):
             pool._remind(everyone=True)
 
 
 def test_a_replica_says_what_it_fetches() -> None:
     with RolloutPool(FixedSpec(Sleeper(), 0)) as pool:
-        assert fetched_by([seat.actor for seat in pool._seats]) == ""
+        assert fetched_by([handle.actor for handle in pool._handles]) == ""

@@ -23,8 +23,8 @@ from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
-from atlas_ray.rollouts.pool import EpisodeRequest, FixedSpec, RolloutPool
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
@@ -93,7 +93,7 @@ async def calm() -> dict[str, Episode]:
         for task in get(env).tasks("test", n):
             for sample in range(SAMPLES):
                 policy, session = ScriptedPolicy("novice"), LocalSession(get(env))
-                one = await run_episode(policy, session, task, sampling=Sampling(), seed=0, sample=sample)
+                one = await run_episode(policy, session, EpisodeRequest(task, Sampling(), seed=0, sample=sample))
                 found[one.id] = plain(one)
     return found
 
@@ -115,7 +115,7 @@ def test_a_thousand_episodes_survive_everything_at_once(tmp_path: Path, monkeypa
                 if len(returned) in (250, 750):
                     faulty.restart()
                 if len(returned) == 500:
-                    os.kill(self._seats[0].pid or 0, signal.SIGKILL)
+                    os.kill(self._handles[0].pid or 0, signal.SIGKILL)
                 yield request, episode
 
     monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))

@@ -18,7 +18,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.status import status_table, watch_status
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.selection.settings import SelectConfig
-from tests.runs.test_runs import Config, an_episode
+from tests.support.records import Config, an_episode
 from tests.support.store import Store
 
 S3 = "s3://bucket/runs?endpoint_override=127.0.0.1:9000&scheme=http"

@@ -8,79 +8,20 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
-from pydantic import BaseModel
 
-from atlas_ray.config import PLACEMENT, validate
+from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.runs.folder import COMPACT_FROM, RunFolder, config_digest
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
+from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES, TableSpec
 from atlas_ray.types import (
-    Category,
-    Episode,
-    GoldStep,
-    Message,
-    Selection,
-    StopReason,
-    Trajectory,
-    Usage,
     split_react,
 )
-
-
-class Config(BaseModel):
-    seed: int = 0
-    run: Annotated[str, PLACEMENT] = "here"
-    workers: Annotated[int, PLACEMENT] = 1
-    ratio: float = 0.3
-
-
-def an_episode(number: int, error: str | None = None, reward: float = 1.0) -> Episode:
-    return Episode(
-        id=f"maze/maze_{number}@0+0",
-        env="maze",
-        item_id=f"maze_{number}",
-        policy="p",
-        sample=0,
-        start_step=0,
-        seed=0,
-        messages=(Message("user", "go"), Message("assistant", "Action: up", True)),
-        reward=reward,
-        raw_reward=reward,
-        success=reward == 1,
-        progress=reward,
-        rounds=1,
-        stop_reason=StopReason.MODEL_ERROR if error else StopReason.DONE,
-        usage=Usage(3, 1, 2, 1, 0.5),
-        error=error,
-    )
-
-
-def a_trajectory() -> Trajectory:
-    gold = (GoldStep(1, 1, Category.PLAN_CREATION),)
-    return Trajectory(
-        "maze/maze_1", "maze", "maze_1", (Message("user", "x"), Message("assistant", "y", True)), 1.0, gold
-    )
-
-
-def a_selection() -> Selection:
-    return Selection(
-        "maze/maze_1",
-        "maze",
-        "maze_1",
-        "value",
-        None,
-        2,
-        (2,),
-        (0.0, 0.5),
-        ((0.0, 1.0), (0.5,), (1.0,)),
-        categories={2: Category.SELF_CORRECTION},
-        usage=Usage(1, 0, 2, 1, 0.1),
-    )
+from tests.support.records import Config, a_selection, a_trajectory, an_episode
 
 
 @pytest.mark.parametrize(
@@ -93,6 +34,34 @@ def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record)
     with folder.writer(table) as writer:
         writer.add(record)
     assert folder.read(table) == [record]
+
+
+def test_the_columns_on_disk_stay_as_they_are() -> None:
+    messages = "list<item: struct<role: string, content: string, trainable: bool>>"
+    gold = "list<item: struct<step: int32, rank: int32, category: string>>"
+    usage = "prompt_tokens: int64, cached_tokens: int64, completion_tokens: int64, calls: int64, cost: double"
+    text = dict.fromkeys(["id", "env", "item_id"], "string")
+    assert columns(TRAJECTORIES) == {**text, "messages": messages, "reward": "double", "gold": gold}
+    assert columns(SELECTIONS) == {
+        **text,
+        **dict.fromkeys(["trajectory_id", "selector", "excluded", "replays", "categories", "plan"], "string"),
+        **dict.fromkeys(["reason", "model", "prompt_hash", "error"], "string"),
+        **{"ratio": "double", "n_steps": "int32", "shortened": "int64", "usage": f"struct<{usage}>"},
+        **dict.fromkeys(["chosen", "probed", "rejoined"], "list<item: int32>"),
+        **{"scores": "list<item: double>", "rewards": "list<item: list<item: double>>"},
+        "rounds": "list<item: list<item: int32>>",
+    }
+    assert columns(EPISODES) == {
+        **text,
+        **dict.fromkeys(["policy", "stop_reason", "error", "trajectory", "replay"], "string"),
+        **dict.fromkeys(["sample", "start_step", "rounds"], "int32"),
+        **dict.fromkeys(["reward", "raw_reward", "progress", "seconds"], "double"),
+        **{"seed": "int64", "success": "bool", "messages": messages, "gold": gold, "usage": f"struct<{usage}>"},
+    }
+
+
+def columns(table: TableSpec[Any]) -> dict[str, str]:
+    return {field.name: str(field.type) for field in table.schema}
 
 
 def test_episodes_of_a_folder_from_before_trajectories_were_recorded_are_read_and_gone_on_from(tmp_path: Path) -> None:
@@ -120,7 +89,7 @@ def test_after_a_sigkill_at_most_31_records_are_lost_and_no_shard_is_broken(tmp_
     code = (
         "import os, signal, sys\n"
         "from atlas_ray.runs.folder import RunFolder\nfrom atlas_ray.runs.tables import EPISODES\n"
-        "from tests.runs.test_runs import an_episode\n"
+        "from tests.support.records import an_episode\n"
         f"writer = RunFolder({str(tmp_path)!r}).writer(EPISODES)\n"
         "for i in range(100): writer.add(an_episode(i))\n"
         "os.kill(os.getpid(), signal.SIGKILL)\n"

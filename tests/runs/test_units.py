@@ -19,8 +19,7 @@ from atlas_ray.runs.units import show_units
 from atlas_ray.training.metrics import Follower, MetricsLog
 from atlas_ray.trajectories.collect import FAILURES
 from atlas_ray.types import Usage
-from tests.cli.test_cli import a_row
-from tests.runs.test_runs import Config, a_selection, a_trajectory, an_episode
+from tests.support.records import Config, a_row, a_selection, a_trajectory, an_episode
 
 ROOT = Path(__file__).parents[2]
 

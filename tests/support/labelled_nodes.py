@@ -35,7 +35,8 @@ class Spec:
 def groups_of_engines(labels: dict[str, str] | None, replicas: int = 2) -> list[str]:
     from atlas_ray.environments import registry
     from atlas_ray.models.protocol import Sampling
-    from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+    from atlas_ray.rollouts.episode import EpisodeRequest
+    from atlas_ray.rollouts.pool import RolloutPool
 
     tasks = registry.get("maze").tasks("test", 3 * replicas)
     with RolloutPool(Spec(), replicas=replicas, in_flight=3, labels=labels) as pool:

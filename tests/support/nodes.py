@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-_SCRIPT = ROOT / "cluster" / "local" / "nodes.sh"
+NODES = ROOT / "cluster" / "local" / "nodes.sh"
 _DASHBOARD = "http://127.0.0.1:8265"  # within the head's namespace
 _PATIENCE = 240.0
 _DEATHS = f"""
@@ -47,9 +47,7 @@ class Nodes:
 
     def __call__(self, *arguments: str) -> str:
         """What one of the script's commands prints; the test fails where it does."""
-        ended = subprocess.run(
-            [_SCRIPT, *arguments], env=self._environment, capture_output=True, text=True, check=False
-        )
+        ended = subprocess.run([NODES, *arguments], env=self._environment, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, f"{arguments}: {ended.stdout[-2000:]}{ended.stderr[-2000:]}"
         return ended.stdout
 
@@ -86,7 +84,7 @@ class Nodes:
         log = config.with_suffix(".log")
         with log.open("a") as out:
             client = subprocess.Popen(
-                [_SCRIPT, *command], cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT
+                [NODES, *command], cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT
             )
         return Job(client, log)
 

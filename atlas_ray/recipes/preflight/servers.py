@@ -18,7 +18,7 @@ from atlas_ray.errors import AtlasError, EnvironmentFailure
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.recipes.preflight.findings import Finding, attempt
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Message, Task, Trajectory
 
 _NO_SERVER = (
@@ -73,17 +73,16 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
 
     async def play() -> tuple[float, bool, str | None]:
         try:
-            episode = await run_episode(
-                _Given(),
-                session,
+            asked = EpisodeRequest(
                 numbered(trajectory.task, config),
-                prefix=[step.reply for step in steps],
-                recorded=answers,
-                first_observation=None if opening is None else opening.observation,
-                sampling=Sampling(),
+                Sampling(),
                 seed=0,
+                prefix=tuple(step.reply for step in steps),
+                recorded=tuple(answers),
+                first_observation=None if opening is None else opening.observation,
                 max_rounds=len(steps),
             )
+            episode = await run_episode(_Given(), session, asked)
             return episode.reward, episode.success, episode.error
         finally:
             await session.close()

@@ -17,7 +17,7 @@ from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.environments.replay import count_starts
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.replica import EpisodeRequest
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.settings import ValueSelector

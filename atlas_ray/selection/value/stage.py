@@ -13,7 +13,9 @@ from typing import Protocol
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.numbers import unplayable
 from atlas_ray.errors import together
-from atlas_ray.rollouts.pool import EpisodeRequest, RolloutPool
+from atlas_ray.models.engine import EngineSpec
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import reachable
 from atlas_ray.selection.settings import SelectConfig, ValueSelector
 from atlas_ray.selection.value.rollouts import Rollouts, rollouts_of
@@ -40,21 +42,23 @@ def select_value(
         AtlasError: If Ray cannot be reached, or the engines do not start or keep dying.
     """
     from atlas_ray.cluster.connection import connect
-    from atlas_ray.models.engine import EngineSpec
 
     if wrong := unplayable((t.task for t in todo), config.environments):
         raise together(wrong)
     connect(config.ray)
-    with RolloutPool(
-        EngineSpec("base", reachable(selector.model), selector.engine.capped(), chat_template=selector.chat_template),
-        replicas=selector.engine.replicas,
-        in_flight=selector.engine.episodes_in_flight,
-        labels=selector.engine.label_selector,
-        start_s=selector.engine.start_s,
-        environments=config.environments,
-        limits=selector.limits,
-    ) as pool:
+    with pool_of(selector, config.environments) as pool:
         yield from estimate_values(pool, selector, todo, config.seed, config.environments)
+
+
+def pool_of(selector: ValueSelector, environments: EnvironmentsConfig) -> RolloutPool:
+    """Engines of the configured model, in any process that is connected to Ray; all have started once it is made.
+
+    Raises:
+        AtlasError: If they do not start, or there is no room for them.
+    """
+    engine = selector.engine
+    spec = EngineSpec("base", reachable(selector.model), engine.capped(), chat_template=selector.chat_template)
+    return RolloutPool.of(spec, engine, environments, limits=selector.limits)
 
 
 def estimate_values(

@@ -15,7 +15,7 @@ import pytest
 
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.selection.llm.backends import vllm
+from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.selection.llm.backends.vllm import EngineBackend
 from atlas_ray.types import Message, Usage
@@ -112,7 +112,7 @@ async def test_a_request_that_kills_replicas_is_given_up_and_takes_no_other_with
     found = await ask_all(EngineBackend(Echo(str(tmp_path)), replicas=2, in_flight=8), texts)
     poison = found.pop("poison")
     assert isinstance(poison, ModelFailure)
-    assert f"{vllm.MAX_DEATHS} engines died" in poison.what
+    assert f"{MAX_DEATHS} engines died" in poison.what
     assert {said(c)["text"] for c in found.values()} == set(texts[1:])
 
 

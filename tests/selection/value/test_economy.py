@@ -10,7 +10,7 @@ import pytest
 
 from atlas_ray.config import EnvironmentsConfig, validate
 from atlas_ray.errors import UserError
-from atlas_ray.rollouts.pool import EpisodeRequest
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.settings import Economy, ValueSelector

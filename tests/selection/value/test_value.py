@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import pytest
 
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.rollouts.pool import EpisodeRequest
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.stage import MAX_OPEN, estimate_values

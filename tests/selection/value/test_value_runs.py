@@ -17,7 +17,7 @@ from atlas_ray.config import validate
 from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.episode import run_episode
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
@@ -34,7 +34,7 @@ MODES = ("exhaustive", "economical")
 async def experts(n: int, env: str = "maze") -> list[Trajectory]:
     session, policy = LocalSession(get(env)), ScriptedPolicy("expert")
     tasks = get(env).tasks("train", n)
-    return [to_trajectory(await run_episode(policy, session, t, sampling=Sampling(), seed=0)) for t in tasks]
+    return [to_trajectory(await run_episode(policy, session, EpisodeRequest(t, Sampling(), seed=0))) for t in tasks]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -49,7 +49,7 @@ def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> Non
             for selection in estimate_values(pool, selector, data, seed=5):
                 found.append(selection)
                 if kill and len(found) == 2:
-                    os.kill(pool._seats[0].pid or 0, signal.SIGKILL)
+                    os.kill(pool._handles[0].pid or 0, signal.SIGKILL)
             assert pool.restarts == kill
             runs.append(sorted(found, key=lambda s: s.id))
     assert runs[0] == runs[1] == runs[2]

@@ -1,0 +1,399 @@
+"""The supervisor of replicas: starts, deaths, restarts, and the requests in flight at each.
+
+Flows in: requests, as a list or a generator; flows out: each with its result, as they finish. A Ray call carries many:
+as many requests as there is room for, as many results as there are meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import time
+from abc import abstractmethod
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any, ClassVar, Generic, Literal, Self
+
+from atlas_ray.cluster.connection import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
+from atlas_ray.errors import AtlasError, ModelFailure
+from atlas_ray.models.protocol import ModelSpec
+from atlas_ray.rollouts.metrics import Meter
+from atlas_ray.rollouts.replica import Replica, Request, Result
+from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
+
+_log = logging.getLogger(__name__)
+
+_REMIND_SECONDS = 60.0
+_CLOSE_SECONDS = 10.0
+_DEATHS_PER_REPLICA = 3  # in a row, without a result in between
+_CALLS = 8  # that an actor serves at once
+_BATCH = 256  # requests in one call
+_SEND_SECONDS = 0.05  # that a request waits for a full batch where the source is slow
+
+
+@dataclass(eq=False, slots=True)
+class ReplicaHandle(Generic[Request]):
+    """A replica as its supervisor sees it.
+
+    Attributes:
+        since: When it was started, on the monotonic clock.
+        inflight: The attempts that it works at, by number.
+        unsent: Numbers of those among them that it has not been told of.
+        asked: Whether a call for results is under way.
+    """
+
+    index: int
+    actor: Any
+    since: float
+    pid: int | None = None
+    inflight: dict[int, Attempt[Request]] = field(default_factory=dict)
+    unsent: list[int] = field(default_factory=list)
+    asked: bool = False
+
+    @property
+    def num_inflight(self) -> int:
+        """Requests that it works at."""
+        return len(self.inflight)
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has started."""
+        return self.pid is not None
+
+
+@dataclass(frozen=True, slots=True)
+class _Event(Generic[Request]):
+    """A call that ended: a replica's start, requests submitted (with their numbers), or results asked for."""
+
+    handle: ReplicaHandle[Request]
+    call: Literal["start", "submit", "completed"]
+    future: Any
+    numbers: Sequence[int] = ()
+
+
+Completion = tuple[ReplicaHandle[Request], Attempt[Request], Result | BaseException]
+
+
+class ReplicaSet(Generic[Request, Result]):
+    """Replicas of one model. Use it as a context manager, in a process that is connected to Ray.
+
+    Args:
+        actor: The replicas' class.
+        spec: What every replica makes its model from.
+        arguments: Further ones of the class.
+        replicas: How many.
+        in_flight: Requests that a replica works at, at once.
+        place: Ray's options for the actors.
+        retries: Further attempts at a request that infrastructure spoilt, on other replicas where there are any.
+        max_restarts: Replicas that may die in a row, without a result in between; None: three each.
+        start_s: Seconds that a replica may take to start.
+
+    Attributes:
+        restarts: Replicas replaced so far.
+        context: Tokens that a conversation may have; None where the model does not know.
+        is_woken: Whether `wake` is called when a source that waits has requests again; else it waits for results alone.
+    """
+
+    replica: ClassVar[str] = "replica"  # what people call one
+    result: ClassVar[str] = "a result"
+    settings: ClassVar[str] = "engine"  # the section that makes replicas
+
+    def __init__(
+        self,
+        actor: type[Replica[Request, Result]],
+        spec: ModelSpec[Any],
+        *arguments: Any,
+        replicas: int,
+        in_flight: int,
+        place: Mapping[str, Any],
+        retries: int = 0,
+        max_restarts: int | None = None,
+        start_s: float = START_SECONDS,
+    ) -> None:
+        self._actor, self._spec, self._arguments, self._place = actor, spec, arguments, place
+        self._in_flight, self._retries, self._start_s = in_flight, retries, start_s
+        self._max_restarts = _DEATHS_PER_REPLICA * replicas if max_restarts is None else max_restarts
+        self.restarts = self._deaths_in_a_row = 0
+        self.context: int | None = None
+        self._events: queue.SimpleQueue[_Event[Request] | None] = queue.SimpleQueue()
+        self.is_woken = self._stopped = False
+        self._numbers, self._sent = count(), 0.0
+        self._meter = Meter()
+        self._handles = list[ReplicaHandle[Request]]()
+        try:
+            for index in range(replicas):
+                self._handles.append(self._start(index))
+        except BaseException:
+            self.close()
+            raise
+
+    def run(self, requests: Iterable[Request | None]) -> Generator[tuple[Request, Result], None, None]:
+        """Works at all requests; each comes back once, with its result, as they finish.
+
+        The next request is taken only when a replica has room for it.
+
+        Args:
+            requests: None among them means: none yet, ask again when another result is there or after `wake`.
+
+        Raises:
+            AtlasError: If replicas keep dying, or a request cannot be worked at.
+        """
+        queued, affinity = RetryQueue(iter(requests), self._in_flight), dict[str, int]()
+        self._stopped = False
+        try:
+            while not self._stopped:
+                while free := [h for h in self._handles if h.ready and h.num_inflight < self._in_flight]:
+                    attempt = queued.take()
+                    if attempt is None:
+                        break
+                    self._dispatch(attempt, _choose(attempt, free, affinity, self._in_flight))
+                self._send()
+                inflight = any(handle.inflight for handle in self._handles)
+                if not inflight and queued.ended:
+                    return
+                if not inflight and free and queued.next_due is None and not self.is_woken:
+                    raise ValueError("the source of requests waits, but nothing is in flight")
+                due = queued.next_due if free else None  # without room, an event has to tell of some first
+                for handle, attempt, end in self._next_completions(due):
+                    result = self._settle(attempt, handle, end)
+                    queued.on_done(attempt, again=result is None)
+                    self._meter.show("atlas_attempts_waiting", queued.waiting)
+                    if result is not None:
+                        yield attempt.request, result
+        finally:
+            for handle in self._handles:
+                if handle.inflight:
+                    handle.actor.cancel.remote(list(handle.inflight))
+                handle.inflight, handle.unsent = {}, []
+
+    def wake(self, *, stop: bool = False) -> None:
+        """Has a `run` in another thread look for requests, or end."""
+        self._stopped = self._stopped or stop
+        self._events.put(None)
+
+    def _dispatch(self, attempt: Attempt[Request], handle: ReplicaHandle[Request]) -> None:
+        number = next(self._numbers)
+        handle.inflight[number] = attempt
+        handle.unsent.append(number)
+        if len(handle.unsent) == _BATCH or time.monotonic() > self._sent + _SEND_SECONDS:
+            self._send()
+
+    def _send(self) -> None:
+        """Tells the replicas of new requests, and asks those that work for results."""
+        self._sent = time.monotonic()
+        for handle in self._handles:
+            if numbers := handle.unsent:
+                handle.unsent = []
+                ref = handle.actor.submit.remote([(number, handle.inflight[number].request) for number in numbers])
+                self._post(ref, handle, "submit", numbers)
+            if handle.inflight and not handle.asked:
+                handle.asked = True
+                self._post(handle.actor.completed.remote(), handle, "completed")
+
+    def _settle(
+        self, attempt: Attempt[Request], handle: ReplicaHandle[Request], end: Result | BaseException
+    ) -> Result | None:
+        """The result of a finished attempt, or None where it has to be made again."""
+        if not isinstance(end, BaseException):
+            self._deaths_in_a_row = 0
+            if attempt.failures == self._retries or not self._is_spoilt(end):
+                return end
+            attempt.failures += 1
+            attempt.avoid.add(handle.index)
+            return None
+        if not is_death(end):
+            return self._failed(end if isinstance(end, AtlasError) else cause_of(end))
+        attempt.deaths += 1
+        return self._given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
+
+    def _is_spoilt(self, result: Result) -> bool:
+        """Whether infrastructure spoilt it, so that another attempt may fare better."""
+        return False
+
+    def _failed(self, error: AtlasError) -> Result:
+        """The result of a request that a replica refuses; where there is none, the run ends."""
+        raise error from None
+
+    @abstractmethod
+    def _given_up(self, request: Request) -> Result:
+        """The result of a request under which `MAX_DEATHS` replicas died."""
+
+    def load(self, spec: ModelSpec[Any]) -> None:
+        """Goes on with another model on all replicas; nothing may be in flight.
+
+        Raises:
+            AtlasError: If it cannot be loaded.
+        """
+        import ray
+
+        self.wait_until_started()
+        self._spec = spec
+        for handle, ref in [(handle, handle.actor.load.remote(spec)) for handle in self._handles]:
+            try:
+                self.context = ray.get(ref)
+            except ray.exceptions.RayError as error:
+                if not is_death(error):
+                    raise cause_of(error) from None
+                self._replace(handle, error)
+        self.wait_until_started()
+
+    def wait_until_started(self) -> None:
+        """Returns once all replicas have started.
+
+        Raises:
+            ModelFailure: If they die before.
+            AtlasError: If they do not start.
+        """
+        while not all(handle.ready for handle in self._handles):
+            self._next_completions(None, everyone=True)
+
+    def close(self) -> None:
+        """Ends all replicas and their processes."""
+        import ray
+
+        handles, self._handles = self._handles, []
+        self._count_ready()
+        if not ray.is_initialized():
+            return
+        closing = [handle.actor.close.remote() for handle in handles if handle.ready]
+        if closing:
+            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+        for handle in handles:
+            ray.kill(handle.actor)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _start(self, index: int) -> ReplicaHandle[Request]:
+        """Starts a replica; an event says when it is ready."""
+        import ray
+
+        actor: Any = ray.remote(self._actor)
+        made = actor.options(
+            **self._place,
+            max_concurrency=_CALLS,
+            enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
+        ).remote(self._spec, *self._arguments)
+        handle = ReplicaHandle[Request](index, made, time.monotonic())
+        self._post(made.start.remote(), handle, "start")
+        return handle
+
+    def _post(
+        self,
+        ref: Any,
+        handle: ReplicaHandle[Request],
+        call: Literal["start", "submit", "completed"],
+        numbers: Sequence[int] = (),
+    ) -> None:
+        """Has a call's end put into the queue."""
+        events = self._events
+        ref.future().add_done_callback(lambda future: events.put(_Event(handle, call, future, numbers)))
+
+    def _replace(self, handle: ReplicaHandle[Request], error: BaseException) -> None:
+        """Starts another replica for one that died.
+
+        Raises:
+            ModelFailure: If too many died in a row.
+        """
+        import ray
+
+        if self._handles[handle.index] is not handle:
+            return
+        self.restarts += 1
+        self._meter.count("atlas_replica_deaths")
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row > self._max_restarts:
+            reason = " ".join(str(error if is_death(error) else cause_of(error).what).split())[:500]
+            raise ModelFailure(
+                f"{self._deaths_in_a_row} {self.replica}s died in a row, without {self.result}; the last: {reason}",
+                f"check memory ({self.settings}.cpu_kv_cache_gb, {self.settings}.episodes_in_flight); "
+                "ATLAS_RAY_LOGS=1 shows more",
+            )
+        _log.warning("%s %d (process %s) died and is started again", self.replica, handle.index, handle.pid)
+        ray.kill(handle.actor)
+        self._handles[handle.index] = self._start(handle.index)
+        self._count_ready()
+
+    def _count_ready(self) -> None:
+        self._meter.show("atlas_replicas_ready", sum(handle.ready for handle in self._handles))
+
+    def _next_completions(self, until: float | None, everyone: bool = False) -> list[Completion[Request, Result]]:
+        """What ended next; nothing where something else happened or the time `until` has come.
+
+        Raises:
+            AtlasError: If a replica cannot start.
+        """
+        wait = _REMIND_SECONDS if until is None else min(_REMIND_SECONDS, max(0.0, until - time.monotonic()))
+        try:
+            event = self._events.get(timeout=wait)
+        except queue.Empty:
+            self._remind(everyone)
+            return []
+        if event is None:
+            return []
+        handle, error = event.handle, event.future.exception()
+        if event.call != "start":
+            return self._completions(event, error)
+        if self._handles[handle.index] is not handle:
+            return []
+        if error is None:
+            handle.pid, self.context = event.future.result()
+            self._count_ready()
+        elif is_death(error) or self.restarts:
+            # What a dead replica held, such as memory of a GPU, may not be free at once.
+            self._replace(handle, error)
+        else:
+            raise cause_of(error) from None
+        return []
+
+    def _completions(self, event: _Event[Request], error: BaseException | None) -> list[Completion[Request, Result]]:
+        """The attempts that a call tells of: ended as it says, or all that it was for where it failed."""
+        handle, ends = event.handle, []
+        if event.call == "completed":
+            handle.asked = False
+        if error is not None:
+            death = is_death(error)
+            numbers = handle.inflight if death else event.numbers or handle.inflight
+            ends = [(number, error) for number in numbers]
+            if death:
+                self._replace(handle, error)
+        elif event.call == "completed":
+            ends = event.future.result()
+        return [(handle, handle.inflight.pop(number), end) for number, end in ends if number in handle.inflight]
+
+    def _remind(self, everyone: bool) -> None:
+        """Says what a replica that does not start is waiting for; too long a wait ends the run."""
+        starting = [handle for handle in self._handles if not handle.ready]
+        if not starting:
+            return
+        if told := fetched_by(handle.actor for handle in starting):
+            for handle in starting:
+                handle.since = time.monotonic()
+            _log.warning("%ss fetch %s", self.replica, told)
+            return
+        waited = time.monotonic() - min(handle.since for handle in starting)
+        words = waiting_for(len(starting), len(self._handles), waited, self._spec.gpus)
+        if waited > self._start_s and (everyone or len(starting) == len(self._handles)):
+            settings = self.settings
+            remedy = f"ask for fewer replicas ({settings}.replicas), raise {settings}.start_s, or give Ray more"
+            raise AtlasError(words, remedy)
+        if waited > _REMIND_SECONDS:
+            _log.warning(words)
+
+
+def _choose(
+    attempt: Attempt[Request], handles: list[ReplicaHandle[Request]], affinity: dict[str, int], in_flight: int
+) -> ReplicaHandle[Request]:
+    """The replica of the request's group unless it is much busier than others, else the one with least in flight."""
+    free = [handle for handle in handles if handle.index not in attempt.avoid] or handles
+    least = min(free, key=lambda handle: (handle.num_inflight, handle.index))
+    group: str | None = getattr(attempt.request, "group", None)
+    if group is None:
+        return least
+    own = affinity.setdefault(group, least.index)
+    near = [h for h in free if h.index == own and h.num_inflight - least.num_inflight <= in_flight // 4]
+    return near[0] if near else least
