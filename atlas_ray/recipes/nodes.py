@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 
 from atlas_ray.cluster import placement
 from atlas_ray.cluster.connection import connect, local_cpus
@@ -28,8 +27,3 @@ def nodes_at_hand(config: RayConfig) -> list[Node]:
         return [Node({"CPU": local_cpus(config), "GPU": torch.cuda.device_count()})]
     connect(config)
     return [Node(resources, labels) for resources, labels in placement.nodes_at_most()]
-
-
-def gpus_of(nodes: Iterable[Node]) -> float:
-    """GPUs of all nodes."""
-    return sum(node.resources.get("GPU", 0.0) for node in nodes)

@@ -7,6 +7,7 @@ reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -21,10 +22,10 @@ from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyCon
 from atlas_ray.models.prices import price, price_of
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
-from atlas_ray.recipes.nodes import gpus_of, nodes_at_hand
-from atlas_ray.recipes.scheduling import Node, Stage, default_jobs, makespan
+from atlas_ray.recipes.nodes import nodes_at_hand
+from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_jobs
 from atlas_ray.recipes.settings import BASE
-from atlas_ray.recipes.stages import stages
+from atlas_ray.recipes.stages import stages, stages_for
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget
@@ -88,19 +89,26 @@ def plan_lines(recipe: Recipe, jobs: int | None = None) -> list[str]:
 
 def _makespan(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> str:
     """How long it takes, by the order in which a run would start its stages."""
-    nodes, where = _nodes(recipe)
-    jobs = jobs or recipe.config.jobs or default_jobs(nodes, os.cpu_count() or 1)
-    planned, works = stages(recipe, gpus=gpus_of(nodes), at_once=jobs > 1), {line.stage: line.work for line in lines}
-    if BASE not in recipe.tiny:
-        planned = [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
-    alone, takes = sum(stage.seconds for stage in planned), makespan(planned, nodes, jobs)
-    at_once = "as many stages at once as have room" if jobs > len(planned) else f"at most {jobs} stages at once"
-    told = f"about {_time(takes)} on {where}"
-    return f"makespan: {told}, " + ("one stage after another" if jobs == 1 else f"{at_once}; else {_time(alone)}")
+    nodes, where, most = _nodes(recipe)
+    works = {line.stage: line.work for line in lines}
+
+    def takes(planned: list[Stage], jobs: int) -> str:
+        if BASE not in recipe.tiny:
+            planned = [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
+        seconds = makespan(planned, nodes, jobs)
+        return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
+
+    planned, jobs = stages_for(recipe, nodes, jobs, most=most)
+    told = f"makespan: about {takes(planned, jobs)} on {where}, "
+    if jobs == 1:
+        return f"{told}one stage after another"
+    many = "as many stages at once as have room" if jobs > len(planned) else f"at most {jobs} stages at once"
+    alone = takes(stages(recipe, gpus=gpus_of(nodes)), 1)
+    return f"{told}{many}; {alone} one after another (--jobs 1)"
 
 
-def _nodes(recipe: Recipe) -> tuple[list[Node], str]:
-    """The cluster at hand; for want of GPUs one that is assumed."""
+def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
+    """The cluster at hand; for want of GPUs one that is assumed. In words too, and how many stages it bears at once."""
     try:
         nodes = nodes_at_hand(recipe.config.ray)
     except AtlasError:
@@ -111,8 +119,8 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str]:
         gpus = gpus or int(max(b.count * b.each.get("GPU", 0) for b in needed))
         sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
         nodes = [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
-        return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)"
-    return nodes, held(node.resources for node in nodes)
+        return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)", sys.maxsize
+    return nodes, held(node.resources for node in nodes), most_jobs(nodes, os.cpu_count() or 1)
 
 
 def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
@@ -129,10 +137,6 @@ def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
     gpus = max(1.0, sum(bundle.count * bundle.each.get("GPU", 0.0) for bundle in stage.takes))
     asked = _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
     return _SMALL_SECONDS + (3600 * _hours(work, recipe) / gpus + asked) / models
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
 
 
 def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:

@@ -23,10 +23,10 @@ from rich.text import Text
 from atlas_ray.cluster.connection import connect
 from atlas_ray.errors import AtlasError, ConfigurationChanged, NoAnswer, Stopped, UserError
 from atlas_ray.recipes.graph import Recipe
-from atlas_ray.recipes.nodes import gpus_of, named, nodes_at_hand
-from atlas_ray.recipes.scheduling import Scheduler, Stage, default_jobs, makespan
+from atlas_ray.recipes.nodes import named, nodes_at_hand
+from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan, most_jobs
 from atlas_ray.recipes.stage_process import StageProcess, as_ours
-from atlas_ray.recipes.stages import answers_to, stages
+from atlas_ray.recipes.stages import answers_to, stages_for
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of, record_failure
 from atlas_ray.runs.progress import console
@@ -65,8 +65,8 @@ def run(
     from atlas_ray.recipes.preflight.run import require_passed, skip
 
     nodes = nodes_at_hand(recipe.config.ray)
-    jobs = jobs or recipe.config.jobs or default_jobs(nodes, os.cpu_count() or 1)
-    planned = stages(recipe, whole, gpus=gpus_of(nodes), at_once=jobs > 1)
+    most = most_jobs(nodes, os.cpu_count() or 1)
+    planned, jobs = stages_for(recipe, nodes, jobs, whole, most=most)
     wanted = set(only)
     chosen = [s for s in planned if not wanted or wanted & answers_to(s.name)]
     if not chosen:

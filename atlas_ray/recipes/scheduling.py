@@ -193,15 +193,18 @@ def makespan(stages: Sequence[Stage], nodes: Sequence[Node], jobs: int) -> float
         scheduler.finish(name)
 
 
-def default_jobs(nodes: Collection[Node], cores: int) -> int:
-    """Stages that run at once where nobody says how many: one on a laptop, as many as have room on a cluster.
+def gpus_of(nodes: Iterable[Node]) -> float:
+    """GPUs of all nodes."""
+    return sum(node.resources.get("GPU", 0.0) for node in nodes)
 
-    They are bounded by this machine's memory too, for each has a process here.
+
+def most_jobs(nodes: Collection[Node], cores: int) -> int:
+    """Stages that this machine bears at once: each has a process here, and on a laptop its work too.
 
     Args:
         nodes: Of the cluster.
         cores: Of this machine, which Ray may count double.
     """
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    wide = len(nodes) > 1 or any(node.resources.get("GPU") for node in nodes)
-    return max(1, min(int(memory / _DRIVER_BYTES), sys.maxsize if wide else cores // _CORES_EACH))
+    alone = len(nodes) == 1 and not gpus_of(nodes)
+    return max(1, min(int(memory / _DRIVER_BYTES), cores // _CORES_EACH if alone else sys.maxsize))

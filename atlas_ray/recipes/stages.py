@@ -6,6 +6,7 @@ every model is evaluated in a stage of its own; else one pool of engines plays a
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
-from atlas_ray.recipes.scheduling import Bundle, Stage
+from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
@@ -76,6 +77,30 @@ def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at
     report = partial(report_recipe, whole or recipe, recipe.tables)
     before = dict.fromkeys((stage.name for stage in found), "")
     return [*found, Stage("report", recipe.at("report", "index.html"), report, parts=before)]
+
+
+def stages_for(
+    recipe: Recipe,
+    nodes: Sequence[Node],
+    jobs: int | None = None,
+    whole: Recipe | None = None,
+    *,
+    most: int = sys.maxsize,
+) -> tuple[list[Stage], int]:
+    """The stages as they run on a cluster, and how many at once.
+
+    Args:
+        nodes: Of the cluster.
+        jobs: How many; None: as the recipe says, else as many as have room, if that is sooner than one after another.
+        whole: What is reported, where that is more than what is run.
+        most: How many this machine bears.
+    """
+    gpus, jobs = gpus_of(nodes), jobs or recipe.config.jobs
+    if jobs is not None:
+        return stages(recipe, whole, gpus=gpus, at_once=jobs > 1), jobs
+    one_by_one, at_once = (stages(recipe, whole, gpus=gpus, at_once=several) for several in (False, True))
+    sooner = most > 1 and makespan(at_once, nodes, most) < makespan(one_by_one, nodes, 1)
+    return (at_once, most) if sooner else (one_by_one, 1)
 
 
 def evaluation_stages(key: str, config: EvaluateConfig) -> list[str]:

@@ -199,11 +199,11 @@ def test_a_recipe_goes_on_to_its_report_and_fails_at_the_end(
 
         return Stage(name, "words", run)
 
-    def planned(*_: Any, **__: Any) -> Sequence[Stage]:
+    def planned(*_: Any, **__: Any) -> tuple[Sequence[Stage], int]:
         lost = ModelUnavailable("1 model could not be loaded:\n  a: no template", "mend that")
-        return [step("evaluate", lost), step("verify", ModelUnavailable("b: out of memory")), step("report")]
+        return [step("evaluate", lost), step("verify", ModelUnavailable("b: out of memory")), step("report")], 1
 
-    monkeypatch.setattr(running, "stages", planned)
+    monkeypatch.setattr(running, "stages_for", planned)
     with pytest.raises(AtlasError, match=r"(?s)2 stages failed.*a: no template.*b: out of memory.*mend that") as caught:
         running.run(evaluated, jobs=1, skip_preflight=True)
     assert (ran, caught.value.exit_code) == (["evaluate", "verify", "report"], 1)

@@ -345,13 +345,13 @@ def test_what_could_not_be_checked_has_not_passed(
 ) -> None:
     found = [Finding("data", "a", "ok", ""), Finding("disk", "s3://b", "not checked", "a store's room is not known")]
     monkeypatch.setattr("atlas_ray.recipes.preflight.run.preflight", lambda *_: found)
-    monkeypatch.setattr(running, "stages", lambda *_, **__: [Stage("evaluate", "", lambda: None)])
+    monkeypatch.setattr(running, "stages_for", lambda *_, **__: ([Stage("evaluate", "", lambda: None)], 1))
     running.run(stages.opened(written(tmp_path, recipe))[0])
     assert "preflight: 1 of 2 checks passed, 1 could not be made" in capsys.readouterr().err
 
 
 def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "stages", lambda *_, **__: [Stage("evaluate", "", lambda: None)])
+    monkeypatch.setattr(running, "stages_for", lambda *_, **__: ([Stage("evaluate", "", lambda: None)], 1))
     opened = stages.opened(written(tmp_path, recipe))[0]
 
     def skipped(**options: bool) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from atlas_ray.recipes.scheduling import Bundle, Node, Scheduler, Stage, default_jobs, fits, makespan, urgency
+from atlas_ray.recipes.scheduling import Bundle, Node, Scheduler, Stage, fits, makespan, most_jobs, urgency
 
 CPU = (Bundle({"CPU": 1}),)
 ONE_NODE = [Node({"CPU": 8, "GPU": 4})]
@@ -158,9 +158,9 @@ def test_the_makespan_is_that_of_the_schedule() -> None:
     assert makespan(graph, [Node({"CPU": 8, "GPU": 5})], 9) == 5 + 3 + 1
 
 
-def test_a_laptop_runs_one_stage_at_a_time_and_a_cluster_several() -> None:
+def test_a_laptop_bears_one_stage_at_a_time_and_a_cluster_several() -> None:
     laptop = [Node({"CPU": 4})]  # of two cores, which Ray counts double
-    assert default_jobs(laptop, 2) == default_jobs(laptop, 4) == 1
-    assert default_jobs([Node({"CPU": 64})], 64) > 1
-    assert default_jobs([Node({"CPU": 2}), Node({"CPU": 2})], 2) > 1
-    assert default_jobs(ONE_NODE, 2) > 1
+    assert most_jobs(laptop, 2) == most_jobs(laptop, 4) == 1
+    assert most_jobs([Node({"CPU": 64})], 64) > 1
+    assert most_jobs([Node({"CPU": 2}), Node({"CPU": 2})], 2) > 1
+    assert most_jobs(ONE_NODE, 2) > 1

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.disk import at_most, disks_of
-from atlas_ray.recipes.nodes import gpus_of, named, nodes_at_hand
+from atlas_ray.recipes.nodes import named, nodes_at_hand
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
+from atlas_ray.recipes.scheduling import gpus_of
 
 _TRAIN_LESS = "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
 _FEWER_ENGINES = (
