@@ -6,15 +6,19 @@ Unknown keys are refused with the closest valid name. Flows in: a YAML file and 
 from __future__ import annotations
 
 import difflib
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from enum import Enum
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from atlas_ray.address import refuse_credentials
 from atlas_ray.chat_template import read_template
@@ -37,21 +41,43 @@ class Placement(Enum):
 PLACEMENT = Placement.FREE
 
 
-class Strict(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Renamed:
+    """Marks a setting that the version before called `old`: that key is still read, with a warning."""
+
+    old: str
+
+
+@cache
+def _warn_renamed(old: str, new: str) -> None:
+    sys.stderr.write(f"atlas: the setting `{old}` is called `{new}` now; the next version will refuse the old name\n")
+
+
+class FrozenConfig(BaseModel):
     """Frozen, and closed to unknown keys. An empty section (`train:` with nothing below) is as if it were not there."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _empty_sections(cls, values: Any) -> Any:
+    def _read_keys(cls, values: Any, info: ValidationInfo) -> Any:
+        """Gives old names of settings the new ones, and drops empty sections."""
         if not isinstance(values, Mapping):
             return values
-        empty = {name for name, field in cls.model_fields.items() if not _takes_none(field.annotation)}
-        return {key: value for key, value in values.items() if value is not None or key not in empty}
+        found = dict(values)
+        for name, field in cls.model_fields.items():
+            for old in (mark.old for mark in field.metadata if isinstance(mark, Renamed) and mark.old in found):
+                if name in found:
+                    raise ValueError(f"`{old}` is the old name of `{name}`, and both are given; keep `{name}` alone")
+                found[name] = found.pop(old)
+                if not info.context:
+                    _warn_renamed(old, name)
+            if found.get(name, ...) is None and not _takes_none(field.annotation):
+                del found[name]
+        return found
 
 
-class DataConfig(Strict):
+class DataConfig(FrozenConfig):
     """Where expert trajectories come from.
 
     `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
@@ -65,7 +91,7 @@ class DataConfig(Strict):
     limit: int | None = Field(None, ge=1, description="first trajectories per environment")
 
 
-class RayConfig(Strict):
+class RayConfig(FrozenConfig):
     """How to reach Ray: an address, or None for `RAY_ADDRESS` and else a cluster on this machine."""
 
     address: str | None = None
@@ -76,7 +102,7 @@ class RayConfig(Strict):
 LabelSelector = dict[str, str]
 
 
-class EngineConfig(Strict):
+class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
@@ -108,7 +134,7 @@ class EngineConfig(Strict):
         return self.model_copy(update={"max_model_len": min(self.cap, own or self.cap)})
 
 
-class BackboneConfig(Strict):
+class BackboneConfig(FrozenConfig):
     """A model to start from: a folder or hub id, with what its files do not say."""
 
     path: str
@@ -120,7 +146,7 @@ class BackboneConfig(Strict):
     )
 
 
-class EnvironmentsConfig(Strict):
+class EnvironmentsConfig(FrozenConfig):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
@@ -141,7 +167,7 @@ class EnvironmentsConfig(Strict):
     )
 
 
-class OpeningsConfig(Strict):
+class OpeningsConfig(FrozenConfig):
     """Where the three opening turns of an environment come from: its training data, else AgentGym, else itself."""
 
     data: DataConfig | None = Field(None, description="trajectories that the models are trained on")
@@ -155,14 +181,14 @@ class OpeningsConfig(Strict):
     )
 
 
-class LimitsConfig(Strict):
+class LimitsConfig(FrozenConfig):
     """How long an episode may take; one that takes longer is a failure of the infrastructure, and is played again."""
 
     turn_s: float = Field(600.0, gt=0, description="of one reply or one answer")
     episode_s: float = Field(7200.0, gt=0, description="of all of them")
 
 
-class EndpointConfig(Strict):
+class EndpointConfig(FrozenConfig):
     """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
 
     base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
@@ -219,11 +245,18 @@ def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] 
     return validate(kind, values, where=file)
 
 
-def validate(kind: type[_Config], values: Mapping[str, Any], where: str | None = None) -> _Config:
-    """Fills `kind`, turning pydantic's complaints into one `UserError` that names keys and remedies."""
+def validate(
+    kind: type[_Config], values: Mapping[str, Any], where: str | None = None, *, recorded: bool = False
+) -> _Config:
+    """Fills `kind`, turning pydantic's complaints into one `UserError` that names keys and remedies.
+
+    Args:
+        where: What to mend.
+        recorded: The values are a manifest's: old names in it are no mistake, and nobody is warned.
+    """
     refuse_credentials(values)
     try:
-        return kind.model_validate(values)
+        return kind.model_validate(values, context={"recorded": True} if recorded else None)
     except ValidationError as error:
         lines = [
             _explain(kind, values, e["loc"], e["type"], e["msg"], e.get("input")) for e in _relevant(error.errors())
@@ -284,6 +317,7 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
     model, path, at = kind, [], values
     fields: list[str] = []
     for part in loc:
+        model = _chosen(model, at)
         fields = sorted(getattr(model, "model_fields", {}))
         tagged = _by_tag(model, str(part))
         if str(part) not in fields and (tagged is not model or (isinstance(at, Mapping) and part not in at)):
@@ -291,7 +325,7 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
             model = tagged
             continue
         path.append(str(part))
-        at = at.get(part) if isinstance(at, Mapping) else None
+        at = at.get(part, at) if isinstance(at, Mapping) else None
         if typing.get_origin(model) is dict:
             model = typing.get_args(model)[1]
             continue
@@ -304,32 +338,24 @@ def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, mes
         return f"unknown key `{key}`; {hint}"
     if code == "missing":
         return f"missing key `{key}`"
-    if code == "union_tag_invalid":
-        close = difflib.get_close_matches(str(given.get("name")), _tags(model), 1)
-        hint = f"did you mean `{close[0]}`?" if close else f"valid: {', '.join(_tags(model))}"
-        return f"unknown `{key}.name` {given.get('name')!r}; {hint}"
     message = message.removeprefix("Value error, ")
     if not key:  # of the whole file, which need not be shown again
         return message
     return f"`{key}`: {message[0].lower()}{message[1:]}" + (f" (got {given!r})" if given is not None else "")
 
 
-def _tags(union: Any) -> list[str]:
-    """Names that tell the members of a union of models; what else may stand there has none."""
-    if typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
-    members = [tag for member in typing.get_args(union) for tag in _tags(member)]
-    named = getattr(union, "model_fields", {}).get("name")
-    return members or ([named.default] if named is not None else [])
+def _chosen(model: Any, section: Any) -> Any:
+    """The class that a section chooses by what stands in it, where its type leaves that open."""
+    for member in _members(model) or [_bare(model)]:
+        if isinstance(section, Mapping) and hasattr(member, "subclass_for"):
+            with suppress(UserError):
+                return member.subclass_for(section)
+    return model
 
 
 def _by_tag(model: Any, tag: str) -> Any:
-    """The member of a union of models whose `name`, or class, is `tag`."""
-    for member in _members(model):
-        named = getattr(member, "model_fields", {}).get("name")
-        if tag in (getattr(member, "__name__", ""), named.default if named is not None else None):
-            return member
-    return model
+    """The member of a union of models whose class is called `tag`."""
+    return next((member for member in _members(model) if getattr(member, "__name__", "") == tag), model)
 
 
 def _members(union: Any) -> list[Any]:

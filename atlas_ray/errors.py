@@ -56,7 +56,7 @@ class Stopped(AtlasError):
     exit_code = 143
 
 
-class NoAnswer(AtlasError):
+class StorageTimeout(AtlasError):
     """A store is silent, and the call that waits for it cannot be taken back: leave without waiting for its end."""
 
 

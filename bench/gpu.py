@@ -87,9 +87,7 @@ def train(device: str, tiny: bool) -> dict[str, Any]:
     """Trains, and says how fast, in how much memory, and what was expected."""
     import torch
 
-    from atlas_ray.training.estimate import memory_of
-    from atlas_ray.training.flops import peak_flops
-    from atlas_ray.training.shape import ModelShape
+    from atlas_ray.training.estimate import ModelShape, memory_of, peak_flops
 
     setup = training.setup_of(device, tiny)
     peak = gemm_flops(device, setup.dtype)

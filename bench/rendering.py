@@ -99,13 +99,14 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     from atlas_ray.models.chat import ChatFormat
     from atlas_ray.runs.folder import RunFolder
     from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.baselines import RandomSelector
     from atlas_ray.selection.pipeline import select_steps
-    from atlas_ray.selection.settings import RandomSelector, SelectConfig
-    from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
+    from atlas_ray.selection.settings import SelectConfig
+    from atlas_ray.training.data.batching import collate, global_batch_of, pack_micro_batches, total_steps
+    from atlas_ray.training.data.corpus import render_on_ray
     from atlas_ray.training.data.examples import prepare
-    from atlas_ray.training.distributed import render_on_ray
-    from atlas_ray.training.job import tokens_for
     from atlas_ray.training.settings import TrainConfig
+    from atlas_ray.training.stage import corpus_of
     from atlas_ray.trajectories.readers import read_trajectories
 
     data, model, marks = DataConfig(path=str(folder / "data")), str(folder / "model"), [time.monotonic()]
@@ -114,24 +115,25 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     marks.append(time.monotonic())
     trajectories = read_trajectories(data)
     config = TrainConfig(
-        run=str(folder / "train"), data=data, model=model, workers=workers, ray=RayConfig(num_cpus=CORES)
+        run=str(folder / "train"), data=data, model=model, num_workers=workers, ray=RayConfig(num_cpus=CORES)
     )
     chat = ChatFormat.load(model)
     marks.append(time.monotonic())
-    corpus = tokens_for(config, trajectories, chat, partial(render_on_ray, config, chat))
+    by = partial(render_on_ray, chat=chat, model=model, template=None, ray_config=config.ray)
+    corpus = corpus_of(config, trajectories, chat, by)
     marks.append(time.monotonic())
     prepared = prepare(config, corpus, trajectories, RunFolder(selection.run).read(SELECTIONS))
     marks.append(time.monotonic())
     examples = prepared.examples
     lengths, micro_batches, packed = [e.length for e in examples], 0, 0
-    for step in range(1, total_steps(len(examples), config.global_batch, 1) + 1):
-        batch = global_batch_of(step, len(examples), config.global_batch, SEED)
-        for share in plan(batch, lengths, lengths, workers, config.micro_batch_tokens):
+    for step in range(1, total_steps(len(examples), config.global_batch_size, 1) + 1):
+        batch = global_batch_of(step, len(examples), config.global_batch_size, SEED)
+        for share in pack_micro_batches(batch, lengths, lengths, workers, config.micro_batch_tokens):
             for micro_batch in share:
                 packed += collate([examples[i] for i in micro_batch], config.loss).ids.numel()
                 micro_batches += 1
     marks.append(time.monotonic())
-    tokens_for(config, trajectories, chat, _nothing)
+    corpus_of(config, trajectories, chat, _nothing)
     marks.append(time.monotonic())
     names = ("select", "read", "render", "mask", "pack", "second arm")
     return {

@@ -61,7 +61,7 @@ class Setup:
 
     shape: dict[str, Any]
     trajectories: int
-    global_batch: int
+    global_batch_size: int
     steps: int
     warm_up: int
     dtype: str
@@ -107,7 +107,7 @@ def examples_of(setup: Setup, seed: int = SEED) -> tuple[list[Any], list[np.ndar
         Examples as training cuts them, and the token ids of the whole trajectories.
     """
     from atlas_ray.selection.budget import budget
-    from atlas_ray.training.data.masking import Example
+    from atlas_ray.training.data.examples import Example
 
     rng = np.random.default_rng(seed)
     shares = np.cumsum([shape.trajectories for shape in SHAPES.values()])
@@ -162,8 +162,8 @@ def train_config(setup: Setup, device: str) -> Any:
 
     return TrainConfig(
         data=DataConfig(path="synthetic"),
-        epochs=setup.steps * setup.global_batch / setup.trajectories,
-        global_batch=setup.global_batch,
+        epochs=setup.steps * setup.global_batch_size / setup.trajectories,
+        global_batch_size=setup.global_batch_size,
         micro_batch_tokens=setup.micro_batch_tokens,
         dtype=setup.dtype,  # type: ignore[arg-type]
         learning_rate=1e-3 if device == "cpu" else 2e-5,
@@ -207,7 +207,9 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
 def _batches(setup: Setup) -> list[list[int]]:
     from atlas_ray.training.data.batching import global_batch_of
 
-    return [global_batch_of(step, setup.trajectories, setup.global_batch, SEED) for step in range(1, setup.steps + 1)]
+    return [
+        global_batch_of(step, setup.trajectories, setup.global_batch_size, SEED) for step in range(1, setup.steps + 1)
+    ]
 
 
 def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
@@ -262,7 +264,7 @@ def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
                 use_cpu=device == "cpu",
                 gradient_checkpointing=device == "cuda",
                 train_sampling_strategy="sequential",
-                max_grad_norm=config.clip,
+                max_grad_norm=config.max_grad_norm,
                 dataset_kwargs={"skip_prepare_dataset": True},
                 logging_steps=1,
                 save_strategy="no",
@@ -383,7 +385,7 @@ def main() -> None:
 
 
 def _use_of_peak(flops: float, device: str, setup: Setup) -> str:
-    from atlas_ray.training.flops import peak_flops
+    from atlas_ray.training.estimate import peak_flops
 
     if device == "cpu":
         return f"ours: {flops / 1e9:.1f} GFLOP/s"

@@ -11,12 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from atlas_ray.cli.main import app
-from atlas_ray.config import DataConfig, load
+from atlas_ray.config import DataConfig, _warn_renamed, load
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import load_recipe
-from atlas_ray.selection.settings import ComplementSelector, SelectConfig
+from atlas_ray.selection.baselines import ComplementSelector
+from atlas_ray.selection.perplexity.settings import PerplexitySelector
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.settings import TrainConfig
 
 CASES = Path(__file__).parents[2] / "shared" / "data" / "cases"
@@ -145,3 +147,53 @@ def test_a_complement_of_what_was_drawn_under_a_seed_is_of_that_seeds(tmp_path: 
     assert found == {"rest": "random", "rest.seed1": "random.seed1", "others": "gold", "others.seed1": "gold"}
     order = list(select)
     assert order.index("random.seed1") < order.index("rest.seed1")
+
+
+@pytest.fixture
+def _first_warning() -> None:
+    _warn_renamed.cache_clear()
+
+
+@pytest.mark.usefixtures("_first_warning")
+def test_an_old_name_of_a_setting_is_read_and_warned_of_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("data: {path: x}\nclip: 0.5\nglobal_batch: 4\n")
+    config = load(TrainConfig, str(file), ["workers=3"])
+    assert (config.max_grad_norm, config.global_batch_size, config.num_workers) == (0.5, 4, 3)
+    warned = capsys.readouterr().err.splitlines()
+    assert sorted(warned) == [
+        f"atlas: the setting `{old}` is called `{new}` now; the next version will refuse the old name"
+        for old, new in (("clip", "max_grad_norm"), ("global_batch", "global_batch_size"), ("workers", "num_workers"))
+    ]
+    assert load(TrainConfig, str(file)).max_grad_norm == 0.5
+    select = load(SelectConfig, None, ["selector={name: perplexity, workers: 2}"], **{"data.path": "x"})
+    assert select.selector == PerplexitySelector(num_workers=2)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("_first_warning")
+def test_an_old_name_in_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "recipe.yaml"
+    arms = {"hard": {"name": "perplexity", "workers": 2}}
+    given = {"name": "x", "expert": {"path": "d"}, "base": "m", "arms": arms, "critical": "hard", "train": {"clip": 2}}
+    file.write_text(json.dumps(given | {"evaluate": {"tasks": {"maze": 1}}}))
+    recipe = Recipe(load_recipe(str(file)))
+    assert recipe.train["hard"].max_grad_norm == 2
+    assert recipe.select["hard"].selector == PerplexitySelector(num_workers=2, model="m")
+    assert capsys.readouterr().err.count("is called") == 2
+
+
+def test_the_old_and_the_new_name_together_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text("data: {path: x}\nclip: 0.5\n")
+    with pytest.raises(UserError, match=r"`clip` is the old name of `max_grad_norm`, and both are given"):
+        load(TrainConfig, str(file), ["max_grad_norm=1"])
+    with pytest.raises(UserError, match=r"`max_grad_norm`: input should be greater than 0"):
+        load(TrainConfig, None, ["clip=-1"], **{"data.path": "x"})
+
+
+def test_an_unknown_key_is_answered_with_new_names_alone() -> None:
+    with pytest.raises(UserError, match=r"unknown key `global_batches`; did you mean `global_batch_size`\?"):
+        load(TrainConfig, None, ["global_batches=3"], **{"data.path": "x"})

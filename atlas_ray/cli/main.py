@@ -13,7 +13,7 @@ import typer
 from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
-from atlas_ray.errors import AtlasError, NoAnswer
+from atlas_ray.errors import AtlasError, StorageTimeout
 from atlas_ray.text import printable
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def select(
     cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
     settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
-        from atlas_ray.selection.llm.estimate import estimate_lines
+        from atlas_ray.selection.estimate import estimate_lines
 
         return _show(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
@@ -129,13 +129,11 @@ def train(
 ) -> None:
     """Fine-tune a model with loss on the selected steps only."""
     settings = _load("TrainConfig", config, set_, run=run, data=data)
+    from atlas_ray.training import stage
+
     if dry_run:
-        from atlas_ray.training.estimate import estimate_lines
-
-        return _show(settings, *estimate_lines(settings))
-    from atlas_ray.training.distributed import train_agent
-
-    train_agent(settings, clean=clean)
+        return _show(settings, *stage.plan_lines(settings))
+    stage.train_agent(settings, clean=clean)
     from atlas_ray.address import below
 
     typer.echo(f"model: {below(settings.run, 'model')}")
@@ -388,7 +386,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if isinstance(error, AtlasError):
             typer.secho(f"atlas: {error}", fg="red", err=True)
-            if isinstance(error, NoAnswer):
+            if isinstance(error, StorageTimeout):
                 sys.stdout.flush()
                 os._exit(error.exit_code)
             sys.exit(error.exit_code)

@@ -16,10 +16,10 @@ from atlas_ray.config import (
     EndpointConfig,
     EngineConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     LimitsConfig,
     OpeningsConfig,
     RayConfig,
-    Strict,
 )
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class ModelConfig(BackboneConfig):
     endpoint: EndpointConfig | None = None
 
 
-class EvaluateConfig(Strict):
+class EvaluateConfig(FrozenConfig):
     """Models in live environments; greedy, as AgentGym's evaluator."""
 
     run: Annotated[str, PLACEMENT] = "runs/evaluate"
@@ -112,7 +112,7 @@ class EvaluateConfig(Strict):
         return self
 
 
-class VerifyConfig(Strict):
+class VerifyConfig(FrozenConfig):
     """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
     run: Annotated[str, PLACEMENT] = "runs/verify"

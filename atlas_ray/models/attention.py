@@ -19,6 +19,11 @@ NAME = "atlas_packed"
 _SPECIAL = ("s_aux", "position_bias")
 
 
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The layers of a Hugging Face causal language model's decoder, whatever its architecture calls them."""
+    return next(module for module in model.get_decoder().modules() if isinstance(module, nn.ModuleList))
+
+
 def use_packed_attention(model: Any, max_length: int) -> bool:
     """Lets a model attend within packed trajectories at no cost for the pairs between them.
 
@@ -50,7 +55,7 @@ def _attend(
     attention_mask: Tensor | None,
     *,
     lengths: tuple[int, ...],
-    edges: Tensor,
+    cu_seqlens: Tensor,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -62,7 +67,7 @@ def _attend(
     Args:
         query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
         lengths: Of the trajectories, in order; their sum is `tokens`.
-        edges: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
+        cu_seqlens: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
         sliding_window: Tokens that one sees, itself among them. Without a soft cap no trajectory is longer.
 
     Returns:
@@ -78,7 +83,8 @@ def _attend(
     elif half and not dropout and (varlen := _varlen()):
         q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
         longest = max(lengths)
-        out = varlen(q, k, v, edges, edges, longest, longest, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
+        packing: Any = (cu_seqlens, cu_seqlens, longest, longest)
+        out = varlen(q, k, v, *packing, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
         return out.unsqueeze(0), None
     else:
         options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": grouped}

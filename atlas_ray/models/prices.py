@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from atlas_ray.config import Strict
+from atlas_ray.config import EngineConfig, FrozenConfig
 from atlas_ray.errors import UserError
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
 _SNAPSHOT = re.compile(r"-(\d{4}-\d{2}-\d{2}|\d{4})$")
@@ -44,7 +44,20 @@ class Price:
         return paid / 1e6
 
 
-def price_of(config: LlmSelector) -> Price | None:
+class Asked(Protocol):
+    """Settings that say which model is asked, and how."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def engine(self) -> EngineConfig | None: ...
+    @property
+    def mode(self) -> str: ...
+    @property
+    def prices_file(self) -> str | None: ...
+
+
+def price_of(config: Asked) -> Price | None:
     """What a selector pays: nothing on engines of our own, a part of the list price in batches.
 
     Raises:
@@ -62,7 +75,7 @@ def price_of(config: LlmSelector) -> Price | None:
     )
 
 
-class _Listed(Strict):
+class _Listed(FrozenConfig):
     prompt: float = Field(ge=0)
     cached: float | None = Field(None, ge=0)
     completion: float = Field(ge=0)
@@ -70,7 +83,7 @@ class _Listed(Strict):
     structured: bool = False
 
 
-class _File(Strict):
+class _File(FrozenConfig):
     about: str = ""
     batch_discount: float = Field(0.5, gt=0, le=1)
     models: dict[str, _Listed]

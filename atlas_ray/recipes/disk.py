@@ -11,9 +11,8 @@ from pathlib import Path
 
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import BASE
-from atlas_ray.training.estimate import Disk, disk_of
+from atlas_ray.training.estimate import Disk, ModelShape, disk_of, meta_model
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.shape import ModelShape, outline
 
 _WRITTEN, _STATE = 2, 12  # bytes of a weight: exported; in float32 with Adam's moments
 
@@ -33,7 +32,7 @@ def _disk(config: TrainConfig, assumed: float, known: dict[tuple[str, bool], Mod
         return Disk(0 if alone else _WRITTEN * assumed, state, config.keep_checkpoint)
     key = config.model, config.lora is not None
     if key not in known:
-        known[key] = ModelShape.of(outline(config))
+        known[key] = ModelShape.of(meta_model(config))
     return disk_of(config, known[key])
 
 

@@ -19,15 +19,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
 from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.settings import (
-    ComplementSelector,
-    PerplexitySelector,
-    RandomSelector,
-    SelectConfig,
-    SelectorConfig,
-    ValueSelector,
-)
-from atlas_ray.selection.sources import source_names
+from atlas_ray.selection.settings import SelectConfig, SelectorConfig
 from atlas_ray.training.settings import TinyConfig, TrainConfig
 from atlas_ray.trajectories.settings import CollectConfig
 
@@ -137,7 +129,7 @@ class Recipe:
             if arm in needed or arm not in self.arms:
                 return
             needed.add(arm)
-            for name in source_names(self.selector_of(arm)):
+            for name in self.selector_of(arm).sources():
                 need(name)
             need(self.arms[arm].like or arm)
 
@@ -163,7 +155,7 @@ class Recipe:
                 raise UserError(
                     f"the arms {' -> '.join([*made_for, arm])} are made from each other", "break the circle"
                 )
-            for name in source_names(self.selector_of(arm)):
+            for name in self.selector_of(arm).sources():
                 if name in self.arms:
                     visit(name, (*made_for, arm))
                 elif "/" not in name and RunFolder(self.at("select", name)).finished is None:
@@ -180,38 +172,20 @@ class Recipe:
 
     def _named(self, arm: str, seed: int) -> str:
         """Name of an arm's selection under a seed: one for all seeds, unless it is drawn and costs nothing."""
-        drawn = isinstance(self.selector_of(arm), RandomSelector | ComplementSelector)
+        drawn = self.selector_of(arm).drawn
         return _seeded(self.arms[arm].like or arm, seed, self.config.seeds[0]) if drawn else self.arms[arm].like or arm
 
     def _select(self, arm: str, seed: int) -> SelectConfig:
-        selector, name = self.selector_of(arm), self._named(arm, seed)
-        if isinstance(selector, ComplementSelector) and selector.reference in self.arms:
-            # of what was drawn under the same seed
-            selector = selector.model_copy(update={"reference": self._named(selector.reference, seed)})
+        name, start = self._named(arm, seed), self.start_of(self.arms[arm].start)
+        selector = self.selector_of(arm).for_seed(lambda one: self._named(one, seed) if one in self.arms else one)
         return SelectConfig(
             run=self.at("select", name),
             data=self._data(self.arms[arm].envs),
-            selector=self._scoring(selector, self.start_of(self.arms[arm].start)),
+            selector=selector.for_arm(start, self._engine(), self._engine(start)),
             seed=seed if name != arm else self.config.seeds[0],
             environments=self.config.environments,
             ray=self.config.ray,
         )
-
-    def _scoring(self, selector: SelectorConfig, start: BackboneConfig) -> SelectorConfig:
-        """A selector that scores steps by a model: the arm's own before it is trained, on the engines that evaluation
-        has, unless the selector says otherwise.
-        """
-        if not isinstance(selector, PerplexitySelector | ValueSelector):
-            return selector
-        own: dict[str, Any] = {}
-        if "model" not in selector.model_fields_set:
-            own = {"model": start.path, "chat_template": selector.chat_template or start.chat_template}
-        engine = self._engine(None if "model" in selector.model_fields_set else start)
-        if isinstance(selector, ValueSelector):
-            own["engine"] = engine.model_copy(update=_given(selector.engine))
-        elif selector.workers is None and "replicas" in engine.model_fields_set:
-            own["workers"] = engine.replicas * engine.tensor_parallel
-        return selector.model_copy(update=own)
 
     def _engine(self, start: BackboneConfig | None = None) -> EngineConfig:
         """Evaluation's engines; the context that they give the model of a backbone."""

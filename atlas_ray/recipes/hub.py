@@ -12,7 +12,6 @@ from typing import Literal
 from atlas_ray.config import DataConfig
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.recipes.graph import Recipe
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectorConfig, ValueSelector
 from atlas_ray.trajectories.readers import is_hub_id
 
 _NEWEST = "main"
@@ -55,20 +54,9 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
             elif model.endpoint is None:
                 yield model.path, model.revision
     for selection in recipe.select.values():
-        yield from ((name, None) for name in _of_selector(selection.selector))
+        yield from ((model.path, None) for model in selection.selector.models())
     for verification in recipe.verify.values():
         yield verification.model, None
-
-
-def _of_selector(selector: SelectorConfig) -> Iterator[str]:
-    """Models that a selector loads, or whose tokenizer it does."""
-    if isinstance(selector, PerplexitySelector | ValueSelector):
-        yield selector.model
-    if isinstance(selector, LlmSelector):
-        if selector.engine is not None:
-            yield selector.model
-        if selector.tokenizer is not None:
-            yield selector.tokenizer
 
 
 def _data(recipe: Recipe) -> Iterator[tuple[str, str | None]]:

@@ -139,7 +139,7 @@ def _cost(recipe: Recipe, unit: str) -> TrainingCost:
         loss_tokens=sum(step["loss_tokens"] for step in steps),
         trajectory_tokens=sum(step["tokens"] for step in steps),
         flops=flops,
-        device_seconds=config.workers * sum(step["seconds"] for step in steps),
+        device_seconds=config.num_workers * sum(step["seconds"] for step in steps),
         device="GPU" if any(step.get("mfu") is not None for step in steps) else "CPU worker",
         step_fraction=finished.get("step_fraction"),
     )

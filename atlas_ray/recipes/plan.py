@@ -19,7 +19,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.items import remote_environments
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
-from atlas_ray.models.prices import price, price_of
+from atlas_ray.models.prices import price
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
 from atlas_ray.recipes.nodes import nodes_at_hand
@@ -28,19 +28,14 @@ from atlas_ray.recipes.settings import BASE
 from atlas_ray.recipes.stages import stages, stages_for
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.budget import budget
-from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.tokens import by_rule
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
-from atlas_ray.types import Message, Trajectory, Usage
+from atlas_ray.types import Usage
 
-_ANSWER_TOKENS = 400  # of the selector's reply
 _SMALL_SECONDS = 120.0  # of any stage with a model: engines and workers start
 _CALL_SECONDS, _CALLS_AT_ONCE = 5.0, 64  # of an endpoint
 _NODE_GPUS, _CPUS_PER_GPU = 8, 16  # of nodes that are assumed
-_SAVED = 5  # times fewer inferences of the economical mode, at least (`make bench-values`)
-_FORMATS = {"auto": "bfloat16 on GPUs, float32 else", "bfloat16": "bfloat16", "float32": "float32"}
 
 
 @dataclass
@@ -202,57 +197,19 @@ def _collections(recipe: Recipe) -> list[Line]:
 
 def _selection(name: str, config: SelectConfig, shapes: Mapping[str, Shape]) -> Line:
     selector, own = config.selector, _only(shapes, config.data.envs)
-    number = sum(s.trajectories for s in own.values())
-    words, work = selector_words(selector), Work()
-    if isinstance(selector, LlmSelector | ValueSelector | PerplexitySelector) and not shapes:
+    words, forecast = selector_words(selector), selector.forecast(own)
+    if forecast is None:
+        return Line(f"select/{name}", words, Work())
+    if not shapes:
         words += " (its cost is known once the expert's trajectories are collected)"
-    elif isinstance(selector, LlmSelector):
-        asked = sum(s.trajectories * _prompt_tokens(selector, round(s.steps)) for s in own.values())
-        read = selector.votes * (sum(s.trajectories * s.tokens for s in own.values()) + asked)
-        calls, written = selector.votes * number, selector.votes * number * _ANSWER_TOKENS
-        if selector.engine is not None:
-            work = Work(read=read, written=written)
-        else:
-            known = price_of(selector)
-            usage = Usage(prompt_tokens=round(read), completion_tokens=round(written))
-            work = Work(calls=calls, dollars=known.of(usage) if known else 0.0)
-        words += (
-            f"; {calls:,.0f} calls of {selector.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
-            f"{asked / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
-        )
-        if selector.engine is None and not work.dollars:
-            words += ", at an unknown price"
-    elif isinstance(selector, ValueSelector):
-        starts = sum(s.trajectories * s.steps for s in own.values())
-        rollouts = selector.rollouts * starts
-        inferences = selector.rollouts * sum(s.trajectories * s.steps * (s.steps + 1) / 2 for s in own.values())
-        half = [s._replace(trajectories=s.trajectories * s.steps / 2) for s in own.values()]
-        work = _played(selector.rollouts, half)
-        words += (
-            f"; {rollouts:,.0f} rollouts = {selector.rollouts} x {starts:,.0f} starts, about {inferences:,.0f} "
-            "inferences = half a trajectory's steps each"
-        )
-        if selector.mode == "economical":
-            work = Work(read=work.read / _SAVED, written=work.written / _SAVED)
-            words += f"; the economical mode makes about 1/{_SAVED} of them"
-        words += f"; {selector.engine.replicas} engine replica(s)"
-    elif isinstance(selector, PerplexitySelector):
-        work = Work(read=sum(s.trajectories * s.tokens for s in own.values()))
-        workers = "a worker to each GPU" if selector.workers is None else f"{selector.workers} worker(s)"
-        words += f"; {number:,.0f} forward passes, one a trajectory; {workers}, {_FORMATS[selector.dtype]}"
-    return Line(f"select/{name}", words, work)
-
-
-def _prompt_tokens(selector: LlmSelector, n_steps: int) -> int:
-    """Of the selector's prompt around a trajectory, and of the labels in it."""
-    turns = [Message("user", ""), *[Message("assistant", "", True), Message("user", "")] * n_steps]
-    prompt = load_prompt(selector.prompt_file, selector.prompt)
-    return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(selector.ratio, n_steps)))
+        return Line(f"select/{name}", words, Work())
+    work = Work(read=forecast.read, written=forecast.written, calls=forecast.calls, dollars=forecast.dollars)
+    return Line(f"select/{name}", f"{words}; {forecast.words}", work)
 
 
 def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
     config = recipe.train[name]
-    words = f"{config.epochs:g} epochs, {config.workers} worker(s)"
+    words = f"{config.epochs:g} epochs, {config.num_workers} worker(s)"
     if name in recipe.tiny:
         return Line(f"train/{name}", f"{words}, on the novice's trajectories", Work())
     tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
@@ -311,15 +268,16 @@ def _tasks(config: EvaluateConfig, env: str) -> int:
 
 def _played(times: float, shapes: Collection[Shape]) -> Work:
     """Episodes as long as the expert's, `times` over; the prefix cache holds what was read before."""
-    read = sum(s.trajectories * (s.opening + s.steps * s.observation) for s in shapes)
-    written = sum(s.trajectories * s.steps * s.reply for s in shapes)
-    return Work(read=times * TOKENS_PER_WORD * read, written=times * TOKENS_PER_WORD * written)
+    return Work(
+        read=times * sum(s.trajectories * s.read for s in shapes),
+        written=times * sum(s.trajectories * s.written for s in shapes),
+    )
 
 
 def _hours(work: Work, recipe: Recipe) -> float:
     a = recipe.config.assume
-    training = 6 * a.parameters * work.trained / (a.mfu * a.flops)
-    return (training + work.read / a.prefill + work.written / a.decode) / 3600
+    training = gpu_hours(6 * a.parameters * work.trained, a.flops, a.mfu)
+    return training + (work.read / a.prefill + work.written / a.decode) / 3600
 
 
 def _cost(work: Work, recipe: Recipe) -> str:
@@ -349,11 +307,10 @@ def _needs(recipe: Recipe) -> list[str]:
     """What must be there before it starts: GPUs, environment servers, keys."""
     remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
-    asked = [c.selector for c in recipe.select.values() if isinstance(c.selector, LlmSelector)]
-    keys = {selector.endpoint.api_key_env for selector in asked if selector.engine is None}
+    keys = {c.selector.paid_endpoint.api_key_env for c in recipe.select.values() if c.selector.paid_endpoint}
     models = [m for config in recipe.evaluations.values() for m in config.models.values()]
     keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
-    workers = max((c.workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
+    workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
     if BASE not in recipe.tiny:
         lines.append(f"needs GPUs: {workers} for training, those again for engines")

@@ -17,8 +17,8 @@ from atlas_ray.config import (
     BackboneConfig,
     DataConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     RayConfig,
-    Strict,
     assign,
     read_yaml,
     validate,
@@ -33,7 +33,7 @@ NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 BASE = "base"
 
 
-class ArmConfig(Strict):
+class ArmConfig(FrozenConfig):
     """A model fine-tuned on chosen steps. A selector's section by itself is short for `{select: SECTION}`.
 
     Attributes:
@@ -67,7 +67,7 @@ class ArmConfig(Strict):
         return self
 
 
-class AssumeConfig(Strict):
+class AssumeConfig(FrozenConfig):
     """What a plan reckons with: the model's size and what a GPU does in an hour. Only `--dry-run` reads it."""
 
     parameters: float = Field(8.03e9, gt=0, description="of the model that is trained and played")
@@ -95,7 +95,7 @@ Backbone = Annotated[
 ]
 
 
-class RecipeConfig(Strict):
+class RecipeConfig(FrozenConfig):
     """A whole run: which stages, with which settings. Sections hold the stages' own keys, checked when it is read.
 
     Attributes:

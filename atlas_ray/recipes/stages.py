@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from atlas_ray.address import below, name_of
 from atlas_ray.cluster.placement import GROUP, ROLLOUT, TRAIN
@@ -24,11 +23,10 @@ from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.selection.sources import source_names
 from atlas_ray.training.settings import TrainConfig
 
 COMPARE = "compare"  # the group of what is left of an evaluation once its models are played one by one
-_ONE_CPU = (Bundle({"CPU": 1}),)
+_ONE_CPU: tuple[Bundle, ...] = (Bundle({"CPU": 1}),)
 _PLAYED_SECONDS = 15.0  # of the quickstart's test tasks, by a model
 
 
@@ -121,7 +119,7 @@ def clean(recipe: Recipe) -> None:
     """Deletes what the recipe's stages made, but for judgements that were paid for; of a table, what it needs."""
     made = [RunFolder(c.run) for c in recipe.collections().values()]
     made += [RunFolder(c.run) for c in recipe.train.values()]
-    made += [RunFolder(c.run) for c in recipe.select.values() if c.selector.name != "llm"]
+    made += [RunFolder(c.run) for c in recipe.select.values() if not c.selector.kept_on_clean()]
     made += [RunFolder(c.run).child(name) for c in recipe.evaluations.values() for name in c.models]
     made += [RunFolder(c.run) for c in recipe.verify.values()]
     for folder in (*made, RunFolder(recipe.at("rendered")), RunFolder(recipe.at("report"))):
@@ -156,31 +154,31 @@ def _tiny_models(recipe: Recipe, gpus: float) -> Iterator[Stage]:
 
 def _selections(recipe: Recipe, gpus: float) -> Iterator[Stage]:
     number = _collected(recipe, "expert")
-    costs = {"value": 30 + number, "perplexity": 15 + number / 50, "llm": 15 + number / 5}
     for name, config in recipe.select.items():
-        selector = config.selector
-        asked: Any = getattr(selector, "endpoint", None)
-        engine: Any = getattr(selector, "engine", None)
-        takes: tuple[Bundle, ...] = _ONE_CPU
-        if isinstance(engine, EngineConfig):
-            takes, asked = _engines(engine, gpus), None
-        elif "workers" in type(selector).model_fields:
-            takes = (Bundle({"CPU": 1, "GPU": min(1, gpus)}, int(getattr(selector, "workers", 0) or gpus or 1)),)
-        sources = {f"select/{source}" for source in source_names(selector)}
-        made = _models_made(recipe, [getattr(selector, "model", "")])
+        selector, seconds, takes = config.selector, 1.0, _ONE_CPU
+        if engines := selector.engines():
+            seconds, takes = 30.0 + number, tuple(_engines(engine, gpus) for engine in engines)
+        elif selector.paid_endpoint is not None:
+            seconds = 15 + number / 5
+        elif selector.models():
+            workers = int(getattr(selector, "num_workers", None) or gpus or 1)
+            seconds, takes = 15 + number / 50, (Bundle({"CPU": 1, "GPU": min(1, gpus)}, workers),)
+        sources = {f"select/{source}" for source in selector.sources()}
+        made = _models_made(recipe, [use.path for use in selector.models()])
+        paid = [selector.paid_endpoint] if selector.paid_endpoint is not None else []
         yield Stage(
             f"select/{name}",
             selector_words(selector),
             partial(_select, config),
-            costs.get(selector.name, 1.0),
+            seconds,
             needs=_expert(recipe) | sources | made,
             takes=takes,
-            endpoints=frozenset([_address(asked)] if asked is not None else []),
+            endpoints=frozenset(map(_address, paid)),
         )
 
 
 def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
-    from atlas_ray.training.distributed import render_tokens, train_agent
+    from atlas_ray.training.stage import render_tokens, train_agent
 
     rendered: dict[str, str] = {}
     for unit in recipe.units:
@@ -251,7 +249,7 @@ def _verifications(recipe: Recipe, gpus: float) -> Iterator[Stage]:
             partial(verify, config),
             120.0,
             needs=_expert(recipe) | _models_made(recipe, [config.model]) | {f"select/{name_of(config.selection)}"},
-            takes=_engines(config.engine, gpus),
+            takes=(_engines(config.engine, gpus),),
             folders=(config.run,),
         )
 
@@ -290,25 +288,25 @@ def _asked(config: EvaluateConfig, models: Iterable[str]) -> frozenset[str]:
 
 def _players(config: EvaluateConfig, models: Iterable[str], gpus: float) -> tuple[Bundle, ...]:
     local = [name for name in models if getattr(config.models[name], "endpoint", None) is None]
-    return _engines(config.engine, gpus) if local else _ONE_CPU
+    return (_engines(config.engine, gpus),) if local else _ONE_CPU
 
 
-def _engines(engine: EngineConfig, gpus: float) -> tuple[Bundle, ...]:
+def _engines(engine: EngineConfig, gpus: float) -> Bundle:
     each = {"CPU": 1, "GPU": engine.tensor_parallel if gpus or engine.tensor_parallel > 1 else 0}
-    return (Bundle(each, engine.replicas, engine.label_selector or {GROUP: ROLLOUT}),)
+    return Bundle(each, engine.replicas, engine.label_selector or {GROUP: ROLLOUT})
 
 
 def _workers(config: TrainConfig, gpus: float) -> tuple[Bundle, ...]:
     use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
     each = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
-    return (Bundle(each, config.workers, config.label_selector or {GROUP: TRAIN}),)
+    return (Bundle(each, config.num_workers, config.label_selector or {GROUP: TRAIN}),)
 
 
 def _select(config: SelectConfig) -> None:
-    from atlas_ray.selection.llm.estimate import estimate_lines
+    from atlas_ray.selection.estimate import estimate_lines
     from atlas_ray.selection.pipeline import select_steps
 
-    if config.selector.name == "llm" and RunFolder(config.run).finished is None:
+    if config.selector.kept_on_clean() and RunFolder(config.run).finished is None:
         # it costs money: the estimate comes first
         for line in estimate_lines(config):
             console.print(line)
@@ -332,7 +330,7 @@ def _evaluate(config: EvaluateConfig, without: Mapping[str, str] | None = None) 
 def _train_tiny(recipe: Recipe, name: str) -> None:
     from atlas_ray.config import DataConfig
     from atlas_ray.models.tiny import write_untrained
-    from atlas_ray.training.distributed import train_agent
+    from atlas_ray.training.stage import train_agent
     from atlas_ray.trajectories.readers import read_trajectories
 
     tiny, train = recipe.tiny[name], recipe.train[name]

@@ -22,11 +22,11 @@ from typing import Any, Generic
 import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
 from atlas_ray import __version__
 from atlas_ray.address import below
-from atlas_ray.config import Placement
+from atlas_ray.config import Placement, validate
 from atlas_ray.errors import ConfigurationChanged, UserError
 from atlas_ray.runs.store import explained, first_line, in_time, open_store
 from atlas_ray.runs.tables import Record, TableSpec
@@ -74,7 +74,7 @@ class RunFolder:
         """Whether a manifest lies here; every run asks this first.
 
         Raises:
-            NoAnswer: If the store does not answer in time: its own clients would try for many minutes.
+            StorageTimeout: If the store does not answer in time: its own clients would try for many minutes.
         """
         if isinstance(self._fs, pafs.LocalFileSystem):
             return self.has("manifest.json")
@@ -100,9 +100,10 @@ class RunFolder:
         if clean:
             self.delete()
         if self.exists:
-            held = self.read_json("manifest.json")["config"]
-            differing = _differences(_completed(held, type(config)), resolved)
-            if differing:
+            held, unread = _completed(self.read_json("manifest.json")["config"], type(config))
+            if differing := _differences(held, resolved):
+                if unread:
+                    differing.append(f"It was made by another version, whose settings this one cannot read: {unread}")
                 raise ConfigurationChanged(
                     f"{self.uri} holds a run of another configuration; these keys differ:\n    "
                     + "\n    ".join(differing),
@@ -117,6 +118,10 @@ class RunFolder:
                 "choose another run folder, or check its credentials",
             ) from None
         self.write_json("manifest.json", _manifest(resolved, stage))
+
+    def digest(self, config: BaseModel) -> str:
+        """`config_digest` of the run that was begun here: as it was then, whatever settings have been renamed since."""
+        return str(self.read_json("manifest.json")["digest"]) if self.exists else config_digest(config)
 
     def finish(self, **figures: Any) -> None:
         """Marks the run complete, with figures about it (seconds, counts). Figures of earlier attempts stay."""
@@ -292,12 +297,13 @@ def _lasting(value: Any, dumped: Any) -> Any:
     return dumped
 
 
-def _completed(held: dict[str, Any], kind: type[BaseModel]) -> dict[str, Any]:
-    """A manifest's configuration with the defaults of settings that are newer than the run."""
+def _completed(held: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], str]:
+    """A manifest's configuration under today's names, with the defaults of settings that are newer than the run; or as
+    it is, and why it cannot be read: a setting that is no more, or has other values now."""
     try:
-        return _identity(kind.model_validate(held))
-    except ValidationError:  # a setting that is no more, or has other values now
-        return held
+        return _identity(validate(kind, held, recorded=True)), ""
+    except UserError as error:
+        return held, error.what
 
 
 def config_digest(config: BaseModel) -> str:

@@ -63,7 +63,7 @@ def local_copy(
     Raises:
         UserError: If nothing lies there, it may not be read, or a name leads out of its folder.
         AtlasError: If the store fails, the disk is too small, or it does not stop changing.
-        NoAnswer: If the store does not answer in time.
+        StorageTimeout: If the store does not answer in time.
     """
     if "://" not in uri:
         return Path(uri)

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 
 from atlas_ray.address import refuse_credentials
-from atlas_ray.errors import AtlasError, NoAnswer, UserError
+from atlas_ray.errors import AtlasError, StorageTimeout, UserError
 
 CONTACT_SECONDS = 30.0
 _REMEDY = "check space, permissions and the address, then run again"
@@ -71,7 +71,7 @@ def in_time(uri: str, ask: Callable[[], _Answer]) -> _Answer:
     """A question's answer; the clients of a store that is silent would try for many minutes.
 
     Raises:
-        NoAnswer: If there is none within `CONTACT_SECONDS`.
+        StorageTimeout: If there is none within `CONTACT_SECONDS`.
     """
     asked: Future[_Answer] = Future()
 
@@ -85,7 +85,7 @@ def in_time(uri: str, ask: Callable[[], _Answer]) -> _Answer:
     try:
         return asked.result(CONTACT_SECONDS)
     except TimeoutError:
-        raise NoAnswer(f"cannot reach {uri}: no answer within {CONTACT_SECONDS:.0f} s", _REMEDY) from None
+        raise StorageTimeout(f"cannot reach {uri}: no answer within {CONTACT_SECONDS:.0f} s", _REMEDY) from None
 
 
 def first_line(error: BaseException) -> str:

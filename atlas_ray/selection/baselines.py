@@ -7,21 +7,70 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
+from typing import ClassVar, Literal, Self
+
+from pydantic import Field
 
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.settings import (
-    AllSelector,
-    ComplementSelector,
-    FirstSelector,
-    GoldSelector,
-    LastSelector,
-    RandomSelector,
-)
-from atlas_ray.selection.sources import of_trajectory, read_source, source_names
+from atlas_ray.selection.protocol import Selector
+from atlas_ray.selection.sources import of_trajectory, read_source
 from atlas_ray.types import Selection, Trajectory
 
-ControlSelector = AllSelector | RandomSelector | GoldSelector | ComplementSelector | FirstSelector | LastSelector
+
+class AllSelector(Selector):
+    """Every step: ordinary fine-tuning on whole trajectories."""
+
+    name: Literal["all"] = "all"
+
+
+class RandomSelector(Selector):
+    """Steps drawn uniformly (section 4.5.3)."""
+
+    drawn: ClassVar[bool] = True
+
+    name: Literal["random"] = "random"
+    ratio: float = Field(0.3, gt=0, le=1)
+
+
+class GoldSelector(Selector):
+    """The built-in expert's own annotation, cut to the budget by its ranks."""
+
+    name: Literal["gold"] = "gold"
+    ratio: float = Field(0.3, gt=0, le=1)
+    noise: float = Field(0.0, ge=0, le=1, description="chance that a chosen step gives way to another")
+
+
+class ComplementSelector(Selector):
+    """As many steps as the reference chose, drawn from those it did not choose (section 4.5.1)."""
+
+    drawn: ClassVar[bool] = True
+
+    name: Literal["complement"] = "complement"
+    ratio: float = Field(0.3, gt=0, le=1)
+    reference: str = Field("gold", description="`gold`, the annotation, or a finished selection: see `sources.py`")
+
+    def sources(self) -> list[str]:
+        """The reference, unless that is the annotation."""
+        return [] if self.reference == "gold" else [self.reference]
+
+    def for_seed(self, named: Callable[[str], str]) -> Self:
+        """Of what was drawn under the same seed."""
+        return self.model_copy(update={"reference": named(self.reference)}) if self.sources() else self
+
+
+class FirstSelector(Selector):
+    """The first steps: what a selector must beat to say more than "early"."""
+
+    name: Literal["first"] = "first"
+    ratio: float = Field(0.3, gt=0, le=1)
+
+
+class LastSelector(Selector):
+    """The last steps: what a selector must beat to say more than "late"."""
+
+    name: Literal["last"] = "last"
+    ratio: float = Field(0.3, gt=0, le=1)
 
 
 def select_all(trajectory: Trajectory, config: AllSelector) -> Selection:
@@ -93,7 +142,7 @@ def select_complement(
     return record(trajectory, config, draw.sample(rest, min(len(chosen.chosen), len(rest))))
 
 
-def control(config: ControlSelector, seed: int, run: str) -> Callable[[Trajectory], Selection]:
+def control(config: Selector, seed: int, run: str) -> Callable[[Trajectory], Selection]:
     """The function of one trajectory that a section describes.
 
     Args:
@@ -112,5 +161,6 @@ def control(config: ControlSelector, seed: int, run: str) -> Callable[[Trajector
         return lambda t: select_gold(t, config, seed)
     if isinstance(config, FirstSelector | LastSelector):
         return lambda t: select_end(t, config)
-    reference = read_source(config.reference, run) if source_names(config) else None
+    assert isinstance(config, ComplementSelector)
+    reference = read_source(config.reference, run) if config.sources() else None
     return lambda t: select_complement(t, config, seed, reference)

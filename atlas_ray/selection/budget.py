@@ -8,7 +8,7 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
-from atlas_ray.selection.settings import SelectorConfig
+from atlas_ray.selection.protocol import Selector
 from atlas_ray.types import Selection, Trajectory
 
 
@@ -52,7 +52,7 @@ def recut(selection: Selection, ratio: float | None, above: float = 0.0) -> Sele
     return replace(selection, ratio=ratio, chosen=chosen, categories=categories)
 
 
-def record(trajectory: Trajectory, config: SelectorConfig, chosen: Iterable[int] = (), **fields: Any) -> Selection:
+def record(trajectory: Trajectory, config: Selector, chosen: Iterable[int] = (), **fields: Any) -> Selection:
     """A `Selection` of one trajectory.
 
     Args:

@@ -7,12 +7,45 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
 
 from atlas_ray.errors import UserError
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.settings import CombineSelector
+from atlas_ray.selection.protocol import Selector
 from atlas_ray.selection.sources import of_trajectory, read_source
 from atlas_ray.types import Selection, Trajectory
+
+
+class CombineSelector(Selector):
+    """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
+
+    `weighted_rank` takes the steps that the parts rank highest; `union` and `intersection` take what any, or every,
+    part chose, and are capped only where a ratio is given.
+    """
+
+    name: Literal["combine"] = "combine"
+    parts: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=2, description="weights by selection (`sources.py`)"
+    )
+    rule: Literal["weighted_rank", "union", "intersection"] = "weighted_rank"
+    ratio: float | None = Field(None, gt=0, le=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain(cls, given: Any) -> Any:
+        """A list of parts weighs them equally; a weighted rank has the usual budget where none is given."""
+        if not isinstance(given, Mapping):
+            return given
+        parts, ranked = given.get("parts"), given.get("rule", "weighted_rank") == "weighted_rank"
+        if isinstance(parts, list):
+            given = {**given, "parts": {str(part): 1.0 for part in parts}}
+        return {**given, "ratio": 0.3} if ranked and given.get("ratio") is None else given
+
+    def sources(self) -> list[str]:
+        """Its parts."""
+        return list(self.parts)
 
 
 def ranks(part: Selection) -> list[Fraction]:

@@ -8,6 +8,7 @@ be there. Flows in: selections, or a table; flows out: a table, or selections an
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
@@ -15,12 +16,14 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.settings import FileSelector
+from atlas_ray.selection.protocol import Selector
 from atlas_ray.trajectories.readers import Rejected
 from atlas_ray.types import Category, Selection, Trajectory
 
@@ -29,6 +32,20 @@ _NEEDED = {"trajectory_id", "chosen"}
 _FORMULA = re.compile(r"^'*[=+\-@\t\r]")  # what a spreadsheet would run; written with an apostrophe before it
 _QUOTED = re.compile(rf"'(?={_FORMULA.pattern[1:]})")
 _CATEGORIES = {c.value.lower(): c for c in Category}
+
+
+class FileSelector(Selector):
+    """Steps from a table made elsewhere or by hand, such as `atlas export-selection` writes."""
+
+    name: Literal["file"] = "file"
+    path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
+
+    def digests(self) -> dict[str, str]:
+        """The table's."""
+        try:
+            return {self.path: hashlib.sha256(local_copy(self.path).read_bytes()).hexdigest()}
+        except OSError as error:
+            raise UserError(f"cannot read {self.path}: {error.strerror}", "check selector.path") from None
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,29 +26,22 @@ from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.baselines import control
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.combine import combination
-from atlas_ray.selection.file import imported
+from atlas_ray.selection.combine import CombineSelector, combination
+from atlas_ray.selection.file import FileSelector, imported
 from atlas_ray.selection.llm.answer import PARSER_VERSION
-from atlas_ray.selection.llm.backends.submissions import BATCHES
 from atlas_ray.selection.llm.journal import REPLIES, Journal
 from atlas_ray.selection.llm.judge import Judge, backend_of
 from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.perplexity.scores import UNSCORED, dtype_of, engine_of, select_perplexity, workers_of
+from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.perplexity.scores import select_perplexity
+from atlas_ray.selection.perplexity.settings import PerplexitySelector, dtype_of, engine_of, workers_of
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.selection.perplexity.vllm_engine import start_vllm
-from atlas_ray.selection.python_function import load_call, select_own
-from atlas_ray.selection.rescore import adopt_scores, rescored
-from atlas_ray.selection.settings import (
-    CombineSelector,
-    FileSelector,
-    LlmSelector,
-    PerplexitySelector,
-    PythonSelector,
-    SelectConfig,
-    ValueSelector,
-)
+from atlas_ray.selection.python_function import PythonSelector, load_call, select_own
+from atlas_ray.selection.rescore import rescored
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.selection.value.estimators import value_figures
+from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
@@ -61,8 +54,6 @@ _log = logging.getLogger(__name__)
 _CHUNK = 16
 _READ_BY = "parser.json"  # which version of the parser read the replies
 _NO_MODEL = "no model: "  # an error that concerns every trajectory
-# Whose failures another attempt may mend.
-_RETRIED = (LlmSelector, ValueSelector)
 
 
 def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
@@ -80,10 +71,9 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
         AtlasError: If a model, an endpoint or Ray fails as a whole.
     """
     begun = time.monotonic()
-    config = adopt_scores(config)
     folder = RunFolder(config.run)
-    config = _with_dtype(config, folder, clean)
-    paid = [(table, folder.read(table)) for table in (REPLIES, BATCHES)] if clean else []
+    config = settled(config, folder, clean)
+    paid = [(table, folder.read(table)) for table in config.selector.kept_on_clean()] if clean else []
     folder.begin(config, stage="select", clean=clean)
     for table, rows in paid:
         if rows:
@@ -91,7 +81,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     watch_sources(folder, config.selector, config.run)
     finished = folder.finished
     outdated = isinstance(config.selector, LlmSelector) and _outdated(folder)
-    if finished is not None and not outdated and not (finished["errors"] and isinstance(config.selector, _RETRIED)):
+    if finished is not None and not outdated and not (finished["errors"] and config.selector.retries_failures):
         return folder
 
     rejected: list[Rejected] = []
@@ -114,10 +104,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
             if isinstance(config.selector, ValueSelector):
                 writer.flush()  # hundreds of episodes each
             usage += selection.usage
-            note = f"${usage.cost:.2f} of about ${usage.cost / count * total:.2f}" if usage.cost else None
-            if isinstance(config.selector, ValueSelector):
-                note = f"prefix cache {usage.hit_rate:.0%}"
-            tracker.advance(note=note)
+            tracker.advance(note=config.selector.note(usage, count, total))
     folder.compact(SELECTIONS)
     folder.compact(REPLIES)
     figures = _figures(folder.read(SELECTIONS), config)
@@ -125,6 +112,12 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
         folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
     folder.finish(**figures, **rejected_figures(rejected), seconds=round(time.monotonic() - begun, 3))
     return folder
+
+
+def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfig:
+    """The configuration with all that its selector decides before the run begins."""
+    begun = {} if clean or not folder.exists else folder.read_json("manifest.json")["config"].get("selector", {})
+    return config.model_copy(update={"selector": config.selector.settled(config.run, config.ray, begun)})
 
 
 def _run(
@@ -161,21 +154,6 @@ def _run(
         yield from map(control(selector, config.seed, config.run), todo)
 
 
-def _with_dtype(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfig:
-    """Perplexity's number format settled, for the manifest to name: as the run began, else by the cluster's devices."""
-    selector = config.selector
-    if not isinstance(selector, PerplexitySelector) or selector.dtype != "auto":
-        return config
-    begun = {} if clean or not folder.exists else folder.read_json("manifest.json")["config"].get("selector", {})
-    dtype = begun.get("dtype")
-    if dtype is None:
-        from atlas_ray.cluster.connection import connect
-
-        connect(config.ray)
-        dtype = dtype_of(selector, placement.gpus())
-    return config.model_copy(update={"selector": selector.model_copy(update={"dtype": dtype})})
-
-
 def _perplexity(
     config: SelectConfig, selector: PerplexitySelector, trajectories: Sequence[Trajectory], done: Collection[str]
 ) -> Generator[Selection, None, None]:
@@ -195,7 +173,7 @@ def _perplexity(
     workers = workers_of(selector, ray.cluster_resources().get("GPU", 0), len(refs))
     # A whole number of workers to a GPU, lest the last ones find no room.
     share = 1 / ceil(workers / gpus) if gpus else 0.0
-    remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"
+    remedy = "lower selector.num_workers, or add nodes (ray.num_cpus where Ray runs here alone)"
     need = {"CPU": 1, "GPU": share}
     labels = placement.labels_for(placement.ROLLOUT, None if share else {}, need)
     placement.require(need, workers, "scoring workers", remedy, labels)
@@ -351,13 +329,4 @@ def _figures(selections: Sequence[Selection], config: SelectConfig) -> dict[str,
         "errors": dict(Counter(s.error.split(":")[0] for s in selections if s.error)),
         "usage": asdict(usage),
     }
-    if isinstance(config.selector, PerplexitySelector):
-        figures["unscored_steps"] = sum(s.scores.count(UNSCORED) for s in selections)
-    if isinstance(config.selector, ValueSelector):
-        figures |= value_figures(selections, config.selector)
-        figures["prefix_cache_hit_rate"] = round(usage.hit_rate, 4)
-    if isinstance(config.selector, LlmSelector):
-        figures["price_known"] = price_of(config.selector) is not None
-        figures["incomplete"] = sum(not s.plan or s.categories.keys() != set(s.chosen) for s in good)
-        figures["shortened"] = sum(s.shortened > 0 for s in selections)
-    return figures
+    return figures | config.selector.figures(selections)

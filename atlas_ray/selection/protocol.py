@@ -17,8 +17,8 @@ from atlas_ray.config import (
     EndpointConfig,
     EngineConfig,
     EnvironmentsConfig,
+    FrozenConfig,
     RayConfig,
-    Strict,
 )
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
@@ -109,7 +109,7 @@ class Forecast:
     dollars: float = 0.0
 
 
-class Selector(Strict, ABC):
+class Selector(FrozenConfig, ABC):
     """A selector's section of the settings, and what it means.
 
     Attributes:
@@ -221,13 +221,13 @@ class Selector(Strict, ABC):
         """Whether all selections of an earlier attempt are to be made anew, at no cost."""
         return False
 
-    @abstractmethod
     def stage(self, context: StageContext) -> Stage:
         """What makes the selections.
 
         Raises:
             UserError: If a setting, or a source, is unusable.
         """
+        raise NotImplementedError
 
     def note(self, usage: Usage, done: int, total: int) -> str | None:
         """A figure beside the progress: `done` of `total` selections took `usage`."""

@@ -13,14 +13,29 @@ import sys
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.settings import PythonSelector
+from atlas_ray.selection.protocol import Selector
 from atlas_ray.types import Selection, Trajectory
 
 Call = Callable[[Trajectory], Any]
+
+
+class PythonSelector(Selector):
+    """Steps that a function of the user's names, or scores."""
+
+    name: Literal["python"] = "python"
+    call: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`my_module:function`, of one trajectory")
+    gives: Literal["steps", "scores"] = Field("steps", description="steps from 1, or one score a step: top k")
+    ratio: float | None = Field(0.3, gt=0, le=1, description="null: no cap on steps; all that score above 0")
+
+    def digests(self) -> dict[str, str]:
+        """The function's module, by its source."""
+        return {self.call: source_digest(self)}
 
 
 def load_call(name: str) -> Call:

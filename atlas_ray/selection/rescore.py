@@ -1,58 +1,91 @@
-"""Another ratio from scores that an earlier selection kept: nothing is scored again.
+"""Selectors that score steps by a model, and another ratio from scores that an earlier selection kept.
 
-Flows in: a configuration whose selector names a finished run under `scores`; flows out: the same configuration with
-that run's own settings of scoring, and its selections cut anew.
+Flows in: a section that may name a finished run under `scores`; flows out: the same section with that run's own
+settings of scoring, and its selections cut anew.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any, Self
 
+from pydantic import Field
+
+from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.selection.budget import record, recut
-from atlas_ray.selection.perplexity.scores import UNSCORED
-from atlas_ray.selection.settings import PerplexitySelector, SelectConfig, ValueSelector
+from atlas_ray.selection.protocol import ModelUse, Selector
 from atlas_ray.selection.sources import find_source, read_source
 from atlas_ray.types import Selection, Trajectory, Usage
 
 _CUT = {"ratio", "threshold", "scores"}  # what chooses among scores; all other keys made them
-_DIGITS = 9  # to which value's scores are rounded, and its threshold with them
 
 
-def adopt_scores(config: SelectConfig) -> SelectConfig:
-    """The configuration with the settings under which `selector.scores` was scored; unchanged where none is named.
+class ScoringSelector(Selector):
+    """A selector that scores every step by a model, and keeps the scores."""
 
-    So the new run's manifest tells which model its scores come from.
+    ratio: float | None = Field(None, gt=0, le=1)
+    model: str = "meta-llama/Llama-3.1-8B-Instruct"
+    chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
+    scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
 
-    Raises:
-        UserError: If that is no finished selection by the same selector, or was scored under another value of a key
-            that is set here.
-    """
-    selector = config.selector
-    if not isinstance(selector, PerplexitySelector | ValueSelector) or selector.scores is None:
-        return config
-    folder = find_source(selector.scores, config.run)
-    remedy = "name a finished selection by the same selector"
-    held = folder.read_json("manifest.json")["config"].get("selector", {})
-    if held.get("name") != selector.name:
-        raise UserError(f"selector.scores: {selector.scores} holds no selection by `{selector.name}`", remedy)
-    asked = selector.model_dump(mode="json", exclude_unset=True)
-    for key in sorted(asked.keys() & held.keys() - _CUT):
-        if asked[key] != held[key] and not isinstance(held[key], dict):
-            raise UserError(
-                f"selector.{key}: {asked[key]!r}, but {selector.scores} was scored with {held[key]!r}",
-                f"leave selector.{key} out, or selector.scores to score anew",
-            )
-    cut = selector.model_dump(mode="json", include=_CUT)
-    return config.model_copy(update={"selector": type(selector).model_validate(held | cut)})
+    @property
+    @abstractmethod
+    def eligible_above(self) -> float:
+        """A step whose score is this or less is never chosen."""
+
+    def sources(self) -> list[str]:
+        """The selection whose scores are used, if one is."""
+        return [] if self.scores is None else [self.scores]
+
+    def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
+        """With the settings under which `scores` was scored, so that the manifest tells which model they come from.
+
+        Raises:
+            UserError: If that is no finished selection by the same selector, or was scored under another value of a
+                key that is set here.
+        """
+        if self.scores is None:
+            return self
+        remedy = "name a finished selection by the same selector"
+        held = find_source(self.scores, run).read_json("manifest.json")["config"].get("selector", {})
+        if held.get("name") != self.name:
+            raise UserError(f"selector.scores: {self.scores} holds no selection by `{self.name}`", remedy)
+        asked = self.model_dump(mode="json", exclude_unset=True)
+        for key in sorted(asked.keys() & held.keys() - _CUT):
+            if asked[key] != held[key] and not isinstance(held[key], dict):
+                raise UserError(
+                    f"selector.{key}: {asked[key]!r}, but {self.scores} was scored with {held[key]!r}",
+                    f"leave selector.{key} out, or selector.scores to score anew",
+                )
+        return self.model_validate(held | self.model_dump(mode="json", include=_CUT))
+
+    def for_arm(self, start: BackboneConfig, engine: EngineConfig, own_engine: EngineConfig) -> Self:
+        """With the arm's model before it is trained, unless the section names one."""
+        if "model" in self.model_fields_set:
+            return self.with_engine(engine)
+        template = self.chat_template or start.chat_template
+        return self.model_copy(update={"model": start.path, "chat_template": template}).with_engine(own_engine)
+
+    def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
+        """Nothing, where scores are read again."""
+        return ["scores are read again: no model call, no dollars"]
+
+    @abstractmethod
+    def with_engine(self, engine: EngineConfig) -> Self:
+        """On a recipe's engines, as far as the section does not say otherwise."""
+
+    def models(self) -> list[ModelUse]:
+        """What scores."""
+        return [ModelUse(self.model, chat_template=self.chat_template)]
 
 
-def rescored(selector: PerplexitySelector | ValueSelector, run: str) -> Callable[[Trajectory], Selection]:
+def rescored(selector: ScoringSelector, run: str) -> Callable[[Trajectory], Selection]:
     """The function that cuts the scores kept of one trajectory; one without any there gets an error."""
     assert selector.scores is not None
     held = read_source(selector.scores, run)
-    above = round(selector.threshold, _DIGITS) if isinstance(selector, ValueSelector) else UNSCORED
 
     def of(trajectory: Trajectory) -> Selection:
         found = held.get(trajectory.id)
@@ -63,6 +96,6 @@ def rescored(selector: PerplexitySelector | ValueSelector, run: str) -> Callable
         if found.n_steps != len(trajectory.steps):
             why = f"{selector.scores} counted {found.n_steps} steps, the data has {len(trajectory.steps)}"
             return record(trajectory, selector, error=f"no scores: {why}")
-        return replace(recut(found, selector.ratio, above), usage=Usage())
+        return replace(recut(found, selector.ratio, selector.eligible_above), usage=Usage())
 
     return of

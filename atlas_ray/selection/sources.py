@@ -11,30 +11,11 @@ from collections.abc import Mapping
 from atlas_ray.address import beside
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.python_function import source_digest
-from atlas_ray.selection.settings import (
-    CombineSelector,
-    ComplementSelector,
-    FileSelector,
-    PerplexitySelector,
-    PythonSelector,
-    SelectorConfig,
-    ValueSelector,
-)
+from atlas_ray.selection.protocol import Selector
 from atlas_ray.types import Selection, Trajectory
 
 _RECORD = "sources.json"
-
-
-def source_names(selector: SelectorConfig) -> list[str]:
-    """The selections that a selector reads, as its section names them."""
-    if isinstance(selector, ComplementSelector) and selector.reference != "gold":
-        return [selector.reference]
-    if isinstance(selector, PerplexitySelector | ValueSelector) and selector.scores is not None:
-        return [selector.scores]
-    return list(selector.parts) if isinstance(selector, CombineSelector) else []
 
 
 def find_source(name: str, run: str) -> RunFolder:
@@ -70,20 +51,13 @@ def of_trajectory(trajectory: Trajectory, name: str, source: Mapping[str, Select
     return found if found.n_steps == n_steps else f"{name} counted {found.n_steps} steps, the data has {n_steps}"
 
 
-def watch_sources(folder: RunFolder, selector: SelectorConfig, run: str) -> None:
+def watch_sources(folder: RunFolder, selector: Selector, run: str) -> None:
     """Notes what the sources hold when a run begins, and refuses to go on once they hold something else.
 
     Raises:
         UserError: If a source has changed, is missing or cannot be read.
     """
-    digests = {name: _digest(read_source(name, run)) for name in source_names(selector)}
-    if isinstance(selector, FileSelector):
-        try:
-            digests[selector.path] = hashlib.sha256(local_copy(selector.path).read_bytes()).hexdigest()
-        except OSError as error:
-            raise UserError(f"cannot read {selector.path}: {error.strerror}", "check selector.path") from None
-    if isinstance(selector, PythonSelector):
-        digests[selector.call] = source_digest(selector)
+    digests = {name: _digest(read_source(name, run)) for name in selector.sources()} | selector.digests()
     if not digests:
         return
     if not folder.has(_RECORD):

@@ -2,35 +2,167 @@
 
 Flows in: a configuration, and the model's own without its weights; flows out: lines for people, and a refusal of what
 cannot fit. Activations are counted for layers like Llama's, and so are an estimate; weights, gradients and moments are
-exact.
+exact. Of operations only what the result needs is counted (6 per weight and token: one multiplication and addition
+forward, two backward); what checkpointing computes twice is not.
 """
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.training.data.batching import total_steps
-from atlas_ray.training.flops import Flops, peak_flops
+from atlas_ray.models.source import local_model, trusted
 from atlas_ray.training.settings import LoraConfig, TrainConfig
-from atlas_ray.training.shape import ModelShape, outline
 
 if TYPE_CHECKING:
     import torch
 
 _GB = 2**30
-_SAMPLE = 300  # trajectories tokenized for a count
-_MFU = 0.4
 _LOGIT_ROWS = 2048  # as in the loss
-_PAPERS_GPU = "A100"
 _PROCESS_ON_CPU = 0.7 * _GB  # torch, transformers and Ray themselves
-_MOST_WORKERS = 256
-_SURELY = 1.1  # activations are an estimate: what is this far above a GPU's memory is refused, what is less is told
+_MAX_WORKERS = 256
+_REFUSED_ABOVE = 1.1  # of a GPU's memory: activations are an estimate, and what may not fit is told, not refused
+# Operations a second in bfloat16, dense, as the makers' data sheets give them
+PEAK_FLOPS = {
+    "GB200": 2500e12,
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "H20": 148e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L40": 181e12,
+    "A10": 125e12,
+    "L4": 121e12,
+}
+
+
+def peak_flops(device_name: str) -> float | None:
+    """Operations a second that a GPU could do at most in bfloat16; None for one that is not known."""
+    return next((peak for name, peak in PEAK_FLOPS.items() if name in device_name), None)
+
+
+def gpu_hours(operations: float, peak: float, mfu: float) -> float:
+    """Hours of one GPU of `peak` operations a second, of which training reaches the share `mfu`."""
+    return operations / (mfu * peak) / 3600
+
+
+def meta_model(config: TrainConfig) -> Any:
+    """The model that will be trained, adapters and all, on torch's meta device: no weights are loaded or drawn.
+
+    Raises:
+        UserError: If there is no such model, or it is no causal language model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        try:
+            trust = trusted()
+            known = AutoConfig.from_pretrained(local_model(config.model, whole=False), trust_remote_code=trust)
+            model = AutoModelForCausalLM.from_config(known, trust_remote_code=trust)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"cannot read the model {config.model!r}: {reason}", "check the model's name") from None
+        if config.lora is not None:
+            from atlas_ray.training.model.lora import add_adapters
+
+            add_adapters(model, config.lora, seed=None)
+    return model
+
+
+@dataclass(frozen=True, slots=True)
+class Flops:
+    """Floating-point operations of one forward and backward pass.
+
+    Attributes:
+        layers: Per token that goes through the layers.
+        head: Per token that carries loss.
+        pairs: Per pair of a token and one before it, in all layers' attention.
+    """
+
+    layers: float
+    head: float
+    pairs: float
+
+    @classmethod
+    def of(cls, model: Any) -> Flops:
+        """Of a Hugging Face causal language model.
+
+        Embeddings are looked up, not multiplied. A frozen weight needs no gradient of its own: 4 instead of 6. A pair
+        of tokens costs two products of `head size` per head forward.
+        """
+        from atlas_ray.models.attention import decoder_layers
+
+        def cost(weight: Any) -> int:
+            return (6 if weight.requires_grad else 4) * weight.numel()
+
+        config = model.config.get_text_config()
+        matrices = sum(cost(p) for p in decoder_layers(model).parameters() if p.ndim == 2)
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        pairs = 12 * config.num_hidden_layers * config.num_attention_heads * size
+        return cls(matrices, cost(model.get_output_embeddings().weight), pairs)
+
+    def of_example(self, tokens: int, loss_tokens: int) -> float:
+        """Of one trajectory under causal attention."""
+        return self.layers * tokens + self.head * loss_tokens + self.pairs * tokens * (tokens + 1) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class ModelShape:
+    """A causal language model in numbers.
+
+    Attributes:
+        parameters: All, each counted once.
+        trained: Those that training changes.
+        embeddings: Embedding and head, which are one where they are tied.
+        head: Of the head.
+        layer: Of the largest layer.
+        width: Bytes of a weight as the model is written.
+        hidden, intermediate: Width of the residual stream and of the feed-forward part.
+        queries: Query heads times their size; `keys` the same for keys, and for values.
+    """
+
+    parameters: int
+    trained: int
+    embeddings: int
+    head: int
+    layer: int
+    layers: int
+    hidden: int
+    intermediate: int
+    queries: int
+    keys: int
+    vocabulary: int
+    width: int
+
+    @classmethod
+    def of(cls, model: Any) -> ModelShape:
+        """Counts a model, on whatever device it is."""
+        from atlas_ray.models.attention import decoder_layers
+
+        layers, text = decoder_layers(model), model.config.get_text_config()
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        head = model.get_output_embeddings().weight
+        embeddings = {id(p): p.numel() for p in (head, model.get_input_embeddings().weight)}
+        return cls(
+            parameters=sum(p.numel() for p in model.parameters()),
+            trained=sum(p.numel() for p in model.parameters() if p.requires_grad),
+            embeddings=sum(embeddings.values()),
+            head=head.numel(),
+            layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
+            layers=len(layers),
+            hidden=text.hidden_size,
+            intermediate=text.intermediate_size,
+            queries=size * text.num_attention_heads,
+            keys=size * (getattr(text, "num_key_value_heads", None) or text.num_attention_heads),
+            vocabulary=head.shape[0],
+            width=model.dtype.itemsize,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,42 +209,40 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         cuda: Whether workers have GPUs, where layers are recomputed unless the configuration says otherwise.
     """
     each = 2 if config.dtype == "bfloat16" else 4
-    frozen, workers = shape.parameters - shape.trained, config.workers
-    moments = _moments(config, shape)
+    frozen, workers = shape.parameters - shape.trained, config.num_workers
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")
     if sharded:  # the embedding and the head stay for the pass; of the layers one computes while the next one comes
-        gathered = shape.tables + 2 * shape.layer
+        gathered = shape.embeddings + 2 * shape.layer
         casts = each * gathered + (4 + each) * gathered * shape.trained / shape.parameters
     else:  # the head's gradient before it is added, and weights in bfloat16 for as long as a backward pass wants them
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
     tokens = max(config.micro_batch_tokens, config.max_length)
-    heads = 3 * shape.attention + 2 * shape.cached  # queries, output and its copy by heads; keys and values
-    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.inner) + 4 * 4 * shape.hidden)
+    heads = 3 * shape.queries + 2 * shape.keys  # queries, output and its copy by heads; keys and values
+    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden)
     boundary = tokens * shape.hidden * (each if sharded else 4)
-    activations = shape.layers * boundary + layer if recomputed else shape.layers * layer
     return Memory(
         weights=(4 * shape.trained + each * frozen) / workers,
         gradients=4 * shape.trained / workers,
-        moments=moments / workers,
+        moments=_moments(config, shape) / workers,
         casts=casts,
-        activations=activations,
+        activations=shape.layers * boundary + layer if recomputed else shape.layers * layer,
         logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (4 if each == 4 else 8),
-        checkpoint=0.0 if cuda else _state(config, shape) / workers,
+        checkpoint=0.0 if cuda else (4 * shape.trained + _moments(config, shape)) / workers,
         process=0.0 if cuda else _PROCESS_ON_CPU,
     )
 
 
 def _moments(config: TrainConfig, shape: ModelShape) -> float:
     """Bytes of the optimizers' moments: two of Adam's, one of Muon's."""
-    matrices = shape.trained - shape.tables if config.optimizer == "muon" else 0
+    matrices = shape.trained - shape.embeddings if config.optimizer == "muon" else 0
     return 8 * shape.trained - 4 * matrices
 
 
-def _state(config: TrainConfig, shape: ModelShape) -> float:
-    """Bytes of a checkpoint, all workers' parts together."""
-    return 4 * shape.trained + _moments(config, shape)
+def recomputes(config: TrainConfig, cuda: bool) -> bool:
+    """Whether layers are computed again in the backward pass instead of kept."""
+    return cuda if config.activation_checkpointing is None else config.activation_checkpointing
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +251,7 @@ class Disk:
 
     Attributes:
         model: As it is exported.
-        checkpoint: Of one; a second one is there while it is written.
+        checkpoint: Of one, all workers' parts together; a second one is there while it is written.
         kept: Whether the last one stays.
     """
 
@@ -152,12 +282,7 @@ def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
     adapters = shape.trained if config.lora is not None else 0
     alone = config.lora is not None and config.lora.export == "adapter"
     model = 4 * adapters if alone else shape.width * (shape.parameters - adapters)
-    return Disk(model, _state(config, shape), config.keep_checkpoint)
-
-
-def recomputes(config: TrainConfig, cuda: bool) -> bool:
-    """Whether layers are computed again in the backward pass instead of kept."""
-    return cuda if config.activation_checkpointing is None else config.activation_checkpointing
+    return Disk(model, 4 * shape.trained + _moments(config, shape), config.keep_checkpoint)
 
 
 def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
@@ -165,21 +290,21 @@ def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
 
     def fits(changes: dict[str, Any]) -> bool:
         changed = config.model_copy(update=changes)
-        shape = lean if "lora" in changes else full
-        return memory_of(changed, shape, cuda).total <= have
+        return memory_of(changed, lean if "lora" in changes else full, cuda).total <= have
 
     def words(changes: dict[str, Any]) -> str:
         return ", ".join(f"{k}: {v if k != 'lora' else '{rank: 16}'}" for k, v in changes.items()).lower()
 
-    full = ModelShape.of(outline(config))
+    full = ModelShape.of(meta_model(config))
     batches = list(_smaller_batches(config, cuda))
     found = [next((b for b in batches if fits(b)), None)]
     if found[0] is None and config.optimizer == "adam":
-        more = [batches[-1] | {"workers": w} for w in _doublings(config.workers)]
+        doublings = (config.num_workers * 2**n for n in range(1, 9))
+        more = (batches[-1] | {"num_workers": w} for w in doublings if w <= _MAX_WORKERS)
         found = [next((m for m in more if fits(m)), None)]
         if config.lora is None:
             lora = {"lora": LoraConfig()}
-            lean = ModelShape.of(outline(config.model_copy(update=lora)))
+            lean = ModelShape.of(meta_model(config.model_copy(update=lora)))
             found.append(next((b | lora for b in batches if fits(b | lora)), None))
     options = [words(changes) for changes in found if changes]
     return "set " + "; or ".join(options) if options else "use a smaller model, or a device with more memory"
@@ -187,57 +312,45 @@ def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
 
 def _smaller_batches(config: TrainConfig, cuda: bool) -> Iterator[dict[str, Any]]:
     """Changes of the batch that save memory, the cheapest first; the last one saves all that there is to save."""
-    keep: dict[str, Any] = {} if recomputes(config, cuda) else {"activation_checkpointing": True}
+    recompute: dict[str, Any] = {} if recomputes(config, cuda) else {"activation_checkpointing": True}
     sizes: list[int] = []
     while (size := (sizes or [config.micro_batch_tokens])[-1]) > config.max_length:
         sizes.append(max(size // 2, config.max_length))
     yield from ({"micro_batch_tokens": size} for size in sizes)
-    yield keep
-    yield from (keep | {"micro_batch_tokens": size} for size in sizes)
+    yield recompute
+    yield from (recompute | {"micro_batch_tokens": size} for size in sizes)
 
 
-def _doublings(workers: int) -> Iterator[int]:
-    while (workers := 2 * workers) <= _MOST_WORKERS:
-        yield workers
+def check_memory(config: TrainConfig, device: torch.device | None = None) -> str:
+    """Says in a line whether a worker fits its device, as far as this process can know it.
 
-
-def memory_lines(config: TrainConfig) -> list[str]:
-    """One line on whether a worker fits its device, as far as this process can know it.
+    Args:
+        device: The worker's own; None in a process that is no worker.
 
     Raises:
         UserError: If weights, gradients and moments alone do not fit, or on a GPU the peak is far above it.
     """
     import torch
 
-    cuda = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
-    have = _device_memory(config, torch.device("cuda" if cuda else "cpu"))
-    return [_judge(config, cuda, have)]
-
-
-def refuse_what_cannot_fit(config: TrainConfig, device: torch.device) -> None:
-    """The same on the worker itself, which knows its device.
-
-    Raises:
-        UserError: If weights, gradients and moments alone do not fit, or on a GPU the peak is far above it.
-    """
-    _judge(config, device.type == "cuda", _device_memory(config, device))
-
-
-def _judge(config: TrainConfig, cuda: bool, have: float | None) -> str:
-    need = memory_of(config, ModelShape.of(outline(config)), cuda)
+    if device is None:
+        cuda = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
+        device = torch.device("cuda" if cuda else "cpu")
+    cuda, have = device.type == "cuda", _device_memory(config, device)
+    need = memory_of(config, ModelShape.of(meta_model(config)), cuda)
     line = f"memory of a worker: about {need.total / _GB:.1f} GB ({need})"
     if have is None:
         return f"{line}; set memory_gb to have it checked against a device"
+    workers = f"each of {config.num_workers} worker(s)"
     if need.states > have:
         raise UserError(
-            f"{config.model} needs {need.states / _GB:.1f} GB on each of {config.workers} worker(s) for weights, "
-            f"gradients and moments alone, and has {have / _GB:.1f} GB",
+            f"{config.model} needs {need.states / _GB:.1f} GB on {workers} for weights, gradients and moments alone, "
+            f"and has {have / _GB:.1f} GB",
             remedy(config, cuda, have),
         )
-    if cuda and need.total > _SURELY * have:
+    if cuda and need.total > _REFUSED_ABOVE * have:
         raise UserError(
-            f"{config.model} needs about {need.total / _GB:.1f} GB on each of {config.workers} worker(s) at the worst "
-            f"moment of a step ({need}), and has {have / _GB:.1f} GB",
+            f"{config.model} needs about {need.total / _GB:.1f} GB on {workers} at the worst moment of a step "
+            f"({need}), and has {have / _GB:.1f} GB",
             f"{remedy(config, cuda, have)}; or set memory_gb to what you know to be enough",
         )
     if need.total > have:
@@ -256,51 +369,4 @@ def _device_memory(config: TrainConfig, device: torch.device) -> float | None:
     here = os.environ.get("LOCAL_WORLD_SIZE")
     if here is None and (config.ray.address or os.environ.get("RAY_ADDRESS")):
         return None  # the workers' machines are others
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(here or config.workers)
-
-
-def estimate_lines(config: TrainConfig) -> list[str]:
-    """What a run will do and need; nothing is loaded but the tokenizer.
-
-    Raises:
-        UserError: If data or model cannot be read, or the model cannot fit.
-    """
-    import torch
-
-    from atlas_ray.models.chat import ChatFormat
-    from atlas_ray.training.data.corpus import Corpus
-    from atlas_ray.training.data.examples import prepare, read_selection
-    from atlas_ray.training.validation import hold_back
-    from atlas_ray.trajectories.readers import read_trajectories
-
-    lines = []
-    selections = None
-    if config.selection is not None and RunFolder(config.selection).finished is not None:
-        selections = read_selection(config.selection)
-    elif config.selection is not None:
-        lines.append(f"{config.selection} is not finished: counted as if all steps were chosen")
-    training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
-    sample = training[:: max(1, len(training) // _SAMPLE)]
-    chat = ChatFormat.load(config.model, template=config.chat_template)
-    prepared = prepare(config, Corpus.of(sample, chat), sample, selections)
-    scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
-    count = round(scale * len(prepared.examples))
-    tokens = scale * sum(example.length for example in prepared.examples)
-    loss_tokens = scale * sum(example.loss_tokens for example in prepared.examples)
-    lines.append(
-        f"{about}{count} trajectories, {len(held)} held back; {about}{tokens:,.0f} tokens an epoch, "
-        f"{loss_tokens:,.0f} of them with loss"
-    )
-    model = outline(config)
-    flops = Flops.of(model)
-    operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in prepared.examples)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
-    if (peak := peak_flops(device)) is None:
-        device, peak = _PAPERS_GPU, peak_flops(_PAPERS_GPU) or math.nan
-    hours = operations / (_MFU * peak) / 3600
-    lines.append(
-        f"{total_steps(count, config.global_batch, config.epochs)} optimizer steps in {config.epochs:g} epochs: "
-        f"{operations:.3g} operations, {hours:.2g} GPU-hours if an MFU of {_MFU:.0%} is reached "
-        f"({device}, {peak / 1e12:.0f} TFLOP/s)"
-    )
-    return [*lines, *memory_lines(config), str(disk_of(config, ModelShape.of(model)))]
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(here or config.num_workers)

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.runs.folder import config_digest
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def _wandb(config: TrainConfig) -> AbstractContextManager[Log]:
     def run() -> Iterator[Log]:
         with wandb.init(
             project=os.environ.get("WANDB_PROJECT", "atlas_ray"),
-            id=config_digest(config)[:16],
+            id=RunFolder(config.run).digest(config)[:16],
             name=config.run,
             dir=_local(config, "wandb"),
             config=config.model_dump(mode="json"),

@@ -8,7 +8,6 @@ Weights, gradients and Adam's moments are float32; bfloat16 is for computing onl
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -24,11 +23,17 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.models.attention import decoder_layers
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
-from atlas_ray.training.data.masking import Example
-from atlas_ray.training.data.objective import units
-from atlas_ray.training.flops import Flops
+from atlas_ray.training.data.batching import (
+    collate,
+    global_batch_of,
+    loss_denominator,
+    pack_micro_batches,
+    total_steps,
+)
+from atlas_ray.training.data.examples import Example
+from atlas_ray.training.estimate import Flops, recomputes
 from atlas_ray.training.model.loading import Weights
 from atlas_ray.training.model.loss import StepLoss
 from atlas_ray.training.settings import TrainConfig
@@ -58,31 +63,30 @@ def prepare(
     """
     model.train()
     model.config.use_cache = False
-    recompute = config.activation_checkpointing
-    if device.type == "cuda" if recompute is None else recompute:
+    if recomputes(config, device.type == "cuda"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = StepLoss(model, config.max_length)
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if not (world > 1 or lone_gpu if shard is None else shard):
-        _master(module, config)
+        _to_trained_dtype(module, config)
         if weights is not None:
             weights.fill(module, device, "model.")
         return module.to(device)
     mesh = init_device_mesh(device.type, (world,))
     computed = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
-    layers = next(m for m in model.get_decoder().modules() if isinstance(m, nn.ModuleList))
-    for layer in layers:
-        fully_shard(_master(layer, config), mesh=mesh, mp_policy=policy)
+    for layer in decoder_layers(model):
+        fully_shard(_to_trained_dtype(layer, config), mesh=mesh, mp_policy=policy)
     # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
-    fully_shard(_master(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    fully_shard(_to_trained_dtype(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     if weights is not None:
         weights.fill(module, device, "model.")
     return module
 
 
-def _master(module: nn.Module, config: TrainConfig) -> Any:
+def _to_trained_dtype(module: nn.Module, config: TrainConfig) -> Any:
+    """Puts trained weights into float32, and frozen ones into the type that is computed with."""
     frozen = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if all(p.requires_grad for p in module.parameters()):
         return module.float()
@@ -102,9 +106,10 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     if config.optimizer == "adam":
         return [adam([p for p in module.parameters() if p.requires_grad])]
     if rank_and_world()[1] > 1:
-        raise UserError("muon needs whole matrices, which several workers split", "set workers: 1 or optimizer: adam")
-    layers = next(m for m in module.model.get_decoder().modules() if isinstance(m, nn.ModuleList))
-    matrices = [p for p in layers.parameters() if p.ndim == 2]
+        raise UserError(
+            "muon needs whole matrices, which several workers split", "set num_workers: 1 or optimizer: adam"
+        )
+    matrices = [p for p in decoder_layers(module.model).parameters() if p.ndim == 2]
     held = {id(p) for p in matrices}
     rest = [p for p in module.parameters() if id(p) not in held]
     muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
@@ -156,8 +161,8 @@ def fit(
         AtlasError: If the loss or the gradient is no longer finite; the weights are those of the step before.
     """
     rank, world = rank_and_world()
-    total = total_steps(len(examples), config.global_batch, config.epochs)
-    epoch_steps = math.ceil(len(examples) / config.global_batch)
+    total = total_steps(len(examples), config.global_batch_size, config.epochs)
+    epoch_steps = math.ceil(len(examples) / config.global_batch_size)
     lengths = [example.length for example in examples]
     flops = Flops.of(module.model)
     costs = [flops.of_example(example.length, example.loss_tokens) for example in examples]
@@ -167,28 +172,28 @@ def fit(
     for step in range(done + 1, total + 1):
         started = time.monotonic()
         torch.manual_seed(derive_seed(config.seed, "step", step, rank))
-        batch = global_batch_of(step, len(examples), config.global_batch, config.seed)
+        batch = global_batch_of(step, len(examples), config.global_batch_size, config.seed)
         members = [examples[i] for i in batch]
-        count = units(members, config.loss)
+        denominator = loss_denominator(members, config.loss)
         factor = schedule(step, total, config.warmup_ratio)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
-        for micro_batch in plan(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
+        for micro_batch in pack_micro_batches(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
             packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
             with autocast(module, config, device):
                 loss = module(packed)
             # FSDP averages gradients over processes; the loss is a sum over all of them.
-            (loss * (world / count)).backward()
+            (loss * (world / denominator)).backward()
             nll += loss.detach()
-        norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
+        norm = nn.utils.clip_grad_norm_(module.parameters(), config.max_grad_norm)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if world > 1:
             dist.all_reduce(nll)
-        mean = nll.item() / count
+        mean = nll.item() / denominator
         # Before the step: it would put them into every weight. All processes see the same numbers.
         for what, value in (("loss", mean), ("gradient's norm", norm.item())):
             if not math.isfinite(value):
@@ -219,7 +224,7 @@ def fit(
         if validation and epoch_ends:
             metrics["validation_loss"] = validation_loss(module, validation, config, device)
         on_step(metrics)
-        stopping = _anyone(stop(), device, world)
+        stopping = _any_process(stop(), device, world)
         if stopping or epoch_ends or step % config.checkpoint_steps == 0:
             on_checkpoint(step)
         if stopping:
@@ -234,7 +239,8 @@ def validation_loss(module: StepLoss, examples: Sequence[Example], config: Train
     module.eval()
     with torch.no_grad():
         lengths = [example.length for example in examples]
-        for micro_batch in plan(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)[rank]:
+        micro_batches = pack_micro_batches(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)
+        for micro_batch in micro_batches[rank]:
             packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
             with autocast(module, config, device):
                 nll += module(packed)
@@ -243,16 +249,16 @@ def validation_loss(module: StepLoss, examples: Sequence[Example], config: Train
         module.reshard()  # without a backward pass behind it nothing else does
     if world > 1:
         dist.all_reduce(nll)
-    return nll.item() / units(examples, config.loss)
+    return nll.item() / loss_denominator(examples, config.loss)
 
 
-def _anyone(said: bool, device: torch.device, world: int) -> bool:
-    """Whether any process said so; all hear the same."""
+def _any_process(flag: bool, device: torch.device, world: int) -> bool:
+    """Whether the flag is set in any process; all get the same answer."""
     if world == 1:
-        return said
-    heard = torch.tensor(float(said), device=device)
-    dist.all_reduce(heard)
-    return bool(heard.item())
+        return flag
+    count = torch.tensor(float(flag), device=device)
+    dist.all_reduce(count)
+    return bool(count.item())
 
 
 def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
@@ -261,12 +267,3 @@ def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any
         return nullcontext()
     # Each weight is used once a pass: kept casts would only be a second copy of the model.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
-
-
-def local_device(use_gpu: bool) -> torch.device:
-    """This process's device under torchrun or alone."""
-    if not use_gpu:
-        return torch.device("cpu")
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    torch.cuda.set_device(device)
-    return device

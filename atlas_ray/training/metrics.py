@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.units import unit_finished
-from atlas_ray.training.flops import peak_flops
+from atlas_ray.training.estimate import peak_flops
 
 if TYPE_CHECKING:
     import torch

@@ -6,13 +6,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import PLACEMENT, ChatTemplate, DataConfig, LabelSelector, RayConfig, Strict
+from atlas_ray.config import PLACEMENT, ChatTemplate, DataConfig, FrozenConfig, LabelSelector, RayConfig, Renamed
 from atlas_ray.trajectories.settings import CollectConfig
 
 Objective = Literal["token", "step", "trajectory"]
 
 
-class LoraConfig(Strict):
+class LoraConfig(FrozenConfig):
     """Low-rank adapters instead of all weights, through peft (`pip install 'atlas-ray[lora]'`)."""
 
     rank: int = Field(16, ge=1)
@@ -24,7 +24,7 @@ class LoraConfig(Strict):
     )
 
 
-class TrainConfig(Strict):
+class TrainConfig(FrozenConfig):
     """Fine-tuning with loss on the selected steps only (section 3.3, App. B.1: the defaults)."""
 
     run: Annotated[str, PLACEMENT] = "runs/train"
@@ -43,16 +43,18 @@ class TrainConfig(Strict):
     learning_rate: float = Field(2e-5, gt=0)
     muon_learning_rate: float = Field(2e-2, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
-    global_batch: int = Field(128, ge=1, description="trajectories an optimizer step")
+    global_batch_size: Annotated[int, Renamed("global_batch")] = Field(
+        128, ge=1, description="trajectories an optimizer step"
+    )
     micro_batch_tokens: int = Field(16384, ge=16, description="packed tokens a forward pass and worker")
     max_length: int = Field(8192, ge=16)
-    clip: float = Field(1.0, gt=0)
+    max_grad_norm: Annotated[float, Renamed("clip")] = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
     activation_checkpointing: bool | None = Field(
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
     )
-    workers: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    num_workers: Annotated[int, PLACEMENT, Renamed("workers")] = Field(1, ge=1)
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: Annotated[int, PLACEMENT] = Field(1, ge=1)
     label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
@@ -86,7 +88,7 @@ class TrainConfig(Strict):
         return self
 
 
-class TinyConfig(Strict):
+class TinyConfig(FrozenConfig):
     """A tiny Llama with its own tokenizer, trained on the spot on novice trajectories: the laptop's base model.
 
     `novice` and `train` hold the keys of collection and training; their run folders are set by the recipe.

@@ -2,13 +2,14 @@
 
     torchrun --nproc-per-node 4 -m atlas_ray.training.torchrun --config train.yaml --set run=runs/mine
 
-Flows in: the configuration of `atlas train`; flows out: what `atlas train` writes. `workers` is torchrun's to say. The
-run folder must be a URI, or a path that all nodes share. A SIGTERM to torchrun makes a checkpoint and ends the run; the
-same command goes on from there.
+Flows in: the configuration of `atlas train`; flows out: what `atlas train` writes. `num_workers` is torchrun's to say.
+The run folder must be a URI, or a path that all nodes share. A SIGTERM to torchrun makes a checkpoint and ends the run;
+the same command goes on from there.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -17,26 +18,22 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-import typer
 
-from atlas_ray.cli.main import Config, Set
 from atlas_ray.config import load
-from atlas_ray.errors import AtlasError, Stopped
+from atlas_ray.errors import AtlasError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.units import show_units
-from atlas_ray.training.data.batching import total_steps
 from atlas_ray.training.data.corpus import render
-from atlas_ray.training.data.examples import read_selection, show
-from atlas_ray.training.job import drop_checkpoints, figures_of, make_job, tokens_for
-from atlas_ray.training.loop import local_device
-from atlas_ray.training.model.export import write_tokenizer
+from atlas_ray.training.data.examples import read_selection
 from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.stage import corpus_of, delete_checkpoints, finish, make_job
+from atlas_ray.training.view import show
 from atlas_ray.training.worker import run_worker
 from atlas_ray.trajectories.readers import read_trajectories
 
 
-def train_here(config: TrainConfig) -> None:
+def train_here(config: TrainConfig, device: torch.device) -> None:
     """One process of a run.
 
     Raises:
@@ -49,13 +46,13 @@ def train_here(config: TrainConfig) -> None:
     dist.barrier()
     if folder.finished is not None:
         if first:
-            drop_checkpoints(config)
+            delete_checkpoints(config)
         return
     selections = None if config.selection is None else read_selection(config.selection)
     trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model, template=config.chat_template)
     if not first:
         dist.barrier()  # the first process renders
-    corpus = tokens_for(config, trajectories, chat, partial(render, chat=chat))
+    corpus = corpus_of(config, trajectories, chat, partial(render, chat=chat))
     if first:
         dist.barrier()
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
@@ -63,31 +60,33 @@ def train_here(config: TrainConfig) -> None:
         show(prepared, chat)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
-    reached = run_worker(job, local_device(_gpu(config)), lambda: bool(stopping))
-    total = total_steps(len(job.examples), config.global_batch, config.epochs)
-    if reached < total:
-        raise Stopped(f"training stopped at step {reached} of {total} (SIGTERM)", "the same command goes on from there")
-    if first:
-        write_tokenizer(folder, chat.tokenizer)
-        folder.finish(**figures_of(prepared, job, folder), seconds=time.monotonic() - begun)
-        drop_checkpoints(config)
+    reached = run_worker(job, device, lambda: bool(stopping))
+    if first or reached < job.total_steps:
+        finish(prepared, job, chat, reached, begun)
 
 
-def _gpu(config: TrainConfig) -> bool:
-    return torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
-
-
-def main(config: Config = None, set_: Set = None) -> None:
-    """Fine-tune a model with loss on the selected steps only, in the processes that torchrun started."""
-    settings = load(TrainConfig, config, set_ or [])
+def main() -> None:
+    """Fine-tunes a model with loss on the selected steps only, in the processes that torchrun started."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--config", "-c", metavar="FILE", help="YAML file with the keys of `atlas train`")
+    parser.add_argument("--set", "-s", metavar="KEY=VALUE", action="append", default=[], help="override a key: a.b=c")
+    given = parser.parse_args()
     show_units()
-    torch.set_num_threads(settings.cpus_per_worker)
-    dist.init_process_group("nccl" if _gpu(settings) else "gloo")
     try:
-        train_here(settings)
+        config = load(TrainConfig, given.config, given.set)
+    except AtlasError as error:
+        parser.exit(error.exit_code, f"atlas: {error}\n")
+    torch.set_num_threads(config.cpus_per_worker)
+    device = torch.device("cpu")
+    if torch.cuda.is_available() if config.use_gpu is None else config.use_gpu:
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        train_here(config, device)
     except AtlasError as error:
         if dist.get_rank() == 0:
-            typer.secho(f"atlas: {error}", fg="red", err=True)
+            print(f"atlas: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
     finally:
         dist.destroy_process_group()
@@ -95,4 +94,4 @@ def main(config: Config = None, set_: Set = None) -> None:
 
 if __name__ == "__main__":
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    typer.run(main)
+    main()

@@ -1,4 +1,4 @@
-"""A trajectory's tokens for the eye: those that carry loss are coloured."""
+"""A trajectory's tokens on the terminal: those that carry loss are coloured."""
 
 from __future__ import annotations
 
@@ -11,9 +11,11 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
-from atlas_ray.training.data.masking import Example, tokens_of, training_example
+from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.examples import Example, Prepared, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
 LOSS_STYLE = "bold black on green"
@@ -23,15 +25,31 @@ CONTEXT_STYLE = "dim"
 def render_mask(example: Example, chat: ChatFormat) -> Text:
     """The example's text, run by run: tokens with loss stand out, context is dim."""
     text = Text()
-    edges = [
-        0,
-        *(i for i in range(1, example.length) if example.loss_mask[i] != example.loss_mask[i - 1]),
-        example.length,
-    ]
-    for start, end in pairwise(edges):
-        style = LOSS_STYLE if end > start and example.loss_mask[start] else CONTEXT_STYLE
+    mask = example.loss_mask
+    changes = [i for i in range(1, example.length) if mask[i] != mask[i - 1]]
+    for start, end in pairwise([0, *changes, example.length]):
+        style = LOSS_STYLE if end > start and mask[start] else CONTEXT_STYLE
         text.append(printable(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False)), style)
     return text
+
+
+def show(prepared: Prepared, chat: ChatFormat) -> None:
+    """Prints the first example with its mask, and what carries loss or is left out."""
+    statistics = prepared.statistics
+    first = printable(prepared.examples[0].trajectory_id)
+    console.print(f"first trajectory ({first}), loss on the coloured tokens:")
+    console.print(render_mask(prepared.examples[0], chat))
+    console.print(
+        f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
+        f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"
+    )
+    for count, why in (
+        (prepared.unselected, "left out: no selection"),
+        (statistics.dropped, "left out: no chosen step within max_length"),
+        (statistics.steps_lost, "chosen steps lost: behind max_length"),
+    ):
+        if count:
+            console.print(f"{count} {why}", style="yellow")
 
 
 def view(

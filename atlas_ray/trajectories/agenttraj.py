@@ -22,9 +22,19 @@ class Shape(NamedTuple):
     reply: int
 
     @property
+    def read(self) -> float:
+        """Tokens that an engine reads in a mean trajectory; the prefix cache holds what was read before."""
+        return TOKENS_PER_WORD * (self.opening + self.steps * self.observation)
+
+    @property
+    def written(self) -> float:
+        """Tokens that a policy writes in a mean trajectory."""
+        return TOKENS_PER_WORD * self.steps * self.reply
+
+    @property
     def tokens(self) -> float:
         """Of a mean trajectory."""
-        return TOKENS_PER_WORD * (self.opening + self.steps * (self.observation + self.reply))
+        return self.read + self.written
 
 
 SHAPES = {

@@ -6,10 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atlas_ray.config import PLACEMENT, RayConfig, Strict
+from atlas_ray.config import PLACEMENT, FrozenConfig, RayConfig
 
 
-class CollectConfig(Strict):
+class CollectConfig(FrozenConfig):
     """Trajectories of a scripted agent in built-in environments."""
 
     run: Annotated[str, PLACEMENT] = "runs/collect"

@@ -13,13 +13,13 @@ from threading import Event, Thread
 import pytest
 
 from atlas_ray.cluster.submit import last_error, submit
-from atlas_ray.config import Strict
-from atlas_ray.errors import AtlasError, NoAnswer, UserError
+from atlas_ray.config import FrozenConfig
+from atlas_ray.errors import AtlasError, StorageTimeout, UserError
 from atlas_ray.runs import store
 from atlas_ray.runs.folder import RunFolder
 
 
-class Config(Strict):
+class Config(FrozenConfig):
     run: str = "runs/x"
 
 
@@ -64,7 +64,7 @@ def test_a_bucket_that_is_silent_is_waited_for_a_while_only(monkeypatch: pytest.
     monkeypatch.setattr(store, "CONTACT_SECONDS", 0.05)
     over = Event()
     monkeypatch.setattr(RunFolder, "has", lambda *_: over.wait())
-    with pytest.raises(NoAnswer, match=r"cannot reach s3://bucket/x\?region=x: no answer within 0 s"):
+    with pytest.raises(StorageTimeout, match=r"cannot reach s3://bucket/x\?region=x: no answer within 0 s"):
         RunFolder("s3://bucket/x?region=x").begin(Config(), stage="select")
     over.set()
 

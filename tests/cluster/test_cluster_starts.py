@@ -140,13 +140,12 @@ def test_groups_name_what_their_machines_have(name: str) -> None:
 @pytest.mark.parametrize("name", CLOUDS)
 def test_the_8b_model_fits_the_cards_that_train_it(name: str, tmp_path: Path) -> None:
     from atlas_ray.recipes.settings import load_recipe
-    from atlas_ray.training.estimate import memory_of
-    from atlas_ray.training.shape import ModelShape, outline
-    from tests.training.test_estimate import llama_8b
+    from atlas_ray.training.estimate import ModelShape, memory_of, meta_model
+    from tests.support.training import llama_8b
 
     settings = load_recipe(str(ROOT / "jobs" / "paper.yaml")).train
-    config = llama_8b(tmp_path, workers=settings["workers"], max_length=settings["max_length"])
-    need = memory_of(config, ModelShape.of(outline(config)), cuda=True).total / 2**30
+    config = llama_8b(tmp_path, num_workers=settings["num_workers"], max_length=settings["max_length"])
+    need = memory_of(config, ModelShape.of(meta_model(config)), cuda=True).total / 2**30
     card = MACHINES[machine(cloud(name)["available_node_types"]["train"])][3]
     assert 48 < need < 0.9 * card
     rollout = MACHINES[machine(cloud(name)["available_node_types"]["rollout"])][3]

@@ -19,7 +19,7 @@ from atlas_ray.config import EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.rollouts.pool import RolloutPool
-from tests.training.test_training import write_base
+from tests.support.training import write_base
 
 ROOT = Path(__file__).parents[2]
 ENGINE = {"CPU": 1, "GPU": 4}

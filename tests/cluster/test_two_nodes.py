@@ -21,8 +21,7 @@ from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES, TableSpec
 from atlas_ray.training.metrics import read_metrics
 from tests.selection.value.test_value_runs import experts
 from tests.support.nodes import Nodes, namespaces_or_skip
-from tests.training.test_train_kills import kept_lines
-from tests.training.test_training import curve
+from tests.support.training import curve, kept_lines
 
 pytestmark = pytest.mark.slow
 NOTICED_SECONDS = 20.0
@@ -84,8 +83,8 @@ def episodes(folder: Path) -> list[Any]:
 
 def training(folder: Path, model: str) -> dict[str, Any]:
     """120 steps of 4; a worker fills a node."""
-    plain = {"epochs": 6, "global_batch": 4, "checkpoint_steps": 10, "max_length": 1024, "learning_rate": 1e-3}
-    workers = {"workers": 2, "cpus_per_worker": 2, "dtype": "float32", "keep_checkpoint": True}
+    plain = {"epochs": 6, "global_batch_size": 4, "checkpoint_steps": 10, "max_length": 1024, "learning_rate": 1e-3}
+    workers = {"num_workers": 2, "cpus_per_worker": 2, "dtype": "float32", "keep_checkpoint": True}
     return {"model": model, "data": write_experts(folder, 80)} | plain | workers
 
 
@@ -224,7 +223,7 @@ def a_recipe(folder: Path, model: str, name: str) -> Path:
         "expert": write_experts(folder, 24),
         "base": model,
         "arms": ARMS | {"broken": {"name": "file", "path": str(folder / "nowhere.csv")}},
-        "train": {"epochs": 4, "global_batch": 4, "max_length": 1024, "learning_rate": 1e-3, "dtype": "float32"},
+        "train": {"epochs": 4, "global_batch_size": 4, "max_length": 1024, "learning_rate": 1e-3, "dtype": "float32"},
         "evaluate": {"tasks": {"maze": 6, "textcraft": 6}, "max_tokens": 12, "engine": {"episodes_in_flight": 8}},
     }
     file = folder / f"{name}.yaml"

@@ -23,8 +23,8 @@ from atlas_ray.report.terminal import verification_table
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
-from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value.estimators import value_figures
+from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason, Task
 from tests.evaluation.test_verification import an_episode

@@ -44,7 +44,7 @@ async def perplexity(model: str) -> None:
 
 
 async def training(model: str) -> None:
-    from atlas_ray.training.distributed import train
+    from atlas_ray.training.stage import train
 
     talk = (Message("user", "x"), Message("assistant", "y", True))
     train(TrainConfig(model=model, data=DataConfig(path="none")), [Trajectory("a/1", "a", "1", talk)], None)

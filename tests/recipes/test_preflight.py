@@ -268,7 +268,7 @@ def test_endpoints_are_asked_for_one_token(
 
 def test_gpus_and_disk_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    recipe["train"] |= {"use_gpu": True, "workers": 4}
+    recipe["train"] |= {"use_gpu": True, "num_workers": 4}
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     assert "4 are wanted, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
     monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
@@ -283,7 +283,7 @@ def test_engines_take_gpus_where_there_are_any_and_split_ones_need_them(
 ) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe["evaluate"]["engine"]["replicas"] = 3
-    recipe["train"] = {"max_length": 1024, "workers": 2}  # on GPUs where there are any
+    recipe["train"] = {"max_length": 1024, "num_workers": 2}  # on GPUs where there are any
 
     def found(gpus: int) -> dict[str, str]:
         monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
@@ -308,9 +308,9 @@ def test_gpus_that_an_autoscaler_may_add_are_counted(
     monkeypatch.setattr(nodes, "connect", lambda config: None)
     monkeypatch.setattr("ray.nodes", lambda: alive)
     monkeypatch.setattr(placement, "_groups", lambda: [({"CPU": 8, "GPU": 4}, 2, labels)])
-    recipe["train"] |= {"use_gpu": True, "workers": 8}
+    recipe["train"] |= {"use_gpu": True, "num_workers": 8}
     assert wrong_in(tmp_path, recipe) == {}
-    recipe["train"]["workers"] = 9
+    recipe["train"]["num_workers"] = 9
     assert "9 are wanted, the cluster has 8" in wrong_in(tmp_path, recipe)["GPUs 9 for training"]
 
 

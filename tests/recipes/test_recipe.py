@@ -42,11 +42,17 @@ def a_recipe(runs: Path, arms: dict[str, dict[str, Any]] = ARMS) -> dict[str, An
             "hidden_size": 64,
             "layers": 2,
             "heads": 2,
-            "train": {"optimizer": "muon", "learning_rate": 2e-3, "epochs": 1, "global_batch": 4, "max_length": 1024},
+            "train": {
+                "optimizer": "muon",
+                "learning_rate": 2e-3,
+                "epochs": 1,
+                "global_batch_size": 4,
+                "max_length": 1024,
+            },
         },
         "arms": arms,
         "extra_arms": {"llm": {"name": "llm"}},
-        "train": {"epochs": 2, "global_batch": 4, "max_length": 1024, "checkpoint_steps": 5},
+        "train": {"epochs": 2, "global_batch_size": 4, "max_length": 1024, "checkpoint_steps": 5},
         "evaluate": {"tasks": TASKS, "max_tokens": 24},
     }
 

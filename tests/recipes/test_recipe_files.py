@@ -19,7 +19,8 @@ from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.recipes.stages import clean, opened, stages
 from atlas_ray.report.paper.ours import ChosenSteps
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.settings import LlmSelector, ValueSelector
+from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.value.settings import ValueSelector
 
 JOBS = Path(__file__).parents[2] / "jobs"
 
@@ -45,14 +46,14 @@ def recipe(folder: Path, text: str, **options: Any) -> Recipe:
 def test_what_a_file_includes_lies_under_its_own_keys(tmp_path: Path) -> None:
     file = write(
         tmp_path,
-        common=COMMON + "arms: {gold: {name: gold, ratio: 0.3}}\ntrain: {epochs: 3, global_batch: 8}",
+        common=COMMON + "arms: {gold: {name: gold, ratio: 0.3}}\ntrain: {epochs: 3, global_batch_size: 8}",
         more="arms: {all: {name: all}}\ntrain: {epochs: 2}",
         own="include: [common.yaml, more.yaml]\nname: mine\ntrain: {learning_rate: 1.0e-3}",
     )
     found = load_recipe(file, ["train.epochs=1"])
     assert found.name == "mine"
     assert list(found.arms) == ["gold", "all"]
-    assert found.train == {"epochs": 1, "global_batch": 8, "learning_rate": 1e-3}
+    assert found.train == {"epochs": 1, "global_batch_size": 8, "learning_rate": 1e-3}
 
 
 def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
@@ -229,7 +230,7 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     found = Recipe(load_recipe(str(JOBS / "paper.yaml")))
     train, evaluation = found.train["atlas"], found.evaluations[""]
     assert (train.optimizer, train.learning_rate, train.epochs, train.warmup_ratio) == ("adam", 2e-5, 3, 0.03)
-    assert (train.global_batch, train.max_length, train.workers) == (128, 8192, 4)
+    assert (train.global_batch_size, train.max_length, train.num_workers) == (128, 8192, 4)
     assert getattr(found.select["atlas"].selector, "ratio", None) == 0.3
     assert len(evaluation.tasks) == 14
     assert len(found.config.tables["table1"]) == 19
@@ -268,7 +269,7 @@ def test_what_scores_and_verifies_has_the_engines_that_evaluation_has() -> None:
     assert {c.engine for c in [*found.evaluations.values(), *found.verify.values()]} == {engine}
     assert {found.select[name].selector.engine for name in ("babyai-value", "weather-value")} == {engine}  # type: ignore[union-attr]
     perplexity = found.select["perplexity"].selector
-    assert (getattr(perplexity, "workers", 0), getattr(perplexity, "dtype", "")) == (4, "auto")
+    assert (getattr(perplexity, "num_workers", 0), getattr(perplexity, "dtype", "")) == (4, "auto")
     plan = "\n".join(plan_lines(found))
     assert "select/babyai-value: " in plan
     assert plan.count("; 4 engine replica(s)") == 2 + len(found.evaluations)
@@ -276,7 +277,7 @@ def test_what_scores_and_verifies_has_the_engines_that_evaluation_has() -> None:
     # the quickstart's own numbers stand
     small = Recipe(load_recipe(str(JOBS / "quickstart.yaml"))).select
     assert getattr(small["value"].selector, "engine", None) == EngineConfig(replicas=2)
-    assert getattr(small["perplexity"].selector, "workers", 0) is None
+    assert getattr(small["perplexity"].selector, "num_workers", 0) is None
 
 
 def test_one_context_for_all_models_of_a_comparison(tmp_path: Path) -> None:

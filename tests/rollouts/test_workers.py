@@ -44,7 +44,7 @@ def test_one_and_three_workers_select_and_play_the_same(tmp_path: Path) -> None:
         played[workers] = timeless(RunFolder(f"{run}/evaluate/base").read(EPISODES))
         selectors = {
             "value": {"rollouts": 2, "max_tokens": 24, "model": model, "engine": engine},
-            "perplexity": {"model": model, "workers": workers, "max_length": 1024, "engine": "torch"},
+            "perplexity": {"model": model, "num_workers": workers, "max_length": 1024, "engine": "torch"},
             "random": {},
         }
         for name, keys in selectors.items():

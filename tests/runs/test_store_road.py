@@ -18,17 +18,18 @@ from atlas_ray.models.source import local_model, longest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.status import status_table
 from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.selection.file import FileSelector
 from atlas_ray.selection.llm.tokens import counter
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
-from atlas_ray.selection.settings import FileSelector, SelectConfig
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.training.distributed import train_agent
-from atlas_ray.training.estimate import memory_lines
+from atlas_ray.training.estimate import check_memory
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import LoraConfig
+from atlas_ray.training.stage import train_agent
 from atlas_ray.trajectories.readers import Rejected, read_trajectories
 from tests.support.store import Store
-from tests.training.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, write_base
+from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, write_base
 
 
 def put(store: Store, folder: Path, path: str) -> str:
@@ -93,7 +94,7 @@ def test_a_model_trained_in_a_store_is_found_there_by_all_that_use_it(
         ChatFormat.load,
         longest,
         lambda model: counter(None, model)([{"role": "user", "content": "go left"}]),
-        lambda model: memory_lines(a_config(model=model)),
+        lambda model: check_memory(a_config(model=model)),
     ],
     ids=["chat template", "context", "token counter", "memory estimate"],
 )

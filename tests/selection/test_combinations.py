@@ -20,11 +20,11 @@ from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection import baselines
+from atlas_ray.selection.baselines import FirstSelector, LastSelector
 from atlas_ray.selection.budget import budget, recut
-from atlas_ray.selection.combine import ranks, select_combined
-from atlas_ray.selection.file import imported, write_table
+from atlas_ray.selection.combine import CombineSelector, ranks, select_combined
+from atlas_ray.selection.file import FileSelector, imported, write_table
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.settings import CombineSelector, FileSelector, FirstSelector, LastSelector
 from atlas_ray.trajectories.readers import Rejected
 from atlas_ray.types import Category, Selection
 from tests.selection.test_selection import GOLD, config_of, data_in, expert

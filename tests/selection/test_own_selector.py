@@ -11,8 +11,8 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.python_function import load_call, select_own
-from atlas_ray.selection.settings import PythonSelector, SelectConfig
+from atlas_ray.selection.python_function import PythonSelector, load_call, select_own
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.writers import write_agenttraj
 from atlas_ray.types import Message, Trajectory
 

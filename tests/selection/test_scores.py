@@ -10,7 +10,7 @@ import pytest
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.llm.estimate import estimate_lines
+from atlas_ray.selection.estimate import estimate_lines
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Selection, Usage
 from tests.selection.test_selection import config_of, data_in, expert
@@ -88,4 +88,4 @@ def test_scores_of_something_else_are_refused(tmp_path: Path, data: dict[str, An
             select_steps(config_of(tmp_path / "cut", data, section))
     assert not (tmp_path / "cut").exists()
     # A key that only says where to work may differ.
-    select_steps(config_of(tmp_path / "cut", data, {"name": "perplexity", "scores": uri, "workers": 3}))
+    select_steps(config_of(tmp_path / "cut", data, {"name": "perplexity", "scores": uri, "num_workers": 3}))

@@ -12,10 +12,11 @@ from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection import baselines
+from atlas_ray.selection.baselines import AllSelector, ComplementSelector, GoldSelector, RandomSelector
 from atlas_ray.selection.compare.agreement import agreement, compare_selections
 from atlas_ray.selection.compare.show import comparison_table
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.settings import AllSelector, ComplementSelector, GoldSelector, RandomSelector, SelectConfig
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.types import Category, GoldStep, Message, Selection, Trajectory
 

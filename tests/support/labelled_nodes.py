@@ -14,7 +14,7 @@ from typing import Any
 
 from atlas_ray.cluster import placement
 from atlas_ray.errors import UserError
-from atlas_ray.training import distributed
+from atlas_ray.training import stage
 
 
 class Spec:
@@ -45,11 +45,10 @@ def groups_of_engines(labels: dict[str, str] | None, replicas: int = 2) -> list[
 
 
 def groups_of_workers(folder: Path, model: str, labels: dict[str, str] | None) -> list[str]:
-    from tests.training.test_train_stage import SELECTIONS_HERE, TRAJECTORIES_HERE
-    from tests.training.test_training import a_config
+    from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config
 
     folder.mkdir()
-    inner: Callable[[dict[str, Any]], Any] = distributed._work
+    inner: Callable[[dict[str, Any]], Any] = stage._work
 
     def work(given: dict[str, Any]) -> Any:
         import ray
@@ -57,12 +56,12 @@ def groups_of_workers(folder: Path, model: str, labels: dict[str, str] | None) -
         (folder / str(os.getpid())).write_text(ray.get_runtime_context().get_node_labels().get("group", "none"))
         return inner(given)
 
-    distributed._work = work
+    stage._work = work
     try:
-        config = a_config(run=str(folder / "run"), model=model, workers=2, epochs=1, label_selector=labels)
-        distributed.train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
+        config = a_config(run=str(folder / "run"), model=model, num_workers=2, epochs=1, label_selector=labels)
+        stage.train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     finally:
-        distributed._work = inner
+        stage._work = inner
     return sorted(file.read_text() for file in folder.iterdir() if file.is_file())
 
 

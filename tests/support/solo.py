@@ -10,9 +10,9 @@ import torch
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training.data.corpus import Corpus
-from atlas_ray.training.job import figures_of, make_job
 from atlas_ray.training.model.export import write_tokenizer
 from atlas_ray.training.settings import TrainConfig
+from atlas_ray.training.stage import figures_of, make_job
 from atlas_ray.training.worker import Job, run_worker
 from atlas_ray.types import Selection, Trajectory
 
@@ -31,6 +31,5 @@ def run_alone(
     chat = ChatFormat.load(config.model, template=config.chat_template)
     prepared, job = make_job(config, chat, Corpus.of(trajectories, chat), trajectories, selections)
     reached = run_worker(job, torch.device("cpu"), stop)
-    folder = RunFolder(config.run)
-    write_tokenizer(folder, chat.tokenizer)
-    return reached, figures_of(prepared, job, folder), job
+    write_tokenizer(RunFolder(config.run), chat.tokenizer)
+    return reached, figures_of(prepared, job), job

@@ -10,10 +10,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.training.data.batching import collate, global_batch_of, plan, total_steps
-from atlas_ray.training.data.masking import Example
-from atlas_ray.training.data.objective import token_weights, units
-from atlas_ray.training.flops import Flops
+from atlas_ray.training.data.batching import (
+    collate,
+    global_batch_of,
+    loss_denominator,
+    pack_micro_batches,
+    token_weights,
+    total_steps,
+)
+from atlas_ray.training.data.examples import Example
+from atlas_ray.training.estimate import Flops
 from tests.support.tiny import tiny_llama
 
 
@@ -25,23 +31,23 @@ def an_example(length: int, *spans: tuple[int, int], first_id: int = 5, name: st
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 400), min_size=1, max_size=40),
-    global_batch=st.integers(1, 12),
+    global_batch_size=st.integers(1, 12),
     ranks=st.integers(1, 4),
     budget=st.integers(16, 600),
     seed=st.integers(0, 9),
 )
 def test_every_token_goes_through_once_an_epoch(
-    lengths: list[int], global_batch: int, ranks: int, budget: int, seed: int
+    lengths: list[int], global_batch_size: int, ranks: int, budget: int, seed: int
 ) -> None:
     examples = [an_example(n, *([(n // 2, n)] if n > 1 else []), name=str(i)) for i, n in enumerate(lengths)]
-    per_epoch = total_steps(len(examples), global_batch, 1)
+    per_epoch = total_steps(len(examples), global_batch_size, 1)
     for epoch in range(2):
         seen: Counter[str] = Counter()
         tokens, targets = 0, 0
         for step in range(epoch * per_epoch + 1, (epoch + 1) * per_epoch + 1):
-            batch = global_batch_of(step, len(examples), global_batch, seed)
-            assert 1 <= len(batch) <= global_batch
-            shares = plan(batch, lengths, lengths, ranks, budget)
+            batch = global_batch_of(step, len(examples), global_batch_size, seed)
+            assert 1 <= len(batch) <= global_batch_size
+            shares = pack_micro_batches(batch, lengths, lengths, ranks, budget)
             assert len({len(share) for share in shares}) == 1
             assert len(shares) == ranks
             for micro_batch in (m for share in shares for m in share if m):
@@ -61,18 +67,18 @@ def test_orders_differ_by_epoch_and_seed_and_repeat() -> None:
 
 def test_ranks_share_work_evenly_not_tokens() -> None:
     lengths = [1000, 400, 300, 200, 100]
-    shares = plan(range(5), lengths, lengths, 2, 10_000)
+    shares = pack_micro_batches(range(5), lengths, lengths, 2, 10_000)
     assert [sum(lengths[i] for m in share for i in m) for share in shares] == [1000, 1000]
     quadratic = [length**2 for length in lengths]
-    assert plan(range(5), lengths, quadratic, 2, 10_000) == [[[0]], [[1, 2, 3, 4]]]
-    assert plan([0, 1, 2], [10, 10, 10], [9, 5, 4], 2, 10_000) == [[[0]], [[1, 2]]]
+    assert pack_micro_batches(range(5), lengths, quadratic, 2, 10_000) == [[[0]], [[1, 2, 3, 4]]]
+    assert pack_micro_batches([0, 1, 2], [10, 10, 10], [9, 5, 4], 2, 10_000) == [[[0]], [[1, 2]]]
 
 
 def test_micro_batches_are_filled_first_fit() -> None:
     lengths = [60, 50, 40, 30, 20, 300]
-    assert plan(range(6), lengths, lengths, 1, 100) == [[[5], [0, 2], [1, 3, 4]]]
-    assert plan([0, 5], lengths, lengths, 2, 10) == [[[5]], [[0]]]
-    assert plan([0], lengths, lengths, 2, 10) == [[[0]], [[]]]
+    assert pack_micro_batches(range(6), lengths, lengths, 1, 100) == [[[5], [0, 2], [1, 3, 4]]]
+    assert pack_micro_batches([0, 5], lengths, lengths, 2, 10) == [[[5]], [[0]]]
+    assert pack_micro_batches([0], lengths, lengths, 2, 10) == [[[0]], [[]]]
 
 
 def test_steps_round_up() -> None:
@@ -84,7 +90,7 @@ def test_a_batch_stands_in_one_row_without_padding() -> None:
     batch = collate([first, second], "step")
     assert batch.ids.tolist() == [[5, 6, 7, 8, 20, 21, 22, 23, 24]]
     assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 3, 4]]
-    assert (batch.lengths, batch.edges.tolist()) == ((4, 5), [0, 4, 9])
+    assert (batch.lengths, batch.cu_seqlens.tolist()) == ((4, 5), [0, 4, 9])
     assert batch.targets.tolist() == [7, 8, 21, 23, 24]
     assert batch.rows.tolist() == [1, 2, 4, 6, 7]  # a prediction stands one token before its target
     assert batch.weights.tolist() == [0.5, 0.5, 1, 0.5, 0.5]
@@ -108,7 +114,7 @@ def test_an_idle_worker_gets_one_token_without_loss() -> None:
 def test_what_the_loss_is_a_mean_of(objective: str, weights: list[float], count: int) -> None:
     example, other = an_example(9, (1, 2), (5, 9)), an_example(5, (1, 5))
     assert token_weights(example, objective).tolist() == pytest.approx(weights)  # type: ignore[arg-type]
-    assert units([example, other], objective) == count  # type: ignore[arg-type]
+    assert loss_denominator([example, other], objective) == count  # type: ignore[arg-type]
 
 
 def test_hand_computed_operations() -> None:

@@ -16,16 +16,11 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training import loop
 from atlas_ray.training.checkpoints import Checkpoints
-from atlas_ray.training.job import drop_checkpoints
 from atlas_ray.training.metrics import METRICS
+from atlas_ray.training.stage import delete_checkpoints
 from tests.support.store import Store
 from tests.support.tiny import tiny_llama
-from tests.training.test_training import CPU, a_config, curve, run_locally, the_examples
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+from tests.support.training import CPU, a_config, curve, run_locally, the_examples
 
 
 @pytest.fixture(params=["alone", "in a group"])
@@ -188,6 +183,6 @@ def test_a_finished_run_keeps_its_checkpoint_where_it_was_asked_to(tmp_path: Pat
         checkpoints = Checkpoints(RunFolder(config.run).child("checkpoints", digest))
         checkpoints.save(5, module, optimizers, "", lambda _: None)
         checkpoints.wait()
-    drop_checkpoints(config)
+    delete_checkpoints(config)
     assert (tmp_path / "checkpoints").exists() is keep
-    drop_checkpoints(config)
+    delete_checkpoints(config)

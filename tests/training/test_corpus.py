@@ -11,21 +11,20 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from atlas_ray.config import validate
+from atlas_ray.config import RayConfig, validate
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.folder import config_digest
-from atlas_ray.training import distributed
 from atlas_ray.training.data import corpus
-from atlas_ray.training.data.corpus import TOKENS, Corpus, detached, open_corpus, render
-from atlas_ray.training.data.masking import Tokens, tokens_of, training_example
-from atlas_ray.training.job import tokens_for
+from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, render, tokens_of
+from atlas_ray.training.data.examples import training_example, with_ids, without_ids
+from atlas_ray.training.stage import corpus_of
 from atlas_ray.types import Message, Trajectory
 from tests.recipes.test_recipe import a_recipe
 from tests.support.tiny import QWEN_TEMPLATE, tiny_tokenizer
-from tests.training.test_training import CHOSEN, TRAJECTORIES_HERE, a_config, write_base
+from tests.support.training import CHOSEN, TRAJECTORIES_HERE, a_config, write_base
 
 CHAT = ChatFormat(tiny_tokenizer())
 
@@ -71,13 +70,13 @@ def test_another_arm_renders_nothing(tmp_path: Path) -> None:
     shared = {"model": base, "rendered": str(tmp_path / "rendered")}
     chat, first, second = ChatFormat.load(base), Renderer(), Renderer()
     arms = [a_config(run=str(tmp_path / arm), selection=arm, **shared) for arm in ("gold", "all")]
-    tokens_for(arms[0], TRAJECTORIES_HERE, chat, first)
+    corpus_of(arms[0], TRAJECTORIES_HERE, chat, first)
     reordered = [*reversed(TRAJECTORIES_HERE)]
     shorter = arms[1].model_copy(update={"max_length": 60})
-    assert by_hand(tokens_for(shorter, reordered, chat, second).tables) == EXPECTED
+    assert by_hand(corpus_of(shorter, reordered, chat, second).tables) == EXPECTED
     assert (len(first.done), second.done) == (7, [])
     assert config_digest(arms[0]) == config_digest(arms[0].model_copy(update={"rendered": None}))
-    tokens_for(a_config(run=str(tmp_path / "alone"), model=base), TRAJECTORIES_HERE, chat, first)
+    corpus_of(a_config(run=str(tmp_path / "alone"), model=base), TRAJECTORIES_HERE, chat, first)
     assert len(first.done) == 14
     assert [p.parent.name for p in (tmp_path / "alone").glob("*/*")] == ["rendered"]
 
@@ -124,9 +123,9 @@ def test_what_an_interrupted_run_rendered_is_not_rendered_again(tmp_path: Path) 
 def test_examples_find_their_tokens_again() -> None:
     found = Corpus.of(TRAJECTORIES_HERE, CHAT)
     examples = [training_example(found[t.id], CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE]
-    sent = detached(examples)
+    sent = without_ids(examples)
     assert all(len(e.ids) == 0 for e in sent)
-    for before, after in zip(examples, found.attach(sent), strict=True):
+    for before, after in zip(examples, with_ids(sent, found), strict=True):
         assert after.ids.tolist() == before.ids.tolist()
         assert after.spans.tolist() == before.spans.tolist()
         assert np.shares_memory(after.ids, found[after.trajectory_id].ids)
@@ -135,14 +134,15 @@ def test_examples_find_their_tokens_again() -> None:
 @pytest.mark.slow
 def test_ray_datas_tasks_render_the_same(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
-    monkeypatch.setattr(distributed, "CHUNK", 2)
-    assert by_hand(distributed.render_on_ray(config, CHAT, TRAJECTORIES_HERE)) == EXPECTED
+    monkeypatch.setattr(corpus, "CHUNK", 2)
+    by_tasks = partial(corpus.render_on_ray, chat=CHAT, model=config.model, template=None, ray_config=config.ray)
+    assert by_hand(by_tasks(TRAJECTORIES_HERE)) == EXPECTED
     headless = replace(TRAJECTORIES_HERE[0], id="maze/headless", messages=TRAJECTORIES_HERE[0].messages[1:])
     with pytest.raises(UserError, match="must start with a user turn"):
-        list(distributed.render_on_ray(config, CHAT, [*TRAJECTORIES_HERE, headless]))
+        list(by_tasks([*TRAJECTORIES_HERE, headless]))
 
 
 def test_a_single_chunk_needs_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas_ray.cluster.connection.connect", partial(pytest.fail, "Ray was started"))
     assert len(TRAJECTORIES_HERE) <= corpus.CHUNK
-    assert by_hand(distributed.render_on_ray(a_config(model="none"), CHAT, TRAJECTORIES_HERE)) == EXPECTED
+    assert by_hand(corpus.render_on_ray(TRAJECTORIES_HERE, CHAT, "none", None, RayConfig())) == EXPECTED

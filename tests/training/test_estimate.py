@@ -13,71 +13,50 @@ from atlas_ray.errors import UserError
 from atlas_ray.training.estimate import (
     Disk,
     Memory,
+    ModelShape,
+    check_memory,
     disk_of,
-    estimate_lines,
-    memory_lines,
     memory_of,
-    refuse_what_cannot_fit,
+    meta_model,
     remedy,
 )
 from atlas_ray.training.metrics import Meter, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
-from atlas_ray.training.shape import ModelShape, outline
+from atlas_ray.training.stage import plan_lines
 from tests.support.solo import run_alone
 from tests.support.tiny import tiny_llama
-from tests.training.test_train_stage import write_data
-from tests.training.test_training import TRAJECTORIES_HERE, a_config, write_base
+from tests.support.training import TRAJECTORIES_HERE, a_config, llama_8b, write_base, write_data
 
 GB = 2**30
 
 
-def llama_8b(folder: Path, **options: Any) -> TrainConfig:
-    """Llama-3.1-8B's configuration, of which no weights exist here."""
-    from transformers import LlamaConfig
-
-    LlamaConfig(
-        architectures=["LlamaForCausalLM"],
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_hidden_layers=32,
-        num_attention_heads=32,
-        num_key_value_heads=8,
-        max_position_embeddings=131072,
-        dtype="bfloat16",
-    ).save_pretrained(folder)
-    return a_config(
-        model=str(folder), **{"dtype": "bfloat16", "micro_batch_tokens": 16384, "max_length": 8192, **options}
-    )
-
-
 def the_memory(config: TrainConfig, cuda: bool = True) -> Memory:
-    return memory_of(config, ModelShape.of(outline(config)), cuda)
+    return memory_of(config, ModelShape.of(meta_model(config)), cuda)
 
 
 def test_a_model_is_counted_from_its_configuration_alone(tmp_path: Path) -> None:
-    model = outline(llama_8b(tmp_path))
+    model = meta_model(llama_8b(tmp_path))
     assert all(p.is_meta for p in model.parameters())
     shape = ModelShape.of(model)
     assert shape.parameters == shape.trained == 8_030_261_248  # as its model card says: 8.03 B
-    assert shape.tables == 2 * shape.head == 2 * 128256 * 4096
+    assert shape.embeddings == 2 * shape.head == 2 * 128256 * 4096
     assert shape.layer == 2 * 4096 + 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336)
-    assert (shape.layers, shape.attention, shape.cached) == (32, 4096, 1024)
-    lora = ModelShape.of(outline(llama_8b(tmp_path, lora=LoraConfig(rank=16))))
+    assert (shape.layers, shape.queries, shape.keys) == (32, 4096, 1024)
+    lora = ModelShape.of(meta_model(llama_8b(tmp_path, lora=LoraConfig(rank=16))))
     assert lora.trained == 32 * 16 * (2 * (4096 + 4096) + 2 * (4096 + 1024) + 3 * (4096 + 14336)) == 41_943_040
     tied = ModelShape.of(tiny_llama(80))
-    assert tied.tables == tied.head == 80 * 64
+    assert tied.embeddings == tied.head == 80 * 64
 
 
 def test_states_are_exact_and_shared_among_workers(tmp_path: Path) -> None:
     n = 8_030_261_248
     for workers in (1, 4):
-        found = the_memory(llama_8b(tmp_path, workers=workers))
+        found = the_memory(llama_8b(tmp_path, num_workers=workers))
         assert (found.weights, found.gradients, found.moments) == (4 * n / workers, 4 * n / workers, 8 * n / workers)
     lora = the_memory(llama_8b(tmp_path, lora=LoraConfig(rank=16)))
     trained = 41_943_040
     assert lora.states == 2 * n + (4 + 4 + 8) * trained
-    assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, workers=4)).total > lora.total
+    assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, num_workers=4)).total > lora.total
 
 
 def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path) -> None:
@@ -92,10 +71,14 @@ def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path)
 @pytest.mark.parametrize(
     ("options", "have", "says"),
     [
-        ({"workers": 4, "micro_batch_tokens": 98304}, 80, "set micro_batch_tokens: "),
-        ({"workers": 4, "activation_checkpointing": False}, 80, "set activation_checkpointing: true"),
-        ({"workers": 1}, 80, "set micro_batch_tokens: 8192, workers: 2; or micro_batch_tokens: 8192, lora: {rank"),
-        ({"workers": 1}, 4, "use a smaller model, or a device with more memory"),
+        ({"num_workers": 4, "micro_batch_tokens": 98304}, 80, "set micro_batch_tokens: "),
+        ({"num_workers": 4, "activation_checkpointing": False}, 80, "set activation_checkpointing: true"),
+        (
+            {"num_workers": 1},
+            80,
+            "set micro_batch_tokens: 8192, num_workers: 2; or micro_batch_tokens: 8192, lora: {rank",
+        ),
+        ({"num_workers": 1}, 4, "use a smaller model, or a device with more memory"),
     ],
 )
 def test_the_remedy_names_keys_and_values_that_fit(
@@ -108,30 +91,30 @@ def test_the_remedy_names_keys_and_values_that_fit(
 
 def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> None:
     config = llama_8b(tmp_path, memory_gb=80)
-    with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*workers: "):
-        refuse_what_cannot_fit(config, torch.device("cpu"))
-    [line] = memory_lines(config.model_copy(update={"workers": 2, "activation_checkpointing": False}))
+    with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*num_workers: "):
+        check_memory(config, torch.device("cpu"))
+    line = check_memory(config.model_copy(update={"num_workers": 2, "activation_checkpointing": False}))
     assert "of 80.0 GB: may not fit; set activation_checkpointing: true" in line
-    [line] = memory_lines(config.model_copy(update={"workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))
+    line = check_memory(config.model_copy(update={"num_workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))
     assert line.endswith("of 999.0 GB: fits")
 
 
 def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_path: Path) -> None:
     """Four A100s of 40 GB, and the paper's of 80."""
-    config = llama_8b(tmp_path, workers=4, use_gpu=True, memory_gb=40)
+    config = llama_8b(tmp_path, num_workers=4, use_gpu=True, memory_gb=40)
     assert the_memory(config).states < 40 * GB < the_memory(config).total
-    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*workers: 8"):
-        memory_lines(config)
-    [line] = memory_lines(config.model_copy(update={"memory_gb": 48}))
+    with pytest.raises(UserError, match=r"needs about 50\.\d GB on each of 4 .*has 40\.0 GB\n  set .*num_workers: 8"):
+        check_memory(config)
+    line = check_memory(config.model_copy(update={"memory_gb": 48}))
     assert "of 48.0 GB: may not fit; set " in line
-    [line] = memory_lines(config.model_copy(update={"memory_gb": 80}))
+    line = check_memory(config.model_copy(update={"memory_gb": 80}))
     assert line.endswith("of 80.0 GB: fits")
 
 
 def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     base, data = write_base(tmp_path / "base"), write_data(tmp_path)
     config = a_config(model=base, data=data, epochs=2, validation_fraction=0.3, selection=str(tmp_path / "none"))
-    note, counts, work, memory, disk = estimate_lines(config)
+    note, counts, work, memory, disk = plan_lines(config)
     assert note.endswith("is not finished: counted as if all steps were chosen")
     assert counts.startswith("5 trajectories, 2 held back; ")
     assert work.startswith("4 optimizer steps in 2 epochs: ")
@@ -145,7 +128,7 @@ def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tm
 
     def the_disk(**options: Any) -> Disk:
         config = llama_8b(tmp_path, **options)
-        return disk_of(config, ModelShape.of(outline(config)))
+        return disk_of(config, ModelShape.of(meta_model(config)))
 
     full, kept, lora = the_disk(), the_disk(keep_checkpoint=True), the_disk(lora=LoraConfig(rank=16))
     assert (full.peak, full.finished) == (2 * n + 2 * 12 * n, 2 * n)  # 194 GB and 16 GB
@@ -163,7 +146,7 @@ def test_a_state_on_disk_is_as_large_as_it_is_said(tmp_path: Path) -> None:
         config = a_config(optimizer=optimizer, run=str(tmp_path / optimizer), model=write_base(tmp_path / "base"))
         run_alone(config, TRAJECTORIES_HERE, None)
         written = sum(file.stat().st_size for file in (tmp_path / optimizer / "checkpoints").rglob("*.distcp"))
-        said = disk_of(config, ModelShape.of(outline(config))).checkpoint
+        said = disk_of(config, ModelShape.of(meta_model(config))).checkpoint
         assert said < written < said + 200_000  # torch's own words around each of some hundred tensors
 
 
@@ -173,7 +156,7 @@ def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.
     keys = [
         f"model={base}",
         "max_length=500",
-        "global_batch=3",
+        "global_batch_size=3",
         "epochs=1",
         "lora.rank=4",
         "memory_gb=2",

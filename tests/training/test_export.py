@@ -12,10 +12,11 @@ import torch
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.engine import VllmPolicy
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.training.data.masking import tokens_of, training_example
+from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.examples import training_example
 from atlas_ray.types import Message, Task, Trajectory
 from tests.support.solo import run_alone
-from tests.training.test_training import a_config
+from tests.support.training import a_config
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -43,7 +44,7 @@ async def test_vllm_and_transformers_agree_on_an_exported_model(
 
     torch.set_num_threads(2)
     data = conversations(12)
-    config = a_config(run=str(tmp_path), model=tiny_models[0], learning_rate=3e-3, epochs=8, global_batch=4)
+    config = a_config(run=str(tmp_path), model=tiny_models[0], learning_rate=3e-3, epochs=8, global_batch_size=4)
     run_alone(config, data, None)
     folder = str(tmp_path / "model")
     model, chat = AutoModelForCausalLM.from_pretrained(folder), ChatFormat(AutoTokenizer.from_pretrained(folder))

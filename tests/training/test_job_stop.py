@@ -18,8 +18,7 @@ from atlas_ray.cluster.submit import submit
 from atlas_ray.errors import AtlasError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
-from tests.training.test_train_kills import a_long_run, kept_lines, kill_all, written_lines
-from tests.training.test_training import TRAJECTORIES_HERE
+from tests.support.training import TRAJECTORIES_HERE, a_long_run, kept_lines, kill_all, written_lines
 
 pytestmark = pytest.mark.slow
 
@@ -81,7 +80,7 @@ def test_a_stopped_job_has_a_checkpoint_and_the_same_job_goes_on(
     from ray.job_submission import JobStatus, JobSubmissionClient
 
     monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
-    config = a_long_run(tmp_path, epochs=4, global_batch=1, checkpoint_steps=10_000)
+    config = a_long_run(tmp_path, epochs=4, global_batch_size=1, checkpoint_steps=10_000)
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n in range(25) for t in TRAJECTORIES_HERE]
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, many)
     data = {"path": str(tmp_path / "data" / "trajectories")}

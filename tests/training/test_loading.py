@@ -15,15 +15,10 @@ from atlas_ray.training.model import loading
 from atlas_ray.training.model.lora import add_adapters
 from atlas_ray.training.settings import LoraConfig
 from tests.support.tiny import tiny_llama
-from tests.training.test_training import CPU, a_config
+from tests.support.training import CPU, a_config
 
 LORA = LoraConfig(rank=4, alpha=8)
 ODD = 83  # words: two processes have 42 and 41 of them
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def written(folder: Path, name: str) -> str:

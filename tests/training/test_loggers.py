@@ -13,7 +13,7 @@ import pytest
 
 from atlas_ray.errors import UserError
 from atlas_ray.training.loggers import open_loggers
-from tests.training.test_training import a_config
+from tests.support.training import a_config
 
 STEPS = [{"step": 1, "total_steps": 2, "loss": 2.5, "mfu": None}, {"step": 2, "total_steps": 2, "loss": 1.25}]
 

@@ -15,29 +15,16 @@ from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training import loop
-from atlas_ray.training.flops import Flops
+from atlas_ray.training.estimate import Flops
 from atlas_ray.training.metrics import read_metrics
 from atlas_ray.training.model.lora import add_adapters
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from tests.support.solo import run_alone
 from tests.support.tiny import tiny_llama
-from tests.training.test_training import (
-    CPU,
-    SELECTIONS_HERE,
-    TRAJECTORIES_HERE,
-    a_config,
-    curve,
-    the_examples,
-    write_base,
-)
+from tests.support.training import CPU, SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, the_examples, write_base
 
 peft = pytest.importorskip("peft")
 LORA = LoraConfig(rank=4, alpha=8)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def small_steps(config: TrainConfig) -> list[tuple[Any, ...]]:
@@ -130,12 +117,12 @@ def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_workers_train_adapters_as_one(ray_cluster: None, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    from atlas_ray.training.distributed import train
+    from atlas_ray.training.stage import train
 
     options: dict[str, Any] = {"model": write_base(tmp_path / "base"), "lora": LORA, "validation_fraction": 0.3}
     alone = a_config(run=str(tmp_path / "one"), **options)
     run_alone(alone, TRAJECTORIES_HERE, SELECTIONS_HERE)
-    two = a_config(run=str(tmp_path / "two"), workers=2, keep="best", **options)
+    two = a_config(run=str(tmp_path / "two"), num_workers=2, keep="best", **options)
     train(two, TRAJECTORIES_HERE, SELECTIONS_HERE)
     np.testing.assert_allclose(small_steps(two), small_steps(alone), rtol=1e-4)
     losses = [[m.get("validation_loss", 0) for m in read_metrics(RunFolder(c.run))] for c in (alone, two)]

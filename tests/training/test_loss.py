@@ -21,18 +21,14 @@ from atlas_ray.models import attention
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import loop
 from atlas_ray.training.data.batching import Batch, collate
-from atlas_ray.training.data.masking import tokens_of, training_example
+from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.examples import training_example
 from atlas_ray.training.model import loss
 from tests.support.tiny import tiny_llama, tiny_tokenizer
-from tests.training.test_training import CHOSEN, CPU, TRAJECTORIES_HERE, a_config
+from tests.support.training import CHOSEN, CPU, TRAJECTORIES_HERE, a_config
 
 CHAT = ChatFormat(tiny_tokenizer())
 VOCABULARY = len(CHAT.tokenizer)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 # --- by hand
@@ -59,8 +55,8 @@ def a_batch(ids: list[int], targets: list[int], weights: list[float]) -> Batch:
     places = torch.tensor(targets, dtype=torch.int64)
     row = torch.tensor(ids)
     n = len(ids)
-    edges = torch.tensor([0, n], dtype=torch.int32)
-    return Batch(row[None], torch.arange(n)[None], (n,), edges, places - 1, row[places], torch.tensor(weights))
+    cu_seqlens = torch.tensor([0, n], dtype=torch.int32)
+    return Batch(row[None], torch.arange(n)[None], (n,), cu_seqlens, places - 1, row[places], torch.tensor(weights))
 
 
 def test_hand_computed_loss() -> None:
@@ -80,7 +76,7 @@ def test_the_heads_own_gradients_are_those_of_autograd(monkeypatch: pytest.Monke
     gradients = torch.autograd.grad(expected * 3, (states, weight, bias))
     for rows in (7, 30, 1000):
         monkeypatch.setattr(loss, "LOGIT_ROWS", rows)
-        found = loss._HeadLoss.apply(states, weight, bias, targets, weights, None, True)
+        found = loss.FusedLinearCrossEntropy.apply(states, weight, bias, targets, weights, None, True)
         torch.testing.assert_close(found, expected)
         torch.testing.assert_close(torch.autograd.grad(found * 3, (states, weight, bias)), gradients)
 
@@ -164,7 +160,7 @@ CASES = {
 
 def computed(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradients of one optimizer step of the loop, on however many processes this is one of."""
-    config = a_config(**{"global_batch": 7, "epochs": 1, "clip": 1e9} | case.options)
+    config = a_config(**{"global_batch_size": 7, "epochs": 1, "max_grad_norm": 1e9} | case.options)
     examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], config.max_length) for t in TRAJECTORIES_HERE]
     model = case.model()
     module = loop.prepare(model, config, CPU)
@@ -283,22 +279,22 @@ def test_packed_trajectories_do_not_see_each_other() -> None:
     decoder = module.model.get_decoder()
 
     def last(batch: Batch, **packing: Any) -> torch.Tensor:
-        packing = packing or {"lengths": batch.lengths, "edges": batch.edges}
+        packing = packing or {"lengths": batch.lengths, "cu_seqlens": batch.cu_seqlens}
         out = decoder(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **packing)
         return out.last_hidden_state[0, -examples[1].length :]
 
     torch.testing.assert_close(last(first), last(alone))
     torch.testing.assert_close(last(second), last(alone))
     row = (first.ids.shape[1],)
-    leaking = last(first, lengths=row, edges=torch.tensor([0, *row], dtype=torch.int32))
+    leaking = last(first, lengths=row, cu_seqlens=torch.tensor([0, *row], dtype=torch.int32))
     assert (leaking - last(alone)).norm() > 1e-3
 
 
 def test_attention_that_packing_does_not_know_is_refused_not_ignored() -> None:
     q = torch.zeros(1, 2, 3, 4)
-    edges = torch.tensor([0, 3], dtype=torch.int32)
+    cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="Linear wants attention"):
-        attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), edges=edges, s_aux=q)
+        attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), cu_seqlens=cu_seqlens, s_aux=q)
 
 
 def test_torchs_variable_length_kernel_takes_what_gpus_are_called_with() -> None:

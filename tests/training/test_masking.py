@@ -7,7 +7,8 @@ import pytest
 
 from atlas_ray.errors import DataError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.training.data.masking import Example, MaskStatistics, tokens_of, training_example
+from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.examples import Example, MaskStatistics, training_example
 from atlas_ray.training.view import CONTEXT_STYLE, LOSS_STYLE, render_mask
 from atlas_ray.types import Message, Trajectory
 from tests.support.tiny import LLAMA_TEMPLATE, MISTRAL_TEMPLATE, QWEN_TEMPLATE, tiny_tokenizer

@@ -18,23 +18,18 @@ import torch
 import torch.distributed as dist
 
 from atlas_ray.training import loop
-from atlas_ray.training.data.objective import token_weights
+from atlas_ray.training.data.batching import token_weights
 from atlas_ray.training.model import loss
 from atlas_ray.training.model.lora import add_adapters
 from atlas_ray.training.settings import LoraConfig
 from tests.support.tiny import tiny_llama
-from tests.training.test_training import CPU, a_config, the_examples
+from tests.support.training import CPU, a_config, the_examples
 
 LORA = LoraConfig(rank=4, alpha=8)
 CELLS = list(product(("float32", "bfloat16"), ("token", "step", "trajectory"), ("full", "lora"), (False, True)))
 # Of a gradient: one weight's, and all of them as one vector. Rounding to eight bits is 0.4 % at each product.
 WITHIN = {"float32": (1e-4, 1e-5), "bfloat16": (0.06, 0.02)}
 Cell = tuple[str, str, str, bool]
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def a_model(tuned: str) -> Any:
@@ -53,24 +48,26 @@ def a_model(tuned: str) -> Any:
 @contextmanager
 def watched_weights() -> Iterator[list[torch.Tensor]]:
     """The weights of loss tokens that reach the loss, whatever lies between a batch and it."""
-    seen, apply = list[torch.Tensor](), loss._HeadLoss.apply
+    seen, apply = list[torch.Tensor](), loss.FusedLinearCrossEntropy.apply
 
     def watch(*given: Any) -> Any:
         seen.append(given[4].clone())
         return apply(*given)
 
-    loss._HeadLoss.apply = watch
+    loss.FusedLinearCrossEntropy.apply = watch
     try:
         yield seen
     finally:
-        del loss._HeadLoss.apply
+        del loss.FusedLinearCrossEntropy.apply
 
 
 def computed(cell: Cell, shard: bool | None) -> dict[str, Any]:
     """Loss, gradients and loss weights of one optimizer step of the loop."""
     dtype, objective, tuned, recomputed = cell
     options: dict[str, Any] = {"dtype": dtype, "loss": objective, "activation_checkpointing": recomputed}
-    config = a_config(global_batch=7, epochs=1, clip=1e9, lora=LORA if tuned == "lora" else None, **options)
+    config = a_config(
+        global_batch_size=7, epochs=1, max_grad_norm=1e9, lora=LORA if tuned == "lora" else None, **options
+    )
     module = loop.prepare(a_model(tuned), config, CPU, shard=shard)
     assert isinstance(module, loop.FSDPModule) is bool(shard)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)

@@ -8,26 +8,19 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.training.distributed import _on_sigterm
 from atlas_ray.training.metrics import read_metrics
-from atlas_ray.training.worker import STOP, StopFile
+from atlas_ray.training.stopping import STOP, StopFile, on_sigterm
 from tests.support.solo import run_alone
-from tests.training.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, write_base
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, write_base
 
 
 def test_the_first_sigterm_asks_and_the_second_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append("end"))
     try:
-        with _on_sigterm(lambda: asked.append("stop")):
+        with on_sigterm(lambda: asked.append("stop")):
             os.kill(os.getpid(), signal.SIGTERM)
             os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)

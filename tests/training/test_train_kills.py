@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -14,61 +13,35 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-import torch
 import yaml
 
 from atlas_ray.errors import Stopped
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.training.data.batching import total_steps
-from atlas_ray.training.distributed import train
-from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import TrainConfig
-from tests.training.test_training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, run_locally, write_base
+from atlas_ray.training.stage import train
+from tests.support.training import (
+    SELECTIONS_HERE,
+    TRAJECTORIES_HERE,
+    a_long_run,
+    kept_lines,
+    kill_all,
+    undisturbed,
+    written_curve,
+    written_lines,
+)
 
 pytestmark = pytest.mark.slow
 DRIVER = """
 import sys
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.distributed import train
-from tests.training.test_training import TRAJECTORIES_HERE, SELECTIONS_HERE
+from atlas_ray.training.stage import train
+from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE
 
 if __name__ == "__main__":
     train(TrainConfig.model_validate_json(sys.argv[1]), TRAJECTORIES_HERE, SELECTIONS_HERE)
 """
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def a_long_run(folder: Path, **options: Any) -> TrainConfig:
-    """80 steps of 2 an epoch; a checkpoint at the end of each epoch."""
-    base = write_base(folder / "base")
-    plain: dict[str, Any] = {"epochs": 40, "global_batch": 4, "checkpoint_steps": 5}
-    return a_config(run=str(folder / "run"), model=base, **plain | options)
-
-
-def written_lines(folder: Path) -> list[str]:
-    file = folder / "run" / METRICS
-    return file.read_text().splitlines() if file.exists() else []
-
-
-def written_curve(folder: Path) -> list[tuple[Any, ...]]:
-    return curve([json.loads(line) for line in written_lines(folder)])
-
-
-def undisturbed(config: TrainConfig) -> list[tuple[Any, ...]]:
-    from transformers import AutoModelForCausalLM
-
-    return curve(run_locally(config, AutoModelForCausalLM.from_pretrained(config.model))[2])
-
-
-def kept_lines(folder: Path) -> list[str]:
-    """What the last checkpoint that counts has behind it, with the times of when it was done."""
-    state = max(done.parent for done in (folder / "run").glob("checkpoints/*/*/.metadata"))
-    return (state / METRICS).read_text().splitlines()
 
 
 def start_driver(config: TrainConfig, address: str | None = None) -> subprocess.Popen[bytes]:
@@ -86,19 +59,6 @@ def wait_for_steps(process: subprocess.Popen[bytes], folder: Path, count: int) -
         assert time.monotonic() < deadline
         assert process.poll() is None
         time.sleep(0.1)
-
-
-def kill_all(process: subprocess.Popen[bytes]) -> None:
-    """The driver with every process that it started: its whole cluster."""
-    owned = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
-    for one in owned:
-        try:
-            one.kill()
-        except psutil.NoSuchProcess:
-            continue
-    process.wait()
-    _, alive = psutil.wait_procs(owned[1:], timeout=20)
-    assert not alive
 
 
 def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> None:
@@ -141,19 +101,19 @@ def test_what_is_killed_goes_on_from_its_last_checkpoint(ray_cluster: None, tmp_
 
 
 def test_one_worker_goes_on_where_two_were_killed(tmp_path: Path) -> None:
-    config = a_long_run(tmp_path, workers=2)
+    config = a_long_run(tmp_path, num_workers=2)
     first = start_driver(config)
     wait_for_steps(first, tmp_path, 12)
     kill_all(first)
     kept = kept_lines(tmp_path)
-    assert start_driver(config.model_copy(update={"workers": 1})).wait(timeout=240) == 0
+    assert start_driver(config.model_copy(update={"num_workers": 1})).wait(timeout=240) == 0
     assert written_lines(tmp_path)[: len(kept)] == kept
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=1e-4)
 
 
 def test_a_sigterm_makes_a_checkpoint_and_the_same_command_goes_on(ray_cluster: None, tmp_path: Path) -> None:
     # 700 steps of one epoch: but for the signal there is no checkpoint before the end
-    config = a_long_run(tmp_path, epochs=1, global_batch=1, checkpoint_steps=10_000)
+    config = a_long_run(tmp_path, epochs=1, global_batch_size=1, checkpoint_steps=10_000)
     many = [*TRAJECTORIES_HERE] * 100
     many = [type(t)(f"{t.id}@{n}", t.env, t.item_id, t.messages) for n, t in enumerate(many)]
     seen: list[int] = []

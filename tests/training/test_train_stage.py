@@ -13,22 +13,20 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.data.corpus import Corpus
 from atlas_ray.training.data.examples import prepare
-from atlas_ray.training.distributed import train, train_agent
 from atlas_ray.training.metrics import METRICS, read_checkpoints, read_metrics
 from atlas_ray.training.settings import LoraConfig
+from atlas_ray.training.stage import train, train_agent
 from atlas_ray.types import Selection
 from tests.support.solo import run_alone
 from tests.support.tiny import LLAMA_TEMPLATE, tiny_tokenizer
-from tests.training.test_train_kills import undisturbed, written_curve
-from tests.training.test_training import (
+from tests.support.training import (
     SELECTIONS_HERE,
     TRAJECTORIES_HERE,
     a_config,
@@ -36,16 +34,14 @@ from tests.training.test_training import (
     curve,
     run_locally,
     the_examples,
+    undisturbed,
     write_base,
+    write_data,
+    written_curve,
 )
 
 CHAT = ChatFormat(tiny_tokenizer())
 CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -64,7 +60,7 @@ def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it
     tokenizer.chat_template = None
     (bare / "chat_template.jinja").unlink(missing_ok=True)
     tokenizer.save_pretrained(bare)
-    common = {"global_batch": 4, "epochs": 1}
+    common = {"global_batch_size": 4, "epochs": 1}
     with pytest.raises(UserError, match="has no chat template"):
         run_alone(a_config(run=str(tmp_path / "no"), model=str(bare), **common), TRAJECTORIES_HERE, None)
     models = {"own": (base, None), "given": (str(bare), LLAMA_TEMPLATE)}
@@ -89,11 +85,6 @@ def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
         prepare(uncut, Corpus.of(long, CHAT), long, None)
     with pytest.raises(UserError, match="holds no selection"):
         train_agent(a_config(run=str(tmp_path / "run"), data=write_data(tmp_path), selection=str(tmp_path / "none")))
-
-
-def write_data(folder: Path) -> DataConfig:
-    RunFolder(str(folder / "data")).write_shard(TRAJECTORIES, TRAJECTORIES_HERE)
-    return DataConfig(path=str(folder / "data" / "trajectories"))
 
 
 def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, tmp_path: Path) -> None:
@@ -135,7 +126,7 @@ def test_two_workers_in_bfloat16_train_as_one_process(ray_cluster: None, tmp_pat
     options: dict[str, Any] = {"model": base, "dtype": "bfloat16", "epochs": 4, "learning_rate": 3e-3}
     alone, two = (a_config(run=str(tmp_path / name), **options) for name in ("alone", "two"))
     run_alone(alone, TRAJECTORIES_HERE, SELECTIONS_HERE)
-    train(two.model_copy(update={"workers": 2}), TRAJECTORIES_HERE, SELECTIONS_HERE)
+    train(two.model_copy(update={"num_workers": 2}), TRAJECTORIES_HERE, SELECTIONS_HERE)
     losses, expected = ([m["loss"] for m in read_metrics(RunFolder(c.run))] for c in (two, alone))
     assert len(losses) == 12
     assert losses[-1] < 0.9 * losses[0]
@@ -164,7 +155,7 @@ def test_two_workers_train_as_one(ray_cluster: None, tmp_path: Path) -> None:
 
     write_base(tmp_path / "base")
     config = a_config(
-        run=str(tmp_path / "run"), model=str(tmp_path / "base"), workers=2, epochs=3, keep_checkpoint=True
+        run=str(tmp_path / "run"), model=str(tmp_path / "base"), num_workers=2, epochs=3, keep_checkpoint=True
     )
     train(config, TRAJECTORIES_HERE, SELECTIONS_HERE)
     module, _, _ = run_locally(config, AutoModelForCausalLM.from_pretrained(tmp_path / "base"))

@@ -3,74 +3,14 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from atlas_ray.config import DataConfig
 from atlas_ray.errors import AtlasError
-from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import loop
-from atlas_ray.training.data.masking import Example, tokens_of, training_example
-from atlas_ray.training.settings import TrainConfig
-from atlas_ray.types import Message, Selection, Trajectory
-from tests.support.tiny import WORDS, tiny_llama, tiny_tokenizer
-
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def a_trajectory(number: int, turns: int) -> Trajectory:
-    words = [WORDS[(7 * number + 3 * k) % len(WORDS)] for k in range(turns)]
-    messages = [
-        message
-        for k, word in enumerate(words)
-        for message in (
-            Message("user", f"see {word} " * (1 + (number + k) % 3)),
-            Message("assistant", f"Thought: {word} {'see ' * (k % 3)}\nAction: go {words[k - 1]}", True),
-        )
-    ]
-    return Trajectory(f"maze/maze_{number}", "maze", f"maze_{number}", tuple(messages))
-
-
-TRAJECTORIES_HERE = [a_trajectory(number, 2 + number % 5) for number in range(7)]
-CHOSEN = {t.id: (1, len(t.steps)) if number % 2 else (2,) for number, t in enumerate(TRAJECTORIES_HERE)}
-SELECTIONS_HERE = [
-    Selection(t.id, t.env, t.item_id, "gold", 0.3, len(t.steps), CHOSEN[t.id]) for t in TRAJECTORIES_HERE
-]
-
-
-def the_examples() -> list[Example]:
-    chat = ChatFormat(tiny_tokenizer())
-    return [training_example(tokens_of(t, chat), CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE]
-
-
-def a_config(**options: Any) -> TrainConfig:
-    plain: dict[str, Any] = {
-        "data": DataConfig(path="data"),
-        "dtype": "float32",
-        "learning_rate": 1e-3,
-        "global_batch": 3,
-        "micro_batch_tokens": 120,
-        "use_gpu": False,
-        "max_length": 500,
-        "epochs": 2,
-    }
-    return TrainConfig(**plain | options)
-
-
-def write_base(folder: Path, dtype: torch.dtype = torch.float32) -> str:
-    tokenizer = tiny_tokenizer()
-    tiny_llama(len(tokenizer)).to(dtype).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
+from tests.support.tiny import tiny_llama
+from tests.support.training import a_config, run_locally
 
 # --- the loop
 
@@ -80,13 +20,6 @@ def test_the_learning_rate_warms_up_and_falls() -> None:
     assert rates[:3] == [0.5, 1.0, 1.0]
     assert rates[3:] == pytest.approx([0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(1, 8)])
     assert loop.schedule(1, 1, 0.0) == 1.0
-
-
-def run_locally(config: TrainConfig, model: Any = None, **options: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
-    module = loop.prepare(model or tiny_llama(80), config, CPU)
-    optimizers, steps = loop.make_optimizers(module, config), list[dict[str, Any]]()
-    loop.fit(module, optimizers, the_examples(), config, CPU, on_step=steps.append, **options)
-    return module, optimizers, steps
 
 
 @pytest.mark.parametrize(("dtype", "optimizer"), [("float32", "adam"), ("bfloat16", "adam"), ("float32", "muon")])
@@ -99,10 +32,6 @@ def test_training_learns_and_reports(dtype: str, optimizer: str) -> None:
     assert steps[-1]["loss"] < 0.5 * steps[0]["loss"]
     assert steps[-1]["eta_seconds"] == 0 < steps[0]["eta_seconds"]
     assert {p.dtype for p in module.parameters()} == {torch.float32}
-
-
-def curve(steps: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
-    return [tuple(s[k] for k in ("step", "loss", "grad_norm", "learning_rate", "tokens")) for s in steps]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

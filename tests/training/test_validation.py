@@ -13,13 +13,13 @@ from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.training import loop
+from atlas_ray.training.data.examples import hold_back
 from atlas_ray.training.loop import validation_loss
 from atlas_ray.training.metrics import best_step, read_metrics
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.validation import hold_back
 from tests.support.solo import run_alone
 from tests.support.tiny import tiny_llama
-from tests.training.test_training import (
+from tests.support.training import (
     CPU,
     SELECTIONS_HERE,
     TRAJECTORIES_HERE,
@@ -28,11 +28,6 @@ from tests.training.test_training import (
     the_examples,
     write_base,
 )
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 def test_tasks_are_held_back_whole_by_seed_and_for_all_arms_alike() -> None:

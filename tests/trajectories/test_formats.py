@@ -8,7 +8,8 @@ import pytest
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.training.data.masking import tokens_of, training_example
+from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.examples import training_example
 from atlas_ray.types import Message, Trajectory
 from tests.support.formats import FORMATS, tokenizer_of
 

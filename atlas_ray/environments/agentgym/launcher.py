@@ -25,7 +25,7 @@ import yaml
 from pydantic import Field, model_validator
 
 from atlas_ray.cluster.processes import end_guarded, free_port, start_guarded
-from atlas_ray.config import Strict
+from atlas_ray.config import FrozenConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.errors import AtlasError, UserError
@@ -50,7 +50,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 1.0, 60.0  # seconds before a server that died is
 _STEADY_SECONDS = 300.0  # after which it is forgotten that it had died
 
 
-class ServerConfig(Strict):
+class ServerConfig(FrozenConfig):
     """One kind of server, and how many processes of it."""
 
     processes: int = Field(1, ge=1, description="that share its episodes; one plays a few hundred steps a second")
@@ -72,7 +72,7 @@ class ServerConfig(Strict):
         return self
 
 
-class LaunchConfig(Strict):
+class LaunchConfig(FrozenConfig):
     """The environment servers of one machine."""
 
     servers: dict[str, ServerConfig] = Field(

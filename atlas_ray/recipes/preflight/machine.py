@@ -13,7 +13,7 @@ from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
 from atlas_ray.recipes.scheduling import gpus_of
 
-_TRAIN_LESS = "lower train.workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
+_TRAIN_LESS = "lower train.num_workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
 _FEWER_ENGINES = (
     "lower replicas or tensor_parallel in evaluate.engine, or in arms.ARM.engine where an arm has its own, or name a "
     "cluster (RAY_ADDRESS)"
@@ -22,7 +22,7 @@ _FEWER_ENGINES = (
 
 def check_gpus(pending: Pending) -> list[Finding]:
     """As many GPUs as training and engines take, each at its most; one follows the other."""
-    training = [(c.workers, bool(c.use_gpu)) for c in pending.train.values() if c.use_gpu is not False]
+    training = [(c.num_workers, bool(c.use_gpu)) for c in pending.train.values() if c.use_gpu is not False]
     # an engine that is split needs them; any other takes one where there are any
     engines = [(e.replicas * e.tensor_parallel, e.tensor_parallel > 1) for e in pending.engines]
     if not training and not engines:

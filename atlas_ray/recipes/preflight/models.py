@@ -17,7 +17,6 @@ from atlas_ray.models.source import longest
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
 from atlas_ray.recipes.preflight.pending import Pending
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, ValueSelector
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +51,14 @@ def check_models(pending: Pending) -> list[Finding]:
 def check_keys(pending: Pending) -> list[Finding]:
     """Every endpoint is asked for one token, which costs about as much."""
     found: list[Finding] = []
-    judges = [c.selector for c in pending.select.values() if isinstance(c.selector, LlmSelector)]
     # several arms may have the same judge
-    asked = {(j.model, j.endpoint.base_url, j.endpoint.api_key_env): j for j in judges if j.engine is None}
-    for judge in asked.values():
-        subject = f"{judge.model} at {judge.endpoint.base_url}"
-        found += attempt("key", subject, lambda j=judge: asyncio.run(_judges(j)))  # type: ignore[misc]
+    asked = {
+        (getattr(c.selector, "model", ""), endpoint.base_url, endpoint.api_key_env): c.selector
+        for c in pending.select.values()
+        if (endpoint := c.selector.paid_endpoint) is not None
+    }
+    for (model, url, _), judge in asked.items():
+        found += attempt("key", f"{model} at {url}", lambda j=judge: asyncio.run(j.check_endpoint()))  # type: ignore[misc]
     for name, model in _played(pending.evaluations.values()):
         if isinstance(model, ModelConfig) and model.endpoint is not None:
             subject = f"{model.path} at {model.endpoint.base_url}"
@@ -71,11 +72,9 @@ def _needed(pending: Pending) -> Iterator[NeededModel]:
         if train.model not in made:
             yield NeededModel(train.model, tokens=train.max_length, chat_template=train.chat_template)
     for select in pending.select.values():
-        match select.selector:
-            case LlmSelector(model=path, engine=engine) if engine is not None:
-                yield NeededModel(path, tokens=engine.max_model_len)
-            case ValueSelector(model=path) | PerplexitySelector(model=path) as selector if path not in made:
-                yield NeededModel(path, chat_template=selector.chat_template)
+        for use in select.selector.models():
+            if not use.tokenizer_only and use.path not in made:
+                yield NeededModel(use.path, tokens=use.tokens, chat_template=use.chat_template)
     # whoever plays gets the context that the comparison's cap and the model allow
     for evaluation in pending.evaluations.values():
         for _, model in _played([evaluation]):
@@ -112,19 +111,6 @@ def _usable(model: NeededModel) -> str:
         )
     long = "unknown" if context is None else f"{context:,} tokens"
     return f"template ends replies with {chat.end_of_turn.strip()!r}, context {long}"
-
-
-async def _judges(selector: LlmSelector) -> str:
-    from atlas_ray.selection.llm.backends.chat import ChatBackend
-    from atlas_ray.selection.llm.backends.protocol import CompletionRequest
-
-    once = selector.endpoint.model_copy(update={"max_retries": 0})
-    client = ChatBackend(selector.model_copy(update={"endpoint": once}))
-    try:
-        done = await client.complete(CompletionRequest([{"role": "user", "content": "Say OK."}], 0.0, 1))
-    finally:
-        await client.close()
-    return f"answers, {done.usage.prompt_tokens + done.usage.completion_tokens} tokens"
 
 
 async def _plays(name: str, model: ModelConfig) -> str:

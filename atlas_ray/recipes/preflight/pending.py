@@ -16,7 +16,7 @@ from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyCon
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.stages import evaluation_stages
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.settings import LlmSelector, SelectConfig, ValueSelector
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -91,18 +91,15 @@ class Pending:
     @property
     def _begun_from(self) -> list[DataConfig]:
         """Trajectories from which episodes start."""
-        data = [c.data for c in self.select.values() if isinstance(c.selector, ValueSelector) and not c.selector.scores]
-        return [*data, *(c.data for c in self.verify)]
+        return [*(c.data for c in self.select.values() if c.selector.plays), *(c.data for c in self.verify)]
 
     @property
     def engines(self) -> list[EngineConfig]:
         """Of all that plays or judges with engines of its own."""
-        selectors = [c.selector for c in self.select.values()]
-        scoring = [s.engine for s in selectors if isinstance(s, ValueSelector) and not s.scores]
-        judging = [s.engine for s in selectors if isinstance(s, LlmSelector) and s.engine is not None]
+        selecting = [engine for c in self.select.values() for engine in c.selector.engines()]
         played = [(c.engine, m) for c in self.evaluations.values() for m in c.models.values()]
         local = [engine for engine, m in played if not (isinstance(m, ModelConfig) and m.endpoint)]
-        return [*scoring, *judging, *local, *(c.engine for c in self.verify)]
+        return [*selecting, *local, *(c.engine for c in self.verify)]
 
     @property
     def environments(self) -> list[str]:

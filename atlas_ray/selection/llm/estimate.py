@@ -1,24 +1,27 @@
-"""What a selection will cost, before it is run. Flows in: a configuration; flows out: lines for `--dry-run`."""
+"""What asking an LLM will cost, before it is asked. Flows in: settings and trajectories; flows out: lines."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from atlas_ray.errors import DataError
 from atlas_ray.models.prices import price_of
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm.judge import form_of, room_of
 from atlas_ray.selection.llm.prompt import ChatMessages, load_prompt
 from atlas_ray.selection.llm.tokens import by_rule, counter, total
 from atlas_ray.selection.llm.truncation import fitted
-from atlas_ray.selection.settings import LlmSelector, PerplexitySelector, SelectConfig, ValueSelector
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures
-from atlas_ray.types import Trajectory, Usage
+from atlas_ray.selection.protocol import Forecast
+from atlas_ray.trajectories.agenttraj import Shape
+from atlas_ray.types import Message, Trajectory, Usage
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
+_ANSWER_TOKENS = 400  # of a reply, for a plan
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed
 
 
@@ -81,46 +84,56 @@ def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimat
     )
 
 
-def estimate_lines(config: SelectConfig) -> list[str]:
-    """Trajectories, model calls, tokens and dollars still to come; nothing is called.
+def estimate_lines(config: LlmSelector, trajectories: Sequence[Trajectory]) -> list[str]:
+    """The same in words.
 
     Raises:
-        UserError: If the data cannot be read.
+        UserError: If prompt, price list, tokenizer or context are unusable.
     """
-    rejected: list[Rejected] = []
-    trajectories = read_trajectories(config.data, rejected)
-    refused = rejected_figures(rejected)["rejected"]
-    folder = RunFolder(config.run)
-    done = folder.done(SELECTIONS) if folder.exists else set()
-    todo = [t for t in trajectories if t.id not in done]
-    steps = sum(len(t.steps) for t in todo)
-    lines = [f"{len(todo)} trajectories with {steps} steps to judge, {len(done)} done, {refused} rows rejected"]
-    selector = config.selector
-    if getattr(selector, "scores", None):
-        lines.append("scores are read again: no model call, no dollars")
-    elif isinstance(selector, LlmSelector):
-        found = estimate(todo, selector)
-        tariff = _TARIFF[selector.mode]
-        dollars = "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {tariff}"
-        how = "by a rule for English" if found.by_rule else "by the tokenizer"
+    found = estimate(trajectories, config)
+    dollars = (
+        "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {_TARIFF[config.mode]}"
+    )
+    how = "by a rule for English" if found.by_rule else "by the tokenizer"
+    lines = [
+        f"{found.calls} calls of {config.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
+        f"{found.completion_tokens} completion tokens, {dollars}",
+        f"{_pace(config, found)}; repairs not counted",
+    ]
+    if found.shortened or found.too_long:
         lines.append(
-            f"{found.calls} calls of {selector.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
-            f"{found.completion_tokens} completion tokens, {dollars}"
+            f"{found.shortened} trajectories exceed the context: their observations are shortened; "
+            f"{found.too_long} do not fit even so"
         )
-        lines.append(f"{_pace(selector, found)}; repairs not counted")
-        if found.shortened or found.too_long:
-            lines.append(
-                f"{found.shortened} trajectories exceed the context: their observations are shortened; "
-                f"{found.too_long} do not fit even so"
-            )
-    elif isinstance(selector, ValueSelector):
-        whole = f"{steps * selector.rollouts} rollouts: {selector.rollouts} from each of {steps} starts"
-        lines.append(whole if selector.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}")
-    elif isinstance(selector, PerplexitySelector):
-        lines.append(f"{len(todo)} forward passes, one a trajectory")
-    else:
-        lines.append("no model call, no dollars")
     return lines
+
+
+def forecast(config: LlmSelector, shapes: Mapping[str, Shape]) -> Forecast:
+    """The same from the data's shape alone, for a plan.
+
+    Raises:
+        UserError: If prompt or price list are unusable.
+    """
+    number = sum(s.trajectories for s in shapes.values())
+    asked = sum(s.trajectories * _prompt_tokens(config, round(s.steps)) for s in shapes.values())
+    read = config.votes * (sum(s.trajectories * s.tokens for s in shapes.values()) + asked)
+    calls, written = config.votes * number, config.votes * number * _ANSWER_TOKENS
+    words = (
+        f"{calls:,.0f} calls of {config.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
+        f"{asked / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
+    )
+    if config.engine is not None:
+        return Forecast(words, read=read, written=written)
+    known = price_of(config)
+    dollars = known.of(Usage(prompt_tokens=round(read), completion_tokens=round(written))) if known else 0.0
+    return Forecast(words + ("" if dollars else ", at an unknown price"), calls=calls, dollars=dollars)
+
+
+def _prompt_tokens(config: LlmSelector, n_steps: int) -> int:
+    """Of the prompt around a trajectory, and of the labels in it."""
+    turns = [Message("user", ""), *[Message("assistant", "", True), Message("user", "")] * n_steps]
+    prompt = load_prompt(config.prompt_file, config.prompt)
+    return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(config.ratio, n_steps)))
 
 
 def _pace(selector: LlmSelector, found: Estimate) -> str:

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError, DataError, ModelFailure, UserError
@@ -29,8 +29,10 @@ from atlas_ray.selection.llm.self_consistency import tally
 from atlas_ray.selection.llm.structured import parse_structured, reply_schema
 from atlas_ray.selection.llm.tokens import Counter, counter
 from atlas_ray.selection.llm.truncation import fitted
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Selection, Trajectory, Usage
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
 

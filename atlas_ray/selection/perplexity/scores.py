@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.selection.budget import budget, record, top_k
-from atlas_ray.selection.settings import PerplexitySelector
+from atlas_ray.selection.perplexity.settings import UNSCORED, PerplexitySelector
 from atlas_ray.types import Selection, Trajectory
 
-UNSCORED = 0.0  # below any perplexity, which is at least 1
 _LARGEST = 700.0  # nats: where exp leaves a double
 
 
@@ -63,29 +61,6 @@ def readable(max_length: int, context: int | None) -> int:
     One token stays free, for vLLM generates at least one: both engines read alike.
     """
     return max_length if context is None else min(max_length, context - 1)
-
-
-def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "float32"]:
-    """The number format of scoring; `auto`: bfloat16 on GPUs, where float32 takes ten times as long, else float32."""
-    if config.dtype != "auto":
-        return config.dtype
-    return "bfloat16" if gpus else "float32"
-
-
-def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
-    """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
-    return config.workers or max(1, min(int(gpus), chunks))
-
-
-def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
-    """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
-
-    On CPU in float32 that is vLLM: 1.06 to 1.18 times as fast once it runs, and the same to 1e-5. In bfloat16 they
-    differ by a percent, and on a GPU vLLM holds the logits of whole prompts in memory: there it is torch.
-    """
-    if config.engine != "auto":
-        return config.engine
-    return "vllm" if not gpus and dtype_of(config, gpus) == "float32" else "torch"
 
 
 def select_perplexity(trajectory: Trajectory, config: PerplexitySelector, scores: tuple[float, ...]) -> Selection:

@@ -17,8 +17,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from atlas_ray.selection.settings import Economy
+if TYPE_CHECKING:
+    from atlas_ray.selection.value.settings import Economy
+
 
 # Beta priors, with the weight of one probe (p) and of two rollouts (d).
 _REJOIN_PRIOR = (0.5, 0.5)

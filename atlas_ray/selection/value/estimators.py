@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from statistics import fmean
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value.economy import Evidence, beliefs, saved
-from atlas_ray.types import Selection
+from atlas_ray.types import Selection, Usage
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.value.settings import ValueSelector
 
 Estimator = Literal["mean_reward", "discounted", "eq9"]
 _DIGITS = 9  # differences are rounded to these decimals, lest 0.3 - 0.2 exceed 0.1
@@ -103,7 +105,9 @@ def value_figures(selections: Iterable[Selection], selector: ValueSelector) -> d
     excluded: dict[str, Counter[str]] = {}
     replays: dict[str, Counter[str]] = {}
     counts: Counter[str] = Counter()
+    usage = Usage()
     for s in selections:
+        usage += s.usage
         counts["generated_tokens"] += s.usage.completion_tokens
         if s.excluded:
             excluded.setdefault(s.env, Counter()).update(s.excluded)
@@ -113,7 +117,12 @@ def value_figures(selections: Iterable[Selection], selector: ValueSelector) -> d
             counts.update(saved(s.probed, s.rejoined, [len(r) for r in s.rewards[:-1]], selector.rollouts))
         else:
             counts["rollouts"] += sum(len(r) for r in s.rewards[:-1])
-    return {**counts, "excluded": _sorted(excluded), "replays": _sorted(replays)}
+    return {
+        **counts,
+        "excluded": _sorted(excluded),
+        "replays": _sorted(replays),
+        "prefix_cache_hit_rate": round(usage.hit_rate, 4),
+    }
 
 
 def _sorted(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]]:

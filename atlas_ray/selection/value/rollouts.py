@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
@@ -20,10 +20,12 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value.economy import Ask, Ladder
 from atlas_ray.selection.value.estimators import rescore
 from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, Usage, split_react
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.value.settings import ValueSelector
 
 _SAME_REWARD = 1e-9
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.numbers import unplayable
@@ -17,9 +17,12 @@ from atlas_ray.models.engine import EngineSpec
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import reachable
-from atlas_ray.selection.settings import SelectConfig, ValueSelector
 from atlas_ray.selection.value.rollouts import Rollouts, rollouts_of
 from atlas_ray.types import Episode, Selection, Trajectory
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.settings import SelectConfig
+    from atlas_ray.selection.value.settings import ValueSelector
 
 MAX_OPEN = 32  # trajectories whose rollouts a kill may cost
 

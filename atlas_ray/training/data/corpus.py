@@ -10,22 +10,40 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
+from atlas_ray.config import RayConfig
+from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
-from atlas_ray.runs.tables import TableSpec
-from atlas_ray.training.data.masking import Example, Tokens, tokens_of
+from atlas_ray.runs.tables import TRAJECTORIES, TableSpec
 from atlas_ray.types import Trajectory
 
 CHUNK = 256  # trajectories in a shard, and in a task
 _VERSION = 1  # raise it with every change of what models/chat.py writes: older files are not read then
-_CUT_OFF = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One trajectory as token ids, whole.
+
+    Attributes:
+        id: Of the trajectory.
+        ids: int32, (tokens,).
+        spans: int32, (steps, 2): the half-open range of each step's own tokens in `ids`.
+    """
+
+    id: str
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int32]
+
 
 TOKENS: TableSpec[Tokens] = TableSpec(
     "tokens",
@@ -62,29 +80,89 @@ class Corpus:
         ids, spans = (values[offsets[row] : offsets[row + 1]] for values, offsets in self._columns[number])
         return Tokens(trajectory_id, ids, spans.reshape(-1, 2))
 
-    def attach(self, examples: Iterable[Example]) -> list[Example]:
-        """Examples with the token ids that `detached` took from them."""
-        return [replace(e, ids=self[e.trajectory_id].ids[: e.spans[-1, 1]]) for e in examples]
-
-
-def detached(examples: Iterable[Example]) -> list[Example]:
-    """Examples without their token ids, to be sent where the corpus is at hand."""
-    return [replace(example, ids=_CUT_OFF) for example in examples]
-
 
 def _lists(table: pa.Table, column: str) -> tuple[Any, Any]:
     lists = table[column].chunk(0)
     return lists.values.to_numpy(), lists.offsets.to_numpy()
 
 
+def tokens_of(trajectory: Trajectory, chat: ChatFormat) -> Tokens:
+    """Renders a trajectory.
+
+    Raises:
+        UserError: If the chat template cannot be masked.
+    """
+    rendered = chat.render(trajectory.messages)
+    spans = [rendered.spans[step.position] for step in trajectory.steps]
+    return Tokens(trajectory.id, np.array(rendered.ids, np.int32), np.array(spans, np.int32).reshape(-1, 2))
+
+
 def render(trajectories: Sequence[Trajectory], chat: ChatFormat) -> Iterator[pa.Table]:
-    """Renders in this process.
+    """Renders in this process, into tables of the schema of `TOKENS`.
 
     Raises:
         UserError: If the chat template cannot be masked.
     """
     for start in range(0, len(trajectories), CHUNK):
         yield TOKENS.to_table(tokens_of(t, chat) for t in trajectories[start : start + CHUNK])
+
+
+def render_on_ray(
+    trajectories: Sequence[Trajectory], chat: ChatFormat, model: str, template: str | None, ray_config: RayConfig
+) -> Iterator[pa.Table]:
+    """The same in Ray Data's tasks, a chunk of trajectories in each, in any order. A single chunk needs no Ray.
+
+    Args:
+        model: Whose tokenizer the tasks load.
+        template: In place of the tokenizer's own.
+
+    Raises:
+        UserError: If the chat template cannot be masked.
+    """
+    if len(trajectories) <= CHUNK:
+        yield from render(trajectories, chat)
+        return
+    from atlas_ray.cluster.connection import connect
+
+    connect(ray_config)
+    import ray
+    from ray.data import from_arrow_refs
+
+    chunks = (trajectories[i : i + CHUNK] for i in range(0, len(trajectories), CHUNK))
+    refs: Any = [ray.put(TRAJECTORIES.to_table(chunk)) for chunk in chunks]
+    rendered = from_arrow_refs(refs).map_batches(
+        _render_chunk,  # type: ignore[arg-type]
+        fn_kwargs={"model": reachable(model), "template": template},
+        batch_size=None,
+        batch_format="pyarrow",
+    )
+    table: Any
+    try:
+        for table in rendered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for error in table["error"].drop_null().to_pylist():
+                raise UserError(*json.loads(error))
+            yield table.drop_columns(["error"])
+    except ray.exceptions.RayError as error:
+        why = str(error).strip().splitlines()[-1]
+        raise AtlasError(
+            f"rendering failed: {why}", "run the same command again; ATLAS_RAY_LOGS=1 shows more"
+        ) from error
+
+
+def _render_chunk(table: pa.Table, model: str, template: str | None) -> pa.Table:
+    """One task's chunk; an error of our own travels as a row, for Ray Data would hand on its text alone."""
+    try:
+        rendered, error = pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model, template))), None
+    except AtlasError as failure:
+        nothing = np.zeros(0, np.int32)
+        rendered, error = TOKENS.to_table([Tokens("", nothing, nothing)]), json.dumps([failure.what, failure.remedy])
+    return rendered.append_column("error", pa.array([error] * rendered.num_rows, pa.string()))
+
+
+@cache
+def _chat_format(model: str, template: str | None) -> ChatFormat:
+    """Loaded once in a process, which runs many tasks."""
+    return ChatFormat.load(model, template=template)
 
 
 def open_corpus(place: str, trajectories: Sequence[Trajectory], chat: ChatFormat, by: Render) -> Corpus:

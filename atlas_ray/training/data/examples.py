@@ -1,25 +1,150 @@
-"""All examples of a run: tokens and selections brought together.
+"""What a model is trained on: tokens and selections brought together, and which tokens carry loss (section 3.3).
 
-Flows in: trajectories, their tokens and a selection; flows out: examples, and counts of what is left out.
+Flows in: trajectories, their tokens and a selection; flows out: examples, and counts of what is left out. The loss
+falls on the tokens of the chosen steps' thoughts and actions and on their end of turn; all other tokens, unchosen steps
+among them, are context only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from atlas_ray.errors import UserError
-from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.source import local_model, trusted
+import numpy as np
+from numpy.typing import NDArray
+
+from atlas_ray.errors import DataError, UserError
+from atlas_ray.models.source import longest
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.progress import console
+from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.text import printable
-from atlas_ray.training.data.corpus import Corpus
-from atlas_ray.training.data.masking import Example, MaskStatistics, training_example
+from atlas_ray.training.data.corpus import Corpus, Tokens
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.view import render_mask
 from atlas_ray.types import Selection, Trajectory
+
+_NO_IDS = np.zeros(0, np.int32)
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One trajectory as a model sees it in training, cut behind the last token that carries loss.
+
+    Attributes:
+        ids: int32, (length,); empty where nothing carries loss.
+        spans: int32, (steps that carry loss, 2), in order: the half-open range of each one's tokens in `ids`.
+        steps: |tau|, before any cut.
+        steps_chosen: Steps chosen, those lost included.
+        steps_lost: Chosen steps that end behind the length limit.
+        step_tokens: Tokens of all steps, chosen or not, before any cut.
+    """
+
+    trajectory_id: str
+    ids: NDArray[np.int32]
+    spans: NDArray[np.int32]
+    steps: int
+    steps_chosen: int
+    steps_lost: int
+    step_tokens: int
+
+    @property
+    def length(self) -> int:
+        """Tokens that go through the model."""
+        return len(self.ids)
+
+    @property
+    def loss_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int((self.spans[:, 1] - self.spans[:, 0]).sum())
+
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]:
+        """bool, (length,); True where the token itself is a target, predicted from all before it."""
+        mask = np.zeros(self.length, dtype=bool)
+        for start, end in self.spans:
+            mask[start:end] = True
+        return mask
+
+
+def training_example(tokens: Tokens, chosen_steps: Collection[int] | None, max_length: int) -> Example:
+    """Marks the tokens of a trajectory's chosen steps.
+
+    What follows the last chosen step is left out: under causal attention it changes nothing. A chosen step that ends
+    behind `max_length` tokens is lost as a whole, for half a step teaches no end of turn.
+
+    Args:
+        chosen_steps: Steps from 1; None chooses all.
+
+    Raises:
+        DataError: If a chosen step does not exist.
+    """
+    steps = len(tokens.spans)
+    chosen = set(range(1, steps + 1) if chosen_steps is None else chosen_steps)
+    if unknown := sorted(chosen - set(range(1, steps + 1))):
+        raise DataError(
+            f"trajectory {tokens.id} has {steps} steps, but steps {unknown} are chosen",
+            "make the selection from the same data",
+        )
+    spans = tokens.spans[[index - 1 for index in sorted(chosen)]]
+    kept = spans[spans[:, 1] <= max_length]
+    return Example(
+        trajectory_id=tokens.id,
+        ids=tokens.ids[: kept[-1, 1] if len(kept) else 0],
+        spans=kept,
+        steps=steps,
+        steps_chosen=len(chosen),
+        steps_lost=len(chosen) - len(kept),
+        step_tokens=int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
+    )
+
+
+def without_ids(examples: Iterable[Example]) -> list[Example]:
+    """Examples to be sent where the corpus is at hand."""
+    return [replace(example, ids=_NO_IDS) for example in examples]
+
+
+def with_ids(examples: Iterable[Example], corpus: Corpus) -> list[Example]:
+    """Examples with the token ids that `without_ids` took from them: views of the corpus."""
+    return [replace(e, ids=corpus[e.trajectory_id].ids[: e.spans[-1, 1]]) for e in examples]
+
+
+@dataclass(frozen=True, slots=True)
+class MaskStatistics:
+    """What a set of examples holds; counts are sums over trajectories.
+
+    Attributes:
+        trajectories: Those looked at.
+        dropped: Those of them where nothing carries loss.
+        steps_lost: Chosen steps behind the length limit.
+        step_fraction: Steps trained on, of all steps.
+        loss_token_fraction: Tokens that carry loss, of the tokens of all steps.
+        tokens: Tokens that go through the model in one epoch, padding not counted.
+    """
+
+    trajectories: int
+    dropped: int
+    steps: int
+    steps_lost: int
+    step_fraction: float
+    loss_tokens: int
+    loss_token_fraction: float
+    tokens: int
+
+    @classmethod
+    def of(cls, examples: Collection[Example]) -> MaskStatistics:
+        """Sums up."""
+        steps = sum(e.steps for e in examples)
+        steps_lost = sum(e.steps_lost for e in examples)
+        loss_tokens = sum(e.loss_tokens for e in examples)
+        return cls(
+            trajectories=len(examples),
+            dropped=sum(e.loss_tokens == 0 for e in examples),
+            steps=steps,
+            steps_lost=steps_lost,
+            step_fraction=(sum(e.steps_chosen for e in examples) - steps_lost) / max(1, steps),
+            loss_tokens=loss_tokens,
+            loss_token_fraction=loss_tokens / max(1, sum(e.step_tokens for e in examples)),
+            tokens=sum(e.length for e in examples),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +169,7 @@ def prepare(
 
     Args:
         corpus: Holds the tokens of all of them, and maybe of more.
+        selections: None chooses all steps.
 
     Raises:
         UserError: If selection and data do not belong together, nothing is left to train on, or a trajectory is longer
@@ -70,40 +196,43 @@ def prepare(
             f"these has a chosen step within {config.max_length} tokens",
             "select on the same data, or raise max_length",
         )
-    longest = max(examples, key=lambda example: example.length)
-    context = _context(config.model)
-    if context is not None and longest.length > context:
+    long = max(examples, key=lambda example: example.length)
+    context = longest(config.model)
+    if context is not None and long.length > context:
         raise UserError(
-            f"{longest.trajectory_id} has {longest.length} tokens, the model's context {context}",
+            f"{long.trajectory_id} has {long.length} tokens, the model's context {context}",
             f"set max_length to at most {context}",
         )
     return Prepared(examples, MaskStatistics.of(found), len(trajectories) - len(found))
 
 
-def _context(model: str) -> int | None:
-    from transformers import AutoConfig
+def hold_back(
+    trajectories: Sequence[Trajectory], fraction: float, seed: int
+) -> tuple[list[Trajectory], list[Trajectory]]:
+    """Splits trajectories for validation by task, so that no task stands in both parts.
 
-    known = AutoConfig.from_pretrained(local_model(model, whole=False), trust_remote_code=trusted())
-    return getattr(known, "max_position_embeddings", None)
+    The draw knows only the run's seed and the tasks: all arms of a recipe hold back the same ones.
 
+    Args:
+        fraction: Of the tasks; at least one is held back where it is above 0.
 
-def show(prepared: Prepared, chat: ChatFormat) -> None:
-    """Prints the first example with its mask, and what carries loss or is left out."""
-    statistics = prepared.statistics
-    first = printable(prepared.examples[0].trajectory_id)
-    console.print(f"first trajectory ({first}), loss on the coloured tokens:")
-    console.print(render_mask(prepared.examples[0], chat))
-    console.print(
-        f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
-        f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"
+    Returns:
+        Those to train on, and those held back.
+
+    Raises:
+        UserError: If nothing would be left to train on.
+    """
+    tasks = {(t.env, t.item_id) for t in trajectories}
+    count = max(1, round(fraction * len(tasks))) if fraction else 0
+    if count >= len(tasks) > 0:
+        raise UserError(
+            f"validation_fraction {fraction:g} holds back all {len(tasks)} tasks", "lower it, or set it to 0"
+        )
+    held = set(sorted(tasks, key=lambda task: (derive_seed(seed, "validation", *task), task))[:count])
+    return (
+        [t for t in trajectories if (t.env, t.item_id) not in held],
+        [t for t in trajectories if (t.env, t.item_id) in held],
     )
-    for count, why in (
-        (prepared.unselected, "left out: no selection"),
-        (statistics.dropped, "left out: no chosen step within max_length"),
-        (statistics.steps_lost, "chosen steps lost: behind max_length"),
-    ):
-        if count:
-            console.print(f"{count} {why}", style="yellow")
 
 
 def read_selection(uri: str) -> list[Selection]:

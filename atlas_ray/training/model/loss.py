@@ -16,7 +16,7 @@ from atlas_ray.models.attention import use_packed_attention
 from atlas_ray.training.data.batching import Batch
 
 LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
-# Models that change their logits behind the head; `StepLoss` knows a soft cap alone.
+# Settings of models that change their logits behind the head; `StepLoss` knows a soft cap alone.
 _LOGIT_CHANGES = ("logits_scaling", "logit_scale")
 
 
@@ -44,7 +44,7 @@ class StepLoss(nn.Module):
         if not isinstance(head, nn.Linear):
             raise UserError(f"the head of {type(model).__name__} is a {type(head).__name__}", "use another model")
         self.model = model
-        self._cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+        self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
         self._packed = use_packed_attention(model, max_length)
 
     def forward(self, batch: Batch) -> Tensor:
@@ -53,18 +53,17 @@ class StepLoss(nn.Module):
         Returns:
             float32 scalar, in nats.
         """
-        packing = {"lengths": batch.lengths, "edges": batch.edges} if self._packed else {}
+        packing = {"lengths": batch.lengths, "cu_seqlens": batch.cu_seqlens} if self._packed else {}
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         hidden = decoder(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **packing)
         states = hidden.last_hidden_state[0, batch.rows]
         if torch.is_autocast_enabled(states.device.type):
             states = states.to(torch.get_autocast_dtype(states.device.type))
-        gradients = torch.is_grad_enabled()
-        given = states, head.weight, head.bias, batch.targets, batch.weights, self._cap, gradients
-        return _HeadLoss.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
+        given = states, head.weight, head.bias, batch.targets, batch.weights, self._softcap, torch.is_grad_enabled()
+        return FusedLinearCrossEntropy.apply(*given)  # type: ignore[no-any-return, no-untyped-call]
 
 
-class _HeadLoss(torch.autograd.Function):
+class FusedLinearCrossEntropy(torch.autograd.Function):
     """Linear head and weighted cross-entropy in one, with the gradients computed beside the loss: the logits of a few
     rows are used for both and forgotten. Sums are float32; products are in the states' type."""
 
@@ -76,55 +75,55 @@ class _HeadLoss(torch.autograd.Function):
         bias: Tensor | None,
         targets: Tensor,
         token_weights: Tensor,
-        cap: float | None,
+        softcap: float | None,
         gradients: bool,
     ) -> Tensor:
         """Args:
         states: (n, hidden).
         weight: (vocabulary, hidden).
         targets, token_weights: (n,).
-        cap: Logits become cap x tanh(logit / cap), as Gemma-2's.
+        softcap: Logits become softcap x tanh(logit / softcap), as Gemma-2's.
         gradients: Whether `backward` will be called.
         """
-        product = weight.to(states.dtype)
+        cast_weight = weight.to(states.dtype)
         total = torch.zeros((), dtype=torch.float32, device=states.device)
-        _, for_weight, for_bias, *_ = ctx.needs_input_grad
-        by_state = torch.empty_like(states) if gradients else None
-        by_weight = torch.zeros_like(weight) if gradients and for_weight else None
-        by_bias = torch.zeros_like(bias) if gradients and bias is not None and for_bias else None
+        _, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        grad_states = torch.empty_like(states) if gradients else None
+        grad_weight = torch.zeros_like(weight) if gradients and needs_weight else None
+        grad_bias = torch.zeros_like(bias) if gradients and bias is not None and needs_bias else None
         for start in range(0, len(targets), LOGIT_ROWS):
-            part = slice(start, start + LOGIT_ROWS)
-            rows, wanted, factor = states[part], targets[part, None], token_weights[part, None]
-            logits = (rows @ product.T).float()
+            chunk = slice(start, start + LOGIT_ROWS)
+            rows, target_ids, factor = states[chunk], targets[chunk, None], token_weights[chunk, None]
+            logits = (rows @ cast_weight.T).float()
             if bias is not None:
                 logits += bias
-            if cap is not None:
-                bent = logits.div_(cap).tanh_()
-                logits = bent * cap
-            normaliser = logits.logsumexp(1, keepdim=True)
-            total += ((normaliser - logits.gather(1, wanted)) * factor).sum()
-            if by_state is None:
+            if softcap is not None:
+                tanh = logits.div_(softcap).tanh_()
+                logits = tanh * softcap
+            logsumexp = logits.logsumexp(1, keepdim=True)
+            total += ((logsumexp - logits.gather(1, target_ids)) * factor).sum()
+            if grad_states is None:
                 continue
             # d loss / d logits = weight x (softmax - one at the target)
-            slope = logits.sub_(normaliser).exp_().mul_(factor)
-            slope.scatter_add_(1, wanted, -factor)
-            if cap is not None:
-                slope.mul_(bent.square_().neg_().add_(1))
-            if by_bias is not None:
-                by_bias += slope.sum(0)
-            slope = slope.to(states.dtype)
-            torch.mm(slope, product, out=by_state[part])
-            if by_weight is None:
+            grad_logits = logits.sub_(logsumexp).exp_().mul_(factor)
+            grad_logits.scatter_add_(1, target_ids, -factor)
+            if softcap is not None:
+                grad_logits.mul_(tanh.square_().neg_().add_(1))
+            if grad_bias is not None:
+                grad_bias += grad_logits.sum(0)
+            grad_logits = grad_logits.to(states.dtype)
+            torch.mm(grad_logits, cast_weight, out=grad_states[chunk])
+            if grad_weight is None:
                 continue
-            if by_weight.dtype == slope.dtype:
-                by_weight.addmm_(slope.T, rows)
+            if grad_weight.dtype == grad_logits.dtype:
+                grad_weight.addmm_(grad_logits.T, rows)
             else:
-                by_weight += slope.T @ rows
-        ctx.gradients = by_state, by_weight, by_bias
+                grad_weight += grad_logits.T @ rows
+        ctx.gradients = grad_states, grad_weight, grad_bias
         return total
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
-        by_state, by_weight, by_bias = (g if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
+        grads = (g if g is None else g.mul_(scale.to(g.dtype)) for g in ctx.gradients)
         ctx.gradients = None
-        return by_state, by_weight, by_bias, None, None, None, None
+        return *grads, None, None, None, None

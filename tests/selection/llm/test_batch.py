@@ -19,8 +19,8 @@ from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES, Journal
 from atlas_ray.selection.llm.judge import Judge, backend_of
+from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import config_of, data_in, expert

@@ -14,12 +14,13 @@ from typer.testing import CliRunner
 from atlas_ray.cli.main import app
 from atlas_ray.errors import AtlasError, DataError, UserError
 from atlas_ray.models.prices import price
-from atlas_ray.selection.llm.estimate import estimate, estimate_lines
+from atlas_ray.selection.estimate import estimate_lines
+from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.prompt import load_prompt
+from atlas_ray.selection.llm.settings import LlmSelector
 from atlas_ray.selection.llm.tokens import LiveRatio, by_rule, counter, text_tokens, total
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Message, Trajectory, Usage
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import expert

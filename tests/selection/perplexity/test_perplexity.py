@@ -15,11 +15,11 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.perplexity.scores import dtype_of, engine_of, readable, select_perplexity, workers_of
+from atlas_ray.selection.perplexity.scores import readable, select_perplexity
+from atlas_ray.selection.perplexity.settings import PerplexitySelector, dtype_of, engine_of, workers_of
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer, packs
 from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
-from atlas_ray.selection.pipeline import _with_dtype, select_steps
-from atlas_ray.selection.settings import PerplexitySelector
+from atlas_ray.selection.pipeline import select_steps, settled
 from atlas_ray.types import Message, Selection, Trajectory
 from tests.selection.test_selection import config_of, data_in
 from tests.support.tiny import tiny_llama, tiny_tokenizer
@@ -109,7 +109,7 @@ def test_the_hardest_steps_are_chosen() -> None:
 
 
 def test_a_worker_to_each_gpu_in_bfloat16_unless_it_says_otherwise() -> None:
-    plain, told = PerplexitySelector(), PerplexitySelector(workers=3, dtype="float32")
+    plain, told = PerplexitySelector(), PerplexitySelector(num_workers=3, dtype="float32")
     assert [workers_of(plain, gpus, 100) for gpus in (0, 1, 8)] == [1, 1, 8]
     assert (workers_of(plain, 8, 5), workers_of(told, 8, 100), workers_of(told, 0, 100)) == (5, 3, 3)
     assert [dtype_of(plain, gpus) for gpus in (0, 0.5, 8)] == ["float32", "bfloat16", "bfloat16"]
@@ -119,14 +119,14 @@ def test_a_worker_to_each_gpu_in_bfloat16_unless_it_says_otherwise() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_run_goes_on_in_the_number_format_in_which_it_began(tmp_path: Path) -> None:
-    def settled(clean: bool = False, **given: str) -> str:
+    def dtype(clean: bool = False, **given: str) -> str:
         config = config_of(tmp_path / "run", {"path": "x"}, {"name": "perplexity", **given})
-        return str(getattr(_with_dtype(config, RunFolder(config.run), clean).selector, "dtype", None))
+        return str(getattr(settled(config, RunFolder(config.run), clean).selector, "dtype", None))
 
-    assert settled() == "float32"  # no GPU here
+    assert dtype() == "float32"  # no GPU here
     begun = config_of(tmp_path / "run", {"path": "x"}, {"name": "perplexity", "dtype": "bfloat16"})
     RunFolder(begun.run).begin(begun, stage="select")
-    assert [settled(), settled(dtype="float32"), settled(clean=True)] == ["bfloat16", "float32", "float32"]
+    assert [dtype(), dtype(dtype="float32"), dtype(clean=True)] == ["bfloat16", "float32", "float32"]
 
 
 @pytest.mark.parametrize(
@@ -216,7 +216,7 @@ def test_neither_workers_nor_a_restart_change_a_score(model: str, tmp_path: Path
     data = data_in(tmp_path / "data", many)
 
     def run(name: str, workers: int, before: list[Selection]) -> list[Selection]:
-        section = {"name": "perplexity", "model": model, "engine": "torch", "workers": workers, "batch_tokens": 512}
+        section = {"name": "perplexity", "model": model, "engine": "torch", "num_workers": workers, "batch_tokens": 512}
         config = config_of(tmp_path / name, data, section)
         folder = RunFolder(config.run)
         folder.begin(config, stage="select")

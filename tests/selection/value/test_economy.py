@@ -13,9 +13,9 @@ from atlas_ray.errors import UserError
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.settings import Economy, ValueSelector
 from atlas_ray.selection.value.economy import Evidence, Ladder, beliefs, saved
 from atlas_ray.selection.value.estimators import rescore, value_figures
+from atlas_ray.selection.value.settings import Economy, ValueSelector
 from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Message, Selection, StopReason, Trajectory, Usage
 from tests.selection.value.test_value import FakePool, expert

@@ -10,8 +10,8 @@ import pytest
 
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.selection.settings import ValueSelector
 from atlas_ray.selection.value.estimators import critical, differences, values
+from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.selection.value.stage import MAX_OPEN, estimate_values
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
 

@@ -34,12 +34,13 @@ from atlas_ray.selection.llm.backends.submissions import (
     parsed,
     unanswered,
 )
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
     import openai
     from openai.types import Batch
+
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")

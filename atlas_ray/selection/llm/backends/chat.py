@@ -17,12 +17,13 @@ from atlas_ray.models.prices import price_of
 from atlas_ray.models.throttle import Throttle, back_off, retry_after
 from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.selection.llm.tokens import LiveRatio, characters
-from atlas_ray.selection.settings import LlmSelector
 from atlas_ray.text import storable
 from atlas_ray.types import Usage
 
 if TYPE_CHECKING:
     import openai
+
+    from atlas_ray.selection.llm.settings import LlmSelector
 
 _CHECK_SECONDS = 10.0
 _LONGEST_WAIT = 600.0  # seconds; who is asked to wait longer stops
