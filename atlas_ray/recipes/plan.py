@@ -18,14 +18,14 @@ from atlas_ray.environments.agentgym.agentboard import NAMES  # AgentGym has no 
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.items import remote_environments
 from atlas_ray.evaluation.provenance import other_tasks
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.prices import price
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
 from atlas_ray.recipes.nodes import nodes_at_hand
-from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_jobs
+from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_at_once, most_jobs
 from atlas_ray.recipes.settings import BASE
-from atlas_ray.recipes.stages import stages, stages_for
+from atlas_ray.recipes.stages import evaluation_stages, stages, stages_for
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
@@ -78,14 +78,17 @@ def plan_lines(recipe: Recipe, jobs: int | None = None) -> list[str]:
     lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
     lines += [_verification(config, shapes) for config in recipe.verify.values()]
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
-    sums = [*_sums(recipe, [line.work for line in lines]), _makespan(recipe, lines, jobs), *_needs(recipe)]
-    return [*said, *sums, *_not_included(recipe, shapes)]
+    sums = _sums(recipe, [line.work for line in lines])
+    return [*said, *sums, *_schedule(recipe, lines, jobs), *_needs(recipe), *_not_included(recipe, shapes)]
 
 
-def _makespan(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> str:
-    """How long it takes, by the order in which a run would start its stages."""
+def _schedule(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> Iterator[str]:
+    """Disk and time that it takes, by the order in which a run would start its stages."""
     nodes, where, most = _nodes(recipe)
     works = {line.stage: line.work for line in lines}
+    for key, config in recipe.evaluations.items():
+        group, *own = evaluation_stages(key, config)
+        works |= dict.fromkeys(own, _sum([works[group]], 1 / len(own)))
 
     def takes(planned: list[Stage], jobs: int) -> str:
         if BASE not in recipe.tiny:
@@ -95,11 +98,14 @@ def _makespan(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> str:
 
     planned, jobs = stages_for(recipe, nodes, jobs, most=most)
     told = f"makespan: about {takes(planned, jobs)} on {where}, "
+    trainings = [stage for stage in planned if stage.name.removeprefix("train/") in recipe.train]
+    yield from disk_line(recipe, most_at_once(trainings, nodes, jobs))
     if jobs == 1:
-        return f"{told}one stage after another"
+        yield f"{told}one stage after another"
+        return
     many = "as many stages at once as have room" if jobs > len(planned) else f"at most {jobs} stages at once"
     alone = takes(stages(recipe, gpus=gpus_of(nodes)), 1)
-    return f"{told}{many}; {alone} one after another (--jobs 1)"
+    yield f"{told}{many}; {alone} one after another (--jobs 1)"
 
 
 def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
@@ -119,19 +125,10 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
 
 
 def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
-    """Of one stage: its share of the work that the plan has for its name, or for all models of its group."""
-    name, models = stage.name, 1
-    while name not in works and "/" in name:
-        name = name.rpartition("/")[0]
-        models = next(
-            (len(c.models) for key, c in recipe.evaluations.items() if f"evaluate/{key}".rstrip("/") == name), 1
-        )
-    if name not in works:
-        return _SMALL_SECONDS
-    work = works[name]
+    """Of one stage, on the GPUs that it takes."""
+    work = works.get(stage.name, Work())
     gpus = max(1.0, sum(bundle.count * bundle.each.get("GPU", 0.0) for bundle in stage.takes))
-    asked = _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
-    return _SMALL_SECONDS + (3600 * _hours(work, recipe) / gpus + asked) / models
+    return _SMALL_SECONDS + 3600 * _hours(work, recipe) / gpus + _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
 
 
 def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:
@@ -157,9 +154,9 @@ def _together(lines: Iterable[Line]) -> Iterator[Line]:
         yield Line(stage, times + words, _sum(line.work for line in alike))
 
 
-def _sum(works: Iterable[Work]) -> Work:
+def _sum(works: Iterable[Work], times: float = 1.0) -> Work:
     found = list(works)
-    return Work(*(sum(getattr(w, name) for w in found) for name in Work.__dataclass_fields__))
+    return Work(*(times * sum(getattr(w, name) for w in found) for name in Work.__dataclass_fields__))
 
 
 def _shapes(recipe: Recipe) -> tuple[dict[str, Shape], str]:
@@ -227,7 +224,7 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
         f"{config.engine.replicas} engine replica(s), contexts of at most {config.engine.cap:,} tokens"
     )
     played = [(shapes.get(e) or SHAPES.get(e) or OTHER)._replace(trajectories=n) for e, n in number.items()]
-    asked = [model.path for model in config.models.values() if isinstance(model, ModelConfig) and model.endpoint]
+    asked = [model.path for model in config.played.values() if model.endpoint]
     work = _played(models - len(asked), played)
     if asked:
         # an endpoint reads the whole conversation at every turn
@@ -243,10 +240,8 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
 
 
 def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
-    name, words = (
-        name_of(config.run),
-        "from scratch, after each critical step, after as many others, and with those put in",
-    )
+    name = name_of(config.run)
+    words = "from scratch, after each critical step, after as many others, and with those put in"
     if not shapes:
         return Line(name, f"{words} (its size is known once the expert's trajectories are collected)", Work())
     limit = config.data.limit or 10**9
@@ -300,7 +295,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
-    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}"]
+    return [*lines, f"dollars for endpoints: {dollars}"]
 
 
 def _needs(recipe: Recipe) -> list[str]:
@@ -308,8 +303,8 @@ def _needs(recipe: Recipe) -> list[str]:
     remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
     keys = {c.selector.paid_endpoint.api_key_env for c in recipe.select.values() if c.selector.paid_endpoint}
-    models = [m for config in recipe.evaluations.values() for m in config.models.values()]
-    keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
+    models = [m for config in recipe.evaluations.values() for m in config.played.values()]
+    keys |= {m.endpoint.api_key_env for m in models if m.endpoint is not None}
     workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
     if BASE not in recipe.tiny:

@@ -193,6 +193,15 @@ def makespan(stages: Sequence[Stage], nodes: Sequence[Node], jobs: int) -> float
         scheduler.finish(name)
 
 
+def most_at_once(stages: Iterable[Stage], nodes: Sequence[Node], jobs: int) -> int:
+    """How many of some stages run at the same time at most."""
+    together: list[Stage] = []
+    for stage in stages:
+        if len(together) < jobs and fits([*together, stage], nodes):
+            together.append(stage)
+    return max(1, len(together))
+
+
 def gpus_of(nodes: Iterable[Node]) -> float:
     """GPUs of all nodes."""
     return sum(node.resources.get("GPU", 0.0) for node in nodes)

@@ -16,7 +16,7 @@ from atlas_ray.address import below, name_of
 from atlas_ray.cluster.placement import GROUP, ROLLOUT, TRAIN
 from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
 from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan
 from atlas_ray.recipes.settings import BASE, load_recipe
@@ -187,7 +187,7 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
         if at_once:  # what trainings share is made before them
             key = f"{config.data} {config.model} {config.chat_template}"
             if key not in rendered:
-                rendered[key] = f"tokens/{unit.name}"
+                rendered[key] = f"train/{unit.name}/tokens"
                 words, run = "the token ids that trainings share", partial(render_tokens, config)
                 shared = frozenset([str(config.rendered)])
                 yield Stage(rendered[key], words, run, needs=needs, takes=_ONE_CPU, endpoints=shared)
@@ -206,7 +206,7 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
 def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterator[Stage]:
     """One stage for all models of a group; or one for each, and one that compares them."""
     config = recipe.evaluations[key]
-    made = {name: _models_made(recipe, [_path(model)]) for name, model in config.models.items()}
+    made = {name: _models_made(recipe, [model.path]) for name, model in config.played.items()}
     group, *own = evaluation_stages(key, config)
     tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
     words, parts = (
@@ -272,22 +272,18 @@ def _models_made(recipe: Recipe, paths: Iterable[str]) -> frozenset[str]:
     return frozenset(made[path] for path in paths if path in made)
 
 
-def _path(model: str | ModelConfig) -> str:
-    return model if isinstance(model, str) else model.path
-
-
 def _address(endpoint: EndpointConfig) -> str:
     """What has limits of its own: a server, for a key."""
     return f"{endpoint.base_url} {endpoint.api_key_env}"
 
 
 def _asked(config: EvaluateConfig, models: Iterable[str]) -> frozenset[str]:
-    found = [getattr(config.models[name], "endpoint", None) for name in models]
+    found = [config.played[name].endpoint for name in models]
     return frozenset(_address(endpoint) for endpoint in found if endpoint is not None)
 
 
 def _players(config: EvaluateConfig, models: Iterable[str], gpus: float) -> tuple[Bundle, ...]:
-    local = [name for name in models if getattr(config.models[name], "endpoint", None) is None]
+    local = any(config.played[name].endpoint is None for name in models)
     return (_engines(config.engine, gpus),) if local else _ONE_CPU
 
 

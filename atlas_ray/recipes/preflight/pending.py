@@ -12,7 +12,7 @@ from functools import cached_property
 from atlas_ray.address import below, name_of
 from atlas_ray.config import DataConfig, EngineConfig
 from atlas_ray.evaluation.items import remote_environments
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.stages import evaluation_stages
 from atlas_ray.runs.folder import RunFolder
@@ -97,8 +97,7 @@ class Pending:
     def engines(self) -> list[EngineConfig]:
         """Of all that plays or judges with engines of its own."""
         selecting = [engine for c in self.select.values() for engine in c.selector.engines()]
-        played = [(c.engine, m) for c in self.evaluations.values() for m in c.models.values()]
-        local = [engine for engine, m in played if not (isinstance(m, ModelConfig) and m.endpoint)]
+        local = [c.engine for c in self.evaluations.values() for m in c.played.values() if m.endpoint is None]
         return [*selecting, *local, *(c.engine for c in self.verify)]
 
     @property
