@@ -6,7 +6,7 @@ Plain frozen dataclasses; imports nothing heavy. Steps count from 1 wherever peo
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
@@ -113,6 +113,12 @@ class Message:
     role: Role
     content: str
     trainable: bool = False
+
+
+def first_observation(messages: Sequence[Message]) -> str:
+    """What the first step answers; without a step, the end of the opening (instruction, "OK", observation)."""
+    first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.trainable), min(3, len(messages)))
+    return messages[first - 1].content if first else ""
 
 
 _REACT = re.compile(r"^\s*(?:Thought:(?P<thought>.*?))?\s*(?<!\w)Action:(?P<action>.*)$", re.DOTALL)

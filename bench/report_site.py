@@ -20,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.environments.protocol import EnvironmentSpec
-from atlas_ray.report.results import Arm, ReportInput, build_results
+from atlas_ray.report.html import write_report
+from atlas_ray.report.inputs import Arm, ReportInput
+from atlas_ray.report.results import build_results
 from atlas_ray.report.site import SiteInput
-from atlas_ray.report.stage import write_report
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
 from bench.report import Entry, write_bench

@@ -9,8 +9,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, fmean
+from typing import Literal
 
 MIN_TASKS = 5
+OUTCOME_WORDS = {"better": "better", "worse": "worse", "none": "no difference shown"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,11 @@ class Interval:
     def limits(self) -> list[float]:
         """Both limits, as `results.json` holds them."""
         return [self.low, self.high]
+
+    @property
+    def outcome(self) -> Literal["better", "worse", "none"]:
+        """Of a difference: "none" where the limits hold 0."""
+        return "better" if self.low > 0 else "worse" if self.high < 0 else "none"
 
 
 def paired_difference(differences: Sequence[float]) -> Interval:

@@ -44,10 +44,8 @@ def compare(ours: str, theirs: str, left: Sequence[Episode], right: Sequence[Epi
         if not common:
             continue
         found = paired_difference([a[task] - b[task] for task in common])
-        outcome: Literal["better", "worse", "none"] = "none"
-        if found.low > 0 or found.high < 0:
-            outcome = "better" if found.low > 0 else "worse"
-        yield Comparison(ours, theirs, env, metric, len(common), found.value, (found.low, found.high), outcome)
+        limits = (found.low, found.high)
+        yield Comparison(ours, theirs, env, metric, len(common), found.value, limits, found.outcome)
 
 
 def compare_all(episodes: Mapping[str, Sequence[Episode]]) -> list[Comparison]:

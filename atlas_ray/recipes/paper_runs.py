@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
@@ -28,20 +28,22 @@ if TYPE_CHECKING:
 
 def gather_paper(recipe: Recipe) -> PaperRuns:
     """Every arm, backbone and model that was evaluated to the end; of the others, why they could not be loaded."""
-    stand_ins = {name: arm.stand_in or _inherited(recipe, arm.like) for name, arm in recipe.arms.items()}
     arms: dict[str, ArmRuns] = {}
     failures: dict[str, list[str]] = defaultdict(list)
+    seeded = {unit.name: (unit.arm, unit.seed) for unit in recipe.units}
     for config in recipe.evaluations.values():
         expected = {env: len(tasks) * config.samples for env, tasks in test_tasks(config).items()}
-        names = dict.fromkeys(_arm_of(recipe, unit) for unit in config.models)
+        played: dict[str, dict[int, str]] = defaultdict(dict)
         for unit in config.models:
-            if reason := failure_of(RunFolder(config.run).child(unit)):
-                name = _arm_of(recipe, unit)
+            name, seed = seeded.get(unit, (unit, recipe.config.seeds[0]))
+            folder = RunFolder(config.run).child(unit)
+            if folder.finished is not None:
+                played[name][seed] = unit
+            elif reason := failure_of(folder):
                 failures[name].append(reason if unit == name else f"{unit}: {reason}")
-        for name in names:
-            runs = _runs(recipe, config, name, expected, stand_ins.get(name))
-            if runs is not None:
-                arms[name] = runs
+        arms |= {name: _runs(recipe, config, name, units, expected) for name, units in played.items()}
+    envs = [env for evaluation in recipe.evaluations.values() for env in evaluation.tasks]
+    envs += [env for verification in recipe.verify.values() for env in verification.data.envs or ()]
     return PaperRuns(
         arms=arms,
         rows=recipe.config.tables,
@@ -50,82 +52,63 @@ def gather_paper(recipe: Recipe) -> PaperRuns:
         verified=BASE,
         failures={name: "; ".join(reasons) for name, reasons in failures.items()},
         unverified=next((why for c in recipe.verify.values() if (why := failure_of(RunFolder(c.run)))), None),
-        other_tasks=other_tasks(_played(recipe), recipe.config.environments),
+        other_tasks=other_tasks(envs, recipe.config.environments),
         chosen={arm: found for arm in recipe.arms if (found := _chosen(recipe, arm)) is not None},
     )
 
 
-def _played(recipe: Recipe) -> Iterator[str]:
-    """Environments of evaluations and verifications."""
-    for evaluation in recipe.evaluations.values():
-        yield from evaluation.tasks
-    for verification in recipe.verify.values():
-        yield from verification.data.envs or ()
-
-
 def _chosen(recipe: Recipe, arm: str) -> ChosenSteps | None:
     """From what the selection wrote down when it was done; the first seed's."""
-    config = recipe.select[recipe.arms[arm].like or arm]
-    found = RunFolder(config.run).finished
+    found = RunFolder(recipe.select[recipe.arms[arm].like or arm].run).finished
     if found is None or not found.get("requested"):
         return None
     failed = sum(found["errors"].values())
     return ChosenSteps(found["requested"], found["trajectories"] - failed, failed, found["steps"], found["chosen"])
 
 
-def _inherited(recipe: Recipe, arm: str | None) -> str | None:
-    return recipe.arms[arm].stand_in if arm in recipe.arms else None
-
-
-def _arm_of(recipe: Recipe, unit: str) -> str:
-    return next((u.arm for u in recipe.units if u.name == unit), unit)
-
-
 def _runs(
-    recipe: Recipe, config: EvaluateConfig, name: str, expected: dict[str, int], stand_in: str | None
-) -> ArmRuns | None:
-    units = {u.seed: u.name for u in recipe.units if u.arm == name} or {recipe.config.seeds[0]: name}
+    recipe: Recipe, config: EvaluateConfig, name: str, units: Mapping[int, str], expected: dict[str, int]
+) -> ArmRuns:
+    """One arm or model under the seeds that were played; `units` are their names."""
     folders = {seed: RunFolder(config.run).child(unit) for seed, unit in units.items()}
-    finished = {seed: found for seed, folder in folders.items() if (found := folder.finished) is not None}
-    played = {seed: folders[seed].read(EPISODES) for seed in finished}
-    if not played:
-        return None
-    model = config.models[units[next(iter(played))]]
+    played = {seed: folder.read(EPISODES) for seed, folder in folders.items()}
+    by_env = {
+        env: {seed: [e for e in episodes if e.env == env] for seed, episodes in played.items()} for env in config.tasks
+    }
+    model = config.models[next(iter(units.values()))]
+    arm = recipe.arms.get(name)
+    like = recipe.arms.get(arm.like or "") if arm else None
+    start = arm.start if arm else name
+    tiny = recipe.tiny.get(start)
+    size = f" ({tiny.layers} layers of {tiny.hidden_size})" if tiny else ""
+    contexts = ((folder.finished or {}).get("context") for folder in folders.values())
     return ArmRuns(
         name=name,
         model=model if isinstance(model, str) else model.path,
-        stand_in=stand_in,
-        scores={env: {seed: _scores(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
-        excluded={env: {seed: _excluded(episodes, env) for seed, episodes in played.items()} for env in config.tasks},
+        stand_in=next((one.stand_in for one in (arm, like) if one and one.stand_in), None),
+        scores={env: {seed: _scores(found, env) for seed, found in seeds.items()} for env, seeds in by_env.items()},
+        excluded={env: {seed: _excluded(found) for seed, found in seeds.items()} for env, seeds in by_env.items()},
         expected=expected,
-        overflowed={env: _overflowed(chain.from_iterable(played.values()), env) for env in config.tasks},
-        training={seed: _cost(recipe, units[seed]) for seed in played if name in recipe.arms},
-        backbone=_tiny(recipe, recipe.arms[name].start if name in recipe.arms else name),
-        context=next((found["context"] for found in finished.values() if "context" in found), None),
+        overflowed={env: _overflowed(chain.from_iterable(seeds.values())) for env, seeds in by_env.items()},
+        training={seed: _cost(recipe, unit) for seed, unit in units.items()} if arm else {},
+        backbone=f"`{start}`, a tiny model trained on the spot{size}" if tiny else None,
+        context=next((context for context in contexts if context is not None), None),
     )
 
 
-def _tiny(recipe: Recipe, backbone: str) -> str | None:
-    shape = recipe.tiny.get(backbone)
-    if shape is None:
-        return None
-    return f"`{backbone}`, a tiny model trained on the spot ({shape.layers} layers of {shape.hidden_size})"
-
-
-def _scores(episodes: list[Episode], env: str) -> dict[tuple[str, int], float]:
+def _scores(episodes: Iterable[Episode], env: str) -> dict[tuple[str, int], float]:
     """By task and sample the environment's own metric; infrastructure failures say nothing."""
     metric = registry.get(env).metric
-    counted = [e for e in episodes if e.env == env and not e.stop_reason.is_infrastructure]
-    return {(e.item_id, e.sample): float(getattr(e, metric)) for e in counted}
+    return {(e.item_id, e.sample): float(getattr(e, metric)) for e in episodes if not e.stop_reason.is_infrastructure}
 
 
-def _excluded(episodes: list[Episode], env: str) -> dict[str, int]:
-    return dict(Counter(str(e.stop_reason) for e in episodes if e.env == env and e.stop_reason.is_infrastructure))
+def _excluded(episodes: Iterable[Episode]) -> dict[str, int]:
+    return dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure))
 
 
-def _overflowed(episodes: Iterable[Episode], env: str) -> float:
+def _overflowed(episodes: Iterable[Episode]) -> float:
     """Share of the episodes that count which ended with a full context."""
-    return overflowed([e for e in episodes if e.env == env and not e.stop_reason.is_infrastructure]) or 0.0
+    return overflowed([e for e in episodes if not e.stop_reason.is_infrastructure]) or 0.0
 
 
 def _cost(recipe: Recipe, unit: str) -> TrainingCost:
@@ -145,10 +128,8 @@ def _cost(recipe: Recipe, unit: str) -> TrainingCost:
     )
 
 
-_STARTS = {"from scratch": "from_scratch", "from critical step": "from_critical_step"} | {
-    "iterative": "iterative",
-    "from other step": "control",
-}
+_STARTS = {"from scratch": "from_scratch", "from critical step": "from_critical_step"}
+_STARTS |= {"iterative": "iterative", "from other step": "control"}
 
 
 def _verification(recipe: Recipe) -> dict[str, dict[str, Start]]:

@@ -16,6 +16,7 @@ from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.preflight.findings import RECORD
+from atlas_ray.report.html import write_report
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.render import as_table, chosen_table, cost_table, write_paper_tables
@@ -23,7 +24,6 @@ from atlas_ray.report.paper.tables import PaperTable, paper_tables
 from atlas_ray.report.results import build_results
 from atlas_ray.report.selection_figures import selection_figures
 from atlas_ray.report.site import SiteInput
-from atlas_ray.report.stage import write_report
 from atlas_ray.report.tables import Table, print_table, print_tables
 from atlas_ray.rollouts.episode import episode_id
 from atlas_ray.runs.folder import RunFolder
@@ -52,9 +52,10 @@ def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
     runs = gather_paper(recipe)
     tables = [made for made in paper_tables(runs) if made.name in recipe.config.tables]
     written = write_paper_tables(folder, tables)
+    site = site_of(given)
     site = replace(
-        site_of(given),
-        episodes=_episodes(recipe, given),
+        site,
+        episodes={**site.episodes, **_apart(recipe)},
         tables=[shown for made in tables for shown in _page_tables(made)],
         figures=[*figure2(runs), *cost_figures(runs), *selection_figures(results, given.selections)],
         downloads=written,
@@ -85,15 +86,11 @@ def site_of(given: ReportInput) -> SiteInput:
     return SiteInput(given.trajectories, given.selections, played)
 
 
-def _episodes(recipe: Recipe, given: ReportInput) -> dict[str, Sequence[Episode]]:
-    """What every model played, those of some environments alone behind the others."""
-    found: dict[str, Sequence[Episode]] = {arm.name: arm.episodes for arm in given.arms if arm.episodes}
-    for config in recipe.evaluations.values():
-        for unit in config.models:
-            folder = RunFolder(config.run).child(unit)
-            if config is not recipe.evaluations[""] and folder.finished is not None:
-                found[unit] = folder.read(EPISODES)
-    return found
+def _apart(recipe: Recipe) -> dict[str, Sequence[Episode]]:
+    """What models played that are evaluated in some environments alone."""
+    groups = [config for key, config in recipe.evaluations.items() if key]
+    folders = {unit: RunFolder(config.run).child(unit) for config in groups for unit in config.models}
+    return {unit: folder.read(EPISODES) for unit, folder in folders.items() if folder.finished is not None}
 
 
 def gather(recipe: Recipe) -> ReportInput:

@@ -6,10 +6,10 @@ Flows in: training trajectories and test episodes; flows out: one row per enviro
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
-from atlas_ray.types import Episode, Message, Trajectory
+from atlas_ray.types import Episode, Trajectory, first_observation
 
 
 def overlap(trajectories: Iterable[Trajectory], episodes: Iterable[Episode]) -> list[dict[str, Any]]:
@@ -41,12 +41,5 @@ def _tasks(records: Iterable[Trajectory | Episode]) -> dict[str, dict[str, set[s
     """First observations by environment and task."""
     found: dict[str, dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     for record in records:
-        opening = _first_observation(record.messages)
-        found[record.env][record.item_id] |= {opening} if opening else set()
+        found[record.env][record.item_id] |= {first_observation(record.messages).strip()} - {""}
     return found
-
-
-def _first_observation(messages: Sequence[Message]) -> str:
-    """What the first step answers; without a step, the end of the opening (instruction, "OK", observation)."""
-    first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.trainable), min(3, len(messages)))
-    return messages[first - 1].content.strip() if first else ""

@@ -20,6 +20,7 @@ INK, MUTED, LINE, ACCENT, PAPER = _COLOURS
 WIDTH = 3.75
 _ROW = 0.255
 _NAME = 16
+_DARK = 0.55
 STYLE = {
     "svg.fonttype": "none",
     "font.sans-serif": ["DejaVu Sans"],
@@ -37,12 +38,26 @@ STYLE = {
 }
 
 
+def panel(height: float, left: float, bottom: float, right: float, top: float, grid: str = "") -> tuple[Figure, Axes]:
+    """An empty panel of the page's width, `height` inches high, without frame and ticks.
+
+    Args:
+        left, bottom, right, top: Where its axes end, as shares of the panel.
+        grid: The axis whose grid is drawn: `x`, `y` or `both`; none where empty.
+    """
+    figure = Figure(figsize=(WIDTH, height))
+    axes = figure.add_axes((left, bottom, right - left, top - bottom))
+    bare(axes)
+    if grid:
+        axes.grid(axis=grid)  # type: ignore[arg-type]
+    return figure, axes
+
+
 def named_rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
     """A panel with one named row a line, from the top, over 0 to 100 %."""
-    top, bottom, left, right = 0.06, 0.46, 1.12, 0.16
+    top, bottom = 0.06, 0.46
     height = top + bottom + _ROW * len(names)
-    figure = Figure(figsize=(WIDTH, height))
-    axes = figure.add_axes((left / WIDTH, bottom / height, (WIDTH - left - right) / WIDTH, 1 - (top + bottom) / height))
+    figure, axes = panel(height, 1.12 / WIDTH, bottom / height, 1 - 0.16 / WIDTH, 1 - top / height, grid="x")
     axes.set_xlim(-2, 102)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_xticks([0, 25, 50, 75, 100])
@@ -50,9 +65,17 @@ def named_rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         if name == critical:
             label.set(color=ACCENT, weight="bold")
-    bare(axes)
-    axes.grid(axis="x")
     return figure, axes
+
+
+def block(
+    axes: Axes, row: float, left: float, size: tuple[float, float], alpha: float, text: str = "", points: float = 7.5
+) -> None:
+    """A shaded rectangle of a width and height, with a text in its middle that is light where the shade is dark."""
+    width, height = size
+    axes.barh(row, width, height, left=left, color=ACCENT, alpha=alpha, linewidth=0)
+    colour = PAPER if alpha > _DARK else INK
+    axes.text(left + width / 2, row, text, ha="center", va="center", size=points, color=colour)
 
 
 def bare(axes: Axes) -> None:

@@ -14,7 +14,7 @@ from matplotlib import style
 from matplotlib.figure import Figure
 
 from atlas_ray.evaluation.intervals import percent
-from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, WIDTH, bare, named_rows, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, block, named_rows, panel, short, to_svg
 from atlas_ray.report.tables import HELD
 
 _Dot = tuple[float, Mapping[str, Any], str]
@@ -111,10 +111,7 @@ def _positions(results: Mapping[str, Any]) -> list[Panel]:
     for y, row in enumerate(rows):
         for x, share in enumerate(row["positions"]):
             if share is not None:
-                strength = round(0.06 + 0.94 * share, 3)
-                axes.barh(y, 0.94, 0.86, left=x + 0.03, color=ACCENT, alpha=strength, linewidth=0)
-                colour = PAPER if share > 0.55 else INK
-                axes.text(x + 0.5, y, percent(share, 0), ha="center", va="center", size=7.5, color=colour)
+                block(axes, y, x + 0.03, (0.94, 0.86), round(0.06 + 0.94 * share, 3), percent(share, 0))
     axes.set_xlabel("place in the trajectory")
     return [Panel("", "", to_svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
 
@@ -126,16 +123,13 @@ def _losses(results: Mapping[str, Any]) -> list[Panel]:
     panels = []
     for place, arm in enumerate(arms):
         colour = ACCENT if arm["name"] == results["verdict"]["critical"] else INK
-        figure = Figure(figsize=(WIDTH, 1.7))
-        axes = figure.add_axes((0.13, 0.27, 0.84, 0.68))
+        figure, axes = panel(1.7, 0.13, 0.27, 0.97, 0.95, grid="y")
         axes.plot(*zip(*arm["losses"], strict=True), color=colour, linewidth=1.2)
         if arm["validation"]:
             axes.plot(*zip(*arm["validation"], strict=True), "o", color=colour, mfc=PAPER, markersize=5)
         axes.set_ylim(0, 1.05 * top)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats")
-        bare(axes)
-        axes.grid(axis="y")
         panels.append(Panel(arm["name"], "", to_svg(figure, f"loss-{place}", f"Training loss of {arm['name']}")))
     return panels
 
@@ -147,16 +141,13 @@ def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
 
 
 def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
-    figure = Figure(figsize=(WIDTH, 2.9))
-    axes = figure.add_axes((0.13, 0.17, 0.84, 0.80))
+    figure, axes = panel(2.9, 0.13, 0.17, 0.97, 0.97, grid="both")
     axes.set_xlim(-4, 107)
     axes.set_ylim(0, 104)
     axes.set_xticks([0, 25, 50, 75, 100])
     axes.set_yticks([0, 25, 50, 75, 100])
     axes.set_xlabel("tokens with loss, %")
     axes.set_ylabel("success, %")
-    bare(axes)
-    axes.grid()
     for x, score, name in dots:
         colour = ACCENT if name == critical else INK
         axes.plot([x, x], [100 * limit for limit in score["ci95"]], color=colour, linewidth=1.2, alpha=0.3)

@@ -1,12 +1,13 @@
-"""`index.html`: the page that holds overview, tables and figures, and shows trajectories and episodes from `data/`.
+"""The report's files, `index.html` among them: overview, tables, figures, and trajectories and episodes from `data/`.
 
-Flows in: results, what belongs to the site, and its meta data; flows out: HTML. Every template escapes what it is
+Flows in: results and what belongs to the site; flows out: the page's path. Every template escapes what it is
 given; only our own drawings are passed as they are. The page's policy runs no script but the folder's, and loads
 nothing from elsewhere.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 from typing import Any
@@ -19,7 +20,8 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.intervals import percent
 from atlas_ray.report import tables
 from atlas_ray.report.figures import draw
-from atlas_ray.report.site import SiteInput
+from atlas_ray.report.site import SiteInput, write_assets, write_data
+from atlas_ray.runs.folder import RunFolder
 
 # In the order in which they need each other; the data's names come before the last, which starts the page.
 SCRIPTS = (
@@ -27,6 +29,25 @@ SCRIPTS = (
     "data/meta.js",
     "assets/app.js",
 )
+
+
+def write_report(folder: RunFolder, results: Mapping[str, Any], site: SiteInput | None = None) -> str:
+    """Writes `results.json`, `index.html`, `assets/` and `data/`; the same input gives the same bytes.
+
+    Args:
+        folder: The report's run folder.
+        results: From `results.build_results`.
+        site: What the viewer shows beside the results; nothing where None.
+
+    Returns:
+        Where the page lies.
+    """
+    site = site or SiteInput()
+    folder.write_json("results.json", results)
+    write_assets(folder)
+    meta = write_data(folder, site, results["verdict"]["critical"])
+    folder.write_bytes("index.html", render_page(results, site, meta).encode())
+    return folder.child("index.html").uri
 
 
 def render_page(results: Mapping[str, Any], site: SiteInput, meta: Mapping[str, Any]) -> str:
@@ -76,10 +97,9 @@ def _link(path: str) -> str:
 
 def _by_stage(seconds: Mapping[str, float]) -> dict[str, float]:
     """Sums of `train/gold`, `train/all`, ... under `train`; the parts stand in `results.json`."""
-    found: dict[str, float] = {}
+    found: dict[str, float] = defaultdict(float)
     for name, spent in seconds.items():
-        stage = name.partition("/")[0]
-        found[stage] = found.get(stage, 0.0) + spent
+        found[name.partition("/")[0]] += spent
     return found
 
 

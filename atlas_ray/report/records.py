@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atlas_ray.environments.registry import ENVIRONMENTS
-from atlas_ray.types import Episode, GoldStep, Message, Selection, Trajectory, split_react
+from atlas_ray.types import Episode, GoldStep, Message, Selection, Trajectory, first_observation, split_react
 
 TRAJECTORY_OUTCOMES = ("success", "partial", "failure", "not recorded")
 EPISODE_OUTCOMES = ("success", "failure", "excluded")
@@ -137,8 +137,7 @@ def _outcome(env: str, reward: float | None) -> int:
 
 def _preview(messages: Sequence[Message]) -> str:
     """The start of what the first step answers."""
-    first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.trainable), min(3, len(messages)))
-    text = " ".join(messages[first - 1].content[: 8 * PREVIEW].split()) if first else ""
+    text = " ".join(first_observation(messages)[: 8 * PREVIEW].split())
     return text if len(text) <= PREVIEW else f"{text[:PREVIEW]}…"
 
 

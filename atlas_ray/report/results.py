@@ -18,10 +18,9 @@ from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.verdict import judge
 from atlas_ray.selection.compare.agreement import compare_selections
 
-__all__ = ["SCHEMA_VERSION", "Arm", "ReportInput", "build_results"]
-
 SCHEMA_VERSION = 1
 CURVE_POINTS = 120
+_AS_GIVEN = ("name", "model", "selector", "ratio", "step_fraction", "loss_token_fraction", "train_steps", "context")
 
 
 def build_results(given: ReportInput) -> dict[str, Any]:
@@ -63,14 +62,7 @@ def build_results(given: ReportInput) -> dict[str, Any]:
 def _arm(arm: Arm, given: ReportInput) -> dict[str, Any]:
     cells = [_cell(arm, env, given) for env in given.specs]
     return {
-        "name": arm.name,
-        "model": arm.model,
-        "selector": arm.selector,
-        "ratio": arm.ratio,
-        "step_fraction": arm.step_fraction,
-        "loss_token_fraction": arm.loss_token_fraction,
-        "train_steps": arm.train_steps,
-        "context": arm.context,
+        **{name: getattr(arm, name) for name in _AS_GIVEN},
         "losses": _thinned(arm.losses),
         "validation": [list(point) for point in arm.validation],
         "environments": cells,

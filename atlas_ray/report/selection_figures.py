@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib import style
 from matplotlib.figure import Figure as Drawing
 
-from atlas_ray.report.drawing import ACCENT, INK, LINE, PAPER, STYLE, WIDTH, bare, named_rows, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, LINE, STYLE, bare, block, named_rows, panel, short, to_svg
 from atlas_ray.report.site import Figure
 from atlas_ray.types import Category, Selection
 
@@ -44,10 +44,7 @@ def _categories(rows: Sequence[Mapping[str, Any]], critical: str) -> list[Figure
         total, left = sum(row["categories"].values()), 0.0
         for category, shade in zip(Category, _SHADES, strict=True):
             share = 100 * row["categories"].get(str(category), 0) / total
-            axes.barh(y, share, 0.7, left=left, color=ACCENT, alpha=shade, linewidth=0)
-            if share >= 8:
-                colour = PAPER if shade > 0.5 else INK
-                axes.text(left + share / 2, y, f"{share:.0f}", ha="center", va="center", size=7.5, color=colour)
+            block(axes, y, left, (share, 0.7), shade, f"{share:.0f}" if share >= 8 else "")
             left += share
     axes.set_xlabel("steps with a category, %")
     order = ", ".join(str(category) for category in Category)
@@ -71,10 +68,8 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
             share = 1.0 if x == y else row["overlap"].get(other)
             if share is None:
                 continue
-            axes.barh(y, 0.94, 0.94, left=x + 0.03, color=ACCENT, alpha=round(0.05 + 0.9 * share, 3), linewidth=0)
-            if len(names) <= 14:
-                colour = PAPER if share > 0.55 else INK
-                axes.text(x + 0.5, y, f"{100 * share:.0f}", ha="center", va="center", size=6.5, color=colour)
+            text = f"{100 * share:.0f}" if len(names) <= 14 else ""
+            block(axes, y, x + 0.03, (0.94, 0.94), round(0.05 + 0.9 * share, 3), text, 6.5)
     axes.set_xlim(0, len(names))
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.set_yticks(range(len(names)), [short(name) for name in names], size=7.5)
@@ -110,19 +105,16 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         if wide:
             low, high = log10(low), log10(high)
             chosen, others = [log10(x) for x in chosen], [log10(x) for x in others]
-        figure = Drawing(figsize=(WIDTH, 1.7))
-        axes = figure.add_axes((0.04, 0.27, 0.92, 0.68))
+        figure, axes = panel(1.7, 0.04, 0.27, 0.96, 0.95)
         for values, sign, colour in ((chosen, 1, ACCENT), (others, -1, INK)):
-            counts = [0] * _BINS
-            for value in values:
-                counts[min(_BINS - 1, int(_BINS * (min(max(value, low), high) - low) / (high - low)))] += 1
-            width = (high - low) / _BINS
-            centres = [low + width * (i + 0.5) for i in range(_BINS)]
-            axes.bar(centres, [sign * c for c in counts], 0.9 * width, color=colour, alpha=0.75, linewidth=0)
+            within = [min(max(value, low), high) for value in values]
+            weights = [sign] * len(within)
+            axes.hist(
+                within, _BINS, range=(low, high), weights=weights, rwidth=0.9, color=colour, alpha=0.75, linewidth=0
+            )
         axes.axhline(0, color=LINE, linewidth=0.8)
         axes.set_yticks([])
         axes.set_xlabel("score, power of ten" if wide else "score")
-        bare(axes)
         caption = f"{len(chosen)} chosen steps above, {len(others)} others below; the outermost 1 % at the edges."
         svg = to_svg(figure, f"scores-{place}", f"Scores of {name}")
         found.append(Figure(f"scores-{place}", f"Scores of {name}", caption, svg))
@@ -136,8 +128,7 @@ def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
         known = [s for s in made if s.selector == "value" and s.scores and all(map(isfinite, s.scores))]
         if not known:
             continue
-        figure = Drawing(figsize=(WIDTH, 2.1))
-        axes = figure.add_axes((0.13, 0.22, 0.84, 0.74))
+        figure, axes = panel(2.1, 0.13, 0.22, 0.97, 0.96, grid="y")
         curves = [_along(s.scores or ()) for s in known]
         for curve in curves[:60]:
             axes.plot(range(_POINTS + 1), curve, color=INK, linewidth=0.6, alpha=0.12)
@@ -146,8 +137,6 @@ def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
         axes.set_xticks([0, _POINTS / 2, _POINTS], ["start", "middle", "end"])
         axes.set_xlabel("place in the trajectory")
         axes.set_ylabel("value gained")
-        bare(axes)
-        axes.grid(axis="y")
         caption = f"Mean of {len(curves)} trajectories, and up to 60 of them one by one."
         svg = to_svg(figure, f"values-{place}", f"Values along trajectories, {name}")
         found.append(Figure(f"values-{place}", f"Values along trajectories, {name}", caption, svg))

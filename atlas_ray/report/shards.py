@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
 from typing import Any
 
 from atlas_ray.runs.folder import RunFolder
@@ -37,14 +38,16 @@ def decode(script: str) -> tuple[str, Any]:
 
 
 class RowShards:
-    """Writes rows in scripts `NAME-0`, `NAME-1`, ... of at most `ROWS_PER_SHARD` rows or about a million characters.
+    """Writes rows in scripts `NAME-0`, `NAME-1`, ..., each of at most so many rows and, but for one row, characters.
 
     Attributes:
         starts: The number of the first row of each script.
     """
 
-    def __init__(self, folder: RunFolder, name: str) -> None:
-        self._folder, self._name = folder, name
+    def __init__(
+        self, folder: RunFolder, name: str, most: int | None = ROWS_PER_SHARD, characters: int = SHARD_CHARACTERS
+    ) -> None:
+        self._folder, self._name, self._most, self._characters = folder, name, most, characters
         self._rows: list[str] = []
         self._size = 0
         self._count = 0
@@ -53,7 +56,7 @@ class RowShards:
     def add(self, row: Any) -> None:
         """Takes the next row; it is held in memory until its script is full."""
         text = encode(row)
-        if self._rows and (len(self._rows) == ROWS_PER_SHARD or self._size + len(text) > SHARD_CHARACTERS):
+        if self._rows and (len(self._rows) == self._most or self._size + len(text) > self._characters):
             self.close()
         self._rows.append(text)
         self._size += len(text)
@@ -84,12 +87,12 @@ class WordIndex:
         Returns:
             The first word of each script; words are ordered as JavaScript compares them, by UTF-16 units.
         """
-        shards = _cut(encode([word, *_distances(self._rows[word])]) for word in sorted(self._rows, key=_utf16))
-        firsts = []
-        for number, rows in enumerate(shards):
-            write_rows(folder, f"{name}-{number}", rows)
-            firsts.append(json.loads(rows[0])[0])
-        return firsts
+        ordered = sorted(self._rows, key=lambda word: word.encode("utf-16-be", "surrogatepass"))
+        shards = RowShards(folder, name, None, WORD_SHARD_CHARACTERS)
+        for word in ordered:
+            shards.add([word, *(after - before for before, after in pairwise([0, *self._rows[word]]))])
+        shards.close()
+        return [ordered[start] for start in shards.starts]
 
 
 def words(text: str) -> set[str]:
@@ -106,27 +109,3 @@ def write_rows(folder: RunFolder, name: str, rows: Iterable[str]) -> None:
 def write_meta(folder: RunFolder, meta: Mapping[str, Any]) -> None:
     """Writes the script that the page starts from."""
     folder.write_bytes(f"{DATA}/meta.js", f'atlasData("meta",{encode(meta)});\n'.encode("ascii"))
-
-
-def _cut(rows: Iterable[str]) -> Iterator[list[str]]:
-    held: list[str] = []
-    size = 0
-    for row in rows:
-        if held and size + len(row) > WORD_SHARD_CHARACTERS:
-            yield held
-            held, size = [], 0
-        held.append(row)
-        size += len(row)
-    if held:
-        yield held
-
-
-def _distances(rows: array[int]) -> Iterator[int]:
-    before = 0
-    for row in rows:
-        yield row - before
-        before = row
-
-
-def _utf16(word: str) -> bytes:
-    return word.encode("utf-16-be", "surrogatepass")

@@ -5,16 +5,16 @@ Flows in: `results.json` as a dict; flows out: `Table`s, one builder per table, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
-from atlas_ray.evaluation.intervals import limits, percent, points
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, limits, percent, points
 from atlas_ray.evaluation.metrics import many_overflowed
 from atlas_ray.report.verdict import GROUPS
 
@@ -30,7 +30,7 @@ class Column:
 
     title: str
     group: str = ""
-    align: str = "right"
+    align: Literal["left", "right"] = "right"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,21 +67,27 @@ class Table:
         return found
 
 
+def columns(*titles: str | tuple[str, str], words: int = 1) -> list[Column]:
+    """Columns by title, or by group and title; the first `words` of them hold words, the others numbers."""
+    pairs = [("", title) if isinstance(title, str) else title for title in titles]
+    return [Column(title, group, "left" if i < words else "right") for i, (group, title) in enumerate(pairs)]
+
+
 def success_table(results: Mapping[str, Any]) -> Table:
     """Success by arm and environment, held in and held out, with averages and what training took."""
     arms = results["arms"]
-    found = [_columns_of(arm) for arm in arms]
-    keys = list(dict.fromkeys(key for columns in found for key in columns))
+    found = [_by_column(arm) for arm in arms]
+    keys = list(dict.fromkeys(key for cells in found for key in cells))
     keys.sort(key=lambda key: (list(HELD).index(key[0]), key[1] == AVERAGE))
-    best = {key: _best(columns.get(key) for columns in found) for key in keys}
+    best = {key: _best(cells.get(key) for cells in found) for key in keys}
     rows = [
         [
             Cell(arm["name"]),
-            *(_score(columns.get(key), best[key]) for key in keys),
+            *(_score(cells.get(key), best[key]) for key in keys),
             Cell(percent(arm["step_fraction"])),
             Cell(percent(arm["loss_token_fraction"])),
         ]
-        for arm, columns in zip(arms, found, strict=True)
+        for arm, cells in zip(arms, found, strict=True)
     ]
     notes = ["Success in per cent with its 95 % interval. Bold: the highest figure of a column, which is no claim."]
     if any(cell.flagged for row in rows for cell in row):
@@ -89,19 +95,18 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes += overflow_notes(
         (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
     )
-    notes += task_notes(results)
+    notes += task_notes(results["other_tasks"])
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
     notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(
         "Every arm on the test tasks",
-        [
-            Column("arm", align="left"),
-            *(Column(marked(name, results), HELD[held]) for held, name in keys),
-            Column("steps", "loss, %"),
-            Column("tokens", "loss, %"),
-        ],
+        columns(
+            "arm",
+            *((HELD[held], marked(name, results["other_tasks"])) for held, name in keys),
+            *(("loss, %", part) for part in ("steps", "tokens")),
+        ),
         rows,
         notes,
         names.index(critical) if critical in names else None,
@@ -137,22 +142,22 @@ def verdict_table(results: Mapping[str, Any]) -> Table:
     by_place = {(s["scope"], s["against"]): s for s in statements}
     rows = [
         [
-            Cell(marked(scope, results), HELD[held] if scope != GROUPS[held] else ""),
+            Cell(marked(scope, results["other_tasks"]), HELD[held] if scope != GROUPS[held] else ""),
             *(_difference(by_place.get((scope, rival))) for rival in rivals),
         ]
         for held, scope in scopes
     ]
-    columns = [Column("environment", align="left"), *(Column(rival, "against") for rival in rivals)]
-    notes = [results["verdict"]["method"], *task_notes(results)]
-    return Table(f"What {results['verdict']['critical']} gains, in points of success", columns, rows, notes)
+    heads = columns("environment", *(("against", rival) for rival in rivals))
+    notes = [results["verdict"]["method"], *task_notes(results["other_tasks"])]
+    return Table(f"What {results['verdict']['critical']} gains, in points of success", heads, rows, notes)
 
 
 def _difference(statement: Mapping[str, Any] | None) -> Cell:
     if statement is None:
         return Cell(percent(None))
     low, high = statement["ci95"]
-    word = "no difference shown" if statement["outcome"] == "none" else statement["outcome"]
-    return Cell(points(statement["difference"]), f"[{points(low)}, {points(high)}]", tone=word)
+    words = OUTCOME_WORDS[statement["outcome"]]
+    return Cell(points(statement["difference"]), f"[{points(low)}, {points(high)}]", tone=words)
 
 
 def detail_table(results: Mapping[str, Any]) -> Table:
@@ -164,7 +169,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
             rows.append(
                 [
                     Cell(arm["name"]),
-                    Cell(marked(cell["env"], results)),
+                    Cell(marked(cell["env"], results["other_tasks"])),
                     Cell(str(cell["n"])),
                     Cell(str(cell["distinct_tasks"])),
                     _score(cell, None),
@@ -174,10 +179,9 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
                 ]
             )
-    titles = ("episodes", "tasks", "success", "reward", "progress")
-    columns = [Column("arm", align="left"), Column("environment", align="left"), *map(Column, titles)]
-    columns.append(Column("context full, %"))
-    return Table("Every cell", [*columns, Column("excluded", align="left")], rows, task_notes(results))
+    titles = ("arm", "environment", "episodes", "tasks", "success", "reward", "progress", "context full, %")
+    heads = [*columns(*titles, words=2), Column("excluded", align="left")]
+    return Table("Every cell", heads, rows, task_notes(results["other_tasks"]))
 
 
 def selector_table(results: Mapping[str, Any]) -> Table:
@@ -199,14 +203,11 @@ def selector_table(results: Mapping[str, Any]) -> Table:
     names = [row["name"] for row in results["selectors"]]
     return Table(
         "Selectors against the expert's own marks",
-        [
-            Column("selector", align="left"),
-            *map(Column, ("precision", "recall", "F1")),
-            Column("asked", "steps, %"),
-            Column("chosen", "steps, %"),
-            Column(critical, "as, %"),
-            Column("trajectories"),
-        ],
+        columns(
+            *("selector", "precision", "recall", "F1"),
+            *(("steps, %", "asked"), ("steps, %", "chosen"), ("as, %", critical)),
+            "trajectories",
+        ),
         rows,
         [
             "Gold is the expert's uncut annotation; a budget below its length caps recall.",
@@ -219,19 +220,17 @@ def selector_table(results: Mapping[str, Any]) -> Table:
 def overlap_table(results: Mapping[str, Any]) -> Table:
     """Test tasks that were trained on, if any."""
     keys = ("train_tasks", "test_tasks", "shared_ids", "shared_first_observations", "distinct_first_observations")
-    titles = (("train", "tasks"), ("test", "tasks"), ("by id", "test tasks seen in training"))
-    columns = [
-        Column("environment", align="left"),
-        *(Column(title, group) for title, group in titles),
-        Column("by first observation", "test tasks seen in training"),
-        Column("distinct first observations of test tasks"),
-    ]
+    seen = "test tasks seen in training"
+    heads = columns(
+        *("environment", ("tasks", "train"), ("tasks", "test"), (seen, "by id"), (seen, "by first observation")),
+        "distinct first observations of test tasks",
+    )
     rows = [[Cell(row["env"]), *(Cell(str(row[key])) for key in keys)] for row in results["checks"]]
     note = (
         "Different tasks may open with the same words; where the test tasks have few distinct first observations, "
         "only ids can tell."
     )
-    return Table("Training and test tasks", columns, rows, [note])
+    return Table("Training and test tasks", heads, rows, [note])
 
 
 def replay_table(results: Mapping[str, Any]) -> Table:
@@ -246,10 +245,9 @@ def replay_table(results: Mapping[str, Any]) -> Table:
         ]
         for row in results.get("replays", ())
     ]
-    columns = [Column("selector", align="left"), Column("environment", align="left"), Column("starts")]
-    columns += [*map(Column, ("exactly", "within tolerance", "not at all")), Column("replay, %")]
+    titles = ("selector", "environment", "starts", "exactly", "within tolerance", "not at all", "replay, %")
     note = "Rollouts begin where the expert's recorded steps lead: none can where those are answered otherwise."
-    return Table("Starts that replay", columns, rows, [note])
+    return Table("Starts that replay", columns(*titles, words=2), rows, [note])
 
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
@@ -277,12 +275,11 @@ def print_table(*tables: Table, console: Console | None = None) -> None:
 
 def turned(table: Table) -> Table:
     """The same with a column a row, for where there are many columns."""
-    columns = [Column("", align="left"), *(Column(row[0].text) for row in table.rows)]
     rows = [
         [Cell(column.title, column.group), *(row[i] for row in table.rows)]
         for i, column in enumerate(table.columns[1:], 1)
     ]
-    return Table(table.title, columns, rows, table.notes)
+    return Table(table.title, columns("", *(row[0].text for row in table.rows)), rows, table.notes)
 
 
 def _width(table: Table) -> int:
@@ -306,9 +303,7 @@ def to_rich(table: Table) -> RichTable:
     grouped = any(column.group for column in table.columns)
     for i, column in enumerate(table.columns):
         heading = Text(f"{column.group}\n{column.title}" if grouped else column.title)
-        shown.add_column(
-            heading, justify="left" if column.align == "left" else "right", no_wrap=i == 0, overflow="fold"
-        )
+        shown.add_column(heading, justify=column.align, no_wrap=i == 0, overflow="fold")
     for i, row in enumerate(table.rows):
         shown.add_row(*map(_rich_cell, row), style="cyan" if i == table.strong else None)
     return shown
@@ -322,15 +317,15 @@ def _rich_cell(cell: Cell) -> Text:
     return text
 
 
-def marked(env: str, results: Mapping[str, Any]) -> str:
+def marked(env: str, other_tasks: Container[str]) -> str:
     """An environment's name, marked where its tasks are not the paper's."""
-    return f"{env} §" if env in results["other_tasks"] else env
+    return f"{env} §" if env in other_tasks else env
 
 
-def task_notes(results: Mapping[str, Any]) -> list[str]:
-    """Whose tasks were played in environments that are marked."""
+def task_notes(other_tasks: Mapping[str, str]) -> list[str]:
+    """Whose tasks were played in environments that are marked: sentences from their names, and the words on each."""
     by_words: dict[str, list[str]] = {}
-    for env, words in results["other_tasks"].items():
+    for env, words in other_tasks.items():
         by_words.setdefault(words, []).append(env)
     return [f"§ {', '.join(envs)}: {words}." for words, envs in by_words.items()]
 
@@ -338,7 +333,7 @@ def task_notes(results: Mapping[str, Any]) -> list[str]:
 _Key = tuple[str, str]
 
 
-def _columns_of(arm: Mapping[str, Any]) -> dict[_Key, Mapping[str, Any]]:
+def _by_column(arm: Mapping[str, Any]) -> dict[_Key, Mapping[str, Any]]:
     """An arm's cells by (held, title): environments, then their average, held in before held out."""
     found: dict[_Key, Mapping[str, Any]] = {}
     for held in HELD:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from atlas_ray.environments.replay import replay_words
-from atlas_ray.evaluation.intervals import limits, percent, points
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, limits, percent, points
 from atlas_ray.evaluation.metrics import EnvironmentResult, many_overflowed
 from atlas_ray.evaluation.paired import Comparison
 from atlas_ray.evaluation.provenance import other_tasks
@@ -40,29 +40,28 @@ def evaluation_table(
         other_tasks: Environments whose tasks are not the paper's, and whose they are.
         failures: Why models could not be loaded: they stand there without figures.
     """
-    given = {"other_tasks": other_tasks or {}}
+    others = other_tasks or {}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
     table, flags = Table(*columns, box=box.SIMPLE, padding=0), list[str]()
     for model, cells in results.items():
         for cell in cells:
-            excluded = ", ".join(f"{cause} {n}" for cause, n in cell.excluded.items()) or "-"
             lost, mark = sum(cell.excluded.values()), f" {FLAG}" if cell.flagged else ""
             table.add_row(
                 model,
-                marked(cell.env, given),
+                marked(cell.env, others),
                 percent(cell.success) + mark + (f" {OVERFLOW}" if many_overflowed(cell.overflowed) else ""),
                 limits(cell.ci95) if cell.ci95 else "-",
                 percent(cell.reward) + (f" ({limits(cell.reward_ci95)})" if cell.reward_ci95 else ""),
                 percent(cell.progress) + (f" ({limits(cell.progress_ci95)})" if cell.progress_ci95 else ""),
                 f"{cell.n} of {cell.n + lost}" if lost else str(cell.n),
-                excluded,
+                excluded(cell),
             )
             if cell.flagged:
                 flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
     for model in failures or {}:
         table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
     overflows = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
-    said = [*task_notes(given), *flags, *overflow_notes(overflows)]
+    said = [*task_notes(others), *flags, *overflow_notes(overflows)]
     said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
     table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
@@ -77,9 +76,8 @@ def paired_table(comparisons: Iterable[Comparison]) -> Table:
     """Every later model against every earlier one, task by task."""
     table = Table("model", "against", "environment", "metric", "difference", "95 %", "tasks", "", box=box.SIMPLE)
     for c in comparisons:
-        table.add_row(
-            c.ours, c.theirs, c.env, c.metric, points(c.difference), _span(c.ci95), str(c.tasks), _word(c.outcome)
-        )
+        figures = points(c.difference), _span(c.ci95), str(c.tasks), OUTCOME_WORDS[c.outcome]
+        table.add_row(c.ours, c.theirs, c.env, c.metric, *figures)
     return table
 
 
@@ -100,11 +98,8 @@ def verification_table(rows: Sequence[Row]) -> Table:
             f"{row.position:.2f}",
         )
     metrics = dict.fromkeys((row.env, row.result.metric) for row in rows)
-    said = [
-        "%: "
-        + ", ".join(f"{metric} in {env}" for env, metric in metrics)
-        + "; n: tasks, starts; at: mean start / steps"
-    ]
+    shown = ", ".join(f"{metric} in {env}" for env, metric in metrics)
+    said = [f"%: {shown}; n: tasks, starts; at: mean start / steps"]
     said += [
         f"{row.env}: {percent(row.put_in, 0)} % of critical steps put in" for row in rows if row.put_in is not None
     ]
@@ -132,7 +127,3 @@ def _difference(found: Comparison) -> str:
 def _span(pair: tuple[float, float]) -> str:
     low, high = (f"{100 * limit:+.0f}".replace("-", "−") for limit in pair)
     return f"{low} to {high}"
-
-
-def _word(outcome: str) -> str:
-    return "no difference shown" if outcome == "none" else outcome

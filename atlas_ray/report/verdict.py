@@ -6,14 +6,12 @@ arms play the same tasks, so differences are taken task by task.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
+from atlas_ray.evaluation.metrics import by_task
 from atlas_ray.report.inputs import Arm, ReportInput
-from atlas_ray.types import Episode
 
 QUESTION = (
     "Does fine-tuning on the critical steps of expert trajectories make a better agent than no fine-tuning, "
@@ -67,36 +65,21 @@ def _is_rival(arm: Arm, ours: Arm) -> bool:
 
 def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, Any]]:
     """Statements on one rival: each environment, then each group of two or more that is complete."""
-    left, right = _successes(ours.episodes), _successes(theirs.episodes)
     for held, group in GROUPS.items():
         parts: dict[str, tuple[Interval, int]] = {}
         environments = [env for env, spec in given.specs.items() if spec.held == held]
         for env in environments:
-            common = sorted(left[env].keys() & right[env].keys())
-            if common:
-                parts[env] = paired_difference([left[env][task] - right[env][task] for task in common]), len(common)
+            left, right = (by_task([e for e in arm.episodes if e.env == env], "success") for arm in (ours, theirs))
+            if common := left.keys() & right.keys():
+                parts[env] = paired_difference([left[task] - right[task] for task in sorted(common)]), len(common)
         if len(parts) == len(environments) > 1:
             parts[group] = average([found for found, _ in parts.values()]), sum(n for _, n in parts.values())
         for scope, (found, tasks) in parts.items():
-            said = {"arm": ours.name, "against": theirs.name, "scope": scope, "held": held, **_outcome(found, tasks)}
+            said = {
+                **{"arm": ours.name, "against": theirs.name, "scope": scope, "held": held, "tasks": tasks},
+                **{"difference": found.value, "ci95": found.limits, "outcome": found.outcome},
+            }
             yield {**said, "sentence": _sentence(said)}
-
-
-def _successes(episodes: Sequence[Episode]) -> Mapping[str, Mapping[str, float]]:
-    """Share of successes by environment and task; infrastructure failures say nothing."""
-    samples: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
-    for episode in episodes:
-        if not episode.stop_reason.is_infrastructure:
-            samples[episode.env][episode.item_id].append(episode.success)
-    found: dict[str, dict[str, float]] = defaultdict(dict)
-    for env, tasks in samples.items():
-        found[env] = {task: fmean(successes) for task, successes in tasks.items()}
-    return found
-
-
-def _outcome(found: Interval, tasks: int) -> dict[str, Any]:
-    outcome = "better" if found.low > 0 else "worse" if found.high < 0 else "none"
-    return {"tasks": tasks, "difference": found.value, "ci95": found.limits, "outcome": outcome}
 
 
 def _sentence(said: Mapping[str, Any]) -> str:

@@ -72,7 +72,7 @@ def test_the_report_marks_and_names_it(tmp_path: Path) -> None:
 
 def test_the_papers_tables_mark_it() -> None:
     played = [episode(i, 0.0, stop=FULL) for i in range(4)]
-    share = _overflowed(played, "maze")
+    share = _overflowed(played)
     assert share == 1.0
     small = paper_arm("small", {"maze": [0] * 4, "wordle": [1] * 4}, overflowed={"maze": share, "wordle": 0.0})
     found = [figure(small, env) for env in ("maze", "wordle")]

@@ -13,9 +13,9 @@ from rich.console import Console
 from atlas_ray.evaluation.intervals import Interval, average, paired_difference, points
 from atlas_ray.evaluation.metrics import summarise
 from atlas_ray.recipes.report import site_of
-from atlas_ray.report.html import SCRIPTS, duration
-from atlas_ray.report.results import Arm, build_results
-from atlas_ray.report.stage import write_report
+from atlas_ray.report.html import SCRIPTS, duration, write_report
+from atlas_ray.report.inputs import Arm
+from atlas_ray.report.results import build_results
 from atlas_ray.report.tables import (
     detail_table,
     print_tables,

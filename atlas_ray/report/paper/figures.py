@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 
 from matplotlib import style
-from matplotlib.figure import Figure as Drawing
 
-from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, WIDTH, bare, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, panel, short, to_svg
 from atlas_ray.report.paper.ours import ArmRuns, PaperRuns
 from atlas_ray.report.paper.printed import printed
 from atlas_ray.report.paper.tables import GROUPS, members
@@ -31,8 +30,7 @@ def figure2(runs: PaperRuns) -> list[Figure]:
 
 def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
     with style.context(["default", STYLE]):
-        figure = Drawing(figsize=(WIDTH, 2.4))
-        axes = figure.add_axes((0.13, 0.14, 0.84, 0.82))
+        figure, axes = panel(2.4, 0.13, 0.14, 0.97, 0.96, grid="y")
         count = 0
         for x, (prefix, table, *keys) in enumerate(_BACKBONES.values()):
             rows = {row.key: row for row in printed(table).rows}
@@ -48,8 +46,6 @@ def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
         axes.set_xticks(range(len(_BACKBONES)), list(_BACKBONES))
         axes.set_ylabel(f"{group} average, %")
         axes.set_ylim(0, 100)
-        bare(axes)
-        axes.grid(axis="y")
         svg = to_svg(figure, f"figure2-{average}", f"Three backbones, {group}")
     shown = [(arm, runs.averaged(arm, members(average))) for arm in _shown(runs)]
     envs = sorted({env for arm, among in shown for env in among if arm.scores.get(env)})
@@ -81,8 +77,7 @@ def cost_figures(runs: PaperRuns) -> list[Figure]:
         if len(dots) < 2:
             continue
         with style.context(["default", STYLE]):
-            figure = Drawing(figsize=(WIDTH, 2.6))
-            axes = figure.add_axes((0.13, 0.18, 0.82, 0.78))
+            figure, axes = panel(2.6, 0.13, 0.18, 0.95, 0.96, grid="both")
             for x, mean, name in dots:
                 colour = ACCENT if name == "atlas" else INK
                 axes.plot([x, x], [mean.low, mean.high], color=colour, linewidth=1.2, alpha=0.3)
@@ -92,8 +87,6 @@ def cost_figures(runs: PaperRuns) -> list[Figure]:
             axes.margins(x=0.15)
             axes.set_xlabel("device-seconds of training")
             axes.set_ylabel(f"{group} average, %")
-            bare(axes)
-            axes.grid()
             svg = to_svg(figure, f"training-cost-{average}", f"Cost of training against success, {group}")
         of = ", ".join(dots[0][1].of) or "all environments of the group"
         caption = f"{of}; {sum(mean.n for _, mean, _ in dots)} episodes of {len(dots)} arms."

@@ -158,6 +158,10 @@ class PaperRuns:
     chosen: Mapping[str, ChosenSteps] = field(default_factory=dict)
     other_tasks: Mapping[str, str] = field(default_factory=dict)
 
+    def played_for(self, table: str, env: str) -> str:
+        """The environment that is played in a table for one of the paper's: another one's stand-in, or itself."""
+        return self.stand_in_envs.get(table, {}).get(env, env)
+
     def averaged(self, arm: ArmRuns, envs: Sequence[str]) -> list[str]:
         """Of which of these environments an arm's average is: those with the paper's tasks, all where none has them."""
         known = [env for env in envs if env not in self.other_tasks]

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from statistics import fmean
 
 from atlas_ray.environments.replay import replay_words
-from atlas_ray.evaluation.intervals import Interval
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval
 from atlas_ray.evaluation.metrics import OVERFLOW_MARKED
 from atlas_ray.report.paper.ours import (
     ArmRuns,
@@ -24,9 +24,9 @@ from atlas_ray.report.paper.ours import (
     mean_gain,
 )
 from atlas_ray.report.paper.printed import AVERAGES, TABLES, PrintedRow, PrintedTable, printed
-from atlas_ray.report.tables import context_notes
+from atlas_ray.report.tables import HELD, context_notes, task_notes
 
-GROUPS = {"held_in_avg": "held in", "held_out_avg": "held out"}
+GROUPS = {average: HELD[held] for average, held in AVERAGES.items()}
 _BY_TASK = ("table4", "table5")
 # what Table 6 does not print, and what its gain must be held against: nearness to the goal helps by itself
 _UNPRINTED = (
@@ -73,8 +73,8 @@ class Claim:
     def words(self) -> str:
         """What can be said at 95 %."""
         d = self.difference
-        verdict = "better" if d.low > 0 else "worse" if d.high < 0 else "no difference shown"
-        return f"{self.scope}: {d.value:+.1f} points against {self.against} [{d.low:+.1f}, {d.high:+.1f}]: {verdict}"
+        limits = f"[{d.low:+.1f}, {d.high:+.1f}]"
+        return f"{self.scope}: {d.value:+.1f} points against {self.against} {limits}: {OUTCOME_WORDS[d.outcome]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +167,7 @@ def _row(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> PaperTableRow
 
 def _cell(given: PrintedTable, row: PrintedRow, column: str, runs: PaperRuns) -> PaperCell:
     paper, quoted = row.figures.get(column), column in row.quoted
-    env = runs.stand_in_envs.get(given.name, {}).get(column, column)
+    env = runs.played_for(given.name, column)
     elsewhere = env if env != column else None
     whose = runs.other_tasks.get(env)
     comparable = paper if elsewhere is None and whose is None else None
@@ -204,7 +204,7 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
     rival = f"{other.section}, {other.label}" if other.section != row.section else other.label
     if given.name == "table6":
         for column in given.columns:
-            env = runs.stand_in_envs.get("table6", {}).get(column, column)
+            env = runs.played_for(given.name, column)
             start = runs.verification.get(env, {}).get(row.key)
             if start is not None and start.gain is not None:
                 yield Claim(env, rival, start.gain)
@@ -221,7 +221,7 @@ def _claims(given: PrintedTable, row: PrintedRow, runs: PaperRuns) -> Iterator[C
                 some = f" ({', '.join(envs)} alone)" if len(envs) < len(members(column)) else ""
                 yield Claim(f"{GROUPS[column]}{some}", rival, found)
         else:
-            env = runs.stand_in_envs.get(given.name, {}).get(column, column)
+            env = runs.played_for(given.name, column)
             if alone := gain(ours, theirs, env):
                 yield Claim(env, rival, alone)
 
@@ -250,15 +250,8 @@ def _costs(arms: dict[str, ArmRuns], runs: PaperRuns) -> tuple[Cost, ...]:
         if rival is None and "/" not in key and elsewhere is not None and elsewhere.training:
             rival = elsewhere
         against = _mean_cost(list(rival.training.values())) if rival else TrainingCost()
-        found.append(
-            Cost(
-                key,
-                mean,
-                len(arm.training),
-                _share(mean.loss_tokens, against.loss_tokens),
-                _share(mean.flops, against.flops),
-            )
-        )
+        shares = _share(mean.loss_tokens, against.loss_tokens), _share(mean.flops, against.flops)
+        found.append(Cost(key, mean, len(arm.training), *shares))
     return tuple(found)
 
 
@@ -269,18 +262,12 @@ def _everything(key: str) -> Sequence[str]:
 
 
 def _mean_cost(costs: Sequence[TrainingCost]) -> TrainingCost:
-    def mean(name: str) -> float | None:
-        known = [value for cost in costs if (value := getattr(cost, name)) is not None]
-        return fmean(known) if known else None
-
-    loss, tokens = mean("loss_tokens"), mean("trajectory_tokens")
+    known = {f.name: [v for cost in costs if (v := getattr(cost, f.name)) is not None] for f in fields(TrainingCost)}
+    device = next(iter(known.pop("device")), None)
+    means = {name: fmean(values) for name, values in known.items() if values}
     return TrainingCost(
-        None if loss is None else round(loss),
-        None if tokens is None else round(tokens),
-        mean("flops"),
-        mean("device_seconds"),
-        next((cost.device for cost in costs if cost.device), None),
-        mean("step_fraction"),
+        **{name: round(mean) if name.endswith("_tokens") else mean for name, mean in means.items()},  # type: ignore[arg-type]
+        device=device,
     )
 
 
@@ -358,12 +345,7 @@ def _mark_notes(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRuns
 
 def _whose_tasks(given: PrintedTable, cells: Sequence[PaperCell], runs: PaperRuns) -> Iterator[str]:
     """Which environments here have other tasks than the paper's, by whose they are."""
-    stand_ins = runs.stand_in_envs.get(given.name, {})
     averaged = [env for cell in cells if cell.column in AVERAGES for env in members(cell.column)]
-    here = dict.fromkeys(env for column in (*given.columns, *averaged) if (env := stand_ins.get(column, column)))
-    by_words: dict[str, list[str]] = {}
-    for env in here:
-        if env in runs.other_tasks:
-            by_words.setdefault(runs.other_tasks[env], []).append(env)
-    for words, envs in by_words.items():
-        yield f"§ {', '.join(envs)}: {words}. Held against none of the paper's figures; not in averages that are."
+    here = dict.fromkeys(runs.played_for(given.name, column) for column in (*given.columns, *averaged))
+    for note in task_notes({env: words for env in here if (words := runs.other_tasks.get(env))}):
+        yield f"{note} Held against none of the paper's figures; not in averages that are."
