@@ -81,11 +81,11 @@ class DataConfig(FrozenConfig):
     """Where expert trajectories come from.
 
     `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
-    dataset id.
+    dataset id. `format` is told from the rows, or the name of a data format, or one's place as `module:NAME`.
     """
 
     path: str
-    format: Literal["auto", "agenttraj", "sharegpt", "openai"] = "auto"
+    format: str = "auto"
     revision: str | None = None
     envs: list[str] | None = None
     limit: int | None = Field(None, ge=1, description="first trajectories per environment")

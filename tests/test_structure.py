@@ -19,7 +19,7 @@ MODULES = {
 FLOORS = (
     ("text",),
     ("errors",),
-    ("address", "chat_template", "types"),
+    ("address", "chat_template", "plugins", "types"),
     ("config",),
     ("runs",),
     ("cluster",),

@@ -19,8 +19,9 @@ from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import ServedTasks, served_tasks
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.trajectories.formats import NOT_PLAYED
-from atlas_ray.trajectories.readers import Items, read_items, rejected_figures, skipped_line
+from atlas_ray.trajectories.item_ids import NOT_PLAYED
+from atlas_ray.trajectories.readers import Items, read_items
+from atlas_ray.trajectories.rejected import rejected_figures, skipped_line
 from atlas_ray.types import Task
 
 _NAME_THEM = "name them by a data set with their item ids: evaluate.items: {path: AgentGym/AgentEval}"

@@ -11,7 +11,7 @@ from typing import Literal
 
 from atlas_ray.config import DataConfig
 from atlas_ray.recipes.graph import Recipe
-from atlas_ray.trajectories.readers import is_hub_id
+from atlas_ray.trajectories.locate import is_hub_id
 
 _NEWEST = "main"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected, rejected_figures
 
 
 def estimate_lines(config: SelectConfig) -> list[str]:

@@ -24,7 +24,7 @@ from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.local_copy import local_copy
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Selector
-from atlas_ray.trajectories.readers import Rejected
+from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Category, Selection, Trajectory
 
 _COLUMNS = ("trajectory_id", "n_steps", "chosen", "categories", "reason", "error")

@@ -42,7 +42,8 @@ from atlas_ray.selection.rescore import rescored
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
 from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, write_rejected
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected, rejected_figures, write_rejected
 from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:

@@ -98,7 +98,8 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
         UserError: If data, selection or model are unusable.
         AtlasError: If training fails.
     """
-    from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
+    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.trajectories.rejected import Rejected, write_rejected
 
     folder = RunFolder(config.run)
     folder.begin(config, stage="train", clean=clean)

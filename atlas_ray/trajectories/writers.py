@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.trajectories.formats import Ids, environment_of
+from atlas_ray.trajectories.item_ids import UniqueIds, environment_of
 from atlas_ray.types import Message, Trajectory
 
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
@@ -22,12 +22,12 @@ _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 def to_agenttraj(trajectories: Iterable[Trajectory]) -> list[dict[str, Any]]:
     """Rows in the order given."""
-    rows, ids = [], Ids()
+    rows, ids = [], UniqueIds()
     for trajectory in trajectories:
         row = _row(trajectory)
         if ids.free(trajectory.task.id) != trajectory.id:
             row["id"] = trajectory.id
-        ids.use(trajectory.id)
+        ids.take(trajectory.env, trajectory.id)
         rows.append(row)
     return rows
 

@@ -24,7 +24,8 @@ from atlas_ray.environments.http.server import create_app
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, write_rejected
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected, write_rejected
 from atlas_ray.types import Message, Task, Trajectory
 from tests.support.records import a_row
 from tests.support.serving import BUILT_IN, remote, running, served

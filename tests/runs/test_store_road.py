@@ -27,7 +27,8 @@ from atlas_ray.training.estimate import check_memory
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import LoraConfig
 from atlas_ray.training.stage import train_agent
-from atlas_ray.trajectories.readers import Rejected, read_trajectories
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected
 from tests.support.store import Store
 from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, write_base
 

@@ -25,7 +25,7 @@ from atlas_ray.selection.budget import budget, recut
 from atlas_ray.selection.combine import CombineSelector, ranks, select_combined
 from atlas_ray.selection.file import FileSelector, imported, write_table
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.trajectories.readers import Rejected
+from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Category, Selection
 from tests.selection.test_selection import GOLD, config_of, data_in, expert
 

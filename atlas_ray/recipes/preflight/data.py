@@ -15,7 +15,8 @@ from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
 from atlas_ray.recipes.preflight.pending import Pending
-from atlas_ray.trajectories.readers import Rejected, read_trajectories, rejected_figures, skipped_line
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.trajectories.rejected import Rejected, rejected_figures, skipped_line
 from atlas_ray.types import Trajectory
 
 

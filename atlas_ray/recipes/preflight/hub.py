@@ -13,7 +13,7 @@ from typing import Literal
 
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.preflight.findings import Finding
-from atlas_ray.trajectories.readers import is_hub_id
+from atlas_ray.trajectories.locate import is_hub_id
 
 _SECONDS = 5.0
 

@@ -1,0 +1,84 @@
+"""Parts found by name: the package's own, those of other packages' entry points, and any named as `module:NAME`.
+
+Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Iterator, Mapping, MutableMapping
+from functools import cached_property
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar
+
+from atlas_ray.errors import UserError
+
+T = TypeVar("T")
+
+
+class Registry(MutableMapping[str, T], Generic[T]):
+    """The parts of one kind by name; assigning adds one for this process alone.
+
+    Args:
+        what: What such a part is called, e.g. "data format".
+        kind: The class of the parts.
+        own: `module:NAME` of each of the package's own.
+        group: Entry points (`name = "module:NAME"`) by which installed packages add theirs.
+    """
+
+    def __init__(self, what: str, kind: type[T], own: Mapping[str, str], group: str) -> None:
+        self._what, self._kind, self._own, self._group = what, kind, dict(own), group
+        self._found: dict[str, T] = {}
+
+    @cached_property
+    def _places(self) -> dict[str, str]:
+        others = {entry.name: entry.value for entry in entry_points(group=self._group)}
+        return self._own | {name: place for name, place in others.items() if name not in self._own}
+
+    def find(self, name: str) -> T:
+        """The part of this name, or the one at `module:NAME`; modules are looked for in the working directory too.
+
+        Raises:
+            UserError: If there is none, naming the closest names.
+        """
+        if name not in self._found:
+            if name not in self._places and ":" not in name:
+                close = difflib.get_close_matches(name, self) or list(self)
+                raise UserError(f"no {self._what} is called {name!r}", f"did you mean {', '.join(close)}?")
+            self._found[name] = self._load(self._places.get(name, name))
+        return self._found[name]
+
+    def _load(self, place: str) -> T:
+        module, _, attribute = place.partition(":")
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            found = getattr(import_module(module), attribute, None)
+        except ImportError as error:
+            raise UserError(f"cannot import {module} of the {self._what} {place}: {error}", "check its name") from error
+        if not isinstance(found, self._kind):
+            raise UserError(f"{module} has no {self._what} {attribute}", f"it must be a {self._kind.__name__}")
+        return found
+
+    def __getitem__(self, name: str) -> T:
+        if name not in self:
+            raise KeyError(name)
+        return self.find(name)
+
+    def __setitem__(self, name: str, part: T) -> None:
+        self._found[name] = part
+
+    def __delitem__(self, name: str) -> None:
+        del self._found[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._found or name in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([*self._places, *(name for name in self._found if name not in self._places and ":" not in name)])
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

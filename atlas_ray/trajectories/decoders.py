@@ -1,0 +1,253 @@
+"""Rows out of files, one at a time: JSON, JSONL and Parquet, cut into spans that can be read apart.
+
+Flows in: a file; flows out: spans of it, and the rows of each with their places in the file. No file is held in memory
+as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from atlas_ray.errors import UserError
+from atlas_ray.runs.local_copy import origin
+from atlas_ray.trajectories.formats.registry import detect
+
+SUFFIXES = (".json", ".jsonl", ".parquet")
+SPAN = 64 << 20  # bytes of a file from which on it is cut
+_CHUNK = 1 << 20  # characters of JSON that are read at once
+_CUT_OFF = 64  # characters before the end of a chunk within which an error may come of the cut
+_SPACE = re.compile(r"[ \t\n\r]*")
+_DECODER = json.JSONDecoder()
+
+
+class Decoded(NamedTuple):
+    """A row: its place in the file (line, or element from 1), and its value or why it has none."""
+
+    row: int
+    value: Any
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A piece of a file.
+
+    Attributes:
+        start: Its first byte (JSONL) or row group (Parquet).
+        stop: The first that is no part of it; None: it goes to the end.
+        row: The place of its first row.
+    """
+
+    start: int = 0
+    stop: int | None = None
+    row: int = 1
+
+
+WHOLE = Span()
+
+
+def spans(file: Path) -> list[Span]:
+    """How a file can be cut: JSONL between lines, Parquet between row groups, JSON not at all.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
+    if file.suffix == ".json" or file.stat().st_size <= SPAN:
+        return [WHOLE]
+    return _line_spans(file) if file.suffix == ".jsonl" else _group_spans(file)
+
+
+def decode(file: Path, span: Span = WHOLE) -> Iterator[Decoded]:
+    """The rows of a span.
+
+    Raises:
+        UserError: If the file cannot be read as a whole.
+    """
+    if file.suffix == ".json":
+        return _json_rows(file)
+    return _jsonl_rows(file, span) if file.suffix == ".jsonl" else _parquet_rows(file, span)
+
+
+def _line_spans(file: Path) -> list[Span]:
+    found, start, row, at, lines = list[Span](), 0, 1, 0, 0
+    with _readable(file), file.open("rb") as source:
+        while block := source.read(SPAN):
+            lines += block.count(b"\n")
+            end = at + block.rfind(b"\n") + 1
+            if end > at:
+                found.append(Span(start, end, row))
+                start, row, lines = end, row + lines, 0
+            at += len(block)
+    return found + [Span(start, None, row)] * (start < at)
+
+
+def _group_spans(file: Path) -> list[Span]:
+    found, start, row, rows, size = list[Span](), 0, 1, 0, 0
+    with _parquet(file):
+        metadata = pq.read_metadata(file)
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        rows, size = rows + group.num_rows, size + group.total_byte_size
+        if size >= SPAN or number + 1 == metadata.num_row_groups:
+            found.append(Span(start, number + 1, row))
+            start, row, rows, size = number + 1, row + rows, 0, 0
+    return found or [WHOLE]
+
+
+def _json_rows(file: Path) -> Iterator[Decoded]:
+    with _readable(file), file.open(encoding="utf-8-sig", newline="") as source:
+        text = _JsonText(source)
+        try:
+            if text.peek() == "[":
+                yield from _elements(text)
+                return
+            value = text.value()
+            text.end()
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{origin(file)} is not valid JSON: {text.place(error.pos)}: {error.msg}",
+                "mend the file or fetch it anew; name it .jsonl where it holds one object a line",
+            ) from None
+        if not detect(value):
+            raise UserError(f"{origin(file)} holds no list of trajectories", "see the formats that `data.format` names")
+        yield Decoded(1, value)
+
+
+def _elements(text: _JsonText) -> Iterator[Decoded]:
+    """The elements of the list that begins here."""
+    text.at += 1
+    sign, row = text.peek(), 0
+    if sign == "]":
+        text.at += 1
+    while sign != "]":
+        text.peek()
+        row += 1
+        yield Decoded(row, text.value())
+        sign = text.peek()
+        if sign not in (",", "]"):
+            raise json.JSONDecodeError("Expecting ',' delimiter", text.window, text.at)
+        text.at += 1
+    text.end()
+
+
+class _JsonText:
+    """A file's text through a window that moves on; `at` is the place in the window."""
+
+    def __init__(self, source: TextIO) -> None:
+        self.window, self.at = "", 0
+        self._source, self._line, self._column = source, 1, 1  # of the window's first character
+
+    def peek(self) -> str:
+        """The next character but white space; empty at the end."""
+        while True:
+            space = _SPACE.match(self.window, self.at)
+            self.at = space.end() if space else self.at
+            if self.at < len(self.window):
+                return self.window[self.at]
+            if not self._read_on():
+                return ""
+
+    def value(self) -> Any:
+        """The value that begins here.
+
+        Raises:
+            JSONDecodeError: If none does.
+        """
+        while True:
+            try:
+                value, end = _DECODER.raw_decode(self.window, self.at)
+            except json.JSONDecodeError as error:
+                cut = error.pos > len(self.window) - _CUT_OFF or error.msg.startswith("Unterminated string")
+                if cut and self._read_on():
+                    continue
+                raise
+            if end < len(self.window) - _CUT_OFF or not self._read_on():  # a number may go on
+                self.at = end
+                return value
+
+    def end(self) -> None:
+        """Nothing but white space may follow.
+
+        Raises:
+            JSONDecodeError: If something does.
+        """
+        if self.peek():
+            raise json.JSONDecodeError("Extra data", self.window, self.at)
+
+    def place(self, at: int) -> str:
+        """A place in the window in words."""
+        before = self.window[:at]
+        line, newline = self._line + before.count("\n"), before.rfind("\n")
+        return f"line {line}, column {self._column + at if newline < 0 else at - newline}"
+
+    def _read_on(self) -> bool:
+        """Moves the window on; whether there was more to read."""
+        more = self._source.read(max(_CHUNK, len(self.window) - self.at))
+        if more:
+            before, newline = self.window[: self.at], self.window.rfind("\n", 0, self.at)
+            self._line += before.count("\n")
+            self._column = self._column + self.at if newline < 0 else self.at - newline
+            self.window, self.at = self.window[self.at :] + more, 0
+        return bool(more)
+
+
+def _jsonl_rows(file: Path, span: Span) -> Iterator[Decoded]:
+    with _readable(file), file.open("rb") as lines:
+        at = lines.seek(span.start)
+        for row, line in enumerate(lines, span.row):
+            if span.stop is not None and at >= span.stop:
+                return
+            at += len(line)
+            try:
+                text = line.decode("utf-8-sig" if row == 1 else "utf-8")
+                if not text.strip():
+                    continue
+                decoded = Decoded(row, json.loads(text))
+            except json.JSONDecodeError as error:
+                decoded = Decoded(row, None, f"not valid JSON: column {error.colno}: {error.msg}")
+            except (ValueError, RecursionError) as error:
+                decoded = Decoded(row, None, f"unreadable: {_short(error)}")
+            yield decoded
+
+
+def _parquet_rows(file: Path, span: Span) -> Iterator[Decoded]:
+    row = span.row
+    with _parquet(file), pq.ParquetFile(file) as source:
+        groups = range(span.start, source.num_row_groups if span.stop is None else span.stop)
+        for batch in source.iter_batches(batch_size=256, row_groups=list(groups)):
+            for value in batch.to_pylist():
+                yield Decoded(row, value)
+                row += 1
+
+
+@contextmanager
+def _readable(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"cannot read {origin(file)}: {_short(error)}", "check its permissions, and that it is JSON in UTF-8"
+        ) from None
+
+
+@contextmanager
+def _parquet(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"{origin(file)} is not readable as Parquet: {_short(error)}", "fetch or write it anew"
+        ) from None
+
+
+def _short(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

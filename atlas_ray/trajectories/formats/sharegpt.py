@@ -1,0 +1,33 @@
+"""ShareGPT's rows: `conversations` of `from`, `value`; all assistant turns but an opening "OK" are steps."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from atlas_ray.errors import DataError
+from atlas_ray.trajectories.formats.protocol import (
+    DataFormat,
+    Row,
+    read_turn,
+    turns_of,
+    without_acknowledgement,
+)
+from atlas_ray.types import Message
+
+
+def _message(turn: Any, number: int) -> Message:
+    role, content = read_turn(turn, number, "from", "value")
+    if turn.get("loss") is not None:
+        raise DataError(f"turn {number} has a loss flag, which ShareGPT has not", "set `format: agenttraj`")
+    return Message(role, content, role == "assistant")
+
+
+def _messages(row: Row) -> list[Message]:
+    turns = turns_of(row, "conversations")
+    return without_acknowledgement([_message(turn, number) for number, turn in enumerate(turns, 1)])
+
+
+FORMAT = DataFormat(
+    recognises=lambda row: isinstance(row.get("conversations"), list) and bool(row["conversations"]),
+    messages=_messages,
+)

@@ -1,0 +1,65 @@
+"""What is written as AgentTraj-L reads back equal; statistics of a data set."""
+
+from __future__ import annotations
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from atlas_ray.trajectories.formats.registry import FORMATS
+from atlas_ray.trajectories.statistics import statistics, statistics_table
+from atlas_ray.trajectories.writers import to_agenttraj, write_agenttraj
+from atlas_ray.types import Category, GoldStep, Message, Trajectory
+from tests.support.rows import AGENTTRAJ, read
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
+
+
+@st.composite
+def trajectories(draw: st.DrawFn) -> Trajectory:
+    turns = draw(st.lists(st.tuples(TEXT, TEXT, st.booleans()), min_size=1, max_size=4))
+    messages = [Message("system", draw(TEXT))] if draw(st.booleans()) else []
+    for n, (observation, reply, trainable) in enumerate(turns, 1):
+        messages += [Message("user", observation), Message("assistant", reply, trainable or n == len(turns))]
+    messages += [Message("user", draw(TEXT))] if draw(st.booleans()) else []
+    n_steps = sum(m.trainable for m in messages)
+    marks, ranks = st.lists(st.sampled_from(range(1, n_steps + 1)), unique=True), st.integers(1, 9)
+    gold = draw(
+        st.none() | marks.map(lambda m: tuple(GoldStep(s, draw(ranks), draw(st.sampled_from(Category))) for s in m))
+    )
+    env, item_id = draw(
+        st.sampled_from(
+            [("maze", "maze_1"), ("maze", "lmrlgym_maze_2"), ("alfworld", "pick_and_place-x"), ("own", "7")]
+        )
+    )
+    reward = draw(st.none() | st.floats(0, 1))
+    return Trajectory(f"{env}/{item_id}", env, item_id, tuple(messages), reward, gold)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(st.data())
+def test_what_is_written_reads_back_equal(tmp_path, data):
+    numbers = data.draw(st.permutations(range(1, 6)))
+    found = data.draw(st.lists(trajectories(), max_size=5))
+    found = [
+        Trajectory(f"{t.id}#{n}" if n > 1 else t.id, t.env, t.item_id, t.messages, t.reward, t.gold)
+        for t, n in zip(found, numbers, strict=False)
+    ]
+    write_agenttraj(tmp_path / "a.json", found)
+    assert read(tmp_path / "a.json", format="agenttraj") == (found, [])
+
+
+def test_the_written_form_is_agenttrajs():
+    assert to_agenttraj([FORMATS["agenttraj"].read(AGENTTRAJ)]) == [AGENTTRAJ]
+
+
+def test_statistics():
+    marked = AGENTTRAJ | {"gold": [{"step": 1, "rank": 1, "category": "Plan Creation"}]}
+    trajectories = [FORMATS["agenttraj"].read(r) for r in (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})]
+    found = statistics(trajectories)
+    assert list(found) == ["maze", "todo"]
+    maze = found["maze"]
+    assert (maze.trajectories, maze.steps, maze.mean_steps, maze.gold_fraction) == (2, 4, 2.0, 0.5)
+    assert (maze.thought_words, maze.action_words, maze.observation_words) == (2, 8, 10)
+    assert (maze.duplicates, maze.repeated_tasks, maze.categories[Category.PLAN_CREATION]) == (1, 1, 1)
+    assert found["todo"].gold_fraction is None
+    assert statistics_table(trajectories).row_count == 2
