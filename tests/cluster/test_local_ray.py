@@ -11,7 +11,6 @@ import pytest
 
 from atlas_ray.cluster import connection
 from atlas_ray.errors import AtlasError
-from tests.cli.test_impossible_commands import ROOT
 
 ASK = (
     "import os; from atlas_ray.cluster.connection import _ask_for_a_token as ask; "
@@ -26,6 +25,8 @@ import ray
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 """
+
+ROOT = Path(__file__).parents[2]
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from aiohttp import ClientConnectionError
 
 from atlas_ray.cluster import submit as module
-from atlas_ray.cluster.submit import driver_options, submit
+from atlas_ray.cluster.submit import driver_options, last_error, submit
 from atlas_ray.errors import AtlasError, UserError
 
 
@@ -172,3 +174,51 @@ def test_credentials_among_a_jobs_arguments_are_not_sent() -> None:
     with pytest.raises(UserError, match="set them in the environment") as told:
         submit("select", ["--set=run=s3://AKIA:hush@bucket/x"], "http://127.0.0.1:1", wait=True)
     assert "hush" not in str(told.value)
+
+
+@pytest.fixture
+def guarded() -> Iterator[str]:
+    """A dashboard that lets in who sends `right`; it answers as Ray's does."""
+
+    class Guard(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            sent = self.headers.get("Authorization")
+            self.send_response(200 if sent == "Bearer right" else 403 if sent else 401)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None: ...
+
+    server = HTTPServer(("127.0.0.1", 0), Guard)
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.mark.parametrize(("token", "says"), [(None, "none was sent"), ("wrong", "the one that was sent is wrong")])
+def test_a_cluster_refuses_a_missing_and_a_wrong_token(
+    token: str | None, says: str, guarded: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray._raylet import AuthenticationTokenLoader
+
+    monkeypatch.setenv("RAY_AUTH_MODE", "token" if token else "disabled")
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("RAY_AUTH_TOKEN", token)
+    AuthenticationTokenLoader.instance().reset_cache()
+    with pytest.raises(UserError, match=f"asks for a token: {says}\n.*RAY_AUTH_MODE=token"):
+        submit("train", [], guarded, wait=False)
+    monkeypatch.undo()
+    AuthenticationTokenLoader.instance().reset_cache()
+
+
+def test_a_job_for_a_cluster_that_does_not_answer_is_refused(closed_port: int) -> None:
+    with pytest.raises(UserError, match=f"no cluster answers at http://127.0.0.1:{closed_port}"):
+        submit("train", [], f"http://127.0.0.1:{closed_port}", wait=False)
+
+
+def test_the_last_error_of_a_job_is_the_commands_own() -> None:
+    told = "failed with exit code 2, last available logs:\natlas: unknown key `x`\n  mend it\n"
+    assert last_error(told) == "unknown key `x`"
+    assert last_error("worker lost\n") == "worker lost"
+    assert last_error("") == "no message"

@@ -94,7 +94,7 @@ def test_without_runs_our_cells_are_empty() -> None:
         assert "difference" not in markdown(made)
 
 
-def test_one_environment_by_hand() -> None:
+def test_one_environments_figure_is_the_one_computed_by_hand() -> None:
     ours = arm("atlas", {"maze": {0: [1, 0, 1, 0], 1: [1, 1, 1, 0]}})
     found = figure(ours, "maze")
     assert found is not None
@@ -198,7 +198,7 @@ def test_an_average_of_built_in_worlds_alone_is_shown_and_held_against_nothing()
     assert "50.0§‡" in markdown(made)
 
 
-def test_whose_tasks_an_environments_are() -> None:
+def test_environments_with_other_tasks_than_the_papers_are_known_by_how_they_are_reached() -> None:
     envs = ("maze", "webshop", "jericho", "pddl")
     none = EnvironmentsConfig()
     assert other_tasks(envs, none) == BUILT_IN | dict.fromkeys(envs[:2], "built in, not AgentGym's")
@@ -266,7 +266,7 @@ def test_tables_4_and_5_take_an_arm_a_task_and_name_stand_ins() -> None:
     assert "Stand-in in `two`: gold for GPT-4o." in made.notes
 
 
-def test_table_6_is_of_verification() -> None:
+def test_table_6_shows_verification() -> None:
     shown = Figure(40.0, 30.0, 50.0, 100, 1, None, 0, False)
     made = table("table6", PaperRuns({}, {}, verification={"maze": {"from_critical_step": Start(shown)}}))
     line = next(c for c in cells(as_csv(made)) if c["row"] == "from critical step" and c["column"] == "maze")
@@ -362,7 +362,7 @@ def test_names_are_shown_as_they_are_written() -> None:
     assert as_table(made).rows[-1][1].text == ""
 
 
-def test_files_of_every_form(tmp_path: Path) -> None:
+def test_every_table_is_written_in_every_format(tmp_path: Path) -> None:
     written = write_paper_tables(RunFolder(str(tmp_path)), paper_tables(NOTHING))
     assert len(written) == 28
     assert all((tmp_path / path).stat().st_size for path in written)

@@ -42,7 +42,7 @@ def test_the_query_stays_behind_what_lies_below(place: str, names: list[str], ex
     assert beside(below(place, *names), "z") == below(place, *names[:-1], "z")
 
 
-def test_a_neighbour_in_the_working_directory() -> None:
+def test_a_neighbour_of_a_relative_path_is_relative() -> None:
     assert beside("gold", "llm") == "llm"
 
 
@@ -134,5 +134,5 @@ def test_credentials_in_an_address_are_refused_and_not_repeated(uri: str) -> Non
         "abfss://container@account.dfs.core.windows.net/x?credential_kind=cli",
     ],
 )
-def test_other_addresses_are_not(address: str) -> None:
+def test_addresses_without_credentials_are_not_refused(address: str) -> None:
     refuse_credentials({"servers": [address]})

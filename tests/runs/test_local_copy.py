@@ -115,7 +115,7 @@ def test_what_changes_while_it_is_fetched_is_never_mixed(model: str, store: Stor
     assert held(local_copy(model)) == MODEL | {"model.safetensors": changed}
 
 
-def test_what_never_stops_changing(model: str, store: Store) -> None:
+def test_a_folder_that_never_stops_changing_is_given_up(model: str, store: Store) -> None:
     store.on_get = lambda path: store.put("bucket/runs/gold/model/config.json", os.urandom(2))
     with pytest.raises(AtlasError, match="changes while it is read"):
         local_copy(model)
@@ -159,7 +159,7 @@ def test_after_a_sigkill_only_the_missing_files_are_fetched(model: str, store: S
 
 
 @pytest.mark.parametrize("path", ["bucket/runs/none", "none/runs"])
-def test_nothing_there(path: str, store: Store, cache: Path) -> None:
+def test_a_uri_with_nothing_behind_it_is_refused(path: str, store: Store, cache: Path) -> None:
     with pytest.raises(UserError, match=f"nothing lies at s3://{path}.*\n.*check the address"):
         local_copy(store.uri(path))
 
@@ -173,7 +173,7 @@ def test_what_may_not_be_read_is_named(denied: str, model: str, store: Store) ->
     assert "AWS_ACCESS_KEY_ID" in str(refused.value)
 
 
-def test_a_folder_without_what_is_wanted(model: str) -> None:
+def test_a_folder_without_a_wanted_file_is_refused(model: str) -> None:
     with pytest.raises(UserError, match=r"holds no file whose name ends in \.parquet"):
         local_copy(model, suffixes=(".parquet",))
 
@@ -186,14 +186,16 @@ def test_a_name_that_leads_out_is_refused(name: str, model: str, store: Store, c
     assert not list(cache.rglob("outside.json"))
 
 
-def test_a_disk_that_is_too_small(model: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_too_small_is_refused_before_fetching(
+    model: str, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "_SPARE", 1 << 60)
     with pytest.raises(AtlasError, match=rf"GB left\n.*set {CACHE_VARIABLE} to a folder on a larger disk"):
         local_copy(model)
     assert store.read() == []
 
 
-def test_copies_that_nobody_wants_make_room(model: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_oldest_copies_are_deleted_for_room(model: str, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     old, recent = (store.uri(f"bucket/{name}.jsonl") for name in ("old", "recent"))
     for uri in (recent, old):
         store.put(uri[len("s3://") :].partition("?")[0], b"x" * 2_000_000)
@@ -225,7 +227,7 @@ def test_progress_is_shown_in_megabytes_unless_there_are_few(
     assert "(MB): 3/3" in shown
 
 
-def test_a_process_says_how_far_it_is(model: str, store: Store) -> None:
+def test_a_process_reports_what_it_fetches_and_how_far_it_is(model: str, store: Store) -> None:
     told = []
     store.on_get = lambda path: told.append(fetching())
     local_copy(model)
@@ -302,7 +304,7 @@ def test_a_cache_that_cannot_be_written_to_is_named(model: str, cache: Path) -> 
     assert fetching() == ""
 
 
-def test_where_copies_lie(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_copies_lie_in_the_folder_that_the_variable_names(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(CACHE_VARIABLE, raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
     assert cache_folder() == Path("/somewhere/atlas-ray")

@@ -104,7 +104,7 @@ def test_a_checkpoint_is_a_line_once(tmp_path: Path, lines: list[str]) -> None:
         ([], {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}, True),
     ],
 )
-def test_a_laptops_screen_stays_quiet(
+def test_no_line_is_printed_unless_asked_for(
     options: list[str], variables: dict[str, str], printed: bool, tmp_path: Path
 ) -> None:
     (tmp_path / "data.json").write_text(json.dumps([a_row()]))
@@ -122,7 +122,7 @@ def test_a_laptops_screen_stays_quiet(
     assert [(unit["stage"], unit["unit"]) for unit in units] == [("select", "maze/maze_1")] * printed
 
 
-def test_a_handler_is_there_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_handler_is_installed_once(monkeypatch: pytest.MonkeyPatch) -> None:
     logger = logging.getLogger("atlas_ray.units")
     monkeypatch.setattr(logger, "handlers", [])
     monkeypatch.setattr(logger, "propagate", logger.propagate)

@@ -59,13 +59,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(file)
 
 
-@pytest.fixture
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 @contextmanager
 def bucket(status: int | None) -> Iterator[str]:
     """The URI of a run folder at a store that refuses everything as S3 does, or never answers."""
@@ -121,31 +114,31 @@ BAD = [
 
 
 @pytest.mark.parametrize("arguments", [BAD[0], *(pytest.param(bad, marks=pytest.mark.slow) for bad in BAD[1:])])
-def test_a_bad_uri(arguments: list[str], tmp_path: Path) -> None:
+def test_a_uri_of_no_known_store_is_refused(arguments: list[str], tmp_path: Path) -> None:
     said = message(atlas(*arguments, cwd=tmp_path), 2)
     assert "Unrecognized filesystem type in URI" in said
     assert "give a path or an s3:// or gs:// URI" in said
 
 
 @pytest.mark.parametrize("address", ["10.0.0.1:6379", "nonsense", "os://host"])
-def test_what_is_no_dashboard(address: str) -> None:
+def test_an_address_that_is_no_dashboards_is_refused(address: str) -> None:
     """Ray would look for a node there for most of a minute, or import a module of that name."""
     said = message(atlas("submit", "train", "--address", address), 2)
     assert f"{address!r} is no address of a dashboard" in said
 
 
 @pytest.mark.slow
-def test_no_cluster_there(free_port: int, tmp_path: Path) -> None:
+def test_a_cluster_that_does_not_answer_is_reported(closed_port: int, tmp_path: Path) -> None:
     asked = ["collect", "--set", "envs=[maze]", "--run", str(tmp_path / "run")]
-    said = message(atlas(*asked, RAY_ADDRESS=f"127.0.0.1:{free_port}"), 1)
-    assert f"cannot reach Ray at 127.0.0.1:{free_port}: [Errno 111] Connection refused" in said
+    said = message(atlas(*asked, RAY_ADDRESS=f"127.0.0.1:{closed_port}"), 1)
+    assert f"cannot reach Ray at 127.0.0.1:{closed_port}: [Errno 111] Connection refused" in said
     assert "check RAY_ADDRESS" in said
 
 
 # --- a port in use ---
 
 
-def test_a_port_in_use() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         said = message(atlas("serve", "maze", "--port", str(port)), 2)
@@ -156,7 +149,7 @@ def test_a_port_in_use() -> None:
 # --- an unwritable bucket ---
 
 
-def test_a_bucket_that_refuses(data: str) -> None:
+def test_a_bucket_that_denies_access_is_reported(data: str) -> None:
     with bucket(403) as uri:
         job = [sys.executable, str(ROOT / "jobs" / "select_steps.py"), "--data", data, "--set", "selector.name=all"]
         done = run([*job, "--run", uri], **BUCKET)
@@ -169,7 +162,7 @@ def test_a_bucket_that_refuses(data: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [None, 503], ids=["silent", "busy"])
-def test_a_bucket_that_does_not_answer(status: int | None, data: str) -> None:
+def test_a_bucket_that_does_not_answer_ends_the_command(status: int | None, data: str) -> None:
     """The store's own client would try for 105 s."""
     with bucket(status) as uri:
         said = message(atlas("train", "--data", data, "--run", uri, **BUCKET), 1)
@@ -180,7 +173,7 @@ def test_a_bucket_that_does_not_answer(status: int | None, data: str) -> None:
 
 
 @root_only
-def test_a_full_disk_in_the_midst_of_a_stage(data: str) -> None:
+def test_a_disk_that_fills_up_ends_the_stage_without_half_a_shard(data: str) -> None:
     with disk("16k") as path:
         folder = path / "run"
         done = atlas("select", "--data", data, "--set", "selector.name=random", "--run", str(folder))
@@ -194,7 +187,7 @@ def test_a_full_disk_in_the_midst_of_a_stage(data: str) -> None:
 
 @root_only
 @pytest.mark.slow
-def test_a_disk_too_small_for_the_model(data: str, tiny_models: tuple[str, str]) -> None:
+def test_a_disk_too_small_for_the_model_is_reported(data: str, tiny_models: tuple[str, str]) -> None:
     with disk("600k") as path:
         training = ["train", "--data", data, "--run", str(path / "run"), "--set", f"model={tiny_models[0]}"]
         short = ["--set", "epochs=1", "--set", "dtype=float32", "--set", "max_length=1024"]
@@ -217,7 +210,7 @@ ENGINE, WORKER = "1 engine replicas of 1 CPU and 4 GPU each", "1 training worker
     [(EVALUATE, ENGINE), ([*VALUE, *DATA_AND_MODEL], ENGINE), ([*LLM, *DATA_AND_MODEL], ENGINE), (TRAIN, WORKER)],
     ids=["evaluate", "value", "llm", "train"],
 )
-def test_gpus_that_are_not_there(
+def test_more_gpus_than_the_cluster_has_are_reported(
     arguments: list[str], asked: str, data: str, tiny_models: tuple[str, str], tmp_path: Path
 ) -> None:
     given = [part.replace("{}", tiny_models[0]).replace("DATA", data) for part in arguments]
@@ -264,7 +257,7 @@ def head() -> Iterator[Callable[..., Done]]:
     [(NONE, "none was sent"), (UNSET, "none was sent"), (WRONG, "the one that was sent is wrong")],
     ids=["no mode", "no token", "wrong"],
 )
-def test_a_real_head_lets_nobody_in_without_its_token(
+def test_a_ray_head_refuses_commands_without_its_token(
     without: list[str], why: str, head: Callable[..., Done], tmp_path: Path
 ) -> None:
     stage = ["--run", str(tmp_path / "run"), "--set", "envs=[maze]", "--set", "tasks.maze=1"]
@@ -283,7 +276,7 @@ def test_a_real_head_lets_nobody_in_without_its_token(
 
 
 @pytest.mark.slow
-def test_a_job_says_in_its_status_what_cannot_be_placed(head: Callable[..., Done], tmp_path: Path) -> None:
+def test_the_status_of_a_job_says_what_cannot_be_placed(head: Callable[..., Done], tmp_path: Path) -> None:
     """By Ray's command and by ours; the address of a bucket that is wrong likewise."""
     ray = ["ray", "job", "submit", "--address", HEAD, "--working-dir", ".", "--", "python"]
     asked = [*(part.format("no-such-model") for part in EVALUATE[1:]), "--run", str(tmp_path / "run")]
