@@ -105,7 +105,8 @@ class Scheduler:
 
     def waits_for(self, stage: Stage) -> list[str]:
         """Stages that must be over before a stage starts."""
-        return [n for n in (*stage.needs, *stage.parts) if self.states.get(n) in ("waiting", "running")]
+        before = {*stage.needs, *stage.parts}
+        return [name for name, state in self.states.items() if name in before and state in ("waiting", "running")]
 
     def left_out(self, stage: Stage) -> dict[str, str]:
         """The parts of a stage that nothing was made for, and why."""
