@@ -36,7 +36,7 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     return "sciworld"
 
 
-# Any will do for the store and endpoints on loopback; set for the session, as workers hold what was there when Ray began.
+# Any will do for what is on loopback; set for the session, as workers hold what was there when Ray began.
 _OF_THE_STORE = {
     "AWS_ACCESS_KEY_ID": "anyone",
     "AWS_SECRET_ACCESS_KEY": "anything",
