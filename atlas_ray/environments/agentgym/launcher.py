@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -148,7 +149,8 @@ def launch(config: LaunchConfig, stop: threading.Event) -> None:
             _keep_alive(servers, config, stop)
     finally:
         console.print(f"ending {len(servers)} server(s)")
-        _end_all(servers)
+        with ThreadPoolExecutor(len(servers)) as enders:  # each may take a while
+            list(enders.map(Server.end, servers))
 
 
 def _servers(config: LaunchConfig) -> list[Server]:
@@ -295,15 +297,6 @@ def _keep_alive(servers: Sequence[Server], config: LaunchConfig, stop: threading
                 markup=False,
             )
             due[server.name] = time.monotonic() + pause
-
-
-def _end_all(servers: Iterable[Server]) -> None:
-    """All at once: each may take a while."""
-    enders = [threading.Thread(target=server.end) for server in servers]
-    for ender in enders:
-        ender.start()
-    for ender in enders:
-        ender.join()
 
 
 def _write(config: LaunchConfig, servers: Sequence[Server]) -> None:
