@@ -107,6 +107,9 @@ class EngineConfig(FrozenConfig):
 
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
     tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
+    coordinators: Annotated[int | None, PLACEMENT] = Field(
+        None, ge=1, description="actors that coordinate episodes; None: one for 64 replicas, none where one is enough"
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(
         None, ge=16, description=f"context in tokens, at most the model's own; models that are compared: {CONTEXT}"
@@ -189,13 +192,20 @@ class LimitsConfig(FrozenConfig):
 
 
 class EndpointConfig(FrozenConfig):
-    """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
+    """An OpenAI-compatible endpoint, and how much it may be asked; 429 and its like slow the calls down besides.
+
+    The key comes from the environment variable `api_key_env`, never from here.
+    """
 
     base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: Annotated[float, PLACEMENT] = Field(120.0, gt=0)
     concurrency: Annotated[int, PLACEMENT] = Field(64, ge=1)
     max_retries: Annotated[int, PLACEMENT] = Field(6, ge=0)
+    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="prompts, and replies at their longest"
+    )
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
@@ -305,11 +315,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any, what: str) -> 
 
 def _takes_none(annotation: Any) -> bool:
     """Whether None is a value of a field of this type."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(map(_takes_none, typing.get_args(annotation)))
-    return annotation is Any or annotation is types.NoneType
+    return any(kind in (Any, types.NoneType) for kind in _members(annotation) or [_bare(annotation)])
 
 
 def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, message: str, given: Any) -> str:
@@ -360,11 +366,9 @@ def _by_tag(model: Any, tag: str) -> Any:
 
 def _members(union: Any) -> list[Any]:
     """The types of a union, whatever is annotated to it or to them; none of what is no union."""
-    if typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
-    if typing.get_origin(union) not in (typing.Union, types.UnionType):
+    if typing.get_origin(_bare(union)) not in (typing.Union, types.UnionType):
         return []
-    return [kind for part in typing.get_args(union) for kind in (_members(part) or [_bare(part)])]
+    return [kind for part in typing.get_args(_bare(union)) for kind in (_members(part) or [_bare(part)])]
 
 
 def _bare(kind: Any) -> Any:

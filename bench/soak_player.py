@@ -20,8 +20,10 @@ from atlas_ray.config import validate
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Reply
+from atlas_ray.rollouts import coordinator
+from atlas_ray.rollouts.coordinator import LocalPlayer
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
+from atlas_ray.rollouts.pool import FixedSpec
 from atlas_ray.rollouts.scripted import ScriptedConversation, ScriptedPolicy
 from atlas_ray.types import Episode
 
@@ -45,7 +47,7 @@ def main() -> None:
     """Plays."""
     settings = Path(sys.argv[1])
 
-    class Watched(RolloutPool):
+    class Watched(LocalPlayer):
         """Tells of what returns."""
 
         def run(
@@ -58,7 +60,7 @@ def main() -> None:
             print(f"replicas replaced: {self.restarts}", flush=True)
 
     stage.EngineSpec = lambda *_: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
-    stage.RolloutPool = Watched  # type: ignore[misc]
+    coordinator.LocalPlayer = Watched  # type: ignore[misc]
     stage.evaluate(validate(EvaluateConfig, json.loads(settings.read_text())))
 
 

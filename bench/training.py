@@ -183,7 +183,7 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
         torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
     config = train_config(setup, device)
     examples, _ = examples_of(setup)
-    module = loop.prepare(a_model(setup, layers, device), config, where)
+    module = loop.place_model(a_model(setup, layers, device), config, where)
     steps: list[dict[str, Any]] = []
     flops = loop.Flops.of(module.model)
     started = [time.monotonic()]
@@ -266,11 +266,8 @@ def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
                 train_sampling_strategy="sequential",
                 max_grad_norm=config.max_grad_norm,
                 dataset_kwargs={"skip_prepare_dataset": True},
-                logging_steps=1,
-                save_strategy="no",
-                report_to="none",
-                disable_tqdm=True,
                 seed=SEED,
+                **{"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True},
             ),
             train_dataset=data,
             processing_class=_a_tokenizer(setup.shape["vocab_size"]),

@@ -25,8 +25,8 @@ from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
@@ -64,7 +64,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
     missing: dict[str, ModelUnavailable] = {}
     with ExitStack() as stack:
-        pool: RolloutPool | None = None
+        player: EpisodePlayer | None = None
         spec: EngineSpec | EndpointSpec | None = None
         openings: Openings | None = None
         for arm, folder in folders.items():
@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 continue
             begun, context = time.monotonic(), None
             if left:
-                if pool is None and (wrong := wrong_servers(config)):
+                if player is None and (wrong := wrong_servers(config)):
                     raise together(wrong)
                 openings = openings or find_openings(config)
                 openings.write_to(folder)
@@ -86,19 +86,19 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 try:
                     with loading(folder, arm):
                         before, spec = spec, _spec(arm, config)
-                        if pool is not None and type(before) is type(spec):
-                            pool.load(spec)
+                        if player is not None and type(before) is type(spec):
+                            player.load(spec)
                         else:
                             # an engine's actor holds GPUs, an endpoint's none
                             stack.close()
-                            pool = stack.enter_context(_pool(spec, config))
+                            player = stack.enter_context(_player(spec, config))
                 except ModelUnavailable as error:
                     console.print(Text(f"left out: {error.what}", "red"))
-                    missing[arm], pool = error, None
+                    missing[arm], player = error, None
                     stack.close()  # the next model gets engines that hold no part of this one
                     continue
-                context = pool.context
-                _play(pool, left, folder, f"evaluate {arm}", len(requests))
+                context = player.context
+                _play(player, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
             _finish(folder, own, time.monotonic() - begun, context)
     if len(folders) > 1:
@@ -133,12 +133,12 @@ def _without(errors: dict[str, ModelUnavailable], others: bool) -> AtlasError:
     )
 
 
-def _pool(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> RolloutPool:
+def _player(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> EpisodePlayer:
     """Replicas of an engine, or one that asks an endpoint, as many calls at once as its settings allow."""
     engine = config.engine
     if isinstance(spec, EndpointSpec):
         engine = engine.model_copy(update={"replicas": 1, "episodes_in_flight": spec.config.concurrency})
-    return RolloutPool.of(spec, engine, config.environments, limits=config.limits, retries=config.retries)
+    return player_of(spec, engine, config.environments, limits=config.limits, retries=config.retries)
 
 
 def comparisons(config: EvaluateConfig) -> list[Comparison]:
@@ -202,7 +202,7 @@ def _requests(config: EvaluateConfig) -> Iterator[EpisodeRequest]:
                 yield EpisodeRequest(task, sampling, config.seed, sample, group=group)
 
 
-def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, title: str, total: int) -> None:
+def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFolder, title: str, total: int) -> None:
     """Plays what is left and writes it down.
 
     Raises:
@@ -210,13 +210,8 @@ def _play(pool: RolloutPool, left: Sequence[EpisodeRequest], folder: RunFolder, 
     """
     failures = successes = played = 0
     usage = Usage()
-    with (
-        folder.writer(EPISODES) as writer,
-        closing(pool.run(left)) as episodes,
-        Tracker(title, total, total - len(left)) as tracker,
-    ):
+    with closing(player.play(left, folder)) as episodes, Tracker(title, total, total - len(left)) as tracker:
         for _, episode in episodes:
-            writer.add(episode)
             failed = episode.stop_reason.is_infrastructure
             failures = failures + 1 if failed else 0
             played, successes = played + (not failed), successes + episode.success

@@ -25,9 +25,9 @@ from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
-from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker
@@ -66,21 +66,18 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     plan = _plan(config)
     requests = [request for task in plan for request in _requests(task, config)]
     done, apart = folder.done(EPISODES), folder.done(ITERATIVE)
-    left = [r for r in requests if r.id not in (apart if r.given else done)]
+    left = [r for r in requests if r.id not in (apart if r.table == ITERATIVE.name else done)]
     if left:
         connect(config.ray)
         with loading(folder, config.model):
-            pool = _pool(config)
+            player = _player(config)
         with (
-            pool,
-            folder.writer(EPISODES) as writer,
-            folder.writer(ITERATIVE) as beside,
-            closing(pool.run(left)) as playing,
+            player,
+            closing(player.play(left, folder)) as playing,
             Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
-            usage, context = Usage(), pool.context
-            for request, episode in playing:
-                (beside if request.given else writer).add(episode)
+            usage, context = Usage(), player.context
+            for _, episode in playing:
                 usage += episode.usage
                 tracker.advance(note=f"prefix cache {usage.hit_rate:.0%}")
         folder.compact(EPISODES)
@@ -110,9 +107,9 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     return found
 
 
-def _pool(config: VerifyConfig) -> RolloutPool:
+def _player(config: VerifyConfig) -> EpisodePlayer:
     spec = EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template)
-    return RolloutPool.of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
+    return player_of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
 
 
 def plan_lines(config: VerifyConfig) -> list[str]:
@@ -185,6 +182,7 @@ def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
                 opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=opening.observation if opening else None,
                 given=given,
+                table=ITERATIVE.name if given else EPISODES.name,
                 trajectory=t.id,
                 group=t.id,
             )

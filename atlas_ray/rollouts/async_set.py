@@ -7,9 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import Generic
+from typing import Any, Generic
 
 from atlas_ray.errors import AtlasError, ModelFailure
+from atlas_ray.models.protocol import ModelSpec
 from atlas_ray.rollouts.replica import Request, Result
 from atlas_ray.rollouts.replica_set import ReplicaSet
 
@@ -51,8 +52,29 @@ class AsyncReplicaSet(Generic[Request, Result]):
             self.replicas.wake()
         try:
             return await future
+        except asyncio.CancelledError:
+            if self.replicas is not None:
+                self.replicas.cancel(request)
+            raise
         finally:
             del self._futures[id(request)]
+
+    def open(self) -> ReplicaSet[Request, Result]:
+        """Makes the replicas where that is not done."""
+        if self.replicas is None:
+            self.replicas = self._make()
+            self.replicas.is_woken = True
+        return self.replicas
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that a conversation may have; None where that is not known."""
+        return self.replicas.context if self.replicas else None
+
+    async def load(self, spec: ModelSpec[Any]) -> None:
+        """See `ReplicaSet.load`."""
+        await self.stop()
+        await asyncio.to_thread(self.open().load, spec)
 
     async def stop(self) -> None:
         """Ends the thread; the replicas stay, and the next request starts it again."""
@@ -72,10 +94,7 @@ class AsyncReplicaSet(Generic[Request, Result]):
 
     def _work(self) -> None:
         try:
-            if self.replicas is None:
-                self.replicas = self._make()
-                self.replicas.is_woken = True
-            for request, result in self.replicas.run(self._source()):
+            for request, result in self.open().run(self._source()):
                 self._tell(id(request), result)
         except BaseException as error:  # noqa: BLE001 (all who wait are told)
             # what ends all replicas is no failure of one request

@@ -49,6 +49,7 @@ class EpisodeRequest:
         opening: How the conversation opens; None: as the environment itself does.
         given: Turns that are said for the policy where it sees what an expert saw before them.
         trajectory: Id of the one whose steps are replayed or put in; the episode is named after it. None: its task.
+        table: Of the run folder, where the episode is written.
         group: Requests of one group share a beginning and go to one replica, whose prefix cache then holds it.
     """
 
@@ -63,6 +64,7 @@ class EpisodeRequest:
     opening: OpeningTemplate | None = None
     given: tuple[GivenTurn, ...] = ()
     trajectory: str | None = None
+    table: str = "episodes"
     group: str | None = None
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -130,12 +130,7 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
 
     def run(self, requests: Iterable[EpisodeRequest | None]) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
         """See `ReplicaSet.run`; a `UserError` where an environment or a task of a request cannot be played."""
-        # numbers are looked up here, for the files that tell them may lie on this machine alone
-        return super().run(r and self._numbered(r) for r in requests)
-
-    def _numbered(self, request: EpisodeRequest) -> EpisodeRequest:
-        task = numbered(request.task, self._environments)
-        return request if task is request.task else replace(request, task=task)
+        return super().run(numbered_requests(requests, self._environments))
 
     def _is_spoilt(self, episode: Episode) -> bool:
         return episode.stop_reason.is_infrastructure
@@ -143,3 +138,12 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
     def _given_up(self, request: EpisodeRequest) -> Episode:
         error = f"{MAX_DEATHS} replicas died while they played this episode"
         return request.episode("", StopReason.MODEL_ERROR, error)
+
+
+def numbered_requests(
+    requests: Iterable[EpisodeRequest | None], environments: EnvironmentsConfig
+) -> Iterator[EpisodeRequest | None]:
+    """Requests with their tasks' numbers, looked up where the files lie that tell them: on one machine, it may be."""
+    for request in requests:
+        task = request and numbered(request.task, environments)
+        yield replace(request, task=task) if request and task and task is not request.task else request

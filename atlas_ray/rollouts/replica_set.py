@@ -11,7 +11,7 @@ import queue
 import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Generic, Literal, Self
 
@@ -20,46 +20,16 @@ from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.protocol import ModelSpec
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import Replica, Request, Result
+from atlas_ray.rollouts.replica_handle import ReplicaHandle, choose
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
 
 _log = logging.getLogger(__name__)
 
 _REMIND_SECONDS = 60.0
-_CLOSE_SECONDS = 10.0
 _DEATHS_PER_REPLICA = 3  # in a row, without a result in between
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
 _SEND_SECONDS = 0.05  # that a request waits for a full batch where the source is slow
-
-
-@dataclass(eq=False, slots=True)
-class ReplicaHandle(Generic[Request]):
-    """A replica as its supervisor sees it.
-
-    Attributes:
-        since: When it was started, on the monotonic clock.
-        inflight: The attempts that it works at, by number.
-        unsent: Numbers of those among them that it has not been told of.
-        asked: Whether a call for results is under way.
-    """
-
-    index: int
-    actor: Any
-    since: float
-    pid: int | None = None
-    inflight: dict[int, Attempt[Request]] = field(default_factory=dict)
-    unsent: list[int] = field(default_factory=list)
-    asked: bool = False
-
-    @property
-    def num_inflight(self) -> int:
-        """Requests that it works at."""
-        return len(self.inflight)
-
-    @property
-    def ready(self) -> bool:
-        """Whether it has started."""
-        return self.pid is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +40,13 @@ class _Event(Generic[Request]):
     call: Literal["start", "submit", "completed"]
     future: Any
     numbers: Sequence[int] = ()
+
+
+class _Cancelled(Exception, Generic[Request]):
+    """Nobody waits for a request any longer."""
+
+    def __init__(self, request: Request) -> None:
+        self.request = request
 
 
 Completion = tuple[ReplicaHandle[Request], Attempt[Request], Result | BaseException]
@@ -98,6 +75,7 @@ class ReplicaSet(Generic[Request, Result]):
     replica: ClassVar[str] = "replica"  # what people call one
     result: ClassVar[str] = "a result"
     settings: ClassVar[str] = "engine"  # the section that makes replicas
+    close_s: ClassVar[float] = 10.0
 
     def __init__(
         self,
@@ -111,12 +89,13 @@ class ReplicaSet(Generic[Request, Result]):
         max_restarts: int | None = None,
         start_s: float = START_SECONDS,
     ) -> None:
-        self._actor, self._spec, self._arguments, self._place = actor, spec, arguments, place
+        self._actor, self._arguments, self._place = actor, arguments, place
+        self._spec: Any = spec
         self._in_flight, self._retries, self._start_s = in_flight, retries, start_s
         self._max_restarts = _DEATHS_PER_REPLICA * replicas if max_restarts is None else max_restarts
         self.restarts = self._deaths_in_a_row = 0
         self.context: int | None = None
-        self._events: queue.SimpleQueue[_Event[Request] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event[Request] | _Cancelled[Request] | None] = queue.SimpleQueue()
         self.is_woken = self._stopped = False
         self._numbers, self._sent = count(), 0.0
         self._meter = Meter()
@@ -147,7 +126,7 @@ class ReplicaSet(Generic[Request, Result]):
                     attempt = queued.take()
                     if attempt is None:
                         break
-                    self._dispatch(attempt, _choose(attempt, free, affinity, self._in_flight))
+                    self._dispatch(attempt, choose(attempt, free, affinity, self._in_flight))
                 self._send()
                 inflight = any(handle.inflight for handle in self._handles)
                 if not inflight and queued.ended:
@@ -156,8 +135,9 @@ class ReplicaSet(Generic[Request, Result]):
                     raise ValueError("the source of requests waits, but nothing is in flight")
                 due = queued.next_due if free else None  # without room, an event has to tell of some first
                 for handle, attempt, end in self._next_completions(due):
-                    result = self._settle(attempt, handle, end)
-                    queued.on_done(attempt, again=result is None)
+                    unwanted = isinstance(end, _Cancelled)
+                    result = None if isinstance(end, _Cancelled) else self._settle(attempt, handle, end)
+                    queued.on_done(attempt, again=result is None and not unwanted)
                     self._meter.show("atlas_attempts_waiting", queued.waiting)
                     if result is not None:
                         yield attempt.request, result
@@ -171,6 +151,10 @@ class ReplicaSet(Generic[Request, Result]):
         """Has a `run` in another thread look for requests, or end."""
         self._stopped = self._stopped or stop
         self._events.put(None)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request that a `run` in another thread has in flight."""
+        self._events.put(_Cancelled(request))
 
     def _dispatch(self, attempt: Attempt[Request], handle: ReplicaHandle[Request]) -> None:
         number = next(self._numbers)
@@ -207,6 +191,10 @@ class ReplicaSet(Generic[Request, Result]):
         attempt.deaths += 1
         return self._given_up(attempt.request) if attempt.deaths == MAX_DEATHS else None
 
+    def _spec_of(self, index: int) -> Any:
+        """What one replica makes its model from."""
+        return self._spec
+
     def _is_spoilt(self, result: Result) -> bool:
         """Whether infrastructure spoilt it, so that another attempt may fare better."""
         return False
@@ -229,7 +217,7 @@ class ReplicaSet(Generic[Request, Result]):
 
         self.wait_until_started()
         self._spec = spec
-        for handle, ref in [(handle, handle.actor.load.remote(spec)) for handle in self._handles]:
+        for handle, ref in [(h, h.actor.load.remote(self._spec_of(h.index))) for h in self._handles]:
             try:
                 self.context = ray.get(ref)
             except ray.exceptions.RayError as error:
@@ -258,7 +246,7 @@ class ReplicaSet(Generic[Request, Result]):
             return
         closing = [handle.actor.close.remote() for handle in handles if handle.ready]
         if closing:
-            ray.wait(closing, num_returns=len(closing), timeout=_CLOSE_SECONDS)
+            ray.wait(closing, num_returns=len(closing), timeout=self.close_s)
         for handle in handles:
             ray.kill(handle.actor)
 
@@ -277,7 +265,7 @@ class ReplicaSet(Generic[Request, Result]):
             **self._place,
             max_concurrency=_CALLS,
             enable_task_events=False,  # else Ray's head keeps a record of 100,000 calls
-        ).remote(self._spec, *self._arguments)
+        ).remote(self._spec_of(index), *self._arguments)
         handle = ReplicaHandle[Request](index, made, time.monotonic())
         self._post(made.start.remote(), handle, "start")
         return handle
@@ -335,6 +323,8 @@ class ReplicaSet(Generic[Request, Result]):
             return []
         if event is None:
             return []
+        if isinstance(event, _Cancelled):
+            return self._cancelled(event)
         handle, error = event.handle, event.future.exception()
         if event.call != "start":
             return self._completions(event, error)
@@ -365,6 +355,14 @@ class ReplicaSet(Generic[Request, Result]):
             ends = event.future.result()
         return [(handle, handle.inflight.pop(number), end) for number, end in ends if number in handle.inflight]
 
+    def _cancelled(self, event: _Cancelled[Request]) -> list[Completion[Request, Result]]:
+        for handle in self._handles:
+            for number, attempt in handle.inflight.items():
+                if attempt.request is event.request:
+                    handle.actor.cancel.remote([number])
+                    return [(handle, handle.inflight.pop(number), event)]
+        return []
+
     def _remind(self, everyone: bool) -> None:
         """Says what a replica that does not start is waiting for; too long a wait ends the run."""
         starting = [handle for handle in self._handles if not handle.ready]
@@ -383,17 +381,3 @@ class ReplicaSet(Generic[Request, Result]):
             raise AtlasError(words, remedy)
         if waited > _REMIND_SECONDS:
             _log.warning(words)
-
-
-def _choose(
-    attempt: Attempt[Request], handles: list[ReplicaHandle[Request]], affinity: dict[str, int], in_flight: int
-) -> ReplicaHandle[Request]:
-    """The replica of the request's group unless it is much busier than others, else the one with least in flight."""
-    free = [handle for handle in handles if handle.index not in attempt.avoid] or handles
-    least = min(free, key=lambda handle: (handle.num_inflight, handle.index))
-    group: str | None = getattr(attempt.request, "group", None)
-    if group is None:
-        return least
-    own = affinity.setdefault(group, least.index)
-    near = [h for h in free if h.index == own and h.num_inflight - least.num_inflight <= in_flight // 4]
-    return near[0] if near else least

@@ -81,12 +81,11 @@ def test_a_stage_makes_its_pool_with_its_limits(
     asyncio.run(write_data(tmp_path))
     made: list[LimitsConfig] = []
 
-    class Pool(RolloutPool):
-        def __init__(self, *_: Any, limits: LimitsConfig, **__: Any) -> None:
-            made.append(limits)
-            raise PoolMadeError
+    def make(*_: Any, limits: LimitsConfig, **__: Any) -> None:
+        made.append(limits)
+        raise PoolMadeError
 
-    monkeypatch.setattr(module, "RolloutPool", Pool)
+    monkeypatch.setattr(RolloutPool, "__init__", make)
     for place in (module, "atlas_ray.cluster.connection"):
         monkeypatch.setattr(f"{getattr(place, '__name__', place)}.connect", lambda _: None, raising=False)
     with pytest.raises(PoolMadeError):

@@ -23,8 +23,10 @@ from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts import coordinator
+from atlas_ray.rollouts.coordinator import LocalPlayer
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
-from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
+from atlas_ray.rollouts.pool import FixedSpec
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
@@ -101,9 +103,9 @@ async def calm() -> dict[str, Episode]:
 @pytest.mark.slow
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_thousand_episodes_survive_everything_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    faulty, returned, pools = Faulty(), list[str](), list[RolloutPool]()
+    faulty, returned, pools = Faulty(), list[str](), list[LocalPlayer]()
 
-    class Troubled(RolloutPool):
+    class Troubled(LocalPlayer):
         """Has the server restarted twice, and half-way one replica killed."""
 
         def run(
@@ -119,7 +121,7 @@ def test_a_thousand_episodes_survive_everything_at_once(tmp_path: Path, monkeypa
                 yield request, episode
 
     monkeypatch.setattr(stage, "EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
-    monkeypatch.setattr(stage, "RolloutPool", Troubled)
+    monkeypatch.setattr(coordinator, "LocalPlayer", Troubled)
     url = faulty.start()
     values = {
         "run": str(tmp_path),

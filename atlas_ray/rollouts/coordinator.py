@@ -1,0 +1,227 @@
+"""Episodes played and written down: by a pool of this process's, or by actors where engines are many.
+
+Flows in: requests and a run folder; flows out: episodes in its tables, and a summary of each. A coordinator is an actor
+that owns a share of the engines as a pool of its own and writes its episodes itself: the driver sees summaries alone.
+It is supervised as an engine's replica is; what it played without having it written down is played again if it dies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Protocol, Self
+
+from atlas_ray.cluster.placement import place_engines
+from atlas_ray.config import EngineConfig, EnvironmentsConfig, LimitsConfig
+from atlas_ray.environments.agentgym.agentboard import absolute
+from atlas_ray.rollouts.async_set import AsyncReplicaSet
+from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.pool import PolicySpec, RolloutPool, numbered_requests
+from atlas_ray.rollouts.replica import Replica
+from atlas_ray.rollouts.replica_set import ReplicaSet
+from atlas_ray.rollouts.retry_queue import MAX_DEATHS
+from atlas_ray.runs.folder import RunFolder, ShardWriter, reachable
+from atlas_ray.runs.tables import EPISODES, TableSpec
+from atlas_ray.runs.units import record_finished
+from atlas_ray.types import Episode, StopReason, Usage
+
+MOST_ENGINES = 64  # of one coordinator
+_WRITE_SECONDS = 1.0  # between two shards of a coordinator
+_AHEAD = 4  # a coordinator is given a quarter more requests than it plays, and so never waits for the driver
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeSummary:
+    """What a driver learns of an episode that is written down."""
+
+    id: str
+    env: str
+    stop_reason: StopReason
+    success: bool
+    usage: Usage
+    seconds: float
+    error: str | None
+
+    @classmethod
+    def of(cls, e: Episode) -> EpisodeSummary:
+        """Of an episode."""
+        return cls(e.id, e.env, e.stop_reason, e.success, e.usage, e.seconds, e.error)
+
+
+Played = Generator[tuple[EpisodeRequest, EpisodeSummary], None, None]
+
+
+class EpisodePlayer(Protocol):
+    """Plays and writes down; use it as a context manager. `context`: tokens of a conversation, where known."""
+
+    context: int | None
+
+    def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
+        """Plays all requests; each comes back once, as they finish.
+
+        Raises:
+            UserError: If an environment or a task of a request cannot be played, or the folder not be written to.
+            AtlasError: If replicas keep dying.
+        """
+        ...
+
+    def load(self, spec: PolicySpec) -> None:
+        """Goes on with another policy; raises an `AtlasError` if it cannot be loaded."""
+        ...
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def player_of(
+    spec: PolicySpec, engine: EngineConfig, environments: EnvironmentsConfig, *, limits: LimitsConfig, retries: int
+) -> EpisodePlayer:
+    """As many coordinators as the engines need, this process where one is enough; all have started once it is made.
+
+    Raises:
+        UserError: If the cluster has no room for the engines.
+        ModelFailure: If they die before they have started.
+        AtlasError: If they do not start.
+    """
+    number = min(engine.coordinators or math.ceil(engine.replicas / MOST_ENGINES), engine.replicas)
+    settings: dict[str, Any] = {"environments": environments, "limits": limits, "retries": retries}
+    if number == 1:
+        return LocalPlayer.of(spec, engine, **settings)
+    return CoordinatorSet(spec, engine, number, **settings)
+
+
+def table_of(request: EpisodeRequest) -> TableSpec[Episode]:
+    """Where a request's episode is written."""
+    return EPISODES if request.table == EPISODES.name else replace(EPISODES, name=request.table)
+
+
+class LocalPlayer(RolloutPool):
+    """This process coordinates and writes."""
+
+    def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
+        """See `EpisodePlayer.play`. An episode is written within 60 s, or with the next 31."""
+        with ExitStack() as stack:
+            writers: dict[str, ShardWriter[Episode]] = {}
+            for request, episode in stack.enter_context(closing(self.run(requests))):
+                if request.table not in writers:
+                    writers[request.table] = stack.enter_context(folder.writer(table_of(request)))
+                writers[request.table].add(episode)
+                yield request, EpisodeSummary.of(episode)
+
+
+@dataclass(frozen=True, slots=True)
+class _PoolSpec:
+    """What a coordinator makes its pool from."""
+
+    policy: PolicySpec
+    engine: EngineConfig
+    settings: Mapping[str, Any]
+    gpus: int = 0
+
+    async def build(self) -> AsyncReplicaSet[EpisodeRequest, Episode]:
+        """The pool, started."""
+        made = AsyncReplicaSet(lambda: RolloutPool.of(self.policy, self.engine, **self.settings))
+        await asyncio.to_thread(made.open)
+        return made
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A request, and the run folder that its episode is written to."""
+
+    request: EpisodeRequest
+    run: str
+
+    @property
+    def group(self) -> str | None:
+        return self.request.group
+
+
+class Coordinator(Replica[_Recorded, EpisodeSummary]):
+    """The actor: a pool, and the episodes that are to be written next. One is told of only once it is written."""
+
+    def __init__(self, spec: _PoolSpec) -> None:
+        super().__init__(spec)
+        self._unwritten: list[tuple[_Recorded, Episode]] = []
+        self._writing: asyncio.Task[None] | None = None
+
+    async def _answer(self, request: _Recorded) -> EpisodeSummary:
+        episode = await self._model.result(request.request)
+        self._unwritten.append((request, episode))
+        # those that come while one shard is written are in the next: all wait for the task that writes theirs
+        if self._writing is None:
+            self._writing = asyncio.create_task(self._write())
+        await asyncio.shield(self._writing)
+        return EpisodeSummary.of(episode)
+
+    async def _write(self) -> None:
+        """Writes, after a while, what is there by then."""
+        await asyncio.sleep(_WRITE_SECONDS)
+        written, self._unwritten, self._writing = self._unwritten, [], None
+        shards = defaultdict[tuple[str, TableSpec[Episode]], list[Episode]](list)
+        for recorded, episode in written:
+            shards[recorded.run, table_of(recorded.request)].append(episode)
+        for (run, table), episodes in shards.items():
+            await asyncio.to_thread(RunFolder(run).write_shard, table, episodes)
+
+    async def load(self, spec: Any) -> int | None:
+        """Goes on with another policy in the same pool."""
+        return await super().load(spec.policy)
+
+    async def close(self) -> None:
+        """Ends the pool, and writes what was played."""
+        await super().close()
+        if self._writing is not None:
+            await self._writing
+
+
+class CoordinatorSet(ReplicaSet[_Recorded, EpisodeSummary]):
+    """Coordinators, each with its share of the engines."""
+
+    replica: ClassVar[str] = "coordinator"
+    result: ClassVar[str] = "an episode written"
+    close_s: ClassVar[float] = 30.0  # a coordinator waits for its replicas, and writes
+
+    def __init__(self, policy: PolicySpec, engine: EngineConfig, number: int, **settings: Any) -> None:
+        place_engines(policy.gpus, engine.replicas, engine.label_selector)  # is there room for all?
+        self._number, self._environments = number, absolute(settings["environments"])
+        share = math.ceil(engine.replicas / number) * engine.episodes_in_flight
+        super().__init__(
+            Coordinator,
+            _PoolSpec(policy, engine, settings),
+            replicas=number,
+            in_flight=share + share // _AHEAD,
+            place={"num_cpus": 0, "scheduling_strategy": "SPREAD"},
+            start_s=math.inf,  # each sees to its engines
+        )
+        self.wait_until_started()
+
+    def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
+        """See `EpisodePlayer.play`. An episode comes back once it is written."""
+        run = reachable(folder.uri)
+        numbered = numbered_requests(requests, self._environments)
+        recorded = (None if request is None else _Recorded(request, run) for request in numbered)
+        with closing(self.run(recorded)) as played:
+            for one, summary in played:
+                record_finished(folder.stage, folder.uri, one.request.table, summary)
+                yield one.request, summary
+
+    def load(self, spec: PolicySpec) -> None:
+        """See `EpisodePlayer.load`."""
+        super().load(replace(self._spec, policy=spec))
+
+    def _spec_of(self, index: int) -> Any:
+        more = index < self._spec.engine.replicas % self._number
+        engines = self._spec.engine.replicas // self._number + more
+        return replace(self._spec, engine=self._spec.engine.model_copy(update={"replicas": engines}))
+
+    def _given_up(self, recorded: _Recorded) -> EpisodeSummary:
+        error = f"{MAX_DEATHS} coordinators died while they played this episode"
+        episode = recorded.request.episode("", StopReason.MODEL_ERROR, error)
+        RunFolder(recorded.run).write_shard(table_of(recorded.request), [episode])
+        return EpisodeSummary.of(episode)
