@@ -70,5 +70,6 @@ def stream(found: Dataset, doing: str) -> Iterator[pa.Table]:
         cause = getattr(error, "cause", None)
         if isinstance(cause, AtlasError):
             raise type(cause)(cause.what, cause.remedy) from None
-        why = str(error).strip().splitlines()[-1]
-        raise AtlasError(f"{doing} failed: {why}", AGAIN) from error
+        # behind a cause's own words Ray says what it has tried; else it ends with the reason
+        said = str(cause or error).strip().splitlines() or [type(cause or error).__name__]
+        raise AtlasError(f"{doing} failed: {said[0] if cause else said[-1]}", AGAIN) from error

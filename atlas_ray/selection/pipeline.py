@@ -163,7 +163,7 @@ def _packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
             sink = pa.BufferOutputStream()
             with pa.ipc.new_stream(sink, block.schema) as writer:
                 writer.write_table(block)
-            yield pa.table({"block": pa.array([sink.getvalue()], pa.large_binary())})
+            yield pa.table({"block": pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
 
 
 def _unpacked(table: pa.Table) -> Iterator[pa.Table]:
