@@ -175,7 +175,7 @@ def build_examples(
         if selection is not None and selection.n_steps != len(t.steps):
             what = f"{t.id} has {len(t.steps)} steps, {selection.n_steps} where it was selected"
             raise UserError(what, "select and train on the same data")
-        found.append(training_example(corpus[t.id], selection and selection.chosen, config.max_length))
+        found.append(training_example(corpus[t.id], selection.chosen if selection else None, config.max_length))
     examples = [example for example in found if example.loss_tokens]
     if not examples:
         raise UserError(
