@@ -91,7 +91,8 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                         else:
                             # an engine's actor holds GPUs, an endpoint's none
                             stack.close()
-                            player = stack.enter_context(_player(spec, config))
+                            player = _player(spec, config)
+                            stack.enter_context(player)
                 except ModelUnavailable as error:
                     console.print(Text(f"left out: {error.what}", "red"))
                     missing[arm], player = error, None
