@@ -192,13 +192,20 @@ class LimitsConfig(FrozenConfig):
 
 
 class EndpointConfig(FrozenConfig):
-    """An OpenAI-compatible endpoint. The key comes from the environment variable `api_key_env`, never from here."""
+    """An OpenAI-compatible endpoint, and how much it may be asked; 429 and its like slow the calls down besides.
+
+    The key comes from the environment variable `api_key_env`, never from here.
+    """
 
     base_url: Annotated[str, PLACEMENT] = "https://api.openai.com/v1"
     api_key_env: str = "OPENAI_API_KEY"
     timeout_s: Annotated[float, PLACEMENT] = Field(120.0, gt=0)
     concurrency: Annotated[int, PLACEMENT] = Field(64, ge=1)
     max_retries: Annotated[int, PLACEMENT] = Field(6, ge=0)
+    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
+    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
+        None, gt=0, description="prompts, and replies at their longest"
+    )
 
 
 _Config = TypeVar("_Config", bound=BaseModel)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from atlas_ray.cli.options import Set
 from atlas_ray.errors import UserError
 from atlas_ray.text import printable
 
@@ -68,7 +69,7 @@ def environments_start(
         list[str] | None, typer.Argument(metavar="[NAME[=N]]...", help="Servers, N processes each; the file's else.")
     ] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file: servers, host, out, ...")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key.")] = None,
+    set_: Set = None,
     built_in: Annotated[bool, typer.Option(help="This project's own servers of the names given.")] = False,
 ) -> None:
     """Start AgentGym's servers on this machine, keep them alive, and write their addresses for runs."""

@@ -5,19 +5,18 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+from atlas_ray.cli.data import compare, export_selection, trajectories_app, view_mask
 from atlas_ray.cli.environments import environments_app, serve
+from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings
+from atlas_ray.cli.options import show_plan as _show
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
 from atlas_ray.errors import AtlasError, StorageTimeout
 from atlas_ray.text import printable
-
-if TYPE_CHECKING:
-    from pydantic import BaseModel
 
 _INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's
 
@@ -29,16 +28,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 app.add_typer(trajectories_app, name="trajectories")
 app.add_typer(environments_app, name="environments")
-
-Config = Annotated[str | None, typer.Option("--config", "-c", help="YAML file with the stage's keys.")]
-Set = Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key: a.b=c.")]
-Run = Annotated[str | None, typer.Option("--run", help="Run folder: a path or an s3:// or gs:// URI.")]
-Data = Annotated[str | None, typer.Option("--data", help="File, folder or Hugging Face data set of trajectories.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the resolved plan and its cost, and stop.")]
-Clean = Annotated[bool, typer.Option("--clean", help="Start anew; judgements that were paid for are kept.")]
 
 
 @app.callback()
@@ -53,39 +44,12 @@ def _main(
         os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
 
 
-# Where each verb's settings are declared; read only when the verb runs.
-_SETTINGS = {
-    "CollectConfig": "atlas_ray.trajectories.settings",
-    "SelectConfig": "atlas_ray.selection.settings",
-    "TrainConfig": "atlas_ray.training.settings",
-    "EvaluateConfig": "atlas_ray.evaluation.settings",
-    "VerifyConfig": "atlas_ray.evaluation.settings",
-    "DataConfig": "atlas_ray.config",
-}
-
-
-def _load(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
-    from atlas_ray import config
-
-    given["data.path"] = given.pop("data", None)
-    return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides or [], **given)
-
-
-def _show(config: BaseModel, *lines: str) -> None:
-    """Prints a plan: the resolved configuration, and what it will cost."""
-    import yaml
-
-    typer.echo(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True).rstrip())
-    for line in lines:
-        typer.echo(f"# {line}")
-
-
 @app.command()
 def collect(
     config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False
 ) -> None:
     """Write trajectories of a scripted expert or novice in built-in environments."""
-    settings = _load("CollectConfig", config, set_, run=run)
+    settings = load_settings("CollectConfig", config, set_, run=run)
     if dry_run:
         from atlas_ray.trajectories.collect import episodes_of
 
@@ -108,7 +72,7 @@ def select(
 ) -> None:
     """Choose the critical steps of expert trajectories."""
     cost = [] if max_cost is None else [f"selector.max_cost={max_cost}"]
-    settings = _load("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
+    settings = load_settings("SelectConfig", config, [*(set_ or []), *cost], run=run, data=data)
     if dry_run:
         from atlas_ray.selection.estimate import estimate_lines
 
@@ -128,7 +92,7 @@ def train(
     clean: Clean = False,
 ) -> None:
     """Fine-tune a model with loss on the selected steps only."""
-    settings = _load("TrainConfig", config, set_, run=run, data=data)
+    settings = load_settings("TrainConfig", config, set_, run=run, data=data)
     from atlas_ray.training import stage
 
     if dry_run:
@@ -144,7 +108,7 @@ def evaluate(
     config: Config = None, set_: Set = None, run: Run = None, dry_run: DryRun = False, clean: Clean = False
 ) -> None:
     """Play test tasks with one or several models in live environments."""
-    settings = _load("EvaluateConfig", config, set_, run=run)
+    settings = load_settings("EvaluateConfig", config, set_, run=run)
     from atlas_ray.evaluation import stage
 
     if dry_run:
@@ -170,7 +134,7 @@ def verify(
     clean: Clean = False,
 ) -> None:
     """Play a model from scratch, right after each critical step, and with those steps put in (Table 6)."""
-    settings = _load("VerifyConfig", config, set_, run=run, data=data)
+    settings = load_settings("VerifyConfig", config, set_, run=run, data=data)
     from atlas_ray.evaluation.verification import plan_lines
     from atlas_ray.evaluation.verification import verify as stage
 
@@ -183,60 +147,15 @@ def verify(
     Console().print(verification_table(stage(settings, clean=clean)))
 
 
-@app.command()
-def compare(
-    selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
-    data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
-    ratio: Annotated[
-        float | None, typer.Option(min=0.001, max=1, help="Show scored selections as their top k at this ratio too.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer counts loss tokens; words are counted else.")
-    ] = None,
-    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
-    figure: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .svg or .pdf.")] = None,
-) -> None:
-    """Say how far selections agree with each other and with the expert's own annotation."""
-    from rich.console import Console
-
-    from atlas_ray.selection.compare.agreement import compare_runs
-    from atlas_ray.selection.compare.show import comparison_tables, write_figure, write_json
-
-    found = compare_runs(selections, data, ratio, model)
-    if json_:
-        write_json(json_, found)
-    if figure:
-        write_figure(figure, found)
-    console = Console()
-    if not console.is_terminal:  # a file is as wide as it needs to be
-        console = Console(width=160)
-    for table in comparison_tables(found):
-        console.print(table)
-
-
-@app.command(name="export-selection")
-def export_selection(
-    selection: Annotated[str, typer.Argument(help="Run folder of a selection.")],
-    file: Annotated[str, typer.Argument(help="Table to write: .csv or .jsonl.")],
-) -> None:
-    """Write a selection as a table to edit; `selector={name: file, path: FILE}` brings it back, checked."""
-    from atlas_ray.errors import UserError
-    from atlas_ray.runs.folder import RunFolder
-    from atlas_ray.runs.tables import SELECTIONS
-    from atlas_ray.selection.file import write_table
-
-    records = RunFolder(selection).read(SELECTIONS)
-    if not records:
-        raise UserError(f"no selection lies in {selection}", "name a run folder that `atlas select` wrote")
-    write_table(file, records)
-    typer.echo(f"table: {file} ({len(records)} trajectories)")
+app.command()(compare)
+app.command(name="export-selection")(export_selection)
 
 
 @app.command(name="run")
 def run_recipe(
     recipe: Annotated[str, typer.Argument(help="YAML file, or a name: quickstart, paper, table3, ...")],
     set_: Set = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
+    extra: Extra = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
@@ -261,8 +180,8 @@ def run_recipe(
 def models(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
     set_: Set = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="Of these tables alone: table3, ...")] = None,
+    extra: Extra = None,
+    only: Only = None,
 ) -> None:
     """List the hub's models and data sets that a recipe reads, one a line: `model ID REVISION`."""
     from atlas_ray.recipes.hub import hub_files
@@ -276,7 +195,7 @@ def models(
 def report(
     recipe: Annotated[str, typer.Argument(help="The recipe whose runs are reported.")],
     set_: Set = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what cost money, e.g. llm.")] = None,
+    extra: Extra = None,
 ) -> None:
     """Build tables, figures and the report of a recipe's runs."""
     from atlas_ray.recipes.report import report_recipe
@@ -314,46 +233,7 @@ app.command()(serve)
 app.command()(status)
 app.command()(cache)
 app.command()(doctor)
-
-
-@app.command(name="view-mask")
-def view_mask(
-    data: Annotated[str, typer.Option("--data", help="Trajectories.")],
-    model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template.")],
-    selection: Annotated[
-        str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")
-    ] = None,
-    trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
-    chat_template: Annotated[
-        str | None, typer.Option("--chat-template", help="Built-in name or file; the tokenizer's own else.")
-    ] = None,
-) -> None:
-    """Print a trajectory with its loss tokens coloured."""
-    from rich.console import Console
-
-    from atlas_ray.training.view import view
-
-    Console().print(view(data, model, selection, trajectory, chat_template))
-
-
-@trajectories_app.command("stats")
-def trajectories_stats(
-    path: Annotated[str, typer.Argument(help="File, folder, run folder or Hugging Face data set id.")], set_: Set = None
-) -> None:
-    """Count trajectories, steps, words and gold steps by environment; bad rows go to rejected.jsonl."""
-    from rich.console import Console
-
-    from atlas_ray.trajectories.readers import read_trajectories
-    from atlas_ray.trajectories.statistics import statistics_table
-
-    rejected: list[Any] = []
-    settings = _load("DataConfig", None, set_, path=path)
-    Console().print(statistics_table(read_trajectories(settings, rejected)))
-    unusable = [row for row in rejected if row.unknown is None]
-    for row in unusable[:5]:
-        typer.echo(f"rejected: {row}", err=True)
-    if unusable:
-        typer.echo(f"{len(unusable)} rows rejected", err=True)
+app.command(name="view-mask")(view_mask)
 
 
 def _say(folder: Any, what: str) -> None:

@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
+from atlas_ray.cli.options import Extra, Only, Set
 from atlas_ray.errors import UserError
 
 
 def doctor(
     what: Annotated[list[str], typer.Argument(metavar="RECIPE | ENV=URL...", help="A recipe's file, or servers.")],
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override a key of the recipe.")
-    ] = None,
-    extra: Annotated[list[str] | None, typer.Option("--with", help="Include what costs money, e.g. llm.")] = None,
-    only: Annotated[list[str] | None, typer.Option("--only", help="What one table needs: table3, ...")] = None,
+    set_: Set = None,
+    extra: Extra = None,
+    only: Only = None,
 ) -> None:
     """Check before a run: a recipe's data, items, servers, models, keys, GPUs and disk; or single servers.
 

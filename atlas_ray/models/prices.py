@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
 from pydantic import Field, TypeAdapter, ValidationError
 
-from atlas_ray.config import EngineConfig, FrozenConfig
+from atlas_ray.config import FrozenConfig
 from atlas_ray.errors import UserError
 from atlas_ray.types import Usage
 
@@ -44,37 +43,6 @@ class Price:
         return paid / 1e6
 
 
-class Asked(Protocol):
-    """Settings that say which model is asked, and how."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def engine(self) -> EngineConfig | None: ...
-    @property
-    def mode(self) -> str: ...
-    @property
-    def prices_file(self) -> str | None: ...
-
-
-def price_of(config: Asked) -> Price | None:
-    """What a selector pays: nothing on engines of our own, a part of the list price in batches.
-
-    Raises:
-        UserError: If the user's price list is unusable.
-    """
-    if config.engine is not None:
-        return Price(0.0, 0.0, 0.0, config.engine.max_model_len, structured=True)
-    listed = price(config.model, config.prices_file)
-    if listed is None or config.mode == "live":
-        return listed
-    part = listed.batch_discount
-    # What a cache saves elsewhere, it does not save in batches.
-    return replace(
-        listed, prompt=part * listed.prompt, cached=part * listed.prompt, completion=part * listed.completion
-    )
-
-
 class _Listed(FrozenConfig):
     prompt: float = Field(ge=0)
     cached: float | None = Field(None, ge=0)
@@ -89,18 +57,25 @@ class _File(FrozenConfig):
     models: dict[str, _Listed]
 
 
-def price(model: str, file: str | None = None) -> Price | None:
+def price(model: str, file: str | None = None, *, batch: bool = False) -> Price | None:
     """List price of a model, dated snapshots like the model itself; None where it is unknown.
 
     Args:
         model: Its name at the endpoint.
         file: The user's own list, which goes before the package's.
+        batch: Through the Batch API, which takes a part of the price; what a cache saves elsewhere, it saves not there.
 
     Raises:
         UserError: If the file cannot be read or is no list of prices.
     """
     table = {**_prices(None), **(_prices(file) if file else {})}
-    return table.get(model) or table.get(_SNAPSHOT.sub("", model))
+    listed = table.get(model) or table.get(_SNAPSHOT.sub("", model))
+    if listed is None or not batch:
+        return listed
+    part = listed.batch_discount
+    return replace(
+        listed, prompt=part * listed.prompt, cached=part * listed.prompt, completion=part * listed.completion
+    )
 
 
 @cache

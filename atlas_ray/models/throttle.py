@@ -9,12 +9,47 @@ import asyncio
 import email.utils
 import random
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Protocol
+
+from atlas_ray.config import EndpointConfig
+from atlas_ray.errors import AtlasError
 
 _CUT = 0.7  # of the calls in flight, where the endpoint is overloaded
 _GROWTH = 0.1  # of the most calls in flight, for each round of good replies
+_LOOK_SECONDS = 5.0  # between two looks of a call that waits for its time
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
+
+
+class RequestGate(Protocol):
+    """What lets a client's calls through and is told how they fared: a `Throttle`, or one that processes share."""
+
+    def turn(self, tokens: int) -> AbstractAsyncContextManager[float]:
+        """As `Throttle.turn`."""
+        ...
+
+    def succeeded(self) -> None:
+        """As `Throttle.succeeded`."""
+        ...
+
+    def overloaded(self, began: float) -> None:
+        """As `Throttle.overloaded`."""
+        ...
+
+    def pause(self, seconds: float) -> None:
+        """As `Throttle.pause`."""
+        ...
+
+    @property
+    def stopped(self) -> AtlasError | None:
+        """As `Throttle.stopped`."""
+        ...
+
+    def stop(self, error: AtlasError) -> None:
+        """As `Throttle.stop`."""
+        ...
 
 
 class Throttle:
@@ -29,6 +64,9 @@ class Throttle:
         tokens_per_minute: Likewise.
         clock: Seconds that only grow.
         sleep: Waits for seconds of that clock.
+
+    Attributes:
+        stopped: The error that every further call would meet, once there was one.
     """
 
     def __init__(
@@ -44,38 +82,77 @@ class Throttle:
         self._per_token = 60 / tokens_per_minute if tokens_per_minute else 0.0
         self._clock, self._sleep = clock, sleep
         self._active = 0
-        self._place = asyncio.Condition()
+        self._waiting: deque[asyncio.Future[None]] = deque()  # calls that want a place
+        self._probing = False
+        self.stopped: AtlasError | None = None
         self._next_request = self._next_tokens = self._paused_until = self._cut_at = clock()
+
+    @classmethod
+    def of(cls, endpoint: EndpointConfig) -> Throttle:
+        """With the limits that an endpoint's settings name."""
+        return cls(endpoint.concurrency, endpoint.requests_per_minute, endpoint.tokens_per_minute)
 
     @property
     def window(self) -> int:
         """Calls that may be in flight now."""
-        return max(1, int(self._window))
+        return 1 if self._probing else max(1, int(self._window))
 
     @asynccontextmanager
     async def turn(self, tokens: int) -> AsyncIterator[float]:
-        """Waits until a call may go out; gives the moment, for `overloaded`.
+        """Waits until a call may go out, and holds its place while it is under way; gives the moment it began.
 
         Args:
             tokens: What the call will count for: its prompt, and the longest reply.
         """
-        async with self._place:
-            await self._place.wait_for(lambda: self._active < self.window)
-            self._active += 1
+        began = await self.enter(tokens)
         try:
+            yield began
+        finally:
+            self.leave()
+
+    async def enter(self, tokens: int) -> float:
+        """Waits until a call may go out; `leave` says that it is over.
+
+        Raises:
+            AtlasError: If `stop` was called.
+        """
+        await self._place()
+        try:
+            self._raise_if_stopped()
             start = max(self._clock(), self._next_request, self._next_tokens)
             self._next_request = start + self._per_request
             self._next_tokens = start + tokens * self._per_token
             while (wait := max(start, self._paused_until) - self._clock()) > 0:
-                await self._sleep(wait)
-            yield self._clock()
-        finally:
-            self._active -= 1
-            async with self._place:
-                self._place.notify(max(1, self.window - self._active))
+                await self._sleep(min(wait, _LOOK_SECONDS))
+                self._raise_if_stopped()
+        except BaseException:
+            self.leave()
+            raise
+        return self._clock()
+
+    def leave(self) -> None:
+        """A call that has entered is over."""
+        self._active -= 1
+        self._admit()
+
+    def probe(self) -> None:
+        """One call goes out alone, until one is answered: what every call would meet is then met once."""
+        self._probing = True
+
+    def stop(self, error: AtlasError) -> None:
+        """No further call goes out: each would meet this error, and is told so."""
+        self.stopped = self.stopped or error
+        while self._waiting:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._active += 1
+                place.set_result(None)
 
     def succeeded(self) -> None:
         """A call was answered."""
+        if self._probing:
+            self._probing = False
+            self._admit()
         self._window = min(self._most, self._window + max(1.0, _GROWTH * self._most) / self._window)
 
     def overloaded(self, began: float) -> None:
@@ -87,6 +164,31 @@ class Throttle:
     def pause(self, seconds: float) -> None:
         """Holds all calls that have not gone out."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
+
+    def _raise_if_stopped(self) -> None:
+        if self.stopped is not None:
+            raise type(self.stopped)(self.stopped.what, self.stopped.remedy)
+
+    async def _place(self) -> None:
+        if not self._waiting and self._active < self.window:
+            self._active += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self.leave()
+            raise
+
+    def _admit(self) -> None:
+        """Gives free places to those that wait, first come, first served."""
+        while self._waiting and self._active < self.window:
+            place = self._waiting.popleft()
+            if not place.done():
+                self._active += 1
+                place.set_result(None)
 
 
 def back_off(attempt: int) -> float:

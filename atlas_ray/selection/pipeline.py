@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from math import ceil
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.cluster import placement
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.models.prices import price_of
+from atlas_ray.models.client import key_of
 from atlas_ray.models.source import fetch_for_workers
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker
@@ -29,14 +29,16 @@ from atlas_ray.selection.budget import record
 from atlas_ray.selection.combine import CombineSelector, combination
 from atlas_ray.selection.file import FileSelector, imported
 from atlas_ray.selection.llm.answer import PARSER_VERSION
-from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, backend_of
-from atlas_ray.selection.llm.prompt import load_prompt
+from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
+from atlas_ray.selection.llm.journal import REPLIES
+from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.stage import LlmStage, backend_of
 from atlas_ray.selection.perplexity.scores import select_perplexity
 from atlas_ray.selection.perplexity.settings import PerplexitySelector, dtype_of, engine_of, workers_of
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.selection.perplexity.vllm_engine import start_vllm
+from atlas_ray.selection.protocol import StageContext
 from atlas_ray.selection.python_function import PythonSelector, load_call, select_own
 from atlas_ray.selection.rescore import rescored
 from atlas_ray.selection.settings import SelectConfig
@@ -284,31 +286,26 @@ def _llm(
     config: SelectConfig, selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder
 ) -> Generator[Selection, None, None]:
     """Asks the model, in this process: waiting needs no workers."""
-    mine = load_prompt(selector.prompt_file, selector.prompt).hash
-    if any(s.prompt_hash != mine for s in folder.read(SELECTIONS) if s.error is None):
-        raise UserError(
-            f"{folder.uri} holds selections by another prompt", "restore the prompt file, or start anew with --clean"
-        )
-    if price_of(selector) is None:
-        _log.warning("no price is known for %s: costs are recorded as 0", selector.model)
+    stage = LlmStage(selector, StageContext(folder, config.data, config.seed, config.environments, config.ray, None))
     if not folder.has(_READ_BY):
         folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
-    journal = Journal(folder, RunFolder(selector.cache) if selector.cache else None)
-    stream = Judge(selector, journal, backend_of(selector, folder, config.ray), config.seed).judge(todo)
-
-    async def following() -> list[Selection] | None:
-        return await anext(stream, None)
-
     with asyncio.Runner() as runner:
-        try:
-            while (found := runner.run(following())) is not None:
-                yield from found
-        finally:
-            runner.run(_close(stream))
+        yield from runner.run(_judged(config, selector, todo, folder))
+    del stage
 
 
-async def _close(stream: AsyncGenerator[Any, None]) -> None:
-    await stream.aclose()
+async def _judged(
+    config: SelectConfig, selector: LlmSelector, todo: Sequence[Trajectory], folder: RunFolder
+) -> list[Selection]:
+    key = "" if selector.engine else key_of(selector.endpoint)
+    coordinator = Coordinator(selector, folder)
+    await coordinator.open(key)
+    link = LocalLink(coordinator)
+    backend = backend_of(selector, folder, config.ray, link, key)
+    try:
+        return await Judge(selector, backend, link, config.seed).judge_all(todo)
+    finally:
+        await backend.close()
 
 
 def _line(error: Exception) -> str:

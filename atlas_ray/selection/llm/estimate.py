@@ -1,16 +1,19 @@
-"""What asking an LLM will cost, before it is asked. Flows in: settings and trajectories; flows out: lines."""
+"""What a selection by an LLM will cost, before it is run: from trajectories, or from the shape of data to come.
+
+Flows in: a selector's section, and trajectories or their shapes; flows out: lines for `--dry-run`, and figures for a
+recipe's plan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atlas_ray.errors import DataError
-from atlas_ray.models.prices import price_of
+from atlas_ray.models.client import ChatMessages
 from atlas_ray.selection.budget import budget
-from atlas_ray.selection.llm.judge import form_of, room_of
-from atlas_ray.selection.llm.prompt import ChatMessages, load_prompt
+from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.llm.tokens import by_rule, counter, total
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.selection.protocol import Forecast
@@ -21,8 +24,8 @@ if TYPE_CHECKING:
     from atlas_ray.selection.llm.settings import LlmSelector
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
-_ANSWER_TOKENS = 400  # of a reply, for a plan
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed
+_REPLY_TOKENS = 400  # of a mean reply
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,29 +51,30 @@ class Estimate:
     by_rule: bool
 
 
-def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimate:
+def estimate(trajectories: Iterable[Trajectory], config: LlmSelector) -> Estimate:
     """Calls, tokens, dollars and time of a selection, without a call.
 
     Raises:
         UserError: If prompt, price list, tokenizer or context are unusable.
     """
-    prompt, known, form = load_prompt(config.prompt_file, config.prompt), price_of(config), form_of(config)
-    count, room = counter(config.tokenizer, config.model), room_of(config)
-    shortened = too_long = 0
+    prompt, known, form = load_prompt(config.prompt_file, config.prompt), config.price, config.reply_form
+    count, limit = counter(config.tokenizer, config.model), config.prompt_limit
+    asked = shortened = too_long = 0
 
     def prompts() -> Iterator[ChatMessages]:
-        nonlocal shortened, too_long
+        nonlocal asked, shortened, too_long
         for t in trajectories:
             try:
-                messages, left_out = fitted(prompt, t, budget(config.ratio, len(t.steps)), form, room, count)
+                messages, left_out = fitted(prompt, t, budget(config.ratio, len(t.steps)), form, limit, count)
             except DataError:
                 too_long += 1
                 continue
+            asked += 1
             shortened += left_out > 0
             yield messages
 
-    tokens = config.votes * total(prompts(), len(trajectories), count)
-    calls = config.votes * (len(trajectories) - too_long)
+    tokens = config.votes * total(prompts(), count)
+    calls = config.votes * asked
     usage = Usage(prompt_tokens=tokens, completion_tokens=calls * config.max_tokens)
     endpoint = config.endpoint
     seconds = calls * _REPLY_SECONDS / min(endpoint.concurrency, calls or 1)
@@ -84,16 +88,12 @@ def estimate(trajectories: Sequence[Trajectory], config: LlmSelector) -> Estimat
     )
 
 
-def estimate_lines(config: LlmSelector, trajectories: Sequence[Trajectory]) -> list[str]:
-    """The same in words.
-
-    Raises:
-        UserError: If prompt, price list, tokenizer or context are unusable.
-    """
+def estimate_lines(config: LlmSelector, trajectories: Iterable[Trajectory]) -> list[str]:
+    """The estimate in words."""
     found = estimate(trajectories, config)
-    dollars = (
-        "an unknown price" if found.dollars is None else f"at most ${found.dollars:,.2f} at {_TARIFF[config.mode]}"
-    )
+    dollars = "an unknown price"
+    if found.dollars is not None:
+        dollars = f"at most ${found.dollars:,.2f} at {_TARIFF[config.mode]}"
     how = "by a rule for English" if found.by_rule else "by the tokenizer"
     lines = [
         f"{found.calls} calls of {config.model}: {found.prompt_tokens} prompt tokens ({how}), at most "
@@ -109,24 +109,20 @@ def estimate_lines(config: LlmSelector, trajectories: Sequence[Trajectory]) -> l
 
 
 def forecast(config: LlmSelector, shapes: Mapping[str, Shape]) -> Forecast:
-    """The same from the data's shape alone, for a plan.
-
-    Raises:
-        UserError: If prompt or price list are unusable.
-    """
+    """Calls, tokens and dollars for data of which the mean trajectories are known, by environment."""
     number = sum(s.trajectories for s in shapes.values())
-    asked = sum(s.trajectories * _prompt_tokens(config, round(s.steps)) for s in shapes.values())
-    read = config.votes * (sum(s.trajectories * s.tokens for s in shapes.values()) + asked)
-    calls, written = config.votes * number, config.votes * number * _ANSWER_TOKENS
+    around = sum(s.trajectories * _prompt_tokens(config, round(s.steps)) for s in shapes.values())
+    read = config.votes * (sum(s.trajectories * s.tokens for s in shapes.values()) + around)
+    calls, written = config.votes * number, config.votes * number * _REPLY_TOKENS
     words = (
         f"{calls:,.0f} calls of {config.model}: {read / 1e6:.1f} M prompt tokens = trajectories + "
-        f"{asked / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_ANSWER_TOKENS} each"
+        f"{around / max(1, number):,.0f} each, {written / 1e6:.1f} M completion tokens = {_REPLY_TOKENS} each"
     )
     if config.engine is not None:
         return Forecast(words, read=read, written=written)
-    known = price_of(config)
+    known = config.price
     dollars = known.of(Usage(prompt_tokens=round(read), completion_tokens=round(written))) if known else 0.0
-    return Forecast(words + ("" if dollars else ", at an unknown price"), calls=calls, dollars=dollars)
+    return Forecast(words if dollars else f"{words}, at an unknown price", calls=calls, dollars=dollars)
 
 
 def _prompt_tokens(config: LlmSelector, n_steps: int) -> int:
@@ -136,13 +132,13 @@ def _prompt_tokens(config: LlmSelector, n_steps: int) -> int:
     return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(config.ratio, n_steps)))
 
 
-def _pace(selector: LlmSelector, found: Estimate) -> str:
+def _pace(config: LlmSelector, found: Estimate) -> str:
     """How long it will take, and why."""
-    if selector.engine is not None:
-        return f"{selector.engine.replicas} engines of our own, at their speed"
-    if selector.mode == "batch":
+    if config.engine is not None:
+        return f"{config.engine.replicas} engines of our own, at their speed"
+    if config.mode == "batch":
         return "in batches, which take up to 24 h each"
-    minutes, limits = max(1, round(found.seconds / 60)), selector.endpoint
+    minutes, limits = max(1, round(found.seconds / 60)), config.endpoint
     rates = [f"{limits.concurrency} calls at once and {_REPLY_SECONDS:g} s a reply"]
     rates += [f"{limits.requests_per_minute:g} requests a minute"] if limits.requests_per_minute else []
     rates += [f"{limits.tokens_per_minute:g} tokens a minute"] if limits.tokens_per_minute else []

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
+from atlas_ray.models.client import CompletionRequest
 from atlas_ray.runs.folder import COMPACT_FROM, RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TableSpec
-from atlas_ray.selection.llm.backends.protocol import CompletionRequest
 from atlas_ray.types import Usage
 
 _GATHER_SECONDS = 0.1  # between two writes; replies that come meanwhile share the next one

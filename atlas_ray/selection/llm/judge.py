@@ -1,30 +1,26 @@
 """An LLM reads the trajectory and names its critical steps (paper section 3.2, Eq. 4, App. D.1): plain asyncio.
 
-Flows in: trajectories, a backend, and the journal of paid replies; flows out: selections, in the order of completion.
+Flows in: trajectories, a backend, and a link to the run's coordinator; flows out: selections.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.config import RayConfig
-from atlas_ray.errors import AtlasError, DataError, ModelFailure, UserError
-from atlas_ray.models.prices import Price, price_of
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.errors import AtlasError, ContextOverflow, DataError, ModelFailure, UserError
+from atlas_ray.models.client import ChatMessages, CompletionRequest, SchemaRefusal
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.llm.answer import Judgement, parse_answer
-from atlas_ray.selection.llm.backends.batch import BatchBackend
-from atlas_ray.selection.llm.backends.chat import ChatBackend
-from atlas_ray.selection.llm.backends.protocol import Backend, CompletionRequest, SchemaRefusal
-from atlas_ray.selection.llm.journal import Journal, PaidReply, digest
-from atlas_ray.selection.llm.prompt import ChatMessages, Form, Prompt, load_prompt
+from atlas_ray.selection.llm.backends.protocol import Backend
+from atlas_ray.selection.llm.coordinator import Link
+from atlas_ray.selection.llm.journal import PaidReply, digest
+from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, load_prompt
 from atlas_ray.selection.llm.self_consistency import tally
 from atlas_ray.selection.llm.structured import parse_structured, reply_schema
 from atlas_ray.selection.llm.tokens import Counter, counter
@@ -36,7 +32,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_REPAIR_TOKENS = 200  # of the request that says what was wrong
 _FORMS = {
     "text": "in these three lines:\n"
     "1. The high-level plan is: [...]\n"
@@ -45,48 +40,6 @@ _FORMS = {
     "json": "as one JSON object:\n"
     '{"plan": "...", "steps": [{"step": number, "category": "...", "reason": "..."}, ...]}',
 }
-
-
-def backend_of(config: LlmSelector, folder: RunFolder, ray: RayConfig) -> Backend:
-    """Whom a selector asks.
-
-    Args:
-        config: The selector's section.
-        folder: The run's, where batches are on record.
-        ray: How engines are reached.
-    """
-    if config.engine is not None:
-        from atlas_ray.selection.llm.backends.vllm import EngineBackend
-
-        return EngineBackend.of(config.model, config.engine, ray)
-    return ChatBackend(config) if config.mode == "live" else BatchBackend(config, folder)
-
-
-def form_of(config: LlmSelector) -> Form:
-    """The form that replies are asked for in."""
-    if config.prompt == "paper":
-        return "text"
-    if config.structured != "auto":
-        return config.structured
-    known = price_of(config)
-    return "json" if known is not None and known.structured else "text"
-
-
-def room_of(config: LlmSelector) -> int | None:
-    """Tokens that a request may have, so that its reply and a repair still fit the context; None where not known.
-
-    Raises:
-        UserError: If the context holds no more than the replies.
-    """
-    known = price_of(config)
-    context = config.context or (known.context if known else None)
-    if context is None:
-        return None
-    room = context - 2 * config.max_tokens - _REPAIR_TOKENS
-    if room < 1:
-        what = f"a context of {context} tokens leaves no room beside two replies of max_tokens={config.max_tokens}"
-        raise UserError(what, "lower selector.max_tokens, or raise selector.context")
-    return room
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,70 +66,43 @@ class Judge:
 
     Args:
         config: The selector's section.
-        journal: Replies paid for before, and where new ones go.
         backend: Who is asked.
+        link: To the run's coordinator, which keeps replies and money.
         seed: The run's; only votes draw on it.
 
     Raises:
-        UserError: If prompt, price list, tokenizer or context are unusable, or `max_cost` is set for a model without
-            a known price.
+        UserError: If prompt, price list or context are unusable.
     """
 
-    def __init__(self, config: LlmSelector, journal: Journal, backend: Backend, seed: int) -> None:
-        self._config, self._journal, self._backend = config, journal, backend
-        self._seed = seed
+    def __init__(self, config: LlmSelector, backend: Backend, link: Link, seed: int) -> None:
+        self._config, self._backend, self._link, self._seed = config, backend, link, seed
         self._prompt: Prompt = load_prompt(config.prompt_file, config.prompt)
-        self._price: Price | None = price_of(config)
-        self._form: Form = form_of(config)
-        self._room = room_of(config)
-        self._reserved, self._calls = 0.0, 0  # US dollars for calls in flight, and how many those are
-        self._settled = asyncio.Condition()
-        if config.max_cost is not None and self._price is None:
-            raise UserError(
-                f"selector.max_cost cannot be kept: no price is known for {config.model}",
-                "unset selector.max_cost, or name the price in selector.prices_file",
-            )
+        self._price = config.price
+        self._form: ReplyForm = config.reply_form
+        self._limit = config.prompt_limit
+        self._at_once = asyncio.Semaphore(config.at_once)
 
-    async def judge(self, trajectories: Iterable[Trajectory]) -> AsyncGenerator[list[Selection], None]:
-        """Selections as they come, those together that came together.
+    async def judge_all(self, trajectories: Sequence[Trajectory]) -> list[Selection]:
+        """Selections of all, in order.
 
-        After an error that stops all, calls in flight still come in: they are paid for.
+        After an error that stops the run, calls in flight still come in: they are paid for.
 
         Raises:
             AtlasError: If the endpoint is dead, or `max_cost` was reached.
-            UserError: If the key or the model is refused.
+            UserError: If the key or the model is refused, or the tokenizer is unusable.
         """
-        waiting = iter(trajectories)
-        running: set[asyncio.Task[Selection]] = set()
-        finished: asyncio.Queue[asyncio.Task[Selection]] = asyncio.Queue()
-        stopped: AtlasError | None = None
-        try:
-            while True:
-                while not stopped and len(running) < self._backend.room and (next_ := next(waiting, None)):
-                    task = asyncio.create_task(self._judge(next_))
-                    task.add_done_callback(finished.put_nowait)
-                    running.add(task)
-                if not running:
-                    break
-                tasks = [await finished.get()]
-                while not finished.empty():
-                    tasks.append(finished.get_nowait())
-                found = []
-                for task in tasks:
-                    running.discard(task)
-                    try:
-                        found.append(task.result())
-                    except AtlasError as error:
-                        stopped = stopped or error
-                if found:
-                    yield found
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
-            await self._backend.close()
-        if stopped:
-            raise stopped
+        found = await asyncio.gather(*map(self.judge, trajectories), return_exceptions=True)
+        for error in found:
+            if isinstance(error, AtlasError):
+                raise await self._link.ask("end", error)
+            if isinstance(error, BaseException):
+                raise error
+        return [selection for selection in found if isinstance(selection, Selection)]
+
+    async def judge(self, trajectory: Trajectory) -> Selection:
+        """What the model chose, or why there is nothing; raises what concerns all trajectories."""
+        async with self._at_once:
+            return await self._judge(trajectory)
 
     async def _judge(self, trajectory: Trajectory) -> Selection:
         config, n_steps = self._config, len(trajectory.steps)
@@ -185,7 +111,7 @@ class Judge:
         while True:
             form = self._form
             try:
-                messages, left_out = fitted(self._prompt, trajectory, k, form, self._room, self._count)
+                messages, left_out = fitted(self._prompt, trajectory, k, form, self._limit, self._count)
             except DataError as error:
                 return record(trajectory, config, error=error.what, **asked)
             asked["shortened"] = left_out
@@ -228,7 +154,7 @@ class Judge:
         self._form = "text"
 
     async def _vote(
-        self, trajectory: Trajectory, messages: ChatMessages, form: Form, k: int, seed: int | None
+        self, trajectory: Trajectory, messages: ChatMessages, form: ReplyForm, k: int, seed: int | None
     ) -> _Verdict:
         """A request, and one more that says what was wrong with the reply."""
         n_steps, usage = len(trajectory.steps), Usage()
@@ -237,7 +163,7 @@ class Judge:
         for _ in range(2):
             try:
                 reply = await self._ask(trajectory, self._request(messages, form, n_steps, k, seed))
-            except ModelFailure as error:
+            except (ModelFailure, ContextOverflow) as error:
                 return _Verdict(None, usage, f"no answer: {error.what}", reached=False)
             usage += reply.usage
             found = (parse_structured if form == "json" else parse_answer)(reply.text, n_steps, k)
@@ -258,7 +184,9 @@ class Judge:
         chosen = usable or cut
         return _Verdict(chosen, usage, None if chosen else f"unusable answer: {what}")
 
-    def _request(self, messages: ChatMessages, form: Form, n_steps: int, k: int, seed: int | None) -> CompletionRequest:
+    def _request(
+        self, messages: ChatMessages, form: ReplyForm, n_steps: int, k: int, seed: int | None
+    ) -> CompletionRequest:
         config = self._config
         temperature = config.temperature if seed is None else config.vote_temperature
         # OpenAI takes no `maxLength`; it needs none, for its models come to an end.
@@ -268,47 +196,20 @@ class Judge:
 
     async def _ask(self, trajectory: Trajectory, request: CompletionRequest) -> PaidReply:
         key = digest(self._backend.address, self._config.model, trajectory.id, request)
-        if paid := await self._journal.get(key):
+        most = 0.0
+        if self._config.max_cost is not None and self._price is not None:
+            most = self._price.of(Usage(self._count(request.messages), 0, request.max_tokens))
+        paid: PaidReply | None = await self._link.ask("claim", key, most)
+        if paid:
             return paid
-        async with self._within_cost(request):
-            done = await self._backend.complete(request)
-            reply = PaidReply(key, trajectory.id, done.text, done.finish, done.usage)
-            await self._journal.keep(reply)
-        return reply
-
-    @asynccontextmanager
-    async def _within_cost(self, request: CompletionRequest) -> AsyncIterator[None]:
-        """Sets aside what a call may cost at most; waits for calls in flight where that could exceed `max_cost`.
-
-        Raises:
-            _SpentError: If it could with none in flight.
-        """
-        limit, known = self._config.max_cost, self._price
-        if limit is None or known is None:
-            yield
-            return
-        usage = Usage(prompt_tokens=self._count(request.messages), completion_tokens=request.max_tokens)
-        most = known.of(usage)
-        async with self._settled:
-            while self._journal.spent + self._reserved + most > limit:
-                if not self._calls:
-                    raise _SpentError(
-                        f"stopped at ${self._journal.spent:.4f}: one more call could exceed max_cost={limit:g}",
-                        "raise --max-cost (selector.max_cost) and run the same command again; it goes on from here",
-                    )
-                await self._settled.wait()
-            self._reserved, self._calls = self._reserved + most, self._calls + 1
         try:
-            yield
-        finally:
-            async with self._settled:
-                self._calls -= 1
-                self._reserved = self._reserved - most if self._calls else 0.0
-                self._settled.notify_all()
-
-
-class _SpentError(AtlasError):
-    """`max_cost` allows no further call."""
+            done = await self._backend.complete(request)
+        except BaseException:
+            self._link.tell("release", key)
+            raise
+        reply = PaidReply(key, trajectory.id, done.text, done.finish, done.usage)
+        await self._link.ask("keep", reply)
+        return reply
 
 
 async def _all(votes: list[Any]) -> list[_Verdict]:
@@ -332,7 +233,7 @@ def _lacking(judgement: Judgement, prompt: Prompt) -> str:
     return ""
 
 
-def _repair(what: str, form: Form, n_steps: int, k: int) -> str:
+def _repair(what: str, form: ReplyForm, n_steps: int, k: int) -> str:
     return (
         f"This answer cannot be used: {what}. The conversation's steps are numbered 1 to {n_steps}, and at "
         f"most {k} may be chosen. Give the whole answer again, {_FORMS[form]}"

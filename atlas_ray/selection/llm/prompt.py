@@ -16,6 +16,7 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from atlas_ray.errors import UserError
+from atlas_ray.models.client import ChatMessages
 from atlas_ray.selection.llm.answer import ANSWER
 from atlas_ray.types import Trajectory
 
@@ -29,9 +30,8 @@ _LABEL = re.compile(
 _TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,80})>", re.IGNORECASE)
 _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
 
-ChatMessages = list[dict[str, str]]
-Form = Literal["text", "json"]  # of the reply: the paper's three lines, or an object
-PromptName = Literal["improved", "paper"]
+
+ReplyForm = Literal["text", "json"]  # the paper's three lines, or an object
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prompt:
     wants: frozenset[str]
 
     def messages(
-        self, trajectory: Trajectory, max_steps: int, form: Form = "text", longest: int | None = None
+        self, trajectory: Trajectory, max_steps: int, form: ReplyForm = "text", longest: int | None = None
     ) -> ChatMessages:
         """The chat messages that ask for at most `max_steps` critical steps of a trajectory.
 
@@ -79,7 +79,7 @@ class Prompt:
             raise _unusable(self.template.filename, error) from None
 
 
-def load_prompt(file: str | None = None, name: PromptName = "improved") -> Prompt:
+def load_prompt(file: str | None = None, name: Literal["improved", "paper"] = "improved") -> Prompt:
     """One of the package's prompts, or the user's own.
 
     Args:

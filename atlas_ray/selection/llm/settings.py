@@ -1,26 +1,27 @@
-"""Settings of the selector that asks an LLM, and what they mean for a plan."""
+"""The LLM selector's section of the settings, and what it means for recipes, plans and runs."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
 from atlas_ray.config import PLACEMENT, EndpointConfig, EngineConfig
-from atlas_ray.runs.tables import TableSpec
-from atlas_ray.selection.protocol import Forecast, ModelUse, Selector
-from atlas_ray.trajectories.agenttraj import Shape
-from atlas_ray.types import Selection, Trajectory
+from atlas_ray.errors import UserError
+from atlas_ray.models.prices import Price, price
+from atlas_ray.selection.llm.backends.submissions import BATCHES, MOST_BATCHED
+from atlas_ray.selection.protocol import Forecast, ModelUse, Selector, Stage, StageContext
+from atlas_ray.types import Selection
 
+if TYPE_CHECKING:
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import TableSpec
+    from atlas_ray.selection.llm.prompt import ReplyForm
+    from atlas_ray.trajectories.agenttraj import Shape
+    from atlas_ray.types import Trajectory
 
-class SelectorEndpoint(EndpointConfig):
-    """The endpoint that judges, and how much it may be asked; 429 and its like slow the calls down besides."""
-
-    requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
-    tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
-        None, gt=0, description="prompts, and replies at their longest"
-    )
+_REPAIR_TOKENS = 200  # of the request that says what was wrong
 
 
 class LlmSelector(Selector):
@@ -31,7 +32,7 @@ class LlmSelector(Selector):
     name: Literal["llm"] = "llm"
     ratio: float = Field(0.3, gt=0, le=1)
     model: str = "gpt-4o-2024-08-06"
-    endpoint: SelectorEndpoint = SelectorEndpoint()
+    endpoint: EndpointConfig = EndpointConfig()
     mode: Literal["live", "batch"] = Field("live", description="batch: OpenAI's Batch API, half price, up to a day")
     engine: EngineConfig | None = Field(None, description="vLLM engines of our own hold `model`; no endpoint is asked")
     temperature: float = Field(0.0, ge=0)
@@ -52,6 +53,9 @@ class LlmSelector(Selector):
     max_cost: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="US dollars; stops cleanly and resumes"
     )
+    num_workers: Annotated[int, PLACEMENT] = Field(
+        1, ge=1, description="processes that ask the endpoint, within its limits together; more where one CPU is busy"
+    )
 
     @model_validator(mode="after")
     def _batches_are_the_endpoints(self) -> LlmSelector:
@@ -67,62 +71,120 @@ class LlmSelector(Selector):
             raise ValueError("`prompt: paper` and `prompt_file` are two prompts; leave one of them out")
         return self
 
+    @property
+    def price(self) -> Price | None:
+        """What replies cost: nothing on engines of our own, a part of the list price in batches; None: not known.
+
+        Raises:
+            UserError: If the user's price list is unusable.
+        """
+        if self.engine is not None:
+            return Price(0.0, 0.0, 0.0, self.engine.max_model_len, structured=True)
+        return price(self.model, self.prices_file, batch=self.mode == "batch")
+
+    @property
+    def reply_form(self) -> ReplyForm:
+        """The form that replies are asked for in."""
+        if self.prompt == "paper":
+            return "text"
+        if self.structured != "auto":
+            return self.structured
+        known = self.price
+        return "json" if known is not None and known.structured else "text"
+
+    @property
+    def prompt_limit(self) -> int | None:
+        """Tokens that a request may have, so that its reply and a repair still fit the context; None where not known.
+
+        Raises:
+            UserError: If the context holds no more than the replies.
+        """
+        known = self.price
+        context = self.context or (known.context if known else None)
+        if context is None:
+            return None
+        limit = context - 2 * self.max_tokens - _REPAIR_TOKENS
+        if limit < 1:
+            what = f"a context of {context} tokens leaves no room beside two replies of max_tokens={self.max_tokens}"
+            raise UserError(what, "lower selector.max_tokens, or raise selector.context")
+        return limit
+
+    @property
+    def at_once(self) -> int:
+        """Trajectories that are worth having at once: more than are asked about, so that requests are ready."""
+        if self.engine is not None:
+            return self.engine.replicas * self.engine.episodes_in_flight
+        return 2 * self.endpoint.concurrency if self.mode == "live" else MOST_BATCHED
+
+    def digests(self) -> dict[str, str]:
+        """Of the user's own prompt."""
+        from atlas_ray.selection.llm.prompt import load_prompt
+
+        return {} if self.prompt_file is None else {self.prompt_file: load_prompt(self.prompt_file).hash}
+
     def models(self) -> list[ModelUse]:
         """What our own engines hold, and whose tokenizer counts."""
-        found = [ModelUse(self.model, tokens=self.engine.max_model_len)] if self.engine is not None else []
-        return [*found, *([ModelUse(self.tokenizer, tokenizer_only=True)] if self.tokenizer is not None else [])]
+        held = [] if self.engine is None else [ModelUse(self.model, tokens=self.engine.max_model_len)]
+        return held if self.tokenizer is None else [*held, ModelUse(self.tokenizer, tokenizer_only=True)]
 
     def engines(self) -> list[EngineConfig]:
-        """Our own, where no endpoint is asked."""
+        """Those that hold the model."""
         return [] if self.engine is None else [self.engine]
 
     @property
     def paid_endpoint(self) -> EndpointConfig | None:
-        """The endpoint, unless engines of our own hold the model."""
+        """The endpoint, where no engine of our own answers."""
         return self.endpoint if self.engine is None else None
 
     async def check_endpoint(self) -> str:
-        """Asks for one token, once.
+        """Asks the endpoint for one token, which costs about as much.
 
         Raises:
-            AtlasError: If the endpoint does not answer.
+            AtlasError: If it does not answer.
         """
-        from atlas_ray.selection.llm.backends.chat import ChatBackend
-        from atlas_ray.selection.llm.backends.protocol import CompletionRequest
+        from atlas_ray.models.client import ChatClient, CompletionRequest
 
-        once = self.endpoint.model_copy(update={"max_retries": 0})
-        client = ChatBackend(self.model_copy(update={"endpoint": once}))
+        client = ChatClient(self.model, self.endpoint.model_copy(update={"max_retries": 0}))
         try:
             done = await client.complete(CompletionRequest([{"role": "user", "content": "Say OK."}], 0.0, 1))
         finally:
             await client.close()
         return f"answers, {done.usage.prompt_tokens + done.usage.completion_tokens} tokens"
 
-    def forecast(self, shapes: Mapping[str, Shape]) -> Forecast:
-        """One call a trajectory and vote."""
+    def forecast(self, shapes: Mapping[str, Shape]) -> Forecast | None:
+        """Calls, tokens and dollars, from the mean trajectories of the data."""
         from atlas_ray.selection.llm.estimate import forecast
 
         return forecast(self, shapes)
 
     def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
-        """Calls, tokens, dollars, and how long they take."""
+        """Calls, tokens, dollars and time of selecting in these."""
         from atlas_ray.selection.llm.estimate import estimate_lines
 
-        return estimate_lines(self, list(trajectories))
+        return estimate_lines(self, trajectories)
 
     def kept_on_clean(self) -> list[TableSpec[Any]]:
-        """Replies and batches."""
-        from atlas_ray.selection.llm.backends.submissions import BATCHES
+        """Replies, and the record of batches: both were paid for."""
         from atlas_ray.selection.llm.journal import REPLIES
 
         return [REPLIES, BATCHES]
 
-    def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
-        """Replies that lack a plan or categories, requests that were shortened."""
-        from atlas_ray.models.prices import price_of
+    def outdated(self, folder: RunFolder) -> bool:
+        """Whether the replies were read by another version of the parser."""
+        from atlas_ray.selection.llm.stage import read_by_another_parser
 
+        return read_by_another_parser(folder)
+
+    def stage(self, context: StageContext) -> Stage:
+        """Judging actors, and what they share."""
+        from atlas_ray.selection.llm.stage import LlmStage
+
+        return LlmStage(self, context)
+
+    def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
+        """Whether the price is known, and how many selections lack plan or categories, or saw shortened texts."""
         incomplete = shortened = 0
         for s in selections:
-            shortened += s.shortened > 0
             incomplete += s.error is None and (not s.plan or s.categories.keys() != set(s.chosen))
-        return {"price_known": price_of(self) is not None, "incomplete": incomplete, "shortened": shortened}
+            shortened += s.shortened > 0
+        return {"price_known": self.price is not None, "incomplete": incomplete, "shortened": shortened}

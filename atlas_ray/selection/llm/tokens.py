@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from atlas_ray.errors import UserError
+from atlas_ray.models.client import ChatMessages
 from atlas_ray.models.source import local_model, trusted
-from atlas_ray.selection.llm.prompt import ChatMessages
 
 Counter = Callable[[ChatMessages], int]
 
@@ -19,7 +19,7 @@ Counter = Callable[[ChatMessages], int]
 # of AgentGym's servers and on the paper (within 8 %).
 _PIECES = re.compile(r"[^\r\nA-Za-z0-9]?[A-Za-z]+|[0-9]{1,3}| ?[^\sA-Za-z0-9]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s")
 _AROUND, _REPLY_HEAD = 4, 3  # tokens that OpenAI's chat format puts around each message, and before the reply
-_SAMPLE = 400
+_COUNTED = 200  # prompts that are all counted; half of as many more, a quarter of twice as many, and so on
 
 
 def counter(tokenizer: str | None, model: str) -> Counter:
@@ -56,37 +56,16 @@ def text_tokens(text: str) -> int:
     return sum(map(_piece, _PIECES.findall(text)))
 
 
-def total(prompts: Iterable[ChatMessages], n: int, count: Counter) -> int:
-    """Tokens of n prompts: counted in an even sample of about 400, and by characters from there."""
+def total(prompts: Iterable[ChatMessages], count: Counter) -> int:
+    """Tokens of all prompts: every one of the first, then ever fewer are counted; the rest by their characters."""
     everything = seen = tokens = 0
-    stride = max(1, n // _SAMPLE)
     for i, messages in enumerate(prompts):
-        everything += characters(messages)
-        if i % stride == 0:
-            seen += characters(messages)
+        characters = sum(len(m["content"]) for m in messages)
+        everything += characters
+        if i % (1 << (i // _COUNTED).bit_length()) == 0:
+            seen += characters
             tokens += count(messages)
     return round(tokens * everything / seen) if seen else 0
-
-
-def characters(messages: ChatMessages) -> int:
-    """Characters of all messages."""
-    return sum(len(m["content"]) for m in messages)
-
-
-class LiveRatio:
-    """Tokens a character, as the replies so far report it; a third before the first reply."""
-
-    def __init__(self) -> None:
-        self._characters, self._tokens = 3, 1
-
-    def tokens(self, characters: int) -> int:
-        """About how many tokens so many characters are."""
-        return -(-characters * self._tokens // self._characters)
-
-    def saw(self, characters: int, tokens: int) -> None:
-        """Takes a reply's own count of its prompt."""
-        if tokens:
-            self._characters, self._tokens = self._characters + characters, self._tokens + tokens
 
 
 def _piece(piece: str) -> int:

@@ -6,7 +6,8 @@ Flows in: a trajectory and a context length; flows out: chat messages, and how m
 from __future__ import annotations
 
 from atlas_ray.errors import DataError
-from atlas_ray.selection.llm.prompt import ChatMessages, Form, Prompt, observations
+from atlas_ray.models.client import ChatMessages
+from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, observations
 from atlas_ray.selection.llm.tokens import Counter
 from atlas_ray.types import Trajectory
 
@@ -16,7 +17,7 @@ _RESERVE = 1.05  # counts by a rule may be too low
 
 
 def fitted(
-    prompt: Prompt, trajectory: Trajectory, k: int, form: Form, room: int | None, count: Counter
+    prompt: Prompt, trajectory: Trajectory, k: int, form: ReplyForm, limit: int | None, count: Counter
 ) -> tuple[ChatMessages, int]:
     """The request for a trajectory, its longest observations cut first, all to one length, and as little as need be.
 
@@ -27,7 +28,7 @@ def fitted(
         trajectory: What to choose in.
         k: Most steps that may be chosen.
         form: Of the reply.
-        room: Tokens that the request may have; None for any number.
+        limit: Tokens that the request may have; None for any number.
         count: Counts tokens.
 
     Returns:
@@ -38,22 +39,22 @@ def fitted(
     """
     whole = prompt.messages(trajectory, k, form)
     # A token is at least a byte: most requests need no counting.
-    if room is None or sum(len(m["content"].encode()) for m in whole) + _FRAME < room or _fits(whole, room, count):
+    if limit is None or sum(len(m["content"].encode()) for m in whole) + _FRAME < limit or _fits(whole, limit, count):
         return whole, 0
     lengths = [len(trajectory.messages[i].content) for i in observations(trajectory)]
     low, high = _LEAST, max(lengths, default=0)
-    if high <= low or not _fits(prompt.messages(trajectory, k, form, low), room, count):
+    if high <= low or not _fits(prompt.messages(trajectory, k, form, low), limit, count):
         raise DataError(
-            f"too long: even with its observations cut, it does not fit {room} tokens",
+            f"too long: even with its observations cut, it does not fit {limit} tokens",
             "take a model with a longer context, or raise selector.context",
         )
     while high - low > max(1, low // 50):
         middle = (low + high) // 2
         low, high = (
-            (middle, high) if _fits(prompt.messages(trajectory, k, form, middle), room, count) else (low, middle)
+            (middle, high) if _fits(prompt.messages(trajectory, k, form, middle), limit, count) else (low, middle)
         )
     return prompt.messages(trajectory, k, form, low), sum(max(0, length - low) for length in lengths)
 
 
-def _fits(messages: ChatMessages, room: int, count: Counter) -> bool:
-    return count(messages) * _RESERVE <= room
+def _fits(messages: ChatMessages, limit: int, count: Counter) -> bool:
+    return count(messages) * _RESERVE <= limit

@@ -12,19 +12,23 @@ import pytest
 
 from atlas_ray.config import RayConfig, validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
-from atlas_ray.selection.llm.backends.protocol import Backend, Completion, CompletionRequest, SchemaRefusal
+from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
+from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
 from atlas_ray.selection.llm.estimate import estimate
-from atlas_ray.selection.llm.journal import REPLIES, Journal
-from atlas_ray.selection.llm.judge import Judge, backend_of
+from atlas_ray.selection.llm.journal import REPLIES
+from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.stage import backend_of
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Usage
 from tests.selection.llm.test_llm_answers import GOOD
-from tests.selection.test_selection import config_of, data_in, expert
+from tests.selection.test_selection import expert
 from tests.support.batches import FakeBatches
+from tests.support.fake_endpoint import ask
 from tests.support.serving import running
 
 
@@ -55,7 +59,7 @@ async def reopened(address: str, folder: Path, **given: Any) -> AsyncIterator[Ba
         await made.close()
 
 
-async def ask(backend: Backend, *texts: str) -> list[Completion | BaseException]:
+async def ask_all(backend: Backend, *texts: str) -> list[Completion | BaseException]:
     return await asyncio.gather(*(backend.complete(request(t)) for t in texts), return_exceptions=True)
 
 
@@ -66,7 +70,7 @@ def texts(found: list[Completion | BaseException]) -> list[str]:
 async def test_requests_that_come_together_travel_together_at_half_the_price(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     async with backend(fake, tmp_path) as opened:
-        found = await ask(opened, "a", "b", "c", "a")
+        found = await ask_all(opened, "a", "b", "c", "a")
         assert texts(found) == ["re: a", "re: b", "re: c", "re: a"]
         assert len(fake.batches) == 1
         assert set(fake.asked.values()) == {1}
@@ -75,7 +79,7 @@ async def test_requests_that_come_together_travel_together_at_half_the_price(tmp
         assert found[3].usage == Usage()
         # gpt-4o, whose cache saves nothing in a batch
         assert found[0].usage == Usage(1000, 400, 100, 1, pytest.approx((1000 * 2.5e-6 + 100 * 1e-5) / 2))
-        assert texts(await ask(opened, "a", "d")) == ["re: a", "re: d"]
+        assert texts(await ask_all(opened, "a", "d")) == ["re: a", "re: d"]
         assert [len(fake._lines(b["input_file_id"])) for b in fake.batches] == [3, 1]
     line = fake._lines(fake.batches[0]["input_file_id"])[0]
     assert (line["method"], line["url"]) == ("POST", "/v1/chat/completions")
@@ -85,16 +89,15 @@ async def test_requests_that_come_together_travel_together_at_half_the_price(tmp
 async def test_a_full_batch_goes_out_at_once(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     async with backend(fake, tmp_path, max_requests=4) as opened:
-        assert opened.room == 4
         names = [f"q{i}" for i in range(10)]
-        assert texts(await ask(opened, *names)) == [f"re: {n}" for n in names]
+        assert texts(await ask_all(opened, *names)) == [f"re: {n}" for n in names]
     assert sorted(len(fake._lines(b["input_file_id"])) for b in fake.batches) == [2, 4, 4]
 
 
 async def test_failed_requests_are_told_from_those_to_be_asked_again(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     async with backend(fake, tmp_path) as opened:
-        good, refused, broken = await ask(opened, "a", "fails with 400", "fails with 503")
+        good, refused, broken = await ask_all(opened, "a", "fails with 400", "fails with 503")
         assert isinstance(good, Completion)
         assert isinstance(refused, ModelFailure)
         assert "HTTP 400: failed with 400" in refused.what
@@ -102,7 +105,7 @@ async def test_failed_requests_are_told_from_those_to_be_asked_again(tmp_path: P
         assert "HTTP 503" in broken.what
         assert fake.asked == {"a": 1, "fails with 400": 1, "fails with 503": MAX_BATCHES}
         fake.answer = lambda body: 400
-        assert isinstance((await ask(opened, "b"))[0], ModelFailure)
+        assert isinstance((await ask_all(opened, "b"))[0], ModelFailure)
 
 
 async def test_a_refused_schema_is_said_so(tmp_path: Path) -> None:
@@ -119,11 +122,11 @@ async def test_what_expired_goes_into_another_batch(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.ends = ["expired:2"]
     async with backend(fake, tmp_path) as opened:
-        assert texts(await ask(opened, "a", "b", "c", "d")) == ["re: a", "re: b", "re: c", "re: d"]
+        assert texts(await ask_all(opened, "a", "b", "c", "d")) == ["re: a", "re: b", "re: c", "re: d"]
     assert fake.asked == {"a": 1, "b": 1, "c": 2, "d": 2}
     fake.ends = ["expired:0"] * MAX_BATCHES
     async with backend(fake, tmp_path) as opened:
-        (found,) = await ask(opened, "e")
+        (found,) = await ask_all(opened, "e")
         assert isinstance(found, ModelFailure)
         assert "expired" in found.what
 
@@ -138,13 +141,13 @@ async def test_a_cancelled_or_refused_batch_stops_the_run_and_keeps_its_replies(
         fake._end = _cut_short(fake)  # type: ignore[method-assign]
     async with running(fake.app) as address:
         async with reopened(address, tmp_path) as opened:
-            first, second = await ask(opened, "a", "b")
+            first, second = await ask_all(opened, "a", "b")
         assert type(second) is AtlasError
         assert words in second.what
         if end.startswith("cancelled"):
             assert texts([first]) == ["re: a"]
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "a", "b")) == ["re: a", "re: b"]
+            assert texts(await ask_all(opened, "a", "b")) == ["re: a", "re: b"]
     assert fake.asked == ({"a": 1, "b": 2} if end.startswith("cancelled") else {"a": 2, "b": 2})
 
 
@@ -165,10 +168,10 @@ async def test_a_limit_of_queued_tokens_makes_batches_small_and_patient(tmp_path
     fake.limit = 3
     async with backend(fake, tmp_path) as opened:
         names = [f"q{i}" for i in range(10)]
-        assert texts(await ask(opened, *names)) == [f"re: {n}" for n in names]
+        assert texts(await ask_all(opened, *names)) == [f"re: {n}" for n in names]
         assert set(fake.asked.values()) == {1}
         fake.limit = 0
-        (stuck,) = await ask(opened, "one more")
+        (stuck,) = await ask_all(opened, "one more")
         assert type(stuck) is AtlasError
         assert "Enqueued token limit" in stuck.what
 
@@ -177,17 +180,17 @@ async def test_a_killed_run_is_taken_up_and_pays_nothing_twice(tmp_path: Path) -
     fake = FakeBatches(echo, looks=10**9)
     async with running(fake.app) as address:
         async with reopened(address, tmp_path) as killed:
-            waiting = asyncio.create_task(ask(killed, "a", "b"))
+            waiting = asyncio.create_task(ask_all(killed, "a", "b"))
             while not fake.seen:
                 await asyncio.sleep(0.01)
             # Nothing but the folder is left of it: no clean-up writes anything.
             waiting.cancel()
         fake.looks = 1
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "b", "c", "a")) == ["re: b", "re: c", "re: a"]
+            assert texts(await ask_all(opened, "b", "c", "a")) == ["re: b", "re: c", "re: a"]
         # Even replies that were collected, and lost before they were used.
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "a", "b", "c")) == ["re: a", "re: b", "re: c"]
+            assert texts(await ask_all(opened, "a", "b", "c")) == ["re: a", "re: b", "re: c"]
     assert fake.asked == {"a": 1, "b": 1, "c": 1}
 
 
@@ -207,12 +210,12 @@ async def test_a_run_killed_before_it_learnt_the_batchs_name_finds_it(tmp_path: 
                 await killed.complete(request("a"))
         assert [s.batch_id for s in RunFolder(str(tmp_path)).read(BATCHES)] == [""]
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "a")) == ["re: a"]
+            assert texts(await ask_all(opened, "a")) == ["re: a"]
         assert [s.batch_id for s in RunFolder(str(tmp_path)).read(BATCHES)] == ["batch_0"]
         # Nor does an answer that got lost make a second batch.
         fake.lost = 1
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "b")) == ["re: b"]
+            assert texts(await ask_all(opened, "b")) == ["re: b"]
     assert fake.asked == {"a": 1, "b": 1}
 
 
@@ -220,15 +223,15 @@ async def test_what_never_reached_the_endpoint_or_is_gone_there_is_submitted_ane
     fake = FakeBatches(echo)
     async with running(fake.app) as address:
         async with reopened(address, tmp_path) as opened:
-            await ask(opened, "a", "b")
+            await ask_all(opened, "a", "b")
         fake.batches.clear()
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "a")) == ["re: a"]
+            assert texts(await ask_all(opened, "a")) == ["re: a"]
         folder = RunFolder(str(tmp_path))
         (last,) = [s for s in folder.read(BATCHES) if len(s.questions) == 1]
         folder.write_shard(BATCHES, [type(last)("another", "", last.created + 1, last.questions)])
         async with reopened(address, tmp_path) as opened:
-            assert texts(await ask(opened, "a")) == ["re: a"]
+            assert texts(await ask_all(opened, "a")) == ["re: a"]
     assert fake.asked == {"a": 3, "b": 1}
 
 
@@ -236,7 +239,7 @@ async def test_an_endpoint_without_batches_says_so(tmp_path: Path) -> None:
     fake = FakeBatches(echo)
     fake.app = type(fake.app)()
     async with backend(fake, tmp_path) as opened:
-        (found,) = await ask(opened, "a")
+        (found,) = await ask_all(opened, "a")
     assert isinstance(found, UserError)
     assert "has no Batch API" in found.what
 
@@ -248,10 +251,11 @@ async def test_the_judge_in_batches_and_repairs_in_one_more(tmp_path: Path) -> N
             {"mode": "batch", "structured": "text", "max_cost": 1.0, "endpoint": {"base_url": f"{address}/v1"}}
         )
         folder = RunFolder(str(tmp_path))
-        assert isinstance(backend_of(config, folder, RayConfig()), BatchBackend)
+        link = LocalLink(Coordinator(config, folder))
+        assert isinstance(backend_of(config, folder, RayConfig(), link, "none"), BatchBackend)
         async with reopened(address, tmp_path) as opened:
-            judge = Judge(config, Journal(folder), opened, seed=0)
-            found = [s async for some in judge.judge([expert(10 + i, i) for i in range(4)]) for s in some]
+            judge = Judge(config, opened, link, seed=0)
+            found = await judge.judge_all([expert(10 + i, i) for i in range(4)])
     assert [s.chosen for s in found] == [(2, 7)] * 4
     assert [len(fake._lines(b["input_file_id"])) for b in fake.batches] == [4, 4]
     paid = sum(reply.usage.cost for reply in folder.read(REPLIES))
@@ -270,8 +274,9 @@ def test_the_estimate_knows_what_batches_and_own_engines_cost() -> None:
 
 
 def test_a_clean_start_keeps_what_batches_are_paid_for(tmp_path: Path) -> None:
-    data = data_in(tmp_path / "data", [expert(10)])
     folder = RunFolder(str(tmp_path / "run"))
     folder.write_shard(BATCHES, [Submission("ours", "theirs", 1.0, ("a", "b"))])
-    select_steps(config_of(tmp_path / "run", data, {"name": "all"}), clean=True)
+    config = ask(tmp_path, 1, mode="batch")
+    with pytest.raises(AtlasError, match="cannot reach the endpoint"):
+        select_steps(config, clean=True)
     assert folder.read(BATCHES) == [Submission("ours", "theirs", 1.0, ("a", "b"))]

@@ -13,6 +13,7 @@ from aiohttp import web
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.llm.journal import REPLIES
 from atlas_ray.selection.llm.prompt import conversation, load_prompt
 from atlas_ray.selection.pipeline import select_steps
@@ -303,6 +304,18 @@ def test_another_prompt_is_refused_on_resume(tmp_path: Path, endpoint: FakeEndpo
     with pytest.raises(AtlasError, match="max_cost"):
         select_steps(config)
     file.write_text("New: {{ conversation }}")
+    with pytest.raises(UserError, match=r"own.j2 changed since .* was made from it"):
+        select_steps(config)
+
+
+def test_selections_by_another_prompt_of_the_package_are_refused_on_resume(
+    tmp_path: Path, endpoint: FakeEndpoint
+) -> None:
+    config = ask(tmp_path, endpoint.port, trajectories=2)
+    folder = select_steps(config)
+    one, other = folder.read(SELECTIONS)
+    folder.write_shard(SELECTIONS, [replace(one, prompt_hash="of an earlier version"), replace(other, error="lost")])
+    folder.finish(errors={"lost": 1})
     with pytest.raises(UserError, match="another prompt"):
         select_steps(config)
 

@@ -19,12 +19,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.models.client import ChatClient, Completion, CompletionRequest, TransientError
 from atlas_ray.models.throttle import back_off
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.llm.backends.chat import ChatBackend, TransientError, parameters
-from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.selection.llm.backends.submissions import (
     BATCHES,
+    MOST_BATCHED,
     Failure,
     Results,
     Submission,
@@ -45,8 +45,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
 
-MAX_REQUESTS = 50_000  # of one batch, by the API's own limits
-MAX_BYTES = 190_000_000
+MAX_BYTES = 190_000_000  # of one batch, by the API's own limit
 MAX_BATCHES = 3  # that may leave one request unanswered
 _WINDOW_SECONDS = 2.0  # without a new request close a batch
 _FIRST_POLL, _LAST_POLL = 5.0, 60.0  # seconds
@@ -81,6 +80,7 @@ class BatchBackend:
         window_s: See above.
         poll_s: Seconds between two looks at a batch: at first, and at most.
         max_requests: Of one batch.
+        key: Of the endpoint; None: as its settings say.
     """
 
     def __init__(
@@ -90,11 +90,12 @@ class BatchBackend:
         *,
         window_s: float = _WINDOW_SECONDS,
         poll_s: tuple[float, float] = (_FIRST_POLL, _LAST_POLL),
-        max_requests: int = MAX_REQUESTS,
+        max_requests: int = MOST_BATCHED,
+        key: str | None = None,
     ) -> None:
         self._config, self._folder = config, folder
         self._window, self._poll, self._most = window_s, poll_s, max_requests
-        self._chat = ChatBackend(config)
+        self._chat = ChatClient(config.model, config.endpoint, price=config.price, key=key)
         self._past = {q: s for s in sorted(folder.read(BATCHES), key=lambda s: s.created) for q in s.questions}
         self._answers: dict[str, asyncio.Task[Completion]] = {}
         self._collected: dict[str, asyncio.Task[Results]] = {}
@@ -108,14 +109,9 @@ class BatchBackend:
         """The endpoint's base URL: a batch answers as the endpoint itself does."""
         return self._chat.address
 
-    @property
-    def room(self) -> int:
-        """As many requests as a batch holds."""
-        return self._most
-
     async def complete(self, request: CompletionRequest) -> Completion:
         """One reply, once its batch is done; `Backend.complete` says what is raised."""
-        body = {"model": self._config.model} | parameters(request)
+        body = request.body(self._config.model)
         digest = hashlib.sha256(json.dumps([self.address, body], sort_keys=True).encode()).hexdigest()[:32]
         asked_before = digest in self._answers
         if not asked_before:
@@ -133,7 +129,6 @@ class BatchBackend:
         await self._chat.close()
 
     async def _answer(self, digest: str, body: dict[str, Any], request: CompletionRequest) -> Completion:
-        await self._chat.opened()
         line = json.dumps({"custom_id": digest, "method": "POST", "url": "/v1/chat/completions", "body": body})
         past, failure = self._past.get(digest), Failure("it was never asked")
         for _ in range(MAX_BATCHES + (past is not None)):
@@ -204,7 +199,7 @@ class BatchBackend:
     async def _submit(self, lines: Mapping[str, bytes]) -> Batch:
         submission = Submission(uuid.uuid4().hex, "", time.time(), tuple(lines))
         await self._record(submission)
-        client = await self._chat.opened()
+        client = self._chat.opened()
         content = b"".join(lines.values())
         upload = partial(client.files.create, file=("questions.jsonl", content), purpose="batch")
         file = await self._call(partial(upload, timeout=_TRANSFER_SECONDS))
@@ -233,7 +228,7 @@ class BatchBackend:
 
     async def _await_end(self, batch: Batch) -> Batch:
         """Looks at a batch, ever less often, until it has ended; patient with an endpoint out of reach."""
-        client, pause, reached = await self._chat.opened(), self._poll[0], time.monotonic()
+        client, pause, reached = self._chat.opened(), self._poll[0], time.monotonic()
         while batch.status not in _FINAL:
             await asyncio.sleep(pause)
             pause = min(1.5 * pause, self._poll[1])
@@ -249,7 +244,7 @@ class BatchBackend:
 
     async def _results(self, batch: Batch) -> Results:
         """What a batch that has ended gave."""
-        client = await self._chat.opened()
+        client = self._chat.opened()
         found: dict[str, dict[str, Any] | Failure] = {}
         for file in filter(None, (batch.error_file_id, batch.output_file_id)):
             content = await self._call(partial(client.files.content, file, timeout=_TRANSFER_SECONDS))
@@ -263,7 +258,7 @@ class BatchBackend:
         return await asyncio.shield(self._collected[submission.id])
 
     async def _past_results(self, submission: Submission) -> Results:
-        client = await self._chat.opened()
+        client = self._chat.opened()
         try:
             if submission.batch_id:
                 batch = await self._call(partial(client.batches.retrieve, submission.batch_id))

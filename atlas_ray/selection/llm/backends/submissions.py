@@ -17,6 +17,7 @@ from atlas_ray.runs.tables import TableSpec
 if TYPE_CHECKING:
     from openai.types import Batch
 
+MOST_BATCHED = 50_000  # requests of one batch, by the API's own limit
 _RETRIED = (408, 409, 429)
 
 

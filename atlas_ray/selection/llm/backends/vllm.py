@@ -12,6 +12,7 @@ from atlas_ray.cluster.connection import START_SECONDS, connect
 from atlas_ray.cluster.placement import Labels, place_engines
 from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure
+from atlas_ray.models.client import Completion, CompletionRequest
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Sampling
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
@@ -19,7 +20,6 @@ from atlas_ray.rollouts.replica import Replica
 from atlas_ray.rollouts.replica_set import ReplicaSet
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.runs.folder import reachable
-from atlas_ray.selection.llm.backends.protocol import Completion, CompletionRequest
 from atlas_ray.types import Message
 
 
@@ -33,7 +33,7 @@ class CompletionReplica(Replica[CompletionRequest, Completion | AtlasError]):
         try:
             reply = await self._model.answer(messages, sampling, request.seed or 0, request.schema)
         except ContextOverflow as error:
-            words = f"the question does not fit: {error.what}"
+            words = f"the request does not fit: {error.what}"
             raise ModelFailure(words, "raise selector.engine.max_model_len") from None
         except Exception as error:
             why = error.what if isinstance(error, AtlasError) else f"{type(error).__name__}: {error}"
@@ -52,7 +52,7 @@ class _Engines(ReplicaSet[CompletionRequest, Completion | AtlasError]):
         return error
 
     def _given_up(self, request: CompletionRequest) -> AtlasError:
-        return ModelFailure(f"{MAX_DEATHS} engines died while they answered this question")
+        return ModelFailure(f"{MAX_DEATHS} engines died while they answered this request")
 
 
 class EngineBackend:
@@ -79,7 +79,7 @@ class EngineBackend:
         labels: Labels | None = None,
         start_s: float = START_SECONDS,
     ) -> None:
-        self._ray, self._address, self._room = ray or RayConfig(), address, replicas * in_flight
+        self._ray, self._address = ray or RayConfig(), address
 
         def make() -> _Engines:
             place = place_engines(spec.gpus, replicas, labels)
@@ -105,11 +105,6 @@ class EngineBackend:
     def address(self) -> str:
         """Says that the model runs here, and in which number format."""
         return self._address
-
-    @property
-    def room(self) -> int:
-        """As many requests as all replicas take at once."""
-        return self._room
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """One reply.

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from atlas_ray.models.client import TokenRatio
 from atlas_ray.models.throttle import Throttle, back_off, retry_after
 
 
@@ -193,3 +194,12 @@ def test_back_off_doubles_up_to_half_a_minute_with_full_jitter() -> None:
         drawn = [back_off(attempt) for _ in range(300)]
         assert 0 <= min(drawn) < 0.2 * most
         assert 0.8 * most < max(drawn) <= most
+
+
+def test_the_ratio_follows_what_replies_report() -> None:
+    ratio = TokenRatio()
+    assert ratio.tokens(300) == 100
+    ratio.saw(5_000_000, 1_000_000)
+    assert ratio.tokens(300) == pytest.approx(60, abs=1)
+    ratio.saw(100, 0)  # an endpoint that reports nothing
+    assert ratio.tokens(300) == pytest.approx(60, abs=1)

@@ -1,0 +1,97 @@
+"""The verbs that look at data: trajectories, selections, and what carries loss. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from atlas_ray.cli.options import Set, load_settings
+
+trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
+
+
+def compare(
+    selections: Annotated[list[str], typer.Argument(help="Run folders of selections of the same trajectories.")],
+    data: Annotated[str, typer.Option("--data", help="The trajectories that they were made from.")],
+    ratio: Annotated[
+        float | None, typer.Option(min=0.001, max=1, help="Show scored selections as their top k at this ratio too.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer counts loss tokens; words are counted else.")
+    ] = None,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write all figures.")] = None,
+    figure: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .svg or .pdf.")] = None,
+) -> None:
+    """Say how far selections agree with each other and with the expert's own annotation."""
+    from rich.console import Console
+
+    from atlas_ray.selection.compare.agreement import compare_runs
+    from atlas_ray.selection.compare.show import comparison_tables, write_figure, write_json
+
+    found = compare_runs(selections, data, ratio, model)
+    if json_:
+        write_json(json_, found)
+    if figure:
+        write_figure(figure, found)
+    console = Console()
+    if not console.is_terminal:  # a file is as wide as it needs to be
+        console = Console(width=160)
+    for table in comparison_tables(found):
+        console.print(table)
+
+
+def export_selection(
+    selection: Annotated[str, typer.Argument(help="Run folder of a selection.")],
+    file: Annotated[str, typer.Argument(help="Table to write: .csv or .jsonl.")],
+) -> None:
+    """Write a selection as a table to edit; `selector={name: file, path: FILE}` brings it back, checked."""
+    from atlas_ray.errors import UserError
+    from atlas_ray.runs.folder import RunFolder
+    from atlas_ray.runs.tables import SELECTIONS
+    from atlas_ray.selection.file import write_table
+
+    records = RunFolder(selection).read(SELECTIONS)
+    if not records:
+        raise UserError(f"no selection lies in {selection}", "name a run folder that `atlas select` wrote")
+    write_table(file, records)
+    typer.echo(f"table: {file} ({len(records)} trajectories)")
+
+
+def view_mask(
+    data: Annotated[str, typer.Option("--data", help="Trajectories.")],
+    model: Annotated[str, typer.Option("--model", help="Whose tokenizer and chat template.")],
+    selection: Annotated[
+        str | None, typer.Option("--selection", help="Run folder of a selection; all steps else.")
+    ] = None,
+    trajectory: Annotated[str | None, typer.Option("--trajectory", help="Its id; the first one else.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", help="Built-in name or file; the tokenizer's own else.")
+    ] = None,
+) -> None:
+    """Print a trajectory with its loss tokens coloured."""
+    from rich.console import Console
+
+    from atlas_ray.training.view import view
+
+    Console().print(view(data, model, selection, trajectory, chat_template))
+
+
+@trajectories_app.command("stats")
+def trajectories_stats(
+    path: Annotated[str, typer.Argument(help="File, folder, run folder or Hugging Face data set id.")], set_: Set = None
+) -> None:
+    """Count trajectories, steps, words and gold steps by environment; bad rows go to rejected.jsonl."""
+    from rich.console import Console
+
+    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.trajectories.statistics import statistics_table
+
+    rejected: list[Any] = []
+    settings = load_settings("DataConfig", None, set_, path=path)
+    Console().print(statistics_table(read_trajectories(settings, rejected)))
+    unusable = [row for row in rejected if row.unknown is None]
+    for row in unusable[:5]:
+        typer.echo(f"rejected: {row}", err=True)
+    if unusable:
+        typer.echo(f"{len(unusable)} rows rejected", err=True)

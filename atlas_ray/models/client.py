@@ -1,0 +1,342 @@
+"""The OpenAI-compatible client: key, limits, retries, prices, and errors told apart.
+
+Selectors and policies behind an endpoint both use it. Flows in: completion requests; flows out: a reply to each.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+from atlas_ray.config import EndpointConfig
+from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
+from atlas_ray.models.prices import Price
+from atlas_ray.models.throttle import RequestGate, Throttle, back_off, retry_after
+from atlas_ray.text import storable
+from atlas_ray.types import Usage
+
+if TYPE_CHECKING:
+    import openai
+
+_CHECK_SECONDS = 10.0
+_LONGEST_WAIT = 600.0  # seconds; a run whose endpoint asks it to wait longer stops
+_NO_KEY = "none"
+_SCHEMA = re.compile(r"response_format|json_?schema|schema|structured|guided|grammar", re.IGNORECASE)
+_OVERFLOW = re.compile("context_length_exceeded|maximum context length|max_model_len")
+
+ChatMessages = list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class CompletionRequest:
+    """One request for a reply.
+
+    Attributes:
+        seed: Of sampling; None where temperature is 0.
+        schema: JSON schema that the reply must follow, or None for free text.
+        top_p: None for the endpoint's own.
+        stop: Texts before which the reply ends.
+    """
+
+    messages: ChatMessages
+    temperature: float
+    max_tokens: int
+    seed: int | None = None
+    schema: Mapping[str, Any] | None = None
+    top_p: float | None = None
+    stop: Sequence[str] = ()
+
+    @property
+    def characters(self) -> int:
+        """Of all messages."""
+        return sum(len(message["content"]) for message in self.messages)
+
+    def body(self, model: str) -> dict[str, Any]:
+        """As the API takes it."""
+        given: dict[str, Any] = {
+            "model": model,
+            "messages": self.messages,
+            "temperature": self.temperature,
+            "max_tokens": self.max_tokens,
+        }
+        if self.seed is not None:
+            given["seed"] = self.seed
+        if self.schema is not None:
+            form = {"name": "critical_steps", "strict": True, "schema": self.schema}
+            given["response_format"] = {"type": "json_schema", "json_schema": form}
+        if self.top_p is not None:
+            given["top_p"] = self.top_p
+        if self.stop:
+            given["stop"] = list(self.stop)
+        return given
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One reply; `finish` is the model's own word ("stop", "length", ...)."""
+
+    text: str
+    finish: str
+    usage: Usage
+
+
+class SchemaRefusal(AtlasError):
+    """The model cannot be held to a JSON schema; without one the request may fare better."""
+
+
+class TransientError(Exception):
+    """An attempt that failed as another may not; `wait` seconds should pass first."""
+
+    def __init__(self, what: str, overloaded: bool = True, wait: float = 0.0) -> None:
+        super().__init__(what)
+        self.what, self.overloaded, self.wait = what, overloaded, wait
+
+
+class ChatClient:
+    """Asks one model for chat completions, as fast as the endpoint and the limits allow.
+
+    The key is read from the environment when the first call is due, and appears in no error.
+
+    Args:
+        model: Its name at the endpoint.
+        endpoint: Where, and how much it may be asked.
+        price: What replies cost; None leaves their cost 0.
+        gate: Lets calls through; None: a throttle of this client's own.
+        key: None: what `key_of` says, once the first call is due.
+        must_answer: Whether an endpoint that does not answer at all is an error for every call.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        endpoint: EndpointConfig,
+        *,
+        price: Price | None = None,
+        gate: RequestGate | None = None,
+        key: str | None = None,
+        must_answer: bool = True,
+    ) -> None:
+        self._model, self._endpoint, self._price, self._must_answer = model, endpoint, price, must_answer
+        self._gate = gate or Throttle.of(endpoint)
+        self._tokens_per_character = TokenRatio()
+        self._client: openai.AsyncOpenAI | None = None
+        self._key = key
+
+    @property
+    def address(self) -> str:
+        """The endpoint's base URL."""
+        return self._endpoint.base_url
+
+    @property
+    def stopped(self) -> AtlasError | None:
+        """The error that every further call would meet, once there was one: no call goes out any more."""
+        return self._gate.stopped
+
+    async def complete(self, request: CompletionRequest) -> Completion:
+        """One reply.
+
+        A call is tried again after a time-out, a lost connection, 408, 409, 429, 5xx, or a body that is no completion.
+
+        Raises:
+            UserError: If the key is missing or refused, or the model unknown.
+            AtlasError: If no other request would fare better (dead endpoint, no credit).
+            SchemaRefusal: If replies cannot be held to `request.schema`.
+            ContextOverflow: If the endpoint says that the conversation is too long.
+            ModelFailure: If this one request fails after its retries.
+        """
+        length = request.characters
+        try:
+            client, failure = self.opened(), None
+            for attempt in range(self._endpoint.max_retries + 1):
+                if failure:
+                    await asyncio.sleep(max(failure.wait, back_off(attempt - 1)))
+                tokens = self._tokens_per_character.tokens(length) + request.max_tokens
+                async with self._gate.turn(tokens) as began:
+                    try:
+                        done = await self._once(client, request)
+                    except TransientError as error:
+                        failure = error
+                        if error.overloaded:
+                            self._gate.overloaded(began)
+                    else:
+                        self._gate.succeeded()
+                        self._tokens_per_character.saw(length, done.usage.prompt_tokens)
+                        return done
+        except (ModelFailure, SchemaRefusal, ContextOverflow):
+            self._gate.succeeded()  # the endpoint has answered, if not as was hoped
+            raise
+        except AtlasError as error:
+            self._gate.stop(error)
+            raise
+        raise ModelFailure(failure.what if failure else "no attempt was allowed")
+
+    async def _once(self, client: openai.AsyncOpenAI, request: CompletionRequest) -> Completion:
+        import openai
+
+        try:
+            async with asyncio.timeout(self._endpoint.timeout_s):
+                # Not `chat.completions.create`, which spends more time on the request's types than all else together.
+                answer = await client.post("/chat/completions", cast_to=object, body=request.body(self._model))
+        except TimeoutError:
+            raise TransientError(f"no reply within {self._endpoint.timeout_s:g} s") from None
+        except openai.APIConnectionError as error:
+            # Refused and lost connections, which the aiohttp transport calls time-outs.
+            if self._must_answer:
+                await self.check()
+            raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
+        except openai.APIStatusError as error:
+            self.explain(error, request)
+        except (openai.OpenAIError, ValueError, RecursionError) as error:
+            raise TransientError(self.short(error), overloaded=False) from None
+        return self.completion(answer)
+
+    def completion(self, answer: Any) -> Completion:
+        """A reply as the endpoint gave it, with its price.
+
+        Raises:
+            TransientError: If it is no chat completion.
+        """
+        try:
+            choice, used = answer["choices"][0], answer.get("usage") or {}
+            text = choice["message"].get("content") or choice["message"].get("refusal") or ""
+            if not isinstance(text, str):
+                raise TypeError
+            cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens")
+            usage = Usage.reported(used.get("prompt_tokens"), cached, used.get("completion_tokens"))
+            if self._price is not None:
+                usage += Usage(cost=self._price.of(usage))
+            return Completion(storable(text), str(choice.get("finish_reason") or "stop"), usage)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            what = "the endpoint answered with something that is no chat completion"
+            raise TransientError(what, overloaded=False) from None
+
+    async def close(self) -> None:
+        """Closes connections."""
+        if self._client is not None:
+            await self._client.close()
+
+    def opened(self) -> openai.AsyncOpenAI:
+        """The connections, made at the first call.
+
+        Raises:
+            UserError: If the key is missing.
+        """
+        if self._client is None:
+            import openai
+
+            self._key = self._key or key_of(self._endpoint)
+            # Beyond our own time-out, which covers a call as a whole; the client's is one between two packets.
+            timeout = self._endpoint.timeout_s + _CHECK_SECONDS
+            self._client = openai.AsyncOpenAI(
+                base_url=self.address,
+                api_key=self._key,
+                max_retries=0,
+                http_client=openai.DefaultAioHttpClient(timeout=timeout),
+                timeout=timeout,
+            )
+        return self._client
+
+    async def check(self) -> bool:
+        """Makes sure that the endpoint answers at all, at no cost; any HTTP status is an answer.
+
+        Returns:
+            Whether it has accepted the key.
+
+        Raises:
+            AtlasError: If it does not answer (UserError: it refuses the key).
+        """
+        import openai
+
+        try:
+            await self.opened().with_options(max_retries=1, timeout=_CHECK_SECONDS).models.list()
+        except openai.APIConnectionError as error:
+            raise AtlasError(
+                f"cannot reach the endpoint {self.address}: {self.short(error.__cause__ or error)}",
+                "check endpoint.base_url and the network, then run the same command again",
+            ) from None
+        except (openai.AuthenticationError, openai.PermissionDeniedError) as error:
+            self.explain(error)
+        except (openai.OpenAIError, ValueError, AttributeError, TypeError):
+            return False  # a list of models is not everywhere to be had
+        return True
+
+    def explain(self, error: openai.APIStatusError, request: CompletionRequest | None = None) -> NoReturn:
+        """Raises what a refusal means: for every call, for this one, or for this attempt."""
+        variable, status = self._endpoint.api_key_env, error.status_code
+        if status in (401, 403):
+            why = (
+                f"wants a key, and {variable} is not set" if self._key == _NO_KEY else f"refuses the key in {variable}"
+            )
+            raise UserError(
+                f"{self.address} {why} (HTTP {status})",
+                f"export a valid {variable}, or name another variable in endpoint.api_key_env",
+            ) from None
+        if status == 404:
+            raise UserError(
+                f"{self.address} knows no model {self._model!r} (HTTP 404)",
+                "check the model's name and endpoint.base_url (it usually ends in /v1)",
+            ) from None
+        if getattr(error, "code", None) == "insufficient_quota":
+            raise AtlasError(
+                f"the account behind {variable} is out of credit",
+                "add credit and run the same command again; paid replies are kept",
+            ) from None
+        what = f"HTTP {status}: {self.short(error)}"
+        if status in (408, 409, 429) or status >= 500:
+            wait = retry_after(error.response.headers) or 0.0
+            if wait > _LONGEST_WAIT:
+                remedy = "run the same command again then; paid replies are kept"
+                raise AtlasError(f"{self.address} asks to wait {wait:.0f} s ({what})", remedy) from None
+            if status == 429:
+                self._gate.pause(wait)
+                wait = 0.0
+            raise TransientError(what, overloaded=status != 409, wait=wait) from None
+        if status == 400 and _OVERFLOW.search(error.response.text):
+            raise ContextOverflow(f"the endpoint says that the conversation is too long: {what}") from None
+        raise self.refusal(what, request) from None
+
+    def refusal(self, what: str, request: CompletionRequest | None) -> ModelFailure | SchemaRefusal:
+        """What it means that a request is refused for good: `what` may say that no schema is taken."""
+        if request is not None and request.schema is not None and _SCHEMA.search(what):
+            return SchemaRefusal(f"{self._model} takes no JSON schema ({what})")
+        return ModelFailure(what)
+
+    def short(self, error: BaseException) -> str:
+        """An error in one line, without the key: some endpoints repeat a refused one."""
+        text = str(error).strip() or type(error).__name__
+        return (text.replace(self._key, "***") if self._key else text).splitlines()[0][:200]
+
+
+class TokenRatio:
+    """Tokens a character, as the replies so far report it; a third before the first reply."""
+
+    def __init__(self) -> None:
+        self._characters, self._tokens = 3, 1
+
+    def tokens(self, characters: int) -> int:
+        """About how many tokens so many characters are."""
+        return -(-characters * self._tokens // self._characters)
+
+    def saw(self, characters: int, tokens: int) -> None:
+        """Takes a reply's own count of its prompt."""
+        if tokens:
+            self._characters, self._tokens = self._characters + characters, self._tokens + tokens
+
+
+def key_of(endpoint: EndpointConfig) -> str:
+    """The key, or a placeholder for endpoints that want none.
+
+    Raises:
+        UserError: If the variable is not set and the endpoint is OpenAI's.
+    """
+    variable = endpoint.api_key_env
+    key = os.environ.get(variable, "").strip()
+    host = urlsplit(endpoint.base_url).hostname or ""
+    if not key and (host == "openai.com" or host.endswith(".openai.com")):
+        raise UserError(f"the environment variable {variable} is not set", f"export {variable}=... (your API key)")
+    return key or _NO_KEY

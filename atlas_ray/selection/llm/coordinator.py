@@ -1,0 +1,352 @@
+"""What the judging actors of a run share: one throttle, one journal of paid replies, one budget, one end.
+
+Plain asyncio; Ray makes an actor of `Coordinator`, and each judging actor reaches it by a `RemoteLink`, which gathers
+calls and answers, so that a request costs no round trip of its own. Flows in: what judging actors want to ask, and what
+came of it; flows out: leave to ask, and replies that were paid for before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from itertools import count
+from typing import TYPE_CHECKING, Any, Protocol
+
+from atlas_ray.errors import AtlasError
+from atlas_ray.models.client import ChatClient
+from atlas_ray.models.throttle import Throttle
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.llm.journal import Journal, PaidReply
+
+if TYPE_CHECKING:
+    from atlas_ray.selection.llm.settings import LlmSelector
+
+_GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
+_POLL_SECONDS = 10.0  # of one wait for answers
+_DEAD_SECONDS = 60.0  # without a sign from a judging actor: what it held is free again
+
+_Call = tuple[int | None, str, tuple[Any, ...]]  # a number where an answer is wanted, a method, its arguments
+
+
+class SpentError(AtlasError):
+    """`max_cost` allows no further call."""
+
+
+@dataclass(slots=True)
+class _Worker:
+    """A judging actor: its calls in flight, its claims with the US dollars set aside, and answers it has yet to get."""
+
+    seen: float = field(default_factory=time.monotonic)
+    turns: int = 0
+    claims: dict[str, float] = field(default_factory=dict)
+    answers: list[tuple[int, Any]] = field(default_factory=list)
+    some: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Coordinator:
+    """Grants turns and money, keeps replies, and ends it all once one call has met what every call would.
+
+    Args:
+        config: The selector's section.
+        folder: The run's.
+    """
+
+    def __init__(self, config: LlmSelector, folder: RunFolder) -> None:
+        self._config = config
+        self._journal = Journal(folder, RunFolder(config.cache) if config.cache else None)
+        self._throttle = Throttle.of(config.endpoint)
+        self._settled = asyncio.Event()  # a new one each time
+        self._workers: dict[str, _Worker] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._key = ""
+
+    async def open(self, key: str) -> None:
+        """Makes sure, by one request, that the endpoint answers and takes the key.
+
+        Raises:
+            AtlasError: If it does not answer (UserError: it refuses the key).
+        """
+        self._key = key
+        if self._config.engine is not None:
+            return
+        client = ChatClient(self._config.model, self._config.endpoint, gate=self._throttle, key=key)
+        try:
+            if not await client.check():
+                self._throttle.probe()
+        finally:
+            await client.close()
+
+    async def key(self, worker: str) -> str:
+        """The endpoint's key."""
+        return self._key
+
+    # --- a call: claimed, in its turn, kept ---
+
+    async def claim(self, worker: str, key: str, dollars: float) -> PaidReply | None:
+        """The reply that was paid for before; None where the caller is to ask, and then to `keep` or `release`.
+
+        Waits for calls under way where this one could exceed `max_cost`.
+
+        Args:
+            key: Digest of the request.
+            dollars: What a reply may cost at most.
+
+        Raises:
+            SpentError: If it could exceed `max_cost` with none under way.
+            AtlasError: If the run has been stopped.
+        """
+        if paid := await self._journal.get(key):
+            return paid
+        limit = self._config.max_cost
+        while limit is not None and self._throttle.stopped is None:
+            spent, set_aside = self._journal.spent, [d for w in self._workers.values() for d in w.claims.values()]
+            if spent + sum(set_aside) + dollars <= limit:
+                break
+            if not set_aside:
+                error = SpentError(
+                    f"stopped at ${spent:.4f}: one more call could exceed max_cost={limit:g}",
+                    "raise --max-cost (selector.max_cost) and run the same command again; it goes on from here",
+                )
+                self._throttle.stop(error)
+                break
+            await self._settled.wait()
+        if self._throttle.stopped:
+            raise self._throttle.stopped
+        self._worker(worker).claims[key] = dollars
+        return None
+
+    async def keep(self, worker: str, reply: PaidReply) -> None:
+        """Returns once the reply is on disk."""
+        await self._journal.keep(reply)
+        self.release(worker, reply.id)
+
+    def release(self, worker: str, key: str) -> None:
+        """A claim is settled, or nothing came of it."""
+        self._worker(worker).claims.pop(key, None)
+        self._tell_of_settled()
+
+    async def enter(self, worker: str, tokens: int) -> float:
+        """As `Throttle.enter`."""
+        began = await self._throttle.enter(tokens)
+        self._worker(worker).turns += 1
+        return began
+
+    def leave(self, worker: str) -> None:
+        """As `Throttle.leave`."""
+        held = self._worker(worker)
+        if held.turns:
+            held.turns -= 1
+            self._throttle.leave()
+
+    def succeeded(self, worker: str) -> None:
+        """As `Throttle.succeeded`."""
+        self._throttle.succeeded()
+
+    def overloaded(self, worker: str, began: float) -> None:
+        """As `Throttle.overloaded`."""
+        self._throttle.overloaded(began)
+
+    def pause(self, worker: str, seconds: float) -> None:
+        """As `Throttle.pause`."""
+        self._throttle.pause(seconds)
+
+    def stop(self, worker: str, error: AtlasError) -> None:
+        """As `Throttle.stop`."""
+        self._throttle.stop(error)
+
+    async def end(self, worker: str, error: AtlasError) -> AtlasError:
+        """Stops the run, and waits for the calls that are under way: they are paid for.
+
+        Returns:
+            The first error that stopped it.
+        """
+        self._throttle.stop(error)
+        self._tell_of_settled()  # who waits for money is told
+        while any(w.claims for w in self._workers.values()):
+            await self._settled.wait()
+        return self._throttle.stopped or error
+
+    # --- as an actor ---
+
+    async def post(self, worker: str, calls: list[_Call]) -> None:
+        """Takes a judging actor's calls, in order."""
+        held = self._worker(worker)
+        held.seen = time.monotonic()
+        for number, name, arguments in calls:
+            if number is None:
+                getattr(self, name)(worker, *arguments)
+            else:
+                task = asyncio.create_task(self._answer(worker, number, name, arguments))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
+    async def poll(self, worker: str) -> list[tuple[int, Any]]:
+        """Answers to a judging actor's calls, by number; waits for the first a while."""
+        held = self._worker(worker)
+        self._bury(time.monotonic())
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_POLL_SECONDS):
+                await held.some.wait()
+                await asyncio.sleep(_GATHER_SECONDS)
+        held.seen = time.monotonic()
+        found, held.answers = held.answers, []
+        held.some.clear()
+        return found
+
+    async def _answer(self, worker: str, number: int, name: str, arguments: tuple[Any, ...]) -> None:
+        try:
+            result = await getattr(self, name)(worker, *arguments)
+        except AtlasError as error:
+            result = error
+        except Exception as error:  # noqa: BLE001 (who asked must not wait for ever)
+            result = AtlasError(f"the run's coordinator failed: {type(error).__name__}: {error}")
+        held = self._worker(worker)
+        held.answers.append((number, result))
+        held.some.set()
+
+    def _tell_of_settled(self) -> None:
+        self._settled.set()
+        self._settled = asyncio.Event()
+
+    def _worker(self, name: str) -> _Worker:
+        return self._workers.setdefault(name, _Worker())
+
+    def _bury(self, now: float) -> None:
+        """Frees what silent actors held; what their calls may have cost counts as spent."""
+        for name, held in list(self._workers.items()):
+            if now - held.seen > _DEAD_SECONDS:
+                del self._workers[name]
+                self._journal.spent += sum(held.claims.values())
+                for _ in range(held.turns):
+                    self._throttle.leave()
+                self._tell_of_settled()
+
+
+class Link(Protocol):
+    """How a judge reaches the coordinator."""
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """Calls one of its methods and waits for the answer.
+
+        Raises:
+            AtlasError: What the method raises, or that there is no coordinator any more.
+        """
+        ...
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """The same, where no answer is wanted."""
+        ...
+
+
+class LocalLink:
+    """To a coordinator in this process and event loop."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """As `Link.ask`."""
+        return await getattr(self._coordinator, name)("here", *arguments)
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """As `Link.tell`."""
+        getattr(self._coordinator, name)("here", *arguments)
+
+
+class RemoteLink:
+    """To a coordinator that is an actor; calls and answers that come close together share a message."""
+
+    def __init__(self, coordinator: Any) -> None:
+        self._coordinator, self._name = coordinator, uuid.uuid4().hex
+        self._numbers = count()
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._outbox: list[_Call] = []
+        self._sender: asyncio.Task[None] | None = None
+        self._poller: asyncio.Task[None] | None = None
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """As `Link.ask`."""
+        number = next(self._numbers)
+        self._asked[number] = answer = asyncio.get_running_loop().create_future()
+        self._send((number, name, arguments))
+        if self._poller is None or self._poller.done():
+            self._poller = asyncio.create_task(self._poll())
+        return await answer
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """As `Link.tell`."""
+        self._send((None, name, arguments))
+
+    def _send(self, call: _Call) -> None:
+        self._outbox.append(call)
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.create_task(self._send_out())
+
+    async def _send_out(self) -> None:
+        try:
+            while self._outbox:
+                await asyncio.sleep(_GATHER_SECONDS)
+                calls, self._outbox = self._outbox, []
+                await self._coordinator.post.remote(self._name, calls)
+        except Exception as error:  # noqa: BLE001 (whoever waits for an answer is told)
+            self._lost(error)
+
+    async def _poll(self) -> None:
+        try:
+            while self._asked:
+                for number, answer in await self._coordinator.poll.remote(self._name):
+                    asked = self._asked.pop(number)
+                    if asked.done():
+                        continue
+                    if isinstance(answer, BaseException):
+                        asked.set_exception(answer)
+                    else:
+                        asked.set_result(answer)
+        except Exception as error:  # noqa: BLE001 (whoever waits for an answer is told)
+            self._lost(error)
+
+    def _lost(self, error: Exception) -> None:
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        lost = AtlasError(f"the run's coordinator is lost: {why}", "run the same command again; paid replies are kept")
+        asked, self._asked = self._asked, {}
+        for answer in asked.values():
+            if not answer.done():
+                answer.set_exception(lost)
+
+
+class SharedGate:
+    """The coordinator's throttle as a client's gate."""
+
+    def __init__(self, link: Link) -> None:
+        self._link = link
+        self.stopped: AtlasError | None = None
+
+    @asynccontextmanager
+    async def turn(self, tokens: int) -> AsyncIterator[float]:
+        """As `Throttle.turn`."""
+        began: float = await self._link.ask("enter", tokens)
+        try:
+            yield began
+        finally:
+            self._link.tell("leave")
+
+    def succeeded(self) -> None:
+        """As `Throttle.succeeded`."""
+        self._link.tell("succeeded")
+
+    def overloaded(self, began: float) -> None:
+        """As `Throttle.overloaded`."""
+        self._link.tell("overloaded", began)
+
+    def pause(self, seconds: float) -> None:
+        """As `Throttle.pause`."""
+        self._link.tell("pause", seconds)
+
+    def stop(self, error: AtlasError) -> None:
+        """As `Throttle.stop`."""
+        self.stopped = self.stopped or error
+        self._link.tell("stop", error)
