@@ -315,11 +315,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any, what: str) -> 
 
 def _takes_none(annotation: Any) -> bool:
     """Whether None is a value of a field of this type."""
-    if typing.get_origin(annotation) is typing.Annotated:
-        annotation = typing.get_args(annotation)[0]
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return any(map(_takes_none, typing.get_args(annotation)))
-    return annotation is Any or annotation is types.NoneType
+    return any(kind in (Any, types.NoneType) for kind in _members(annotation) or [_bare(annotation)])
 
 
 def _explain(kind: type, values: Any, loc: tuple[int | str, ...], code: str, message: str, given: Any) -> str:
@@ -370,11 +366,9 @@ def _by_tag(model: Any, tag: str) -> Any:
 
 def _members(union: Any) -> list[Any]:
     """The types of a union, whatever is annotated to it or to them; none of what is no union."""
-    if typing.get_origin(union) is typing.Annotated:
-        union = typing.get_args(union)[0]
-    if typing.get_origin(union) not in (typing.Union, types.UnionType):
+    if typing.get_origin(_bare(union)) not in (typing.Union, types.UnionType):
         return []
-    return [kind for part in typing.get_args(union) for kind in (_members(part) or [_bare(part)])]
+    return [kind for part in typing.get_args(_bare(union)) for kind in (_members(part) or [_bare(part)])]
 
 
 def _bare(kind: Any) -> Any:

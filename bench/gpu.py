@@ -131,7 +131,7 @@ def _gradients(setup: training.Setup, device: str) -> tuple[float, dict[str, Any
     from atlas_ray.training.data.batching import collate
 
     config, where = training.train_config(setup, device), torch.device(device)
-    module = loop.prepare(training.a_model(setup, _NUMERICS_LAYERS, device), config, where)
+    module = loop.place_model(training.a_model(setup, _NUMERICS_LAYERS, device), config, where)
     examples, _ = training.examples_of(setup)
     with loop.autocast(module, config, where):
         loss = module(collate(examples, config.loss).to(where))

@@ -104,7 +104,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     from atlas_ray.selection.settings import SelectConfig
     from atlas_ray.training.data.batching import collate, global_batch_of, pack_micro_batches, total_steps
     from atlas_ray.training.data.corpus import render_on_ray
-    from atlas_ray.training.data.examples import prepare
+    from atlas_ray.training.data.examples import build_examples
     from atlas_ray.training.settings import TrainConfig
     from atlas_ray.training.stage import corpus_of
     from atlas_ray.trajectories.readers import read_trajectories
@@ -122,7 +122,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
     by = partial(render_on_ray, chat=chat, model=model, template=None, ray_config=config.ray)
     corpus = corpus_of(config, trajectories, chat, by)
     marks.append(time.monotonic())
-    prepared = prepare(config, corpus, trajectories, RunFolder(selection.run).read(SELECTIONS))
+    prepared = build_examples(config, corpus, trajectories, RunFolder(selection.run).read(SELECTIONS))
     marks.append(time.monotonic())
     examples = prepared.examples
     lengths, micro_batches, packed = [e.length for e in examples], 0, 0
@@ -140,7 +140,7 @@ def measure(folder: Path, workers: int) -> dict[str, float]:
         **{name: after - before for name, before, after in zip(names, marks, marks[1:], strict=False)},
         "seconds": marks[-1] - marks[0],
         "trajectories": len(trajectories),
-        "steps": prepared.statistics.steps,
+        "steps": sum(len(t.steps) for t in trajectories),
         "step_fraction": prepared.statistics.step_fraction,
         "steps_lost": prepared.statistics.steps_lost,
         "tokens": packed,

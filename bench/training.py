@@ -183,7 +183,7 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
         torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=1)
     config = train_config(setup, device)
     examples, _ = examples_of(setup)
-    module = loop.prepare(a_model(setup, layers, device), config, where)
+    module = loop.place_model(a_model(setup, layers, device), config, where)
     steps: list[dict[str, Any]] = []
     flops = loop.Flops.of(module.model)
     started = [time.monotonic()]

@@ -94,8 +94,14 @@ def test_modules_and_functions_that_are_named_exist(page: Path) -> None:
 
 def test_files_that_are_named_exist() -> None:
     for page in PAGES:
-        named = re.findall(r"`((?:atlas_ray|jobs|bench)/[\w/.-]+)`", page.read_text())
+        named = re.findall(r"`((?:atlas_ray|jobs|bench|tests|cluster)/[\w/.-]+)`", page.read_text())
         assert [name for name in named if not (ROOT / name).exists()] == [], page.name
+
+
+def test_a_walk_through_the_code_passes_at_most_ten_files() -> None:
+    sections = (DOCS / "architecture.md").read_text().split("\n\n")
+    walks = [re.findall(r"^\| \d+ \| `(\S+)` \|", section, re.MULTILINE) for section in sections]
+    assert [len(set(walk)) <= 10 for walk in walks if walk] == [True] * 4
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,12 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 # Stand-ins that matplotlib takes for colours and the page's style sheet replaces.
 _COLOURS = {"#0a0001": "ink", "#0a0002": "muted", "#0a0003": "line", "#0a0004": "accent", "#0a0005": "paper"}
@@ -38,14 +39,30 @@ STYLE = {
 }
 
 
-def panel(height: float, left: float, bottom: float, right: float, top: float, grid: str = "") -> tuple[Figure, Axes]:
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A drawing of the page: `slug` names it in links, `svg` is our own inline SVG, `group` one of environments."""
+
+    slug: str
+    title: str
+    caption: str
+    svg: str
+    group: str = ""
+
+    @classmethod
+    def of(cls, drawing: Drawing, slug: str, label: str, title: str, caption: str = "", group: str = "") -> Figure:
+        """A figure of matplotlib's; `label` describes it to who cannot see it."""
+        return cls(slug, title, caption, to_svg(drawing, slug, label), group)
+
+
+def panel(height: float, left: float, bottom: float, right: float, top: float, grid: str = "") -> tuple[Drawing, Axes]:
     """An empty panel of the page's width, `height` inches high, without frame and ticks.
 
     Args:
         left, bottom, right, top: Where its axes end, as shares of the panel.
         grid: The axis whose grid is drawn: `x`, `y` or `both`; none where empty.
     """
-    figure = Figure(figsize=(WIDTH, height))
+    figure = Drawing(figsize=(WIDTH, height))
     axes = figure.add_axes((left, bottom, right - left, top - bottom))
     bare(axes)
     if grid:
@@ -53,7 +70,7 @@ def panel(height: float, left: float, bottom: float, right: float, top: float, g
     return figure, axes
 
 
-def named_rows(names: Sequence[str], critical: str) -> tuple[Figure, Axes]:
+def named_rows(names: Sequence[str], critical: str) -> tuple[Drawing, Axes]:
     """A panel with one named row a line, from the top, over 0 to 100 %."""
     top, bottom = 0.06, 0.46
     height = top + bottom + _ROW * len(names)
@@ -91,7 +108,7 @@ def short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-def to_svg(figure: Figure, name: str, label: str) -> Markup:
+def to_svg(figure: Drawing, name: str, label: str) -> Markup:
     """The drawing alone: no date, no name spaces, no fonts, colours as variables."""
     out = io.StringIO()
     with mpl.rc_context({"svg.hashsalt": name}):

@@ -6,30 +6,19 @@ Flows in: `results.json` as a dict; flows out: SVG by name, byte for byte the sa
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from markupsafe import Markup
 from matplotlib import style
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Drawing
 
 from atlas_ray.evaluation.intervals import percent
-from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, block, named_rows, panel, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, Figure, block, named_rows, panel, short
 from atlas_ray.report.tables import HELD
 
 _Dot = tuple[float, Mapping[str, Any], str]
 
 
-@dataclass(frozen=True, slots=True)
-class Panel:
-    """One drawing with its heading and, where it belongs to one, its group of environments."""
-
-    title: str
-    group: str
-    svg: Markup
-
-
-def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
+def draw(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
     """Draws everything that there are numbers for.
 
     Returns:
@@ -46,7 +35,7 @@ def draw(results: Mapping[str, Any]) -> dict[str, list[Panel]]:
         }
 
 
-def _success(results: Mapping[str, Any]) -> list[Panel]:
+def _success(results: Mapping[str, Any]) -> list[Figure]:
     """Every arm's success as a dot with its interval."""
     arms, critical = results["arms"], results["verdict"]["critical"]
     panels = []
@@ -58,12 +47,12 @@ def _success(results: Mapping[str, Any]) -> list[Panel]:
                 axes.plot([100 * x for x in shown["ci95"]], [y, y], color=colour, linewidth=1.4, alpha=0.55)
                 axes.plot([100 * shown["success"]], [y], "o", color=colour, markersize=5.5)
         axes.set_xlabel("success, %")
-        svg = to_svg(figure, f"success-{place}", f"Success of the arms on {cell['env']}")
-        panels.append(Panel(cell["env"], HELD[cell["held"]], svg))
+        label, group = f"Success of the arms on {cell['env']}", HELD[cell["held"]]
+        panels.append(Figure.of(figure, f"success-{place}", label, cell["env"], group=group))
     return panels
 
 
-def _cost(results: Mapping[str, Any]) -> list[Panel]:
+def _cost(results: Mapping[str, Any]) -> list[Figure]:
     """Success against the share of tokens that carried loss."""
     panels = []
     for held, name in HELD.items():
@@ -75,11 +64,12 @@ def _cost(results: Mapping[str, Any]) -> list[Panel]:
         ]
         if dots:
             figure = _scatter(dots, results["verdict"]["critical"])
-            panels.append(Panel("", name, to_svg(figure, f"cost-{held}", f"Success {name} against tokens trained on")))
+            label = f"Success {name} against tokens trained on"
+            panels.append(Figure.of(figure, f"cost-{held}", label, "", group=name))
     return panels
 
 
-def _selectors(results: Mapping[str, Any]) -> list[Panel]:
+def _selectors(results: Mapping[str, Any]) -> list[Figure]:
     """Precision and recall against gold."""
     critical = results["verdict"]["critical"]
     rows = [row for row in results["selectors"] if row["precision"] is not None or row["recall"] is not None]
@@ -95,10 +85,10 @@ def _selectors(results: Mapping[str, Any]) -> list[Panel]:
         if row["precision"] is not None:
             axes.plot([100 * row["precision"]], [y], "o", color=colour, markersize=4)
     axes.set_xlabel("● precision   ○ recall, %")
-    return [Panel("", "", to_svg(figure, "selectors", "Precision and recall of the selectors"))]
+    return [Figure.of(figure, "selectors", "Precision and recall of the selectors", "")]
 
 
-def _positions(results: Mapping[str, Any]) -> list[Panel]:
+def _positions(results: Mapping[str, Any]) -> list[Figure]:
     """The share of steps chosen in each tenth of the trajectory."""
     rows = [row for row in results["selectors"] if any(share is not None for share in row["positions"])]
     if not rows:
@@ -113,10 +103,10 @@ def _positions(results: Mapping[str, Any]) -> list[Panel]:
             if share is not None:
                 block(axes, y, x + 0.03, (0.94, 0.86), round(0.06 + 0.94 * share, 3), percent(share, 0))
     axes.set_xlabel("place in the trajectory")
-    return [Panel("", "", to_svg(figure, "positions", "Where in a trajectory each selector chooses, in per cent"))]
+    return [Figure.of(figure, "positions", "Where in a trajectory each selector chooses, in per cent", "")]
 
 
-def _losses(results: Mapping[str, Any]) -> list[Panel]:
+def _losses(results: Mapping[str, Any]) -> list[Figure]:
     """Each arm's training loss, and its validation loss as dots, all on one scale."""
     arms = [arm for arm in results["arms"] if arm["losses"]]
     top = max((loss for arm in arms for _, loss in [*arm["losses"], *arm["validation"]]), default=1.0)
@@ -130,7 +120,7 @@ def _losses(results: Mapping[str, Any]) -> list[Panel]:
         axes.set_ylim(0, 1.05 * top)
         axes.set_xlabel("optimizer step")
         axes.set_ylabel("loss, nats")
-        panels.append(Panel(arm["name"], "", to_svg(figure, f"loss-{place}", f"Training loss of {arm['name']}")))
+        panels.append(Figure.of(figure, f"loss-{place}", f"Training loss of {arm['name']}", arm["name"]))
     return panels
 
 
@@ -140,7 +130,7 @@ def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
     return next((m for m in arm["averages"] if m["held"] == held), cells[0] if len(cells) == 1 else None)
 
 
-def _scatter(dots: Sequence[_Dot], critical: str) -> Figure:
+def _scatter(dots: Sequence[_Dot], critical: str) -> Drawing:
     figure, axes = panel(2.9, 0.13, 0.17, 0.97, 0.97, grid="both")
     axes.set_xlim(-4, 107)
     axes.set_ylim(0, 104)

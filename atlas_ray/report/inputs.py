@@ -15,13 +15,10 @@ class Arm:
     """One model under evaluation: how it was trained, and the episodes it played.
 
     Attributes:
-        name: Its column in tables, e.g. `gold`.
-        model: Where the model lies or its hub id.
-        selector: Name of the selector whose steps it was trained on, or None for an untrained model.
-        ratio: Requested ratio of the selector, or None where it takes none.
-        step_fraction: Steps with loss over all steps of the training data, or None without training.
-        loss_token_fraction: Tokens with loss over all trainable tokens, or None without training.
-        train_steps: Optimizer steps, or None without training.
+        selector, ratio: Whose steps it was trained on, and what that asked for; None for an untrained model.
+        step_fraction: Steps with loss over all steps of the training data; None without training, as the next two.
+        loss_token_fraction: Tokens with loss over all trainable tokens.
+        train_steps: Optimizer steps.
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
         start: Name of the model that it was trained from, or its own where it was not trained.
@@ -50,14 +47,12 @@ class ReportInput:
     """Everything that a report tells about one run of a recipe.
 
     Attributes:
-        seeds: Seeds of the runs; with one seed every arm was trained once.
         seconds: Wall time by stage.
         arms: In the order of the tables.
-        trajectories: The expert trajectories that were trained on.
+        trajectories: The expert's, which were trained on.
         selections: By selector's name in the run.
-        specs: Rows of the environments evaluated, in the order of the tables.
+        specs: Of the environments evaluated, in the order of the tables.
         n_expected: Episodes that each arm was asked to play, by environment.
-        temperature: Of evaluation.
         preflight: What became of the preflight of the last run.
         openings: By environment where the opening turns come from, and their texts, as the manifest has them.
         critical: Name of the arm trained on critical steps, whose benefit is in question.

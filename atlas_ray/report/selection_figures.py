@@ -13,8 +13,7 @@ from typing import Any
 from matplotlib import style
 from matplotlib.figure import Figure as Drawing
 
-from atlas_ray.report.drawing import ACCENT, INK, LINE, STYLE, bare, block, named_rows, panel, short, to_svg
-from atlas_ray.report.site import Figure
+from atlas_ray.report.drawing import ACCENT, INK, LINE, STYLE, Figure, bare, block, named_rows, panel, short
 from atlas_ray.types import Category, Selection
 
 _BINS = 24
@@ -49,8 +48,8 @@ def _categories(rows: Sequence[Mapping[str, Any]], critical: str) -> list[Figure
     axes.set_xlabel("steps with a category, %")
     order = ", ".join(str(category) for category in Category)
     counts = ", ".join(f"{row['name']} {sum(row['categories'].values())}" for row in known)
-    svg = to_svg(figure, "categories", "Categories of the chosen steps by selector")
-    return [Figure("categories", "Categories of chosen steps", f"From the left: {order}. Steps: {counts}.", svg)]
+    label, caption = "Categories of the chosen steps by selector", f"From the left: {order}. Steps: {counts}."
+    return [Figure.of(figure, "categories", label, "Categories of chosen steps", caption)]
 
 
 def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
@@ -80,7 +79,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
     bare(axes)
     n = max(row["trajectories"] for row in rows)
     caption = f"Jaccard index of the steps that two selections chose, %, over {n} trajectories."
-    return [Figure("agreement", "Agreement between selectors", caption, to_svg(figure, "agreement", caption))]
+    return [Figure.of(figure, "agreement", caption, "Agreement between selectors", caption)]
 
 
 def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> list[Figure]:
@@ -116,8 +115,7 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         axes.set_yticks([])
         axes.set_xlabel("score, power of ten" if wide else "score")
         caption = f"{len(chosen)} chosen steps above, {len(others)} others below; the outermost 1 % at the edges."
-        svg = to_svg(figure, f"scores-{place}", f"Scores of {name}")
-        found.append(Figure(f"scores-{place}", f"Scores of {name}", caption, svg))
+        found.append(Figure.of(figure, f"scores-{place}", f"Scores of {name}", f"Scores of {name}", caption))
     return found
 
 
@@ -138,8 +136,8 @@ def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
         axes.set_xlabel("place in the trajectory")
         axes.set_ylabel("value gained")
         caption = f"Mean of {len(curves)} trajectories, and up to 60 of them one by one."
-        svg = to_svg(figure, f"values-{place}", f"Values along trajectories, {name}")
-        found.append(Figure(f"values-{place}", f"Values along trajectories, {name}", caption, svg))
+        title = f"Values along trajectories, {name}"
+        found.append(Figure.of(figure, f"values-{place}", title, title, caption))
     return found
 
 

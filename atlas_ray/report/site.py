@@ -13,6 +13,7 @@ from importlib import resources
 from typing import Any
 
 from atlas_ray.report import records
+from atlas_ray.report.drawing import Figure
 from atlas_ray.report.shards import DATA, RowShards, WordIndex, encode, write_meta, write_rows
 from atlas_ray.report.tables import Table
 from atlas_ray.runs.folder import RunFolder
@@ -20,16 +21,6 @@ from atlas_ray.types import Episode, Selection, StopReason, Trajectory
 
 EPISODES_PER_MODEL = 1000
 ASSETS = "assets"
-
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """One drawing: `slug` names it in links, `svg` is our own inline SVG in the page's colours."""
-
-    slug: str
-    title: str
-    caption: str
-    svg: str
 
 
 @dataclass(frozen=True, slots=True)

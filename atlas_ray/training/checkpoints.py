@@ -32,7 +32,7 @@ from atlas_ray.training.metrics import METRICS
 _Result = TypeVar("_Result")
 _COMPLETE = ".metadata"
 _TRAINED = StateDictOptions(ignore_frozen_params=True, strict=False)  # frozen weights are the base model's
-_PATIENCE = timedelta(hours=6)  # with the slowest process's disk
+_TIMEOUT = timedelta(hours=6)  # of the slowest process's disk
 
 
 class Checkpoints:
@@ -44,10 +44,10 @@ class Checkpoints:
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
-        # A group of its own: training goes on in the other one meanwhile, and what both say must not mix.
-        self._group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.is_initialized() else None
+        # A group of its own: training goes on in the other one meanwhile, and their messages must not mix.
+        self._group = dist.new_group(backend="gloo", timeout=_TIMEOUT) if dist.is_initialized() else None
         self._first = self._group is None or dist.get_rank() == 0
-        self._beside = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._executor = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None
 
     def restore(self, module: nn.Module, optimizers: Sequence[optim.Optimizer]) -> tuple[int, str]:
@@ -59,15 +59,17 @@ class Checkpoints:
         Raises:
             AtlasError: If it cannot be read.
         """
-        last = self._together("read", lambda: self._tidy() if self._first else None)
+        last = self._on_all("read", lambda: self._delete_older() if self._first else None)
         if last is None:
             return 0, ""
         place, state, alone = self._folder.child(last), _state(module, optimizers, 0), self._group is None
 
         def load() -> None:
-            dcp.load(state, storage_reader=_reader(place), process_group=self._group, no_dist=alone)
+            dcp.load(
+                state, storage_reader=_storage(dcp.FileSystemReader, place), process_group=self._group, no_dist=alone
+            )
 
-        self._together("read", load)
+        self._on_all("read", load)
         weights, moments = state["model"], state["optimizer"]
         set_state_dict(module, optimizers, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
         return int(state["step"]), place.read_bytes(METRICS).decode()
@@ -92,17 +94,18 @@ class Checkpoints:
         """
         self.wait()
         begun, place = time.monotonic(), self._folder.child(f"{step:08d}")
-        self._together("write to", lambda: place.write_bytes(METRICS, metrics.encode()) if self._first else None)
+        self._on_all("write to", lambda: place.write_bytes(METRICS, metrics.encode()) if self._first else None)
         state, alone = _state(module, optimizers, step), self._group is None
-        written: Any = dcp.async_save(state, storage_writer=_writer(place), process_group=self._group, no_dist=alone)
+        writer = _storage(dcp.FileSystemWriter, place)
+        written: Any = dcp.async_save(state, storage_writer=writer, process_group=self._group, no_dist=alone)
 
         def complete() -> None:
             written.result()
             if self._first:
-                self._tidy()
+                self._delete_older()
                 saved(time.monotonic() - begun)
 
-        self._pending = self._beside.submit(complete)
+        self._pending = self._executor.submit(complete)
 
     def wait(self) -> None:
         """Returns once the last state is complete.
@@ -112,25 +115,25 @@ class Checkpoints:
         """
         pending, self._pending = self._pending, None
         if pending is not None:
-            self._together("write to", pending.result)
+            self._on_all("write to", pending.result)
 
-    def _together(self, verb: str, act: Callable[[], _Result]) -> _Result:
+    def _on_all(self, verb: str, act: Callable[[], _Result]) -> _Result:
         """What the first process got; its failure is everybody's, or the others would wait for it."""
-        got: list[Any] = []
+        own: Any
         try:
             with _explained(verb, self._folder.uri):
-                got.append(act())
+                own = act()
         except AtlasError as error:
-            got.append(error)
-        said = [got[0]]
+            own = error
+        first = [own]
         if self._group is not None:
-            dist.broadcast_object_list(said, src=0, group=self._group)
-        for failure in (*said, *got):
+            dist.broadcast_object_list(first, src=0, group=self._group)
+        for failure in (*first, own):
             if isinstance(failure, AtlasError):
                 raise failure
-        return said[0]  # type: ignore[no-any-return]
+        return first[0]  # type: ignore[no-any-return]
 
-    def _tidy(self) -> str | None:
+    def _delete_older(self) -> str | None:
         """Leaves nothing but the last complete state, and returns its name."""
         states = [child for child in self._folder.children() if name_of(child.uri).isdigit()]
         last = next((state for state in reversed(states) if state.has(_COMPLETE)), None)
@@ -159,25 +162,16 @@ def _explained(verb: str, uri: str) -> Iterator[None]:
             raise AtlasError(f"cannot {verb} {uri}: {first_line(cause)}", remedy) from error
 
 
-def _writer(place: RunFolder) -> dcp.FileSystemWriter:
+def _storage(kind: Any, place: RunFolder) -> Any:
+    """torch's reader or writer of a folder, in an object store too."""
     files, path = open_store(place.uri)
-    writer = dcp.FileSystemWriter(path, sync_files=isinstance(files, pafs.LocalFileSystem))
-    return _in_store(writer, files, path)
-
-
-def _reader(place: RunFolder) -> dcp.FileSystemReader:
-    files, path = open_store(place.uri)
-    return _in_store(dcp.FileSystemReader(path), files, path)
-
-
-def _in_store(access: Any, files: pafs.FileSystem, path: str) -> Any:
-    """torch's access to files, turned to a store where `files` is one."""
+    access = kind(path)
     if not isinstance(files, pafs.LocalFileSystem):
-        access.fs, access.path = _Store(files), path
+        access.fs, access.path, access.sync_files = _ArrowFileSystem(files), path, False
     return access
 
 
-class _Store(FileSystemBase):
+class _ArrowFileSystem(FileSystemBase):
     """What torch asks of a file system, answered by pyarrow's."""
 
     def __init__(self, files: pafs.FileSystem) -> None:

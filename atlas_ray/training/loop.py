@@ -44,7 +44,7 @@ def rank_and_world() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def prepare(
+def place_model(
     model: Any,
     config: TrainConfig,
     device: torch.device,

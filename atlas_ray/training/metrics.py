@@ -22,26 +22,24 @@ if TYPE_CHECKING:
 
 METRICS = "metrics.jsonl"
 CHECKPOINTS = "checkpoints.jsonl"
+_FLUSH_SECONDS = 1.0
+_POLL_SECONDS = 0.5
 Progress = Callable[[dict[str, Any]], None]
 
 
-def read_metrics(folder: RunFolder) -> list[dict[str, Any]]:
+def read_metrics(folder: RunFolder, name: str = METRICS) -> list[dict[str, Any]]:
     """All steps recorded so far."""
-    return [json.loads(line) for line in _text(folder, METRICS).splitlines()]
+    return [json.loads(line) for line in folder.read_bytes(name).splitlines()] if folder.has(name) else []
 
 
 def read_checkpoints(folder: RunFolder) -> list[dict[str, Any]]:
     """Checkpoints of the last attempt: `step`, and the seconds that saving took."""
-    return [json.loads(line) for line in _text(folder, CHECKPOINTS).splitlines()]
+    return read_metrics(folder, CHECKPOINTS)
 
 
 def best_step(lines: list[dict[str, Any]]) -> dict[str, Any] | None:
     """The step of least validation loss, the earlier one of equals; None where none was validated."""
     return min((m for m in lines if "validation_loss" in m), key=lambda m: m["validation_loss"], default=None)
-
-
-def _text(folder: RunFolder, name: str) -> str:
-    return folder.read_bytes(name).decode() if folder.has(name) else ""
 
 
 class MetricsLog:
@@ -50,8 +48,6 @@ class MetricsLog:
     Args:
         folder: Where the file lies; None in processes that write nothing.
     """
-
-    _SECONDS = 1.0
 
     def __init__(self, folder: RunFolder | None) -> None:
         self.steps: list[dict[str, Any]] = []
@@ -70,7 +66,7 @@ class MetricsLog:
     def add(self, metrics: dict[str, Any]) -> None:
         """Takes a step; it is in the file after at most a second or the next checkpoint."""
         self.steps.append(metrics)
-        if time.monotonic() - self._written > self._SECONDS:
+        if time.monotonic() - self._written > _FLUSH_SECONDS:
             self.flush()
 
     def flush(self) -> None:
@@ -84,10 +80,10 @@ class MetricsLog:
         if self._folder is not None:
             self._checkpoints += json.dumps({"step": step, "seconds": round(seconds, 3)}) + "\n"
             self._folder.write_bytes(CHECKPOINTS, self._checkpoints.encode())
-            _log_checkpoint(self._folder, step, seconds)
+            _checkpoint_finished(self._folder, step, seconds)
 
 
-def _log_checkpoint(folder: RunFolder, step: int, seconds: float) -> None:
+def _checkpoint_finished(folder: RunFolder, step: int, seconds: float) -> None:
     unit_finished("train", folder.uri, f"checkpoint {step}", "saved", seconds)
 
 
@@ -141,18 +137,15 @@ class Follower:
     def _run(self) -> None:
         stopping = False
         while not stopping:
-            stopping = self._stop.wait(0.5)
+            stopping = self._stop.wait(_POLL_SECONDS)
             try:
-                found = read_metrics(self._folder)
-                moved = stopping or (found and found[-1]["step"] != self._last)
-                saved = read_checkpoints(self._folder) if moved else []
+                steps = [m for m in read_metrics(self._folder) if m["step"] > self._last]
+                saved = read_checkpoints(self._folder) if steps or stopping else []
             except OSError:
                 continue
-            for checkpoint in saved:
-                if checkpoint["step"] > self._saved:
-                    self._saved = checkpoint["step"]
-                    _log_checkpoint(self._folder, checkpoint["step"], checkpoint["seconds"])
-            for metrics in found:
-                if metrics["step"] > self._last:
-                    self._last = metrics["step"]
-                    self._progress(metrics)
+            for checkpoint in (c for c in saved if c["step"] > self._saved):
+                self._saved = checkpoint["step"]
+                _checkpoint_finished(self._folder, checkpoint["step"], checkpoint["seconds"])
+            for metrics in steps:
+                self._last = metrics["step"]
+                self._progress(metrics)

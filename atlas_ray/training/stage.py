@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from atlas_ray.address import below
@@ -28,7 +29,14 @@ from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.training import estimate
 from atlas_ray.training.data.batching import total_steps
 from atlas_ray.training.data.corpus import Corpus, Render, open_corpus, render_on_ray
-from atlas_ray.training.data.examples import Prepared, hold_back, prepare, read_selection, with_ids, without_ids
+from atlas_ray.training.data.examples import (
+    ExampleSet,
+    build_examples,
+    hold_back,
+    read_selection,
+    with_ids,
+    without_ids,
+)
 from atlas_ray.training.loggers import open_loggers
 from atlas_ray.training.metrics import Follower, Progress, best_step, read_metrics
 from atlas_ray.training.model.export import write_tokenizer
@@ -62,7 +70,7 @@ def plan_lines(config: TrainConfig) -> list[str]:
     training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
     sample = training[:: max(1, len(training) // _SAMPLE)]
     chat = ChatFormat.load(config.model, template=config.chat_template)
-    examples = prepare(config, Corpus.of(sample, chat), sample, selections).examples
+    examples = build_examples(config, Corpus.of(sample, chat), sample, selections).examples
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count = round(scale * len(examples))
     tokens, loss_tokens = (scale * sum(n) for n in zip(*((e.length, e.loss_tokens) for e in examples), strict=True))
@@ -102,10 +110,8 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
     from atlas_ray.trajectories.rejected import Rejected, write_rejected
 
     folder = RunFolder(config.run)
-    folder.begin(config, stage="train", clean=clean)
-    if folder.finished is not None:
-        delete_checkpoints(config)
-        return folder.finished
+    if (figures := begin(config, clean)) is not None:
+        return figures
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
     write_rejected(folder, rejected)
@@ -120,6 +126,15 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
             tracker.advance(note=f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
         return train(config, trajectories, selections, show_step)
+
+
+def begin(config: TrainConfig, clean: bool = False) -> dict[str, Any] | None:
+    """Opens the run folder; returns the figures of a run that is finished already."""
+    folder = RunFolder(config.run)
+    folder.begin(config, stage="train", clean=clean)
+    if (figures := folder.finished) is not None:
+        delete_checkpoints(config)
+    return figures
 
 
 def train(
@@ -178,22 +193,22 @@ def make_job(
     corpus: Corpus,
     trajectories: Sequence[Trajectory],
     selections: Sequence[Selection] | None,
-) -> tuple[Prepared, Job]:
+) -> tuple[ExampleSet, Job]:
     """Holds tasks back and makes examples of all.
 
     Raises:
         UserError: If the selection or the model do not fit the data, or nothing is left to train or validate on.
     """
     training, held = hold_back(trajectories, config.validation_fraction, config.seed)
-    prepared = prepare(config, corpus, training, selections)
-    validation = prepare(config, corpus, held, selections).examples if held else []
+    prepared = build_examples(config, corpus, training, selections)
+    validation = build_examples(config, corpus, held, selections).examples if held else []
     digest = hashlib.sha256(RunFolder(config.run).digest(config).encode())  # of all that shapes a checkpoint
     for example in prepared.examples:
         digest.update(example.ids.tobytes() + example.loss_mask.tobytes())
     return prepared, Job(config, prepared.examples, validation, tuple(chat.stop_ids), digest.hexdigest()[:12])
 
 
-def finish(prepared: Prepared, job: Job, chat: ChatFormat, reached: int, begun: float) -> dict[str, Any]:
+def finish(prepared: ExampleSet, job: Job, chat: ChatFormat, reached: int, begun: float) -> dict[str, Any]:
     """Writes what a run has beside its weights, and deletes its checkpoints.
 
     Args:
@@ -217,18 +232,14 @@ def finish(prepared: Prepared, job: Job, chat: ChatFormat, reached: int, begun: 
     return figures
 
 
-def figures_of(prepared: Prepared, job: Job) -> dict[str, Any]:
+def figures_of(prepared: ExampleSet, job: Job) -> dict[str, Any]:
     """What `finished.json` says, but for the time."""
     statistics = prepared.statistics
     figures = {
         "train_steps": job.total_steps,
         "trajectories": len(job.examples),
+        **asdict(statistics),
         "dropped": statistics.dropped + prepared.unselected,
-        "steps_lost": statistics.steps_lost,
-        "step_fraction": statistics.step_fraction,
-        "loss_tokens": statistics.loss_tokens,
-        "loss_token_fraction": statistics.loss_token_fraction,
-        "tokens": statistics.tokens,
     }
     steps = read_metrics(RunFolder(job.config.run))
     kept = best_step(steps) if job.config.keep == "best" else steps[-1]

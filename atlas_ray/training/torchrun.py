@@ -27,7 +27,7 @@ from atlas_ray.runs.units import show_units
 from atlas_ray.training.data.corpus import render
 from atlas_ray.training.data.examples import read_selection
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.training.stage import corpus_of, delete_checkpoints, finish, make_job
+from atlas_ray.training.stage import begin, corpus_of, finish, make_job
 from atlas_ray.training.view import show
 from atlas_ray.training.worker import run_worker
 from atlas_ray.trajectories.readers import read_trajectories
@@ -40,13 +40,11 @@ def train_here(config: TrainConfig, device: torch.device) -> None:
         UserError: If data, selection, model or run folder are unusable.
         Stopped: If a SIGTERM ended it before the end.
     """
-    begun, folder, first = time.monotonic(), RunFolder(config.run), dist.get_rank() == 0
+    begun, first = time.monotonic(), dist.get_rank() == 0
     if first:
-        folder.begin(config, stage="train")
+        begin(config)
     dist.barrier()
-    if folder.finished is not None:
-        if first:
-            delete_checkpoints(config)
+    if RunFolder(config.run).finished is not None:
         return
     selections = None if config.selection is None else read_selection(config.selection)
     trajectories, chat = read_trajectories(config.data), ChatFormat.load(config.model, template=config.chat_template)

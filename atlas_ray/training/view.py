@@ -15,7 +15,7 @@ from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
 from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import Example, Prepared, training_example
+from atlas_ray.training.data.examples import Example, ExampleSet, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
 LOSS_STYLE = "bold black on green"
@@ -33,7 +33,7 @@ def render_mask(example: Example, chat: ChatFormat) -> Text:
     return text
 
 
-def show(prepared: Prepared, chat: ChatFormat) -> None:
+def show(prepared: ExampleSet, chat: ChatFormat) -> None:
     """Prints the first example with its mask, and what carries loss or is left out."""
     statistics = prepared.statistics
     first = printable(prepared.examples[0].trajectory_id)

@@ -78,7 +78,7 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
 
         add_adapters(model, config.lora, config.seed)
     meter = Meter(device, world, config.dtype)
-    module = loop.prepare(model, config, device, weights)
+    module = loop.place_model(model, config, device, weights)
     optimizers = loop.make_optimizers(module, config)
 
     folder = RunFolder(config.run)

@@ -72,7 +72,7 @@ def write_base(folder: Path, dtype: torch.dtype = torch.float32) -> str:
 
 
 def run_locally(config: TrainConfig, model: Any = None, **options: Any) -> tuple[Any, Any, list[dict[str, Any]]]:
-    module = loop.prepare(model or tiny_llama(80), config, CPU)
+    module = loop.place_model(model or tiny_llama(80), config, CPU)
     optimizers, steps = loop.make_optimizers(module, config), list[dict[str, Any]]()
     loop.fit(module, optimizers, the_examples(), config, CPU, on_step=steps.append, **options)
     return module, optimizers, steps

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.report.drawing import Figure
 from atlas_ray.report.html import write_report
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.results import build_results
-from atlas_ray.report.site import Figure, SiteInput
+from atlas_ray.report.site import SiteInput
 from atlas_ray.report.tables import Cell, Column, Table
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory

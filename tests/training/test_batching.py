@@ -65,7 +65,7 @@ def test_orders_differ_by_epoch_and_seed_and_repeat() -> None:
     assert len({tuple(order) for order in first}) == 3
 
 
-def test_ranks_share_work_evenly_not_tokens() -> None:
+def test_ranks_share_cost_evenly_not_tokens() -> None:
     lengths = [1000, 400, 300, 200, 100]
     shares = pack_micro_batches(range(5), lengths, lengths, 2, 10_000)
     assert [sum(lengths[i] for m in share for i in m) for share in shares] == [1000, 1000]
@@ -85,7 +85,7 @@ def test_steps_round_up() -> None:
     assert [total_steps(10, 4, e) for e in (0.1, 1, 1.5, 3)] == [1, 3, 5, 9]
 
 
-def test_a_batch_stands_in_one_row_without_padding() -> None:
+def test_batch_is_one_row_without_padding() -> None:
     first, second = an_example(4, (2, 4)), an_example(5, (1, 2), (3, 5), first_id=20)
     batch = collate([first, second], "step")
     assert batch.ids.tolist() == [[5, 6, 7, 8, 20, 21, 22, 23, 24]]
@@ -111,13 +111,13 @@ def test_an_idle_worker_gets_one_token_without_loss() -> None:
         ("trajectory", [0.2, 0.2, 0.2, 0.2, 0.2], 2),
     ],
 )
-def test_what_the_loss_is_a_mean_of(objective: str, weights: list[float], count: int) -> None:
+def test_token_weights_and_denominator_of_each_objective(objective: str, weights: list[float], count: int) -> None:
     example, other = an_example(9, (1, 2), (5, 9)), an_example(5, (1, 5))
     assert token_weights(example, objective).tolist() == pytest.approx(weights)  # type: ignore[arg-type]
     assert loss_denominator([example, other], objective) == count  # type: ignore[arg-type]
 
 
-def test_hand_computed_operations() -> None:
+def test_flops_by_hand() -> None:
     """Two layers of 4 x 64 x 64 for attention and 3 x 64 x 128 for the MLP; a head of 80 x 64; 2 heads of 32."""
     flops = Flops.of(tiny_llama(80))
     assert flops.layers == 6 * 2 * (4 * 64 * 64 + 3 * 64 * 128)

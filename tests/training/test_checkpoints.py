@@ -34,7 +34,7 @@ def _processes(request: pytest.FixtureRequest) -> Iterator[None]:
 
 def a_module(seed: int = 0, **options: Any) -> tuple[Any, list[torch.optim.Optimizer]]:
     config = a_config(**options)
-    module = loop.prepare(tiny_llama(80, seed=seed), config, CPU)
+    module = loop.place_model(tiny_llama(80, seed=seed), config, CPU)
     return module, loop.make_optimizers(module, config)
 
 
@@ -44,7 +44,7 @@ def complete(folder: RunFolder) -> list[str]:
 
 
 @pytest.mark.usefixtures("_processes")
-def test_a_state_is_what_it_was_when_it_was_saved_however_training_goes_on(tmp_path: Path) -> None:
+def test_checkpoint_holds_the_state_at_save_while_training_continues(tmp_path: Path) -> None:
     (module, optimizers), folder = a_module(), RunFolder(str(tmp_path))
     config, checkpoints = a_config(), Checkpoints(folder)
     assert checkpoints.restore(module, optimizers) == (0, "")
@@ -64,7 +64,7 @@ def test_a_state_is_what_it_was_when_it_was_saved_however_training_goes_on(tmp_p
 
 
 @pytest.mark.parametrize(("place", "optimizer"), [("path", "adam"), ("path", "muon"), ("store", "adam")])
-def test_a_run_goes_on_bit_for_bit_from_wherever_its_state_lies(
+def test_resume_from_path_or_store_is_bitwise_equal(
     tmp_path: Path, request: pytest.FixtureRequest, place: str, optimizer: str
 ) -> None:
     config = a_config(optimizer=optimizer, epochs=3)
@@ -89,7 +89,9 @@ def test_a_run_goes_on_bit_for_bit_from_wherever_its_state_lies(
 
 
 @pytest.mark.usefixtures("_processes")
-def test_one_complete_state_lies_beside_the_one_being_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_last_complete_checkpoint_is_kept_while_the_next_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (module, optimizers), folder = a_module(), RunFolder(str(tmp_path))
     checkpoints, go_on, during = Checkpoints(folder), threading.Event(), list[list[str]]()
     seconds: list[float] = []
@@ -112,7 +114,7 @@ def test_one_complete_state_lies_beside_the_one_being_written(tmp_path: Path, mo
     assert len(seconds) == 3
 
 
-def test_what_was_interrupted_never_counts_and_is_cleared_away(tmp_path: Path) -> None:
+def test_incomplete_checkpoint_is_ignored_and_deleted(tmp_path: Path) -> None:
     (module, optimizers), folder = a_module(), RunFolder(str(tmp_path))
     checkpoints = Checkpoints(folder)
     checkpoints.save(5, module, optimizers, "five", lambda _: None)
@@ -125,9 +127,7 @@ def test_what_was_interrupted_never_counts_and_is_cleared_away(tmp_path: Path) -
 
 
 @pytest.mark.usefixtures("_processes")
-def test_a_state_that_cannot_be_written_is_said_and_the_one_before_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failed_write_raises_and_keeps_the_previous_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (module, optimizers), folder = a_module(), RunFolder(str(tmp_path))
     checkpoints = Checkpoints(folder)
     checkpoints.save(5, module, optimizers, "five", lambda _: None)
@@ -168,7 +168,7 @@ def _full(*_: Any) -> None:
     raise OSError(28, "No space left on device")
 
 
-def test_processes_write_their_shards_together_and_what_fails_in_the_first_fails_in_all(tmp_path: Path) -> None:
+def test_processes_write_shards_together_and_fail_together(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_save_and_fail, (tmp_path,), nprocs=2)
     module, optimizers = a_module(seed=1)
     assert Checkpoints(RunFolder(str(tmp_path / "states"))).restore(module, optimizers) == (3, "3 lines")
@@ -176,7 +176,7 @@ def test_processes_write_their_shards_together_and_what_fails_in_the_first_fails
 
 
 @pytest.mark.parametrize("keep", [False, True])
-def test_a_finished_run_keeps_its_checkpoint_where_it_was_asked_to(tmp_path: Path, keep: bool) -> None:
+def test_finished_run_keeps_its_checkpoint_only_on_request(tmp_path: Path, keep: bool) -> None:
     config = a_config(run=str(tmp_path), keep_checkpoint=keep)
     module, optimizers = a_module()
     for digest in ("of this data", "of other data before"):

@@ -65,7 +65,7 @@ def test_tokens_come_back_from_disk_as_they_were_rendered(tmp_path: Path) -> Non
     assert Corpus([]).tables == []
 
 
-def test_another_arm_renders_nothing(tmp_path: Path) -> None:
+def test_second_arm_reads_the_rendered_tokens(tmp_path: Path) -> None:
     base = write_base(tmp_path / "base")
     shared = {"model": base, "rendered": str(tmp_path / "rendered")}
     chat, first, second = ChatFormat.load(base), Renderer(), Renderer()
@@ -87,7 +87,7 @@ def test_a_recipes_arms_share_one_folder_of_tokens(tmp_path: Path) -> None:
     assert len({train.run for train in recipe.train.values()}) == len(recipe.train) == 5
 
 
-def test_other_words_another_template_or_another_tokenizer_are_rendered_anew(tmp_path: Path) -> None:
+def test_changed_text_template_or_tokenizer_is_rendered_again(tmp_path: Path) -> None:
     words = list(TRAJECTORIES_HERE)
     words[3] = replace(words[3], messages=(*words[3].messages[:-1], Message("assistant", "Action: win", True)))
     markers = list(TRAJECTORIES_HERE)
@@ -111,7 +111,7 @@ def test_other_words_another_template_or_another_tokenizer_are_rendered_anew(tmp
     assert len([*tmp_path.iterdir()]) == len(cases)
 
 
-def test_what_an_interrupted_run_rendered_is_not_rendered_again(tmp_path: Path) -> None:
+def test_interrupted_rendering_goes_on_where_it_stopped(tmp_path: Path) -> None:
     first, second = Renderer(fail_behind=4), Renderer()
     with pytest.raises(KeyboardInterrupt):
         open_corpus(str(tmp_path), TRAJECTORIES_HERE, CHAT, first)
@@ -120,7 +120,7 @@ def test_what_an_interrupted_run_rendered_is_not_rendered_again(tmp_path: Path) 
     assert set(first.done).isdisjoint(second.done)
 
 
-def test_examples_find_their_tokens_again() -> None:
+def test_examples_sent_without_ids_get_them_from_the_corpus() -> None:
     found = Corpus.of(TRAJECTORIES_HERE, CHAT)
     examples = [training_example(found[t.id], CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE]
     sent = without_ids(examples)
@@ -132,7 +132,7 @@ def test_examples_find_their_tokens_again() -> None:
 
 
 @pytest.mark.slow
-def test_ray_datas_tasks_render_the_same(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rendering_in_ray_tasks_is_the_same(ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
     monkeypatch.setattr(corpus, "CHUNK", 2)
     by_tasks = partial(corpus.render_on_ray, chat=CHAT, model=config.model, template=None, ray_config=config.ray)

@@ -89,7 +89,7 @@ def test_the_remedy_names_keys_and_values_that_fit(
     assert remedy(config, cuda=True, have=have * GB).startswith(says)
 
 
-def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> None:
+def test_memory_check_refuses_certain_misfits_and_warns_of_possible_ones(tmp_path: Path) -> None:
     config = llama_8b(tmp_path, memory_gb=80)
     with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*num_workers: "):
         check_memory(config, torch.device("cpu"))
@@ -99,7 +99,7 @@ def test_what_cannot_fit_is_refused_and_what_may_not_is_said(tmp_path: Path) -> 
     assert line.endswith("of 999.0 GB: fits")
 
 
-def test_a_peak_that_is_far_above_a_card_is_refused_though_its_states_fit(tmp_path: Path) -> None:
+def test_memory_check_refuses_a_peak_far_above_the_gpu(tmp_path: Path) -> None:
     """Four A100s of 40 GB, and the paper's of 80."""
     config = llama_8b(tmp_path, num_workers=4, use_gpu=True, memory_gb=40)
     assert the_memory(config).states < 40 * GB < the_memory(config).total
@@ -123,7 +123,7 @@ def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     assert disk.startswith("disk: at most 0.0 GB")
 
 
-def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tmp_path: Path) -> None:
+def test_disk_holds_the_model_and_two_checkpoints_and_at_last_the_model(tmp_path: Path) -> None:
     n, trained = 8_030_261_248, 41_943_040
 
     def the_disk(**options: Any) -> Disk:
@@ -141,7 +141,7 @@ def test_a_run_on_disk_is_its_model_and_two_checkpoints_and_at_last_its_model(tm
     )
 
 
-def test_a_state_on_disk_is_as_large_as_it_is_said(tmp_path: Path) -> None:
+def test_checkpoint_is_as_large_as_estimated(tmp_path: Path) -> None:
     for optimizer in ("adam", "muon"):
         config = a_config(optimizer=optimizer, run=str(tmp_path / optimizer), model=write_base(tmp_path / "base"))
         run_alone(config, TRAJECTORIES_HERE, None)
@@ -150,7 +150,9 @@ def test_a_state_on_disk_is_as_large_as_it_is_said(tmp_path: Path) -> None:
         assert said < written < said + 200_000  # torch's own words around each of some hundred tensors
 
 
-def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_dry_run_prints_the_estimate_and_writes_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     base, data = write_base(tmp_path / "base"), write_data(tmp_path)
     run = tmp_path / "run"
     keys = [
@@ -172,7 +174,7 @@ def test_the_command_says_it_and_touches_nothing(tmp_path: Path, capsys: pytest.
     assert not run.exists()
 
 
-def test_mfu_is_what_was_needed_of_what_the_devices_could() -> None:
+def test_mfu_is_needed_flops_over_the_devices_peak() -> None:
     assert peak_flops("NVIDIA H200") == 989e12
     assert peak_flops("NVIDIA A100-SXM4-80GB") == 312e12
     assert peak_flops("NVIDIA L4") == 121e12

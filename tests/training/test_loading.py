@@ -55,7 +55,7 @@ def streamed(folder: str, tuned: str, shard: bool) -> Any:
     assert all(weight.is_meta for weight in model.parameters())
     if tuned == "lora":
         add_adapters(model, LORA, seed=0)
-    return loop.prepare(model, a_config(**options(tuned)), CPU, weights, shard=shard)
+    return loop.place_model(model, a_config(**options(tuned)), CPU, weights, shard=shard)
 
 
 def whole(folder: str, tuned: str) -> Any:
@@ -64,7 +64,7 @@ def whole(folder: str, tuned: str) -> Any:
     model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
     if tuned == "lora":
         add_adapters(model, LORA, seed=0)
-    return loop.prepare(model, a_config(**options(tuned)), CPU)
+    return loop.place_model(model, a_config(**options(tuned)), CPU)
 
 
 @pytest.mark.parametrize("tuned", ["full", "lora"])
@@ -158,7 +158,7 @@ def test_each_process_reads_its_own_shards_and_no_more(tmp_path: Path) -> None:
         assert max(read, read_there) < 0.51 * stored + spare
 
 
-def test_a_model_under_other_names_is_loaded_whole(tmp_path: Path) -> None:
+def test_model_with_other_weight_names_is_loaded_by_transformers(tmp_path: Path) -> None:
     model = tiny_llama(ODD)
     model.model.save_pretrained(tmp_path)  # without the head: its names begin elsewhere
     model.config.save_pretrained(tmp_path)
@@ -167,7 +167,7 @@ def test_a_model_under_other_names_is_loaded_whole(tmp_path: Path) -> None:
     torch.testing.assert_close(found.state_dict(), model.state_dict(), rtol=0, atol=0)
 
 
-def test_a_model_that_is_not_there_is_said(tmp_path: Path) -> None:
+def test_missing_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot load"):
         loading.load_model(str(tmp_path / "nothing"))
     tiny_llama(ODD).config.save_pretrained(tmp_path)

@@ -103,7 +103,7 @@ def test_a_logger_that_fails_is_left_out_and_training_goes_on(
     assert capsys.readouterr().err.count("wandb fails and is left out from here: no route") == 1
 
 
-def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_or_local_folder_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wandb", "mlflow", "tensorboard"):
         monkeypatch.setitem(sys.modules, "tensorboardX" if name == "tensorboard" else name, None)
         with (

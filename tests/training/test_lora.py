@@ -36,7 +36,7 @@ def test_only_adapters_learn_and_the_base_stays(dtype: str) -> None:
     model, config = tiny_llama(80), a_config(lora=LORA, learning_rate=3e-2, epochs=10, dtype=dtype)
     before = {name: p.clone() for name, p in model.named_parameters()}
     add_adapters(model, LORA, seed=0)
-    module = loop.prepare(model, config, CPU)
+    module = loop.place_model(model, config, CPU)
     steps: list[dict[str, Any]] = []
     loop.fit(module, loop.make_optimizers(module, config), the_examples(), config, CPU, on_step=steps.append)
     assert steps[-1]["loss"] < steps[0]["loss"] - 0.3  # among random embeddings that stay as they are
@@ -46,7 +46,7 @@ def test_only_adapters_learn_and_the_base_stays(dtype: str) -> None:
     assert {p.dtype for p in model.parameters() if p.requires_grad} == {torch.float32}
 
 
-def test_the_first_loss_is_the_base_models_and_seeds_draw_the_adapters() -> None:
+def test_new_adapters_change_nothing_and_are_drawn_by_seed() -> None:
     plain, adapted, other = tiny_llama(80), tiny_llama(80), tiny_llama(80)
     add_adapters(adapted, LORA, seed=0)
     add_adapters(other, LORA, seed=1)
@@ -103,7 +103,7 @@ def test_a_resumed_run_repeats_an_undisturbed_one_and_keeps_adapters_alone(tmp_p
     assert all("lora_" in name for name in weights if "lm_head" not in name)
 
 
-def test_what_cannot_be_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_targets_muon_or_missing_peft_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"its linear modules are .*q_proj"):
         add_adapters(tiny_llama(80), LoraConfig(targets=["qq_proj"]), seed=0)
     with pytest.raises(UserError, match="optimizer: adam only"):

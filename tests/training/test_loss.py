@@ -68,7 +68,7 @@ def test_hand_computed_loss() -> None:
     assert weighted.item() == pytest.approx(0.5 * math.log(2) + 2 * math.log(8), abs=1e-6)
 
 
-def test_the_heads_own_gradients_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fused_cross_entropy_has_the_gradients_of_autograd(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = torch.Generator().manual_seed(0)
     states, weight, bias = (torch.randn(*s, generator=generator).requires_grad_() for s in ((30, 8), (50, 8), (50,)))
     targets, weights = torch.randint(0, 50, (30,), generator=generator), torch.rand(30, generator=generator)
@@ -81,7 +81,7 @@ def test_the_heads_own_gradients_are_those_of_autograd(monkeypatch: pytest.Monke
         torch.testing.assert_close(torch.autograd.grad(found * 3, (states, weight, bias)), gradients)
 
 
-def test_logits_never_stand_in_memory_as_a_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logits_are_computed_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loss, "LOGIT_ROWS", 5)
     sizes: list[int] = []
     original = torch.Tensor.logsumexp
@@ -163,7 +163,7 @@ def computed(case: Case) -> tuple[float, dict[str, torch.Tensor]]:
     config = a_config(**{"global_batch_size": 7, "epochs": 1, "max_grad_norm": 1e9} | case.options)
     examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], config.max_length) for t in TRAJECTORIES_HERE]
     model = case.model()
-    module = loop.prepare(model, config, CPU)
+    module = loop.place_model(model, config, CPU)
     assert (model.config._attn_implementation == attention.NAME) is case.packed
     optimizer, gradients = torch.optim.SGD(module.parameters(), lr=0.0), dict[str, torch.Tensor]()
 
@@ -250,13 +250,13 @@ def test_the_reference_notices_a_mask_that_is_off_by_one() -> None:
     assert off_by(off, gradients) > 1e-2
 
 
-def test_a_cut_loses_steps_in_its_case() -> None:
+def test_max_length_case_loses_steps() -> None:
     limit = CASES["cut at max_length"].options["max_length"]
     lost = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], limit).steps_lost for t in TRAJECTORIES_HERE]
     assert 0 < sum(lost) < sum(len(chosen) for chosen in CHOSEN.values())
 
 
-def test_soft_caps_bite_in_their_case() -> None:
+def test_soft_cap_case_changes_the_loss() -> None:
     capped = reference(CASES["soft caps"])[0]
     for key in ("attn_logit_softcapping", "final_logit_softcapping"):
         free = soft_capped_gemma()
@@ -274,7 +274,7 @@ def test_objectives_differ() -> None:
 def test_packed_trajectories_do_not_see_each_other() -> None:
     """Another neighbour changes nothing; in plain causal attention over the row it would."""
     examples = [training_example(tokens_of(t, CHAT), CHOSEN[t.id], 500) for t in TRAJECTORIES_HERE[:3]]
-    module = loop.prepare(tiny_llama(VOCABULARY), a_config(), CPU)
+    module = loop.place_model(tiny_llama(VOCABULARY), a_config(), CPU)
     alone, first, second = (collate(e, "token") for e in (examples[1:2], examples[:2], [examples[2], examples[1]]))
     decoder = module.model.get_decoder()
 
@@ -290,14 +290,14 @@ def test_packed_trajectories_do_not_see_each_other() -> None:
     assert (leaking - last(alone)).norm() > 1e-3
 
 
-def test_attention_that_packing_does_not_know_is_refused_not_ignored() -> None:
+def test_unsupported_attention_options_are_refused() -> None:
     q = torch.zeros(1, 2, 3, 4)
     cu_seqlens = torch.tensor([0, 3], dtype=torch.int32)
     with pytest.raises(NotImplementedError, match="Linear wants attention"):
         attention._attend(torch.nn.Linear(1, 1), q, q, q, None, lengths=(3,), cu_seqlens=cu_seqlens, s_aux=q)
 
 
-def test_torchs_variable_length_kernel_takes_what_gpus_are_called_with() -> None:
+def test_torch_varlen_attention_has_the_expected_signature() -> None:
     varlen = attention._varlen()
     if varlen is None:
         pytest.skip("this torch has no varlen_attn with grouped heads")

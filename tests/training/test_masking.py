@@ -130,9 +130,7 @@ def test_statistics_count_everything() -> None:
     limit = training_example(tokens_of(TRAJECTORY, LLAMA), [2], 500).length
     examples = [training_example(tokens_of(TRAJECTORY, LLAMA), chosen, limit) for chosen in ([1], [], [2, 3], [3])]
     assert MaskStatistics.of(examples) == MaskStatistics(
-        trajectories=4,
         dropped=2,
-        steps=12,
         steps_lost=2,
         step_fraction=2 / 12,
         loss_tokens=10 + 4,

@@ -68,7 +68,7 @@ def computed(cell: Cell, shard: bool | None) -> dict[str, Any]:
     config = a_config(
         global_batch_size=7, epochs=1, max_grad_norm=1e9, lora=LORA if tuned == "lora" else None, **options
     )
-    module = loop.prepare(a_model(tuned), config, CPU, shard=shard)
+    module = loop.place_model(a_model(tuned), config, CPU, shard=shard)
     assert isinstance(module, loop.FSDPModule) is bool(shard)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
     gradients, steps = dict[str, torch.Tensor](), list[dict[str, Any]]()
@@ -115,7 +115,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[Cell,
 @pytest.mark.parametrize("objective", ["token", "step", "trajectory"])
 @pytest.mark.parametrize("form", ["one", "sharded", "two"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_step_is_that_of_one_float32_process(
+def test_gradients_are_those_of_one_float32_process(
     dtype: str, form: str, objective: str, tuned: str, recomputed: bool, found: dict[str, list[dict[Cell, Any]]]
 ) -> None:
     here = [process[dtype, objective, tuned, recomputed] for process in found[form]]

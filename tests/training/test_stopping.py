@@ -16,7 +16,7 @@ from tests.support.solo import run_alone
 from tests.support.training import SELECTIONS_HERE, TRAJECTORIES_HERE, a_config, curve, write_base
 
 
-def test_the_first_sigterm_asks_and_the_second_one_ends(capsys: pytest.CaptureFixture[str]) -> None:
+def test_first_sigterm_requests_a_stop_and_second_one_terminates(capsys: pytest.CaptureFixture[str]) -> None:
     asked: list[str] = []
     before = signal.signal(signal.SIGTERM, lambda *_: asked.append("end"))
     try:

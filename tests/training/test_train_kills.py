@@ -79,7 +79,9 @@ def test_a_killed_worker_changes_nothing(ray_cluster: None, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("what", ["driver", "cluster"])
-def test_what_is_killed_goes_on_from_its_last_checkpoint(ray_cluster: None, tmp_path: Path, what: str) -> None:
+def test_killed_driver_or_cluster_goes_on_from_its_last_checkpoint(
+    ray_cluster: None, tmp_path: Path, what: str
+) -> None:
     import ray
 
     config = a_long_run(tmp_path)
@@ -100,7 +102,7 @@ def test_what_is_killed_goes_on_from_its_last_checkpoint(ray_cluster: None, tmp_
     np.testing.assert_allclose(written_curve(tmp_path), undisturbed(config), rtol=0, atol=1e-6)
 
 
-def test_one_worker_goes_on_where_two_were_killed(tmp_path: Path) -> None:
+def test_one_worker_resumes_a_run_of_two(tmp_path: Path) -> None:
     config = a_long_run(tmp_path, num_workers=2)
     first = start_driver(config)
     wait_for_steps(first, tmp_path, 12)

@@ -19,7 +19,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.data.corpus import Corpus
-from atlas_ray.training.data.examples import prepare
+from atlas_ray.training.data.examples import build_examples
 from atlas_ray.training.metrics import METRICS, read_checkpoints, read_metrics
 from atlas_ray.training.settings import LoraConfig
 from atlas_ray.training.stage import train, train_agent
@@ -47,13 +47,13 @@ CORPUS = Corpus.of(TRAJECTORIES_HERE, CHAT)
 def test_trajectories_without_a_selection_are_left_out_and_counted(tmp_path: Path) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
     failed = Selection("maze/maze_1", "maze", "maze_1", "llm", 0.3, 3, (), error="no answer")
-    prepared = prepare(config, CORPUS, TRAJECTORIES_HERE, [SELECTIONS_HERE[0], failed, *SELECTIONS_HERE[3:]])
+    prepared = build_examples(config, CORPUS, TRAJECTORIES_HERE, [SELECTIONS_HERE[0], failed, *SELECTIONS_HERE[3:]])
     assert [e.trajectory_id for e in prepared.examples] == [f"maze/maze_{i}" for i in (0, 3, 4, 5, 6)]
     assert prepared.unselected == 2
-    assert prepare(config, CORPUS, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
+    assert build_examples(config, CORPUS, TRAJECTORIES_HERE, None).statistics.loss_token_fraction == 1
 
 
-def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it_on(tmp_path: Path) -> None:
+def test_chat_template_of_the_settings_is_used_and_exported(tmp_path: Path) -> None:
     base, bare = write_base(tmp_path / "base"), tmp_path / "bare"
     shutil.copytree(base, bare)
     tokenizer = AutoTokenizer.from_pretrained(bare)
@@ -73,16 +73,16 @@ def test_a_base_without_a_template_is_trained_with_the_settings_own_and_hands_it
     assert ChatFormat.load(str(given)).render(messages) == ChatFormat.load(str(own)).render(messages)
 
 
-def test_what_cannot_be_trained_on_is_refused(tmp_path: Path) -> None:
+def test_unusable_data_or_selection_is_refused(tmp_path: Path) -> None:
     config = a_config(model=write_base(tmp_path / "base"))
     with pytest.raises(UserError, match="of 7 trajectories 0 have a selection"):
-        prepare(config, CORPUS, TRAJECTORIES_HERE, [])
+        build_examples(config, CORPUS, TRAJECTORIES_HERE, [])
     other = Selection("maze/maze_0", "maze", "maze_0", "gold", 0.3, 9, (1,))
     with pytest.raises(UserError, match="maze/maze_0 has 2 steps, 9 where it was selected"):
-        prepare(config, CORPUS, TRAJECTORIES_HERE, [other])
+        build_examples(config, CORPUS, TRAJECTORIES_HERE, [other])
     uncut, long = config.model_copy(update={"max_length": 99_999}), [a_trajectory(0, 200)]
     with pytest.raises(UserError, match="tokens, the model's context 2048"):
-        prepare(uncut, Corpus.of(long, CHAT), long, None)
+        build_examples(uncut, Corpus.of(long, CHAT), long, None)
     with pytest.raises(UserError, match="holds no selection"):
         train_agent(a_config(run=str(tmp_path / "run"), data=write_data(tmp_path), selection=str(tmp_path / "none")))
 

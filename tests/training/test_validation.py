@@ -53,16 +53,16 @@ def test_validation_loss_is_the_mean_over_loss_tokens_without_dropout_or_gradien
         labels = torch.where(torch.tensor(e.loss_mask.tolist()), ids[0], -100)[None]
         nll += plain(input_ids=ids, labels=labels).loss.item() * e.loss_tokens
     expected = nll / sum(e.loss_tokens for e in the_examples())
-    module = loop.prepare(tiny_llama(80, attention_dropout=0.9), config, CPU)
+    module = loop.place_model(tiny_llama(80, attention_dropout=0.9), config, CPU)
     assert validation_loss(module, the_examples(), config, CPU) == pytest.approx(expected, abs=1e-5)
     assert module.training
     assert all(p.grad is None for p in module.parameters())
 
 
-def test_validation_stands_at_the_end_of_each_epoch_and_changes_no_training() -> None:
+def test_validation_runs_at_each_epochs_end_and_changes_no_training() -> None:
     def train(**options: Any) -> list[dict[str, Any]]:
         config, steps = a_config(epochs=2.5), list[dict[str, Any]]()
-        module = loop.prepare(tiny_llama(80, attention_dropout=0.5), config, CPU)
+        module = loop.place_model(tiny_llama(80, attention_dropout=0.5), config, CPU)
         optimizers = loop.make_optimizers(module, config)
         loop.fit(module, optimizers, the_examples(), config, CPU, on_step=steps.append, **options)
         return steps

@@ -6,11 +6,10 @@ from collections import Counter
 
 from matplotlib import style
 
-from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, panel, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, Figure, panel, short
 from atlas_ray.report.paper.ours import ArmRuns, PaperRuns
 from atlas_ray.report.paper.printed import printed
 from atlas_ray.report.paper.tables import GROUPS, members
-from atlas_ray.report.site import Figure
 
 _BACKBONES = {
     "Llama-3.1-8B": ("llama", "table1", "all", "atlas"),
@@ -46,16 +45,16 @@ def _backbones(runs: PaperRuns, average: str, group: str) -> Figure:
         axes.set_xticks(range(len(_BACKBONES)), list(_BACKBONES))
         axes.set_ylabel(f"{group} average, %")
         axes.set_ylim(0, 100)
-        svg = to_svg(figure, f"figure2-{average}", f"Three backbones, {group}")
-    shown = [(arm, runs.averaged(arm, members(average))) for arm in _shown(runs)]
-    envs = sorted({env for arm, among in shown for env in among if arm.scores.get(env)})
-    whose = sorted({runs.other_tasks[env] for env in envs if env in runs.other_tasks})
-    models = ", ".join(f"{arm.name}: {arm.model}" for arm in _shown(runs))
-    caption = (
-        f"Left of each pair all steps, right ATLAS's; lines across: the paper's averages, of all its environments. "
-        f"Ours: {', '.join(envs) or 'none'} ({count} episodes{''.join(f'; {words}' for words in whose)}). {models}."
-    )
-    return Figure(f"figure2-{average.replace('_', '-')}", f"Figure 2: backbones, {group}", caption, svg)
+        shown = [(arm, runs.averaged(arm, members(average))) for arm in _shown(runs)]
+        envs = sorted({env for arm, among in shown for env in among if arm.scores.get(env)})
+        whose = sorted({runs.other_tasks[env] for env in envs if env in runs.other_tasks})
+        models = ", ".join(f"{arm.name}: {arm.model}" for arm in _shown(runs))
+        caption = (
+            f"Left of each pair all steps, right ATLAS's; lines across: the paper's averages, of all its environments. "
+            f"Ours: {', '.join(envs) or 'none'} ({count} episodes{''.join(f'; {words}' for words in whose)}). {models}."
+        )
+        label, slug = f"Three backbones, {group}", f"figure2-{average.replace('_', '-')}"
+        return Figure.of(figure, slug, label, f"Figure 2: backbones, {group}", caption)
 
 
 def _shown(runs: PaperRuns) -> list[ArmRuns]:
@@ -87,9 +86,8 @@ def cost_figures(runs: PaperRuns) -> list[Figure]:
             axes.margins(x=0.15)
             axes.set_xlabel("device-seconds of training")
             axes.set_ylabel(f"{group} average, %")
-            svg = to_svg(figure, f"training-cost-{average}", f"Cost of training against success, {group}")
-        of = ", ".join(dots[0][1].of) or "all environments of the group"
-        caption = f"{of}; {sum(mean.n for _, mean, _ in dots)} episodes of {len(dots)} arms."
-        slug = f"training-cost-{average.replace('_', '-')}"
-        found.append(Figure(slug, f"What training costs and brings, {group}", caption, svg))
+            of = ", ".join(dots[0][1].of) or "all environments of the group"
+            caption = f"{of}; {sum(mean.n for _, mean, _ in dots)} episodes of {len(dots)} arms."
+            slug, label = f"training-cost-{average.replace('_', '-')}", f"Cost of training against success, {group}"
+            found.append(Figure.of(figure, slug, label, f"What training costs and brings, {group}", caption))
     return found

@@ -104,8 +104,8 @@ class TorchScorer:
         targets_n = torch.tensor(targets)
         bounds: dict[str, Any] = {}
         if self._packed:
-            edges = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
-            bounds = {"lengths": tuple(lengths), "edges": edges.to(self._device)}
+            cu_seqlens = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32)
+            bounds = {"lengths": tuple(lengths), "cu_seqlens": cu_seqlens.to(self._device)}
         with torch.inference_mode():
             hidden_ld = self._body(
                 input_ids=ids_l[None].to(self._device),

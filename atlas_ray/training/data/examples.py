@@ -112,17 +112,14 @@ class MaskStatistics:
     """What a set of examples holds; counts are sums over trajectories.
 
     Attributes:
-        trajectories: Those looked at.
-        dropped: Those of them where nothing carries loss.
+        dropped: Trajectories where nothing carries loss.
         steps_lost: Chosen steps behind the length limit.
         step_fraction: Steps trained on, of all steps.
         loss_token_fraction: Tokens that carry loss, of the tokens of all steps.
         tokens: Tokens that go through the model in one epoch, padding not counted.
     """
 
-    trajectories: int
     dropped: int
-    steps: int
     steps_lost: int
     step_fraction: float
     loss_tokens: int
@@ -132,15 +129,12 @@ class MaskStatistics:
     @classmethod
     def of(cls, examples: Collection[Example]) -> MaskStatistics:
         """Sums up."""
-        steps = sum(e.steps for e in examples)
         steps_lost = sum(e.steps_lost for e in examples)
         loss_tokens = sum(e.loss_tokens for e in examples)
         return cls(
-            trajectories=len(examples),
             dropped=sum(e.loss_tokens == 0 for e in examples),
-            steps=steps,
             steps_lost=steps_lost,
-            step_fraction=(sum(e.steps_chosen for e in examples) - steps_lost) / max(1, steps),
+            step_fraction=(sum(e.steps_chosen for e in examples) - steps_lost) / max(1, sum(e.steps for e in examples)),
             loss_tokens=loss_tokens,
             loss_token_fraction=loss_tokens / max(1, sum(e.step_tokens for e in examples)),
             tokens=sum(e.length for e in examples),
@@ -148,7 +142,7 @@ class MaskStatistics:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
+class ExampleSet:
     """What a run trains on.
 
     Attributes:
@@ -162,9 +156,9 @@ class Prepared:
     unselected: int
 
 
-def prepare(
+def build_examples(
     config: TrainConfig, corpus: Corpus, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
-) -> Prepared:
+) -> ExampleSet:
     """Masks trajectories.
 
     Args:
@@ -203,7 +197,7 @@ def prepare(
             f"{long.trajectory_id} has {long.length} tokens, the model's context {context}",
             f"set max_length to at most {context}",
         )
-    return Prepared(examples, MaskStatistics.of(found), len(trajectories) - len(found))
+    return ExampleSet(examples, MaskStatistics.of(found), len(trajectories) - len(found))
 
 
 def hold_back(

@@ -40,18 +40,19 @@ def export_model(
         weights = {name.removeprefix("model."): tensor for name, tensor in weights.items()}
         with TemporaryDirectory() as path:
             _write(path, module.model, weights, config, dtype, stop_ids)
-            copy(path, folder)
+            folder.child(MODEL).copy_from(Path(path))
 
 
 def _write(
     path: str, model: Any, weights: dict[str, Any], config: TrainConfig, dtype: torch.dtype, stop_ids: Iterable[int]
 ) -> None:
     if config.lora is not None:
-        from atlas_ray.training.model import lora
+        from atlas_ray.training.model.lora import merge_adapters, write_adapter
 
         if config.lora.export == "adapter":
-            return lora.write_adapter(path, model, weights, config.lora, config.model)
-        weights = lora.merged(weights, config.lora)
+            write_adapter(path, model, weights, config.lora, config.model)
+            return
+        weights = merge_adapters(weights, config.lora)
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
@@ -61,17 +62,10 @@ def _write(
     model.config.dtype = dtype  # save_pretrained named that of the float32 weights which are trained
     model.config.save_pretrained(path)
     model.config.use_cache = cached
-    return None
-
-
-def copy(path: str, folder: RunFolder) -> None:
-    """Copies the files of a local folder to `model/`."""
-    for file in sorted(Path(path).iterdir()):
-        folder.write_bytes(f"{MODEL}/{file.name}", file.read_bytes())
 
 
 def write_tokenizer(folder: RunFolder, tokenizer: Any) -> None:
     """Writes the tokenizer with its chat template beside the weights."""
     with TemporaryDirectory() as path:
         tokenizer.save_pretrained(path)
-        copy(path, folder)
+        folder.child(MODEL).copy_from(Path(path))

@@ -64,7 +64,7 @@ class Weights:
             prefix: What stands before the model's own names in the module's.
         """
         made: dict[int, nn.Parameter] = {}
-        wanted: dict[str, list[tuple[str, Tensor]]] = {}
+        to_read: dict[str, list[tuple[str, Tensor]]] = {}
         for path, part in module.named_modules():
             for name, weight in list(part._parameters.items()):
                 if weight is None or not weight.is_meta:
@@ -74,11 +74,11 @@ class Weights:
                 part.register_parameter(name, made[id(weight)])
                 own = f"{path}.{name}".removeprefix(prefix).replace(".base_layer.", ".")
                 if own in self._files:
-                    wanted.setdefault(self._files[own], []).append((own, made[id(weight)].data))
+                    to_read.setdefault(self._files[own], []).append((own, made[id(weight)].data))
         buffers = {name.removeprefix(prefix): buffer for name, buffer in module.named_buffers()}
         for own in buffers.keys() & self._files.keys():
-            wanted.setdefault(self._files[own], []).append((own, buffers[own]))
-        for path, tensors in wanted.items():
+            to_read.setdefault(self._files[own], []).append((own, buffers[own]))
+        for path, tensors in to_read.items():
             with safe_open(path, "pt") as file:
                 for own, tensor in tensors:
                     _read(file, own, tensor)
@@ -113,7 +113,7 @@ def load_model(model: str) -> tuple[Any, Weights | None]:
     try:
         known = AutoConfig.from_pretrained(model, trust_remote_code=trusted())
         files = Weights.of(model)
-        with _shapes_alone():
+        with _without_memory():
             found = AutoModelForCausalLM.from_config(
                 known, dtype=known.dtype or files.dtype, trust_remote_code=trusted()
             )
@@ -127,16 +127,16 @@ def load_model(model: str) -> tuple[Any, Weights | None]:
 
 
 @contextmanager
-def _shapes_alone() -> Iterator[None]:
+def _without_memory() -> Iterator[None]:
     """Parameters that are made within have no memory; buffers, such as rotary frequencies, are computed as ever."""
     register = nn.Module.register_parameter
 
-    def without_memory(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+    def register_meta(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
         if weight is not None and not weight.is_meta:
             weight = nn.Parameter(weight.to("meta"), weight.requires_grad)
         register(module, name, weight)
 
-    nn.Module.register_parameter = without_memory  # type: ignore[method-assign,assignment]
+    nn.Module.register_parameter = register_meta  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:

@@ -50,7 +50,7 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int | None) -> None:
                 module.reset_lora_parameters(_NAME, init_lora_weights=True)
 
 
-def merged(weights: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
+def merge_adapters(weights: Mapping[str, Any], lora: LoraConfig) -> dict[str, Any]:
     """The model's own weights with W + (alpha / rank) B A in place of W."""
     plain: dict[str, Any] = {}
     for name, weight in weights.items():
