@@ -40,13 +40,13 @@ class Costs:
     step: float = 0.018
     step_each: float = 0.00026
     prefill: float = 1 / 20_000
-    actor: float = 0.0006
-    coordinator: float = 0.0018
+    actor: float = 0.00045
+    coordinator: float = 0.0022
     environment: float = 0.02
     environment_cpu: float = 0.005
     write: float = 0.00002
     start: float = 120.0
-    driver: float = 0.0002
+    driver: float = 0.00018
 
 
 @dataclass(frozen=True, slots=True)

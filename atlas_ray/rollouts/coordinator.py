@@ -11,7 +11,7 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -112,19 +112,24 @@ class Coordinator(Replica[_Recorded, Episode]):
         super().__init__(spec)
         self._unwritten: list[tuple[_Recorded, Episode]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._all_played = asyncio.Event()  # nothing is in flight but what waits to be written
 
     async def _answer(self, request: _Recorded) -> Episode:
         episode = await self._model.result(request.request)
         self._unwritten.append((request, episode))
         # those that come while one shard is written are in the next: all wait for the task that writes theirs
         if self._writing is None:
+            self._all_played.clear()
             self._writing = asyncio.create_task(self._write())
+        if len(self._unwritten) == len(self._inflight):
+            self._all_played.set()
         await asyncio.shield(self._writing)
         return replace(episode, messages=())
 
     async def _write(self) -> None:
-        """Writes, after a while, what is there by then."""
-        await asyncio.sleep(_WRITE_SECONDS)
+        """Writes what is there after a while, or once there is no more to come."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._all_played.wait(), _WRITE_SECONDS)
         written, self._unwritten, self._writing = self._unwritten, [], None
         shards = defaultdict[tuple[str, TableSpec[Episode]], list[Episode]](list)
         for recorded, episode in written:
