@@ -1,6 +1,6 @@
 """Simulated engines side by side, and the simulator of `docs/scaling.md` beside real runs.
 
-    python -m bench.scaling [--runs 3] [--only sleeping]
+    python -m bench.scaling [--runs 3] [--only sleeping | vllm]
 
 `engines_2`, `engines_4`: turns a second of 2 and 4 sleeping engines in the real pool, against 2 and 4 times one's;
 `coordinators_2`: of 4 engines under two coordinators. An engine decodes a token every 10 ms for each of its 64
@@ -220,17 +220,18 @@ def main() -> None:
     """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--only", choices=["sleeping"], help="without the tiny model on vLLM")
+    parser.add_argument("--only", choices=["sleeping", "vllm"], help="one part; both where left out")
     args = parser.parse_args()
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our engine has it in its actor
     connect(RayConfig())
-    entries, one, two = scaling(args.runs)
-    entries += sleeping_predictions(one, two)
-    if args.only == "sleeping":
-        return write_bench("scaling", entries)
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(folder)
-        entries.append(vllm_prediction(folder, args.runs))
+    entries: list[Entry] = []
+    if args.only != "vllm":
+        entries, one, two = scaling(args.runs)
+        entries += sleeping_predictions(one, two)
+    if args.only != "sleeping":
+        with tempfile.TemporaryDirectory() as folder:
+            write_model(folder)
+            entries.append(vllm_prediction(folder, args.runs))
     write_bench("scaling", entries)
 
 

@@ -76,7 +76,7 @@ class Cluster:
         gpus_each: GPUs of one.
         in_flight: Episodes that a replica plays at once.
         sequences: That its engine decodes at once.
-        coordinators: Processes that coordinate them; 0: one for every 64 engines, as `engine.coordinators` has it.
+        coordinators: Processes that coordinate them; 0: one for every 32 engines, as `engine.coordinators` has it.
         server_cores: Cores of all environment servers together.
         gpu_hour, core_hour: Dollars.
     """

@@ -29,7 +29,7 @@ from atlas_ray.runs.tables import EPISODES, TableSpec
 from atlas_ray.runs.units import record_finished
 from atlas_ray.types import Episode, StopReason
 
-MOST_ENGINES = 64  # of one coordinator
+MOST_ENGINES = 32  # of one coordinator
 _WRITE_SECONDS = 1.0  # between two shards of a coordinator
 _AHEAD = 4  # a coordinator is given a quarter more requests than it plays, and so never waits for the driver
 

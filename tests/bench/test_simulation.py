@@ -47,12 +47,12 @@ def test_an_environment_adds_its_latency_to_every_turn() -> None:
     [
         ({"environment_cpu": 0.1}, "servers", 16 / 0.1),
         ({"driver": 0.1}, "driver", 10 / 0.1),
-        ({"coordinator": 0.1}, "coordinator", 2 * 10 / 0.1),
+        ({"coordinator": 0.1}, "coordinator", 4 * 10 / 0.1),
         ({"write": 0.1}, "storage", 10 / 0.1),
     ],
 )
 def test_what_all_share_limits_many_engines(cost: dict[str, float], limit: str, rate: float) -> None:
-    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver, the storage, or one of two
+    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver, the storage, or one of four
     coordinators.
     """
     found = rollouts(replace(FREE, **cost), replace(EVEN, episodes=100_000), Cluster(128, server_cores=16))
