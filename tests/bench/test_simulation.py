@@ -52,8 +52,8 @@ def test_an_environment_adds_its_latency_to_every_turn() -> None:
     ],
 )
 def test_what_all_share_limits_many_engines(cost: dict[str, float], limit: str, rate: float) -> None:
-    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver, the storage, or one of four
-    coordinators.
+    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver, the storage, or one
+    of four coordinators.
     """
     found = rollouts(replace(FREE, **cost), replace(EVEN, episodes=100_000), Cluster(128, server_cores=16))
     assert found.limit == limit
