@@ -112,6 +112,7 @@ class Coordinator(Replica[_Recorded, Episode]):
         super().__init__(spec)
         self._unwritten: list[tuple[_Recorded, Episode]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._writes = set[asyncio.Task[None]]()
         self._all_played = asyncio.Event()  # nothing is in flight but what waits to be written
 
     async def _answer(self, request: _Recorded) -> Episode:
@@ -121,6 +122,8 @@ class Coordinator(Replica[_Recorded, Episode]):
         if self._writing is None:
             self._all_played.clear()
             self._writing = asyncio.create_task(self._write())
+            self._writes.add(self._writing)
+            self._writing.add_done_callback(self._writes.discard)
         if len(self._unwritten) == len(self._inflight):
             self._all_played.set()
         await asyncio.shield(self._writing)
@@ -144,8 +147,7 @@ class Coordinator(Replica[_Recorded, Episode]):
     async def close(self) -> None:
         """Ends the pool, and writes what was played."""
         await super().close()
-        if self._writing is not None:
-            await self._writing
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
 
 class CoordinatorSet(ReplicaSet[_Recorded, Episode]):

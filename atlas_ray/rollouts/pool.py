@@ -107,11 +107,7 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
             retries=retries,
             start_s=start_s,
         )
-        try:
-            self.wait_until_started()
-        except BaseException:
-            self.close()
-            raise
+        self.wait_until_started()
 
     @classmethod
     def of(cls, spec: PolicySpec, engine: EngineConfig, environments: EnvironmentsConfig, **given: Any) -> Self:

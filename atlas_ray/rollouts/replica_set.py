@@ -225,14 +225,18 @@ class ReplicaSet(Generic[Request, Result]):
         self.wait_until_started()
 
     def wait_until_started(self) -> None:
-        """Returns once all replicas have started.
+        """Returns once all replicas have started; where one cannot, all are ended.
 
         Raises:
             ModelFailure: If they die before.
             AtlasError: If they do not start.
         """
-        while not all(handle.ready for handle in self._handles):
-            self._next_completions(None, everyone=True)
+        try:
+            while not all(handle.ready for handle in self._handles):
+                self._next_completions(None, everyone=True)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends all replicas and their processes."""
