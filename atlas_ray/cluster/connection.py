@@ -47,7 +47,7 @@ def connect(config: RayConfig) -> None:
     try:
         ray.init(
             address=address or "local",  # not the one that a `ray start` left on this machine
-            num_cpus=None if address else config.num_cpus or max(4, os.cpu_count() or 1),
+            num_cpus=None if address else local_cpus(config),
             include_dashboard=None if address else False,
             logging_level=logging.WARNING,
             log_to_driver=os.environ.get("ATLAS_RAY_LOGS") == "1",
@@ -61,6 +61,11 @@ def connect(config: RayConfig) -> None:
     # Stages show their own progress.
     DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
+
+
+def local_cpus(config: RayConfig) -> int:
+    """CPUs that Ray counts where it is started here: a small machine's are shared by what mostly waits."""
+    return config.num_cpus or max(4, os.cpu_count() or 1)
 
 
 def _require_token() -> None:

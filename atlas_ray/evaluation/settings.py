@@ -78,6 +78,11 @@ class EvaluateConfig(PlayConfig):
         None, description="what conversations open with; the environments' own where not given"
     )
 
+    @property
+    def played(self) -> dict[str, ModelConfig]:
+        """The models with all that is said of them."""
+        return {n: m if isinstance(m, ModelConfig) else ModelConfig(path=m) for n, m in self.models.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _instructions(cls, values: Any) -> Any:

@@ -16,8 +16,8 @@ from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, StopReason, Task, Usage
-from tests.models.test_endpoint import KEY, policy
 from tests.selection.llm.test_llm_answers import GOOD
+from tests.support.endpoints import KEY, policy
 from tests.support.fake_endpoint import FakeEndpoint, ask, chosen
 from tests.support.serving import running
 

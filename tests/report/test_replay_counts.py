@@ -21,8 +21,8 @@ from atlas_ray.selection.value.estimators import value_figures
 from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason
-from tests.evaluation.test_verification import an_episode
 from tests.selection.value.test_economy import FakePool, expert, turns
+from tests.support.evaluations import an_episode
 from tests.support.paper_runs import table
 from tests.support.report_records import arm, report_input, selection, trajectory
 
