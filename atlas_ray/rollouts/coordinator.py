@@ -159,7 +159,8 @@ class CoordinatorSet(ReplicaSet[_Recorded, Episode]):
 
     def __init__(self, policy: PolicySpec, engine: EngineConfig, number: int, **settings: Any) -> None:
         place_engines(policy.gpus, engine.replicas, engine.label_selector)  # is there room for all?
-        self._number, self._environments = number, absolute(settings["environments"])
+        self._number = number
+        settings["environments"] = self._environments = absolute(settings["environments"])
         share = math.ceil(engine.replicas / number) * engine.episodes_in_flight
         super().__init__(
             Coordinator,
