@@ -11,7 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments.agentgym.numbers import unplayable
+from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.rollouts.episode import EpisodeRequest
