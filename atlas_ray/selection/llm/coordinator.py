@@ -13,6 +13,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from itertools import count
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 _GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
 _POLL_SECONDS = 10.0  # of one wait for answers
-_DEAD_SECONDS = 60.0  # without a sign from a judging actor: what it held is free again
+_DEAD_SECONDS = 300.0  # without a sign from a judging actor: what it held is free again
 
 _Call = tuple[int | None, str, tuple[Any, ...]]  # a number where an answer is wanted, a method, its arguments
 
@@ -40,6 +41,7 @@ class SpentError(AtlasError):
 class _Worker:
     """A judging actor: its calls in flight, its claims with the US dollars set aside, and answers it has yet to get."""
 
+    actor: str
     seen: float = field(default_factory=time.monotonic)
     turns: int = 0
     claims: dict[str, float] = field(default_factory=dict)
@@ -80,8 +82,19 @@ class Coordinator:
         finally:
             await client.close()
 
-    async def key(self, worker: str) -> str:
-        """The endpoint's key."""
+    def join(self, worker: str, actor: str) -> str:
+        """Begins to serve a judging actor, and frees what it held before it was started again.
+
+        Args:
+            worker: Its name in this life.
+            actor: Its name in all of its lives.
+
+        Returns:
+            The endpoint's key.
+        """
+        for name in [name for name, held in self._workers.items() if held.actor == actor]:
+            self._bury(name)
+        self._workers[worker] = _Worker(actor)
         return self._key
 
     # --- a call: claimed, in its turn, kept ---
@@ -116,7 +129,8 @@ class Coordinator:
             await self._settled.wait()
         if self._throttle.stopped:
             raise self._throttle.stopped
-        self._worker(worker).claims[key] = dollars
+        if held := self._workers.get(worker):
+            held.claims[key] = dollars
         return None
 
     async def keep(self, worker: str, reply: PaidReply) -> None:
@@ -126,19 +140,23 @@ class Coordinator:
 
     def release(self, worker: str, key: str) -> None:
         """A claim is settled, or nothing came of it."""
-        self._worker(worker).claims.pop(key, None)
+        if held := self._workers.get(worker):
+            held.claims.pop(key, None)
         self._tell_of_settled()
 
     async def enter(self, worker: str, tokens: int) -> float:
         """As `Throttle.enter`."""
         began = await self._throttle.enter(tokens)
-        self._worker(worker).turns += 1
+        if held := self._workers.get(worker):
+            held.turns += 1
+        else:  # it died while it waited
+            self._throttle.leave()
         return began
 
     def leave(self, worker: str) -> None:
         """As `Throttle.leave`."""
-        held = self._worker(worker)
-        if held.turns:
+        held = self._workers.get(worker)
+        if held and held.turns:
             held.turns -= 1
             self._throttle.leave()
 
@@ -174,8 +192,10 @@ class Coordinator:
 
     async def post(self, worker: str, calls: list[_Call]) -> None:
         """Takes a judging actor's calls, in order."""
-        held = self._worker(worker)
-        held.seen = time.monotonic()
+        if held := self._workers.get(worker):
+            held.seen = time.monotonic()
+        elif calls[0][1] != "join":
+            raise AtlasError(f"an actor was silent for {_DEAD_SECONDS:g} s and taken for dead")
         for number, name, arguments in calls:
             if number is None:
                 getattr(self, name)(worker, *arguments)
@@ -186,8 +206,12 @@ class Coordinator:
 
     async def poll(self, worker: str) -> list[tuple[int, Any]]:
         """Answers to a judging actor's calls, by number; waits for the first a while."""
-        held = self._worker(worker)
-        self._bury(time.monotonic())
+        held, now = self._workers.get(worker), time.monotonic()
+        if held is None:  # it has yet to join
+            await asyncio.sleep(_GATHER_SECONDS)
+            return []
+        for name in [name for name, other in self._workers.items() if now - other.seen > _DEAD_SECONDS]:
+            self._bury(name)
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
                 await held.some.wait()
@@ -199,31 +223,28 @@ class Coordinator:
 
     async def _answer(self, worker: str, number: int, name: str, arguments: tuple[Any, ...]) -> None:
         try:
-            result = await getattr(self, name)(worker, *arguments)
+            result = getattr(self, name)(worker, *arguments)
+            if isawaitable(result):
+                result = await result
         except AtlasError as error:
             result = error
         except Exception as error:  # noqa: BLE001 (who asked must not wait for ever)
             result = AtlasError(f"the run's coordinator failed: {type(error).__name__}: {error}")
-        held = self._worker(worker)
-        held.answers.append((number, result))
-        held.some.set()
+        if held := self._workers.get(worker):
+            held.answers.append((number, result))
+            held.some.set()
 
     def _tell_of_settled(self) -> None:
         self._settled.set()
         self._settled = asyncio.Event()
 
-    def _worker(self, name: str) -> _Worker:
-        return self._workers.setdefault(name, _Worker())
-
-    def _bury(self, now: float) -> None:
-        """Frees what silent actors held; what their calls may have cost counts as spent."""
-        for name, held in list(self._workers.items()):
-            if now - held.seen > _DEAD_SECONDS:
-                del self._workers[name]
-                self._journal.spent += sum(held.claims.values())
-                for _ in range(held.turns):
-                    self._throttle.leave()
-                self._tell_of_settled()
+    def _bury(self, name: str) -> None:
+        """Frees what a dead actor held; what its calls may have cost counts as spent."""
+        held = self._workers.pop(name)
+        self._journal.spent += sum(held.claims.values())
+        for _ in range(held.turns):
+            self._throttle.leave()
+        self._tell_of_settled()
 
 
 class Link(Protocol):
@@ -247,6 +268,7 @@ class LocalLink:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        coordinator.join("here", "here")
 
     async def ask(self, name: str, *arguments: Any) -> Any:
         """As `Link.ask`."""

@@ -128,8 +128,11 @@ class JudgingActor:
         return SELECTIONS.to_table(await judge.judge_all(TRAJECTORIES.from_table(table)))
 
     async def _started(self) -> Judge:
+        import ray
+
         link = RemoteLink(self._coordinator)
-        backend = backend_of(self._config, self._folder, self._ray, link, await link.ask("key"))
+        key = await link.ask("join", ray.get_runtime_context().get_actor_id())
+        backend = backend_of(self._config, self._folder, self._ray, link, key)
         return Judge(self._config, backend, link, self._seed)
 
 
