@@ -23,7 +23,7 @@ from rich.table import Table
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import HttpSession
-from atlas_ray.environments.protocol import EnvironmentSpec, Session
+from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession, Session
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -45,7 +45,7 @@ class Pace:
 
 async def recorded(spec: EnvironmentSpec) -> Replies:
     """What the novice says in some test tasks."""
-    session, found = registry.local_session(spec.name), []
+    session, found = LocalSession(spec), []
     for task in spec.tasks("test", TASKS):
         opening = await session.reset(task)
         conversation, replies = ScriptedPolicy("novice").open(task, opening.messages(), Sampling()), []
@@ -109,7 +109,7 @@ def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
             return HttpSession(spec, [url], 120.0)
 
         ways: list[tuple[str, Callable[[], Session], int]] = [
-            ("in process", lambda: registry.local_session(name), 1),
+            ("in process", lambda: LocalSession(registry.get(name)), 1),
             ("http", remote, 1),
             ("http32", remote, AT_ONCE),
         ]

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.environments import registry
+from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -48,6 +49,7 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:
@@ -98,6 +100,12 @@ def test_files_that_are_named_exist() -> None:
         assert [name for name in named if not (ROOT / name).exists()] == [], page.name
 
 
+def test_tests_that_are_named_exist() -> None:
+    held = {file.name for file in (ROOT / "tests").rglob("test_*.py")}
+    for page in PAGES:
+        assert set(re.findall(r"\btest_\w+\.py", page.read_text())) <= held, page.name
+
+
 def test_a_walk_through_the_code_passes_at_most_ten_files() -> None:
     sections = (DOCS / "architecture.md").read_text().split("\n\n")
     walks = [re.findall(r"^\| \d+ \| `(\S+)` \|", section, re.MULTILINE) for section in sections]
@@ -121,7 +129,7 @@ async def test_an_example_episode_is_what_the_expert_plays(block: Block) -> None
     """Line by line; one that ends in ` ...` is the beginning of one, or stands for some."""
     name = str(block.episode)
     try:
-        session = registry.local_session(name)
+        session = LocalSession(registry.get(name))
     except UserError as error:
         pytest.skip(f"{error}: {error.remedy}")
     (task,) = registry.get(name).tasks("test", 1)

@@ -57,7 +57,7 @@ def collect(
     from atlas_ray.trajectories.collect import collect as stage
 
     folder = stage(settings, clean=clean)
-    _say(folder, "trajectories")
+    _print_figures(folder, "trajectories")
 
 
 @app.command()
@@ -79,7 +79,7 @@ def select(
         return _show(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
 
-    _say(select_steps(settings, clean=clean), "selections")
+    _print_figures(select_steps(settings, clean=clean), "selections")
 
 
 @app.command()
@@ -236,7 +236,8 @@ app.command()(doctor)
 app.command(name="view-mask")(view_mask)
 
 
-def _say(folder: Any, what: str) -> None:
+def _print_figures(folder: Any, what: str) -> None:
+    """Prints where a finished stage's records lie, and what it counted."""
     finished = folder.finished or {}
     figures = ", ".join(f"{k} {v}" for k, v in finished.items() if not isinstance(v, dict | list))
     typer.echo(f"{what}: {folder.uri} ({figures})")

@@ -183,7 +183,7 @@ class HttpSession:
         server = self._servers[turn % len(self._servers)]
         if self._lease is None or self._lease.lost or self._lease.connection.server != server:
             self._let_go()
-            connection = self._pool.connection(server, self.spec.name, self._timeout)
+            connection = self._pool.connection(server, self.spec, self._timeout)
             self._making = asyncio.create_task(connection.acquire(fresh=attempt > 0))
             # cancelled half-way, it would leave an id at the server that nobody knows
             self._lease = await asyncio.shield(self._making)

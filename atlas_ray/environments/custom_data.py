@@ -6,16 +6,15 @@ for the built-in one.
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 
 from atlas_ray.environments.protocol import Decision, Simulator
+from atlas_ray.environments.registry import ENVIRONMENTS
 from atlas_ray.errors import UserError
-
-NAMES = ("jericho", "pddl", "alfworld", "webshop")
 
 
 @dataclass(frozen=True)
@@ -57,11 +56,11 @@ class Unscripted:
     novice = expert
 
 
-def load_custom_data(given: Iterable[str], served: Iterable[str] = NAMES) -> dict[str, CustomData]:
+def load_custom_data(given: Iterable[str], served: Iterable[str] | None = None) -> dict[str, CustomData]:
     """What was given as NAME=PATH, read and checked.
 
     Args:
-        served: The environments that are served.
+        served: The environments that are served; None: all.
 
     Raises:
         UserError: If one is not of this form, no data can be given under its name, it is not served, two have the
@@ -72,11 +71,13 @@ def load_custom_data(given: Iterable[str], served: Iterable[str] = NAMES) -> dic
         name, sign, path = one.partition("=")
         if not sign or not path:
             raise UserError(f"--data {one!r} is not of the form NAME=PATH", "write jericho=games")
-        if name not in NAMES:
-            raise UserError(f"--data: no data can be given for {name!r}", f"what can is {', '.join(NAMES)}")
-        if name not in served:
+        place = ENVIRONMENTS[name].custom_data if name in ENVIRONMENTS else None
+        if place is None:
+            able = ", ".join(spec.name for spec in ENVIRONMENTS.values() if spec.custom_data)
+            raise UserError(f"--data: no data can be given for {name!r}", f"it can for {able}")
+        if served is not None and name not in served:
             raise UserError(f"--data is there for {name}, which is not served", f"name {name} too")
         if name in found:
             raise UserError(f"--data is there twice for {name}", "one server plays one; start another for the other")
-        found[name] = importlib.import_module(f"atlas_ray.environments.builtin.{name}.custom_data").load(path)
+        found[name] = import_module(place).load(path)
     return found

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from atlas_ray.environments.http.dialects import GENERIC, Dialect
 from atlas_ray.environments.replay import compare, same_answer
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Message, Replay, Task, Trajectory
@@ -108,7 +109,7 @@ _NUMBERED = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*_)+([0-9]{1,18})")
 
 @dataclass(frozen=True)
 class EnvironmentSpec:
-    """One environment's row in the table.
+    """All that is to be known of one environment.
 
     Attributes:
         held: Whether the paper trains on it ("in") or only evaluates ("out").
@@ -128,6 +129,12 @@ class EnvironmentSpec:
             same.
         tolerance: Share of an answer's words and numbers that may differ from the recorded ones where an episode is
             played again; 0 where the same actions give the same texts, but for the order of lines.
+        dialect: How its server is spoken to.
+        item_prefixes: How item ids of it may begin beside its name.
+        custom_data: Module whose `load(path)` makes a `CustomData` of the user's own material; None: nothing can be
+            given.
+        agentgym: AgentGym's command that serves it; None: AgentGym has no such environment.
+        probe_actions: What AgentGym's server answers with a state where the built-in simulator has other data.
     """
 
     name: str
@@ -146,6 +153,11 @@ class EnvironmentSpec:
     names_task: str | None = None
     plain: Callable[[str], str] | None = None
     tolerance: float = 0.0
+    dialect: Dialect = GENERIC
+    item_prefixes: tuple[str, ...] = ()
+    custom_data: str | None = None
+    agentgym: str | None = None
+    probe_actions: tuple[str, ...] = ()
 
     def index(self, item_id: str) -> int:
         """The task index that an item id of the form NAME_NUMBER carries.

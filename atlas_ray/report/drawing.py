@@ -75,9 +75,7 @@ def named_rows(names: Sequence[str], critical: str) -> tuple[Drawing, Axes]:
     top, bottom = 0.06, 0.46
     height = top + bottom + _ROW * len(names)
     figure, axes = panel(height, 1.12 / WIDTH, bottom / height, 1 - 0.16 / WIDTH, 1 - top / height, grid="x")
-    axes.set_xlim(-2, 102)
-    axes.set_ylim(len(names) - 0.5, -0.5)
-    axes.set_xticks([0, 25, 50, 75, 100])
+    axes.set(xlim=(-2, 102), ylim=(len(names) - 0.5, -0.5), xticks=[0, 25, 50, 75, 100])
     axes.set_yticks(range(len(names)), [short(name) for name in names])
     for label, name in zip(axes.get_yticklabels(), names, strict=True):
         if name == critical:

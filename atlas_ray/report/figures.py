@@ -117,8 +117,7 @@ def _losses(results: Mapping[str, Any]) -> list[Figure]:
         axes.plot(*zip(*arm["losses"], strict=True), color=colour, linewidth=1.2)
         if arm["validation"]:
             axes.plot(*zip(*arm["validation"], strict=True), "o", color=colour, mfc=PAPER, markersize=5)
-        axes.set_ylim(0, 1.05 * top)
-        axes.set_xlabel("optimizer step")
+        axes.set(ylim=(0, 1.05 * top), xlabel="optimizer step")
         axes.set_ylabel("loss, nats")
         panels.append(Figure.of(figure, f"loss-{place}", f"Training loss of {arm['name']}", arm["name"]))
     return panels
@@ -132,10 +131,7 @@ def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
 
 def _scatter(dots: Sequence[_Dot], critical: str) -> Drawing:
     figure, axes = panel(2.9, 0.13, 0.17, 0.97, 0.97, grid="both")
-    axes.set_xlim(-4, 107)
-    axes.set_ylim(0, 104)
-    axes.set_xticks([0, 25, 50, 75, 100])
-    axes.set_yticks([0, 25, 50, 75, 100])
+    axes.set(xlim=(-4, 107), ylim=(0, 104), xticks=[0, 25, 50, 75, 100], yticks=[0, 25, 50, 75, 100])
     axes.set_xlabel("tokens with loss, %")
     axes.set_ylabel("success, %")
     for x, score, name in dots:

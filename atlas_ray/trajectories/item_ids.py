@@ -5,28 +5,15 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from atlas_ray.environments.agentgym.alfworld_mappings import game_of
+from atlas_ray.environments.registry import ENVIRONMENTS
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.checks import check_text
 
-# prefix of an item id -> environment; ALFWorld's ids start with the task's type
-_ENVIRONMENTS = ["academia", "alfworld", "babyai", "blocksworld", "jericho", "maze", "movie", "pddl", "sciworld"]
-_ENVIRONMENTS += ["sheet", "textcraft", "todo", "weather", "webshop", "wordle"]
 NOT_PLAYED = ("sqlgym", "webarena", "searchqa")  # AgentGym's others: its data names them, and nothing here plays them
-_PREFIXES = {name: name for name in _ENVIRONMENTS} | {
-    "look_at_obj_in_light": "alfworld",
-    "pick_and_place": "alfworld",
-    "pick_clean_then_place": "alfworld",
-    "pick_cool_then_place": "alfworld",
-    "pick_heat_then_place": "alfworld",
-    "pick_two_obj": "alfworld",
-}
-# AgentGym puts the collection before some names, and BabyAI's own ids begin with its own spelling
-_PREFIX = re.compile(
-    rf"(?:lmrlgym_|tool_)?({'|'.join(sorted([*_PREFIXES, 'BabyAI'], key=len, reverse=True))})(?![A-Za-z0-9])"
-)
 _NUMBER = re.compile(r"#[1-9][0-9]*$")
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _COUNTED = re.compile(r"[_-]?\d.*$", re.DOTALL)  # what tells the tasks of an environment apart
@@ -48,11 +35,26 @@ def environment_of(item_id: str) -> str:
     Raises:
         UnknownEnvironment: If its prefix is unknown.
     """
-    if found := _PREFIX.match(item_id):
-        return _PREFIXES.get(found[1], found[1].lower())
+    names = tuple(ENVIRONMENTS)
+    if found := _beginning(names).match(item_id):
+        return found[1]
+    others = _other_prefixes(names)
+    if found := _beginning(tuple(others)).match(item_id):
+        return others[found[1]]
     if game_of(item_id):  # in a folder, as ALFWorld's own files are
         return "alfworld"
     raise UnknownEnvironment(item_id)
+
+
+@cache
+def _beginning(prefixes: tuple[str, ...]) -> re.Pattern[str]:
+    """The longest of some prefixes; AgentGym puts the collection before some names."""
+    return re.compile(rf"(?:lmrlgym_|tool_)?({'|'.join(sorted(prefixes, key=len, reverse=True))})(?![A-Za-z0-9])")
+
+
+@cache
+def _other_prefixes(names: tuple[str, ...]) -> dict[str, str]:
+    return {prefix: name for name in names for prefix in ENVIRONMENTS[name].item_prefixes}
 
 
 def task_of(row: Mapping[str, Any]) -> tuple[str, str]:

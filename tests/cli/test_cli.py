@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -11,23 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import atlas
 from tests.support.records import a_row
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "matplotlib", "openai")
-
-
-def atlas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI", "ATLAS", "RAY_ADDRESS"))}
-    code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        cwd=cwd,
-        env=environment,
-    )
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def checkout(tmp_path: Path) -> Path:
     return root
 
 
-def test_a_row_is_a_task_and_the_nth_of_its_domain_the_nth_problem(checkout: Path) -> None:
+def test_rows_number_tasks_and_take_their_domains_problems_in_order(checkout: Path) -> None:
     custom = load_custom_data([f"pddl={checkout}"])["pddl"]
     assert str(custom) == "gripper 0 to 1, blockworld 2, barman 3, tyreworld 4"
     simulator = custom.simulator()
@@ -192,7 +192,7 @@ def test_what_is_not_agentboards_is_refused_before_anything_is_played(checkout: 
         load_custom_data([f"pddl={checkout}"])
 
 
-def test_the_setting_puts_agentboards_tasks_in_the_place_of_the_built_in_ones(checkout: Path) -> None:
+def test_the_setting_replaces_built_in_tasks_by_agentboards(checkout: Path) -> None:
     config = EnvironmentsConfig(agentboard={"pddl": str(checkout)})
     evaluation = EvaluateConfig.model_validate(
         {"models": {"base": "m"}, "tasks": {"pddl": None, "maze": 2}, "environments": config.model_dump()}
@@ -225,7 +225,7 @@ def test_the_preflight_says_whose_tasks_are_played_here(checkout: Path) -> None:
     assert "there is no test.jsonl of pddl in nowhere" in found(pddl="nowhere")
 
 
-async def test_a_server_plays_them_too(checkout: Path) -> None:
+async def test_a_server_plays_agentboards_tasks(checkout: Path) -> None:
     simulator = material("pddl", str(checkout)).simulator()
     first = simulator.reset(2).observation
     app = create_app(["pddl"], custom_data=load_custom_data([f"pddl={checkout}"], ["pddl"]))
@@ -261,7 +261,7 @@ def jericho_row(subgoals: Any, **more: str) -> dict[str, Any]:
     [["You find an iron key!", "The lamp flares up"], "Subgoal 1: You find an iron key! Subgoal 2: The lamp flares up"],
     ids=["a list", "one text"],
 )
-def test_a_games_labelled_subgoals_are_its_progress(games: Path, subgoals: Any) -> None:
+def test_progress_is_the_share_of_labelled_subgoals(games: Path, subgoals: Any) -> None:
     rows = [jericho_row(subgoals, game_name="zork1"), jericho_row(["never"], game_name="905")]
     write_rows(games / "data" / "jericho" / "test.jsonl", rows)
     custom = material("jericho", str(games))
@@ -272,7 +272,7 @@ def test_a_games_labelled_subgoals_are_its_progress(games: Path, subgoals: Any) 
     assert "Light the lamp" in simulator.reset(1).observation
 
 
-def test_a_game_that_is_not_there_is_named(games: Path) -> None:
+def test_a_missing_game_is_named(games: Path) -> None:
     write_rows(games / "data" / "jericho" / "test.jsonl", [jericho_row(["x"], game_name="zork2")])
     with pytest.raises(UserError, match=r"test.jsonl, line 1: its game \(zork2\) is not in"):
         load_custom_data([f"jericho={games}"])

@@ -221,7 +221,7 @@ async def test_refusals_have_the_servers_form_and_change_nothing(name: str) -> N
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-async def test_ids_are_neither_shared_nor_handed_out_again(name: str) -> None:
+async def test_ids_are_unique_and_not_reused(name: str) -> None:
     async with connected(name) as client:
         ids = [await client.create() for _ in range(3)]
         if client.form.closes:

@@ -50,17 +50,17 @@ def games(tmp_path: Path) -> Path:
         (["jericho={games}/none"], "there is no game in"),
     ],
 )
-def test_what_is_given_wrongly_is_refused(given: list[str], told: str, games: Path) -> None:
+def test_malformed_data_arguments_are_refused(given: list[str], told: str, games: Path) -> None:
     with pytest.raises(UserError, match=told):
         load_custom_data(one.replace("{games}", str(games)) for one in given)
 
 
-def test_what_is_brought_must_be_served(games: Path) -> None:
+def test_custom_data_must_belong_to_a_served_environment(games: Path) -> None:
     with pytest.raises(UserError, match="jericho, which is not served"):
         serve(["maze"], data=[f"jericho={games}"])
 
 
-def test_the_command_line_brings_it_and_tells_the_task_numbers(
+def test_the_command_line_serves_custom_data_and_prints_its_task_numbers(
     games: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def no_server(*_: Any) -> None:
@@ -73,7 +73,7 @@ def test_the_command_line_brings_it_and_tells_the_task_numbers(
     assert capsys.readouterr().out == "tasks of jericho: archive.z5 0, lighthouse.z5 1\n"
 
 
-def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
+def test_custom_data_has_no_scripted_agent(games: Path) -> None:
     simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
     simulator.reset(0)
     for agent in (simulator.expert, simulator.novice):
@@ -84,7 +84,7 @@ def test_there_is_no_scripted_agent_for_it(games: Path) -> None:
 # --- jericho ---
 
 
-def test_a_game_is_a_task_and_pays_by_the_texts_that_were_told(games: Path) -> None:
+def test_a_game_is_a_task_with_progress_by_its_goal_texts(games: Path) -> None:
     custom = load_custom_data([f"jericho={games}"])["jericho"]
     assert str(custom) == "archive.z5 0, lighthouse.z5 1"
     simulator = custom.simulator()
@@ -102,7 +102,7 @@ def test_a_game_is_a_task_and_pays_by_the_texts_that_were_told(games: Path) -> N
         simulator.reset(2)
 
 
-def test_the_storys_own_end_ends_it_whatever_was_reached(games: Path) -> None:
+def test_the_end_of_a_story_ends_the_episode(games: Path) -> None:
     (games / "lighthouse.goals.yaml").write_text("- never told\n- You find an iron key\n", "utf-8")
     simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
     simulator.reset(1)
@@ -111,9 +111,7 @@ def test_the_storys_own_end_ends_it_whatever_was_reached(games: Path) -> None:
     assert results[-1].reward == 0.5
 
 
-def test_commands_to_the_interpreter_are_kept_from_it(
-    games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interpreter_commands_are_not_passed_on(games: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
     simulator = load_custom_data([f"jericho={games}"])["jericho"].simulator()
@@ -124,7 +122,7 @@ def test_commands_to_the_interpreter_are_kept_from_it(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_a_game_that_is_known_needs_no_subgoals_its_score_counts(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_score_of_a_known_game_counts_without_subgoals(games: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Known games cannot be had here, so the interpreter stands in for one: it keeps a score of 0 to 10."""
     import jericho
 
@@ -175,7 +173,7 @@ def spoilt(games: Path, how: str) -> str:
         ("[" + '"x",' * 20_000 + "]", "not a list of texts"),
     ],
 )
-def test_what_cannot_be_played_is_named(how: str, told: str, games: Path) -> None:
+def test_unplayable_files_are_named(how: str, told: str, games: Path) -> None:
     name = spoilt(games, how)
     with pytest.raises(UserError) as caught:
         load_custom_data([f"jericho={games}"])
@@ -183,7 +181,7 @@ def test_what_cannot_be_played_is_named(how: str, told: str, games: Path) -> Non
     assert told in caught.value.what
 
 
-async def test_a_run_reaches_it_as_agentgyms_server(games: Path) -> None:
+async def test_a_client_plays_custom_data_over_http(games: Path) -> None:
     replies = [f"Thought: On.\nAction: {command}" for command in TO_THE_LAMP]
     app: Any = create_app(["jericho"], custom_data=load_custom_data([f"jericho={games}"]))
     async with running(app) as url, remote("jericho", url) as session:
@@ -276,7 +274,7 @@ def test_things_of_alfreds_scenes_are_numbered_as_alfworld_does_it(houses: Path)
     assert [simulator.step(action).done for action in TO_THE_TABLE] == [False, False, False, True]
 
 
-def test_a_game_files_grammar_is_never_evaluated(houses: Path) -> None:
+def test_the_grammar_in_a_game_file_is_never_evaluated(houses: Path) -> None:
     pwned = houses / "pwned"
     file = game(houses, "valid_unseen/a/t1")
     data = json.loads(file.read_text("utf-8"))
@@ -319,7 +317,7 @@ def test_a_folder_without_games_says_where_they_are_looked_for(houses: Path) -> 
     assert "json_2.1.1/valid_unseen/TASK/TRIAL/game.tw-pddl" in caught.value.remedy
 
 
-async def test_a_game_that_breaks_later_is_named_to_the_run(houses: Path) -> None:
+async def test_a_game_that_breaks_after_loading_is_named(houses: Path) -> None:
     game(houses, "valid_unseen/a/t1", pddl_problem="(define (problem house) (:domain alfred) (:init (flies egg)))")
     gone = game(houses, "valid_unseen/a/t2")
     game(houses, "valid_unseen/a/t3")

@@ -3,84 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import os
 import random
 import re
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from atlas_ray.cli.main import main
 from atlas_ray.environments.builtin import blocksworld, maze, textcraft, wordle
-from atlas_ray.environments.protocol import gold_ranks
-from atlas_ray.environments.registry import ENVIRONMENTS, get, local_session
+from atlas_ray.environments.protocol import LocalSession, gold_ranks
+from atlas_ray.environments.registry import ENVIRONMENTS, get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
-from atlas_ray.types import Category, Task, split_react
+from atlas_ray.types import Task, split_react
 from tests.support.absent import here
+from tests.support.simulators import ALL, BUILT_IN, LAPTOP, TOOLS, all_played, make_simulator, play
 
-LAPTOP = ("maze", "textcraft", "wordle", "blocksworld")  # small language, thousands of episodes a second
-TOOLS = ("weather", "movie", "todo", "academia", "sheet")
-BUILT_IN = (*LAPTOP, "babyai", "alfworld", "sciworld", "pddl", "webshop", "jericho", *TOOLS)
 SMOOTH = (*LAPTOP, "pddl", "webshop", "jericho", *TOOLS)  # the others take a while
-ALL = ("webshop", "alfworld", "sciworld", "wordle", "babyai", "textcraft", "weather", "maze", "movie", "todo")
-ALL += ("academia", "sheet", "jericho", "pddl")
-# test tasks that the fast set plays; all tasks of the others
-PLAYED = {"alfworld": 6, "sciworld": 10, "babyai": 10, "pddl": 60, "webshop": 100, "jericho": 40} | dict.fromkeys(
-    TOOLS, 100
-)
 TOKEN = re.compile(r"[a-z]+|[A-Z][a-z]+|\d|[^\w\s]|\n")
-
-
-@dataclass
-class Played:
-    """One scripted episode: the replies and observations in turn, and each step's (category, weight)."""
-
-    task: str
-    replies: list[str]
-    observations: list[str]
-    marks: list[tuple[Category | None, float]]
-    success: bool
-
-
-async def play(task: Task, role: str, seed: int = 0) -> Played:
-    session = local_session(task.env)
-    opening = await session.reset(task)
-    conversation = ScriptedPolicy(role, seed).open(task, opening.messages(), Sampling())  # type: ignore[arg-type]
-    played = Played(task.id, [], [opening.observation], [], False)
-    for _ in range(session.spec.max_rounds):
-        reply = await conversation.generate(0)
-        result = await session.step(reply.text)
-        played.replies.append(reply.text)
-        played.observations.append(result.observation)
-        played.marks.append((reply.category, reply.weight))
-        if result.done:
-            break
-    played.success = session.spec.scale(result.reward) >= session.spec.success_at
-    return played
-
-
-@functools.cache
-def all_played(env: str, role: str) -> list[Played]:
-    few = PLAYED.get(env)
-    tasks = get(env).tasks("test", few) if few else get(env).tasks("test") + get(env).tasks("train")
-
-    async def play_all() -> list[Played]:
-        return [await play(task, role) for task in tasks]
-
-    return asyncio.run(play_all())
-
-
-def make_simulator(env: str):
-    made = get(env).simulator
-    assert made is not None
-    return made()
 
 
 @pytest.mark.parametrize(
@@ -98,7 +43,7 @@ def test_tasks_are_many_and_their_first_observations_differ(env: str) -> None:
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_no_task_beyond_the_last(env: str) -> None:
+def test_task_indices_out_of_range_are_refused(env: str) -> None:
     for index in (-1, 10**9):
         with pytest.raises(UserError, match=f"{env} has no task"):
             make_simulator(env).reset(index)
@@ -116,7 +61,7 @@ def test_textcraft_gold_teaches_gathering_and_crafting() -> None:
     assert min(top.values()) > 0.15 * sum(top.values())
 
 
-def test_the_worlds_share_a_small_language() -> None:
+def test_the_small_environments_share_a_small_vocabulary() -> None:
     words = set()
     for env in LAPTOP:
         words |= set(TOKEN.findall(make_simulator(env).reset(0).instruction))
@@ -132,8 +77,8 @@ def test_the_worlds_share_a_small_language() -> None:
 def test_an_episode_depends_on_its_seeds_alone(env: str) -> None:
     code = (
         "import asyncio, json, sys; sys.path[:0] = json.loads(sys.argv[1])\n"
-        "from tests.environments import test_environments as t\n"
-        f"print(json.dumps([asyncio.run(t.play(task, role)).replies for task in t.get({env!r}).tasks('train', 5)"
+        "from atlas_ray.environments.registry import get\nfrom tests.support import simulators as t\n"
+        f"print(json.dumps([asyncio.run(t.play(task, role)).replies for task in get({env!r}).tasks('train', 5)"
         " for role in ('expert', 'novice')]))"
     )
     root = str(Path(__file__).parents[2])
@@ -179,27 +124,15 @@ def test_a_scripted_conversation_goes_on_from_a_given_prefix(env: str) -> None:
     assert asyncio.run(resume()) == whole.replies[1:]
 
 
-REAL_ACTIONS = (
-    *("", "move up", "MOVE left ", "get 1 log", "get 99 moon", "craft 2 plank using 1 log", "inventory", "l i g h t"),
-    *("sound", "pickup red", "stack red on blue", "putdown red", "unstack red from blue", "__import__('os')", "١"),
-    *("go to red ball 1", "pick up red ball 1", "toggle", "check available actions", "move roomA roomB", "look around"),
-    *("Action: get_projects with Action Input: {}", 'Action: finish with Action Input: {"answer": "yes"}'),
-    *("search[red shirts]", "click[buy now]", "click[next >]", "search[", "search[text:*]"),
-    *("focus on agent", "pick up cup", "0", "open door to kitchen", "go to kitchen", "connect air to air", "wait"),
-    *("pick ball1 rooma left", "grasp left shot1", "open boot", "fetch wrench boot", "check valid actions"),
-)
-HUGE_ACTIONS = ["x" * 2**20, "get " * 2**18, "\ud800\x00", " " * 2**20, "craft 1 a using " + "1 a, " * 2**18]
-
-
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_nonsense_for_ever_is_no_success(env: str) -> None:
+def test_nonsense_actions_never_succeed(env: str) -> None:
     simulator = make_simulator(env)
     simulator.reset(0)
     assert max(simulator.step("dance").reward for _ in range(60)) < 1
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_agents_do_not_change_the_world(env: str) -> None:
+def test_scripted_agents_do_not_change_the_state(env: str) -> None:
     simulator, untouched = make_simulator(env), make_simulator(env)
     simulator.reset(3), untouched.reset(3)
     for _ in range(8):
@@ -319,7 +252,7 @@ def test_blocksworld_refuses_what_cannot_be_done_and_pays_at_the_goal() -> None:
     assert (result.reward, result.progress) == (1.0, 1.0)
 
 
-def test_the_table_has_the_paper_s_rows() -> None:
+def test_the_registry_has_the_papers_rows() -> None:
     paper = Path(__file__).parents[3] / "shared" / "paper" / "paper_results.json"
     if not paper.exists():
         pytest.skip(f"the paper's figures {paper} are not here")
@@ -363,6 +296,6 @@ def test_an_unknown_environment_names_the_closest(elsewhere: str) -> None:
         get("textcrat")
     assert "textcraft" in caught.value.remedy
     with pytest.raises(UserError):
-        local_session(elsewhere)
+        LocalSession(get(elsewhere))
     with pytest.raises(UserError):
         ScriptedPolicy("expert").open(Task(elsewhere, f"{elsewhere}_1"), [], Sampling())

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from atlas_ray.environments.agentgym.launcher import SERVERS, LaunchConfig, launch
+from atlas_ray.environments.agentgym.launcher import LaunchConfig, launch, servers_of_agentgym
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.recipes.settings import load_recipe
@@ -129,7 +129,7 @@ def started(tmp_path: Path) -> Iterator[Callable[..., Launched]]:
         each.process.wait()
 
 
-async def test_servers_are_started_again_at_their_address_and_end_with_all_they_started(
+async def test_servers_restart_at_their_address_and_end_with_their_children(
     started: Callable[..., Launched], theirs: Path, tmp_path: Path
 ) -> None:
     settings = {
@@ -179,7 +179,7 @@ async def test_servers_are_started_again_at_their_address_and_end_with_all_they_
     assert later.servers() == {"textcraft": [url]}
 
 
-def test_no_server_outlives_a_launcher_that_is_killed(started: Callable[..., Launched], theirs: Path) -> None:
+def test_servers_end_when_the_launcher_is_killed(started: Callable[..., Launched], theirs: Path) -> None:
     launched = started({"servers": {"textcraft": {"prefix": str(theirs)}}})
     [url] = launched.servers()["textcraft"]
     told = until(lambda: ask(url))
@@ -241,7 +241,7 @@ def test_what_cannot_be_started_is_refused_first(settings: dict[str, Any], says:
         launch(LaunchConfig.model_validate(settings), threading.Event())
 
 
-def test_a_recipe_includes_the_addresses(tmp_path: Path) -> None:
+def test_a_recipe_includes_the_written_addresses(tmp_path: Path) -> None:
     written = {"environments": {"servers": {"maze": ["http://127.0.0.1:4000"]}}}
     (tmp_path / "servers.yaml").write_text(yaml.safe_dump(written))
     (tmp_path / "mine.yaml").write_text(
@@ -252,6 +252,6 @@ def test_a_recipe_includes_the_addresses(tmp_path: Path) -> None:
     assert recipe.environments.timeout_s == 30
 
 
-def test_the_table_is_that_of_the_manifests_for_kubernetes() -> None:
+def test_kubernetes_manifests_have_the_same_servers() -> None:
     manifests = runpy.run_path(str(ROOT / "cluster" / "kuberay" / "environments.py"))
-    assert set(SERVERS) == set(manifests["SERVERS"])
+    assert set(servers_of_agentgym()) == set(manifests["SERVERS"])

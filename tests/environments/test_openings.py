@@ -31,9 +31,9 @@ from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Message, Task
-from tests.recipes.test_fourteen import episode, winning
 from tests.support.agentgym import AgentGym
-from tests.support.openings import TESTED, TRAINED, TWELVE, checkout, row, rows_like, server, settings, written
+from tests.support.episodes import episode, winning
+from tests.support.openings import TESTED, TEXTS, TRAINED, TWELVE, checkout, row, rows_like, server, settings, written
 from tests.support.serving import RECORDED, remote, served
 
 RULES = "Reach the goal.\n\nExample:\nGoal at 1, 1.\nYou may go up.\nBegin:\n"
@@ -112,7 +112,7 @@ def test_evaluation_opens_as_the_training_data_in_each_of_the_twelve(
     assert len({opening["digest"] for opening in noted.values()}) == len(TWELVE)
 
 
-def test_what_the_data_lacks_opens_as_in_a_checkout_of_agentgym(
+def test_environments_without_data_open_as_agentgyms_client(
     tmp_path: Path, references: dict[str, Any], serving: Any
 ) -> None:
     envs = ("academia", "sheet", "maze", "wordle", "webshop")
@@ -139,12 +139,6 @@ def test_what_the_data_lacks_opens_as_in_a_checkout_of_agentgym(
     assert found.environments["babyai"].source == "training data (4 of 4 trajectories)"
 
 
-TEXTS = {
-    env: {"react": [{"value": f"Play {env}."}, {"value": "Yes."}]}
-    for env in ("academia", "sheet", "maze", "wordle", "webshop")
-}
-
-
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -162,7 +156,7 @@ def test_a_client_that_cannot_be_read_is_refused(tmp_path: Path, old: str, new: 
         checkout_opening(str(tmp_path), "maze")
 
 
-def test_a_client_that_cannot_be_read_is_no_matter_of_the_data(tmp_path: Path, serving: Any) -> None:
+def test_an_unreadable_client_has_its_own_remedy(tmp_path: Path, serving: Any) -> None:
     """It has its own remedy, beside that of an environment which opens otherwise; a path without clients ends it."""
     there = checkout(tmp_path, TEXTS)
     client = Path(there) / "agentenv" / "agentenv" / "envs" / "academia.py"
@@ -183,7 +177,7 @@ def test_a_client_that_cannot_be_read_is_no_matter_of_the_data(tmp_path: Path, s
         examine(settings(tmp_path, envs, openings=nowhere, environments=environments))
 
 
-def test_a_checkout_is_one(tmp_path: Path) -> None:
+def test_a_path_without_clients_is_no_checkout(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkout of AgentGym"):
         checkout_opening(str(tmp_path), "maze")
     assert checkout_opening(checkout(tmp_path, TEXTS), "jericho") is None
@@ -197,7 +191,7 @@ def test_a_checkout_below_the_home_folder_is_found(tmp_path: Path, monkeypatch: 
     assert read[1] == "agentenv/agentenv/envs/sheet.py"
 
 
-def test_a_server_that_tells_other_tasks_is_named_with_where_the_texts_part(tmp_path: Path, serving: Any) -> None:
+def test_a_server_with_other_tasks_is_named_with_the_first_difference(tmp_path: Path, serving: Any) -> None:
     other, alike = AgentGym("maze"), AgentGym("textcraft")
     rows = [row(f"maze_{i}", "Walk.", "Yes.", f"{RULES}task {i} is here, step 0") for i in TRAINED]
     rows += [row(f"textcraft_{i}", "Craft.", "Yes.", f"task {i}, step 0") for i in TRAINED]
@@ -220,7 +214,7 @@ def test_a_server_that_tells_other_tasks_is_named_with_where_the_texts_part(tmp_
     )
 
 
-def test_rows_that_do_not_agree_are_named(tmp_path: Path, serving: Any) -> None:
+def test_disagreeing_rows_are_named(tmp_path: Path, serving: Any) -> None:
     rows = [row(f"maze_{i}", f"Walk {i % 2}.", "Yes.", f"task {i}, step 0") for i in (1, 2, 3, 4)]
     rows += [row(f"babyai_{i}", "Look.", "Yes.", f"{RULES * (i == 3)}task {i}, step 0") for i in (1, 2, 3)]
     data = written(tmp_path / "data.json", rows)
@@ -241,7 +235,7 @@ def test_a_server_that_does_not_answer_is_named_before_anything_is_played(tmp_pa
     assert str(different).startswith("maze_1: it cannot be started: maze at http://127.0.0.1:1")
 
 
-def test_a_recorded_task_that_cannot_be_started_says_nothing_about_the_others(tmp_path: Path, serving: Any) -> None:
+def test_a_recorded_task_that_cannot_start_is_passed_over(tmp_path: Path, serving: Any) -> None:
     rows = [row(f"maze_{i}", "Walk.", "Yes.", f"{RULES}task {i}, step 0") for i in (999, 1, 998, 2)]
     data = {"data": {"path": written(tmp_path / "data.json", rows)}}
     found = find_openings(settings(tmp_path, ("maze",), openings=data, environments=serving(AgentGym("maze"))))
@@ -252,7 +246,7 @@ def test_a_recorded_task_that_cannot_be_started_says_nothing_about_the_others(tm
     assert [d.item_id for d in lost] == ["maze_999", "maze_998"]
 
 
-def test_a_task_is_known_by_its_number_and_what_nobody_opens_is_said_to_be_ours(
+def test_tasks_match_by_number_and_own_openings_are_logged(
     tmp_path: Path, serving: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = {
@@ -268,7 +262,7 @@ def test_a_task_is_known_by_its_number_and_what_nobody_opens_is_said_to_be_ours(
     assert "sheet: no training data and no AgentGym client of it is at hand" in caplog.text
 
 
-def test_built_in_worlds_keep_their_own_without_data(tmp_path: Path) -> None:
+def test_built_in_environments_keep_their_own_opening_without_data(tmp_path: Path) -> None:
     found = find_openings(validate(EvaluateConfig, {"models": {"base": "x"}, "tasks": {"maze": 2}}))
     assert found.of(Task("maze", "maze_1")) is None
     noted = found.environments["maze"].record()
@@ -276,7 +270,7 @@ def test_built_in_worlds_keep_their_own_without_data(tmp_path: Path) -> None:
     assert noted["acknowledgement"] == "OK"
 
 
-def test_what_was_played_under_other_openings_is_not_gone_on_with(tmp_path: Path, serving: Any) -> None:
+def test_a_run_with_other_openings_is_not_resumed(tmp_path: Path, serving: Any) -> None:
     environments = serving(AgentGym("maze"))
     file, folder = tmp_path / "data.json", RunFolder(str(tmp_path / "run"))
     for instruction, refused in (("Walk.", False), ("Walk.", False), ("Run.", True)):
@@ -331,11 +325,11 @@ def test_a_recipe_evaluates_under_its_training_datas_openings() -> None:
         ("weather", "How warm is it?", "", None),
     ],
 )
-def test_what_stands_around_the_environments_text(env: str, recorded: str, told: str, around: Any) -> None:
+def test_surroundings_of_the_environments_text(env: str, recorded: str, told: str, around: Any) -> None:
     assert surroundings(get(env), recorded, told) == around
 
 
-def test_a_vocabulary_is_read_back_as_it_was_given() -> None:
+def test_a_vocabulary_is_restored() -> None:
     for words in (["crane", "solar"], ["c r a n e", "s o l a r"], ["a"]):
         assert vocabulary_lines(vocabulary_text(words)) == "\n".join(words)
     assert vocabulary_lines("Guess a word.") == "Guess a word."

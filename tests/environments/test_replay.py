@@ -1,11 +1,9 @@
-"""Whether an environment repeats itself: what counts as the same answer, and how starts are counted and shown."""
+"""Whether an environment repeats itself: what counts as the same answer, and how starts are counted."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from atlas_ray.config import EnvironmentsConfig
@@ -14,26 +12,10 @@ from atlas_ray.environments.client import open_session
 from atlas_ray.environments.registry import get
 from atlas_ray.environments.replay import compare, count_starts, difference, replay_words
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.table6 import rows
-from atlas_ray.report.paper.ours import Figure, PaperRuns, Start
-from atlas_ray.report.paper.render import markdown
-from atlas_ray.report.results import build_results
-from atlas_ray.report.tables import replay_table
-from atlas_ray.report.terminal import verification_table
-from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import EPISODES, SELECTIONS
-from atlas_ray.selection.value.estimators import value_figures
-from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.types import Episode, Replay, StopReason, Task
-from tests.evaluation.test_verification import an_episode
-from tests.recipes.test_fourteen import episode, winning
-from tests.selection.value.test_backward_sampler import expert, turns
+from atlas_ray.types import Replay, StopReason, Task
 from tests.support.agentgym import AgentGym
-from tests.support.paper_runs import table
-from tests.support.report_records import arm, report_input, selection, trajectory
+from tests.support.episodes import episode, winning
 from tests.support.serving import remote, running
-from tests.support.values import FakePool, estimate_values
 
 FORECAST = (
     "Observation: {'latitude': 31.2, 'longitude': 121.5, 'daily': {'time': ['2015-01-01', '2015-01-02'], "
@@ -52,7 +34,7 @@ FORECAST = (
         ("academia", FORECAST.replace("4.3", "4.4"), "differs"),  # its graph is its own
     ],
 )
-def test_live_services_may_answer_a_little_otherwise(env: str, told: str, found: Replay) -> None:
+def test_small_differences_are_within_tolerance(env: str, told: str, found: Replay) -> None:
     assert get(env).compare(FORECAST, told) == found
 
 
@@ -67,7 +49,7 @@ def test_live_services_may_answer_a_little_otherwise(env: str, told: str, found:
         ("maze", "", "", "exact"),
     ],
 )
-def test_order_and_words(env: str, recorded: str, told: str, found: Replay) -> None:
+def test_line_order_does_not_matter_word_order_does(env: str, recorded: str, told: str, found: Replay) -> None:
     assert get(env).compare(recorded, told) == found
 
 
@@ -82,7 +64,7 @@ def test_a_difference_is_a_share_of_the_longer_text() -> None:
     assert compare("a b c d", "a b c e", 0.25) == "near"
 
 
-def test_price_limits_are_drawn_anew_by_each_of_agentgyms_shops() -> None:
+def test_price_limits_may_differ_between_servers() -> None:
     first = "WebShop [SEP] Instruction: [SEP] a red lamp, and price lower than {} dollars [SEP] Search"
     assert get("webshop").same_task(first.format("40.00"), first.format("60.00"))
     assert not get("webshop").same_task(first.format("40.00"), first.replace("lamp", "cup").format("40.00"))
@@ -117,7 +99,7 @@ async def test_an_episode_says_how_its_beginning_was_repeated() -> None:
         assert await replayed([told[0], other], tolerance=0.2) == ("near", StopReason.DONE, 2)
 
 
-async def test_recipes_that_a_restarted_textcraft_draws_anew_are_no_other_task(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_distractor_recipes_are_the_same_textcraft_task(monkeypatch: pytest.MonkeyPatch) -> None:
     """An episode goes on on the new server: its goal is the same."""
     monkeypatch.setattr(client, "PAUSE_SECONDS", 0)
     gym = AgentGym("textcraft")
@@ -145,69 +127,3 @@ def test_starts_are_counted_by_their_worst_episode() -> None:
     assert replay_words(found) == "2 of 3 starts replay, 1 of them nearly"
     assert replay_words({"exact": 4}) == "4 of 4 starts replay"
     assert count_starts([("a", None)]) == {}
-
-
-def test_verification_tells_how_many_starts_replay() -> None:
-    plan = {"maze/maze_1": {"from scratch": {0}, "from critical step": {2, 4}, "from other step": set[int]()}}
-    episodes = [
-        an_episode(1, 0, False),
-        replace(an_episode(1, 2, True), replay="near"),
-        replace(an_episode(1, 4, False, StopReason.REPLAY_MISMATCH), replay="differs"),
-    ]
-    scratch, critical = rows(plan, {"maze/maze_1": ()}, {"maze/maze_1": 6}, episodes, [])  # type: ignore[arg-type]
-    assert (scratch.replays, critical.replays) == ({}, {"exact": 0, "near": 1, "differs": 1})
-    caption = str(verification_table([scratch, critical]).caption)
-    assert "maze, from critical step: 1 of 2 starts replay, 1 of them nearly" in caption
-
-
-def test_episodes_written_before_are_still_read(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
-    with folder.writer(EPISODES) as writer:
-        writer.add(replace(an_episode(1, 2, True), replay="near"))
-    (shard,) = (tmp_path / "episodes").glob("*.parquet")
-    assert folder.read(EPISODES)[0].replay == "near"
-    pq.write_table(pq.read_table(shard).drop_columns(["replay"]), shard)
-    assert folder.read(EPISODES)[0].replay is None
-
-
-def test_value_rollouts_count_the_starts_that_replay() -> None:
-    def play(request: EpisodeRequest) -> Episode:
-        found: Replay | None = (
-            ("exact", "near", "differs")[min(2, len(request.prefix) // 2)] if request.prefix else None
-        )
-        one = replace(turns(request, 0.6), replay=found)
-        return replace(one, stop_reason=StopReason.REPLAY_MISMATCH, error="other") if found == "differs" else one
-
-    plain = ValueSelector(rollouts=3, model="m")
-    found = list(estimate_values(FakePool(play), plain, [expert(6, i) for i in range(2)], seed=0))
-    assert [one.replays for one in found] == [{"exact": 1, "near": 2, "differs": 2}] * 2
-    assert value_figures(found, plain)["replays"] == {"maze": {"differs": 4, "exact": 2, "near": 4}}
-
-
-def test_the_report_shows_the_share_of_starts_that_replay() -> None:
-    told = trajectory("maze", 100)
-    known = selection("value", told, 1, replays={"exact": 5, "near": 1, "differs": 2})
-    given = report_input(arm("base", {"maze": 4}), selections={"value": [known], "gold": [selection("gold", told, 2)]})
-    results = build_results(replace(given, specs={"maze": get("maze")}))
-    assert results["replays"] == [
-        {"selector": "value", "env": "maze", "replays": {"differs": 2, "exact": 5, "near": 1}, "share": 0.75}
-    ]
-    (row,) = replay_table(results).rows
-    assert [cell.text for cell in row] == ["value", "maze", "8", "5", "1", "2", "75.0"]
-
-
-def test_table_6_says_how_many_starts_replay() -> None:
-    shown = Figure(40.0, 30.0, 50.0, 100, 1, None, 0, False)
-    starts = {"from_scratch": Start(shown), "from_critical_step": Start(shown, replays={"exact": 3, "differs": 1})}
-    text = markdown(table("table6", PaperRuns({}, {}, verification={"maze": starts})))
-    assert "maze: 3 of 4 starts replay as recorded." in text
-
-
-def test_selections_keep_their_counts_and_those_written_before_have_none(tmp_path: Path) -> None:
-    folder = RunFolder(str(tmp_path))
-    with folder.writer(SELECTIONS) as writer:
-        writer.add(selection("value", trajectory("maze", 1), 1, replays={"exact": 2}))
-    (shard,) = (tmp_path / "selections").glob("*.parquet")
-    assert folder.read(SELECTIONS)[0].replays == {"exact": 2}
-    pq.write_table(pq.read_table(shard).drop_columns(["replays"]), shard)
-    assert folder.read(SELECTIONS)[0].replays == {}

@@ -122,7 +122,7 @@ async def test_malformed_bodies_are_422(body, kind, where):
             assert (response.status, (await response.json())["detail"][0]["loc"]) == (422, ["query", "id"])
 
 
-async def test_bounds_of_the_server():
+async def test_limits_of_the_server():
     now = [0.0]
     app = create_app(["maze"], max_sessions=2, idle_seconds=10, clock=lambda: now[0])
     async with running(app) as url, aiohttp.ClientSession(url) as http:
@@ -173,7 +173,7 @@ def test_serving_to_others_needs_a_token(host, token):
     ("names", "words"), [([], "no environment"), (["mase"], "'mase'"), (["sciworld"], "not built in")]
 )
 @pytest.mark.usefixtures("elsewhere")
-def test_what_cannot_be_served(names, words):
+def test_unservable_names_are_refused(names, words):
     with pytest.raises(UserError, match=words):
         create_app(names)
 

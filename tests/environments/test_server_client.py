@@ -16,7 +16,6 @@ from atlas_ray.environments import client, registry
 from atlas_ray.environments.builtin.wordle import vocabulary_text
 from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.http import server
-from atlas_ray.environments.http.dialects import DIALECTS
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.protocol import LocalSession, StepResult
@@ -104,7 +103,7 @@ class Recording:
 
 @pytest.mark.parametrize("name", ["maze", "wordle", "textcraft", "babyai", "weather"])
 async def test_the_client_plays_agentgyms_recorded_episodes(name):
-    exchanges, dialect, spec = recorded(name), DIALECTS[name], registry.get(name)
+    exchanges, spec = recorded(name), registry.get(name)
     recording, played = Recording(exchanges), 0
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", recording.answer)
@@ -117,7 +116,7 @@ async def test_the_client_plays_agentgyms_recorded_episodes(name):
             if response["status"] != 200 or (isinstance(answer, dict) and "error" in answer):
                 continue
             if endpoint == "reset":
-                opening = await session.reset(Task(name, f"{name}_{sent[dialect.index_key]}"))
+                opening = await session.reset(Task(name, f"{name}_{sent[spec.dialect.index_key]}"))
                 if name == "wordle":
                     assert opening.observation == vocabulary_text(exchanges[1]["response"]["json"])
                 else:
@@ -126,7 +125,7 @@ async def test_the_client_plays_agentgyms_recorded_episodes(name):
             elif endpoint == "step" and not done:
                 reply = sent["action"] if spec.action_rule == "whole" else f"Thought: so\nAction: {sent['action']}"
                 result = await session.step(reply)
-                reward = answer[dialect.reward_key]
+                reward = answer[spec.dialect.reward_key]
                 done = answer["done"]
                 assert result == StepResult(answer["observation"], reward, done)
                 played += 1
@@ -236,7 +235,7 @@ async def test_a_lasting_fault_fails_the_episode_with_its_cause(cause, fault):
         assert "atlas doctor" in caught.value.remedy
 
 
-async def test_what_the_server_will_never_take_is_not_sent_again():
+async def test_refused_requests_are_not_retried():
     app = faulty(not_understood, range(10**6))
     async with running(app) as url, remote("maze", url) as session:
         await session.reset(Task("maze", "maze_4"))
@@ -247,7 +246,7 @@ async def test_what_the_server_will_never_take_is_not_sent_again():
             await session.reset(Task("maze", "maze_4"))
 
 
-async def test_a_restarted_server_gives_the_episode_back():
+async def test_episodes_resume_after_a_server_restart():
     index, replies = next((i, found) for i in range(50) if len(found := expert_replies("blocksworld", i)) > 3)
     async with contextlib.AsyncExitStack() as stack:
         async with running(create_app(["blocksworld"])) as url:
@@ -260,7 +259,7 @@ async def test_a_restarted_server_gives_the_episode_back():
         assert (opening, results) == await play(LocalSession(session.spec), index, replies)
 
 
-async def test_ids_counted_anew_are_nobody_elses_episode(monkeypatch):
+async def test_reissued_ids_do_not_continue_other_episodes(monkeypatch):
     # AgentGym's servers count ids from 0
     from_zero = types.SimpleNamespace(randrange=lambda _: 0)
     monkeypatch.setattr(server, "random", types.SimpleNamespace(SystemRandom=lambda: from_zero))
@@ -290,7 +289,7 @@ async def test_a_replay_that_differs_is_an_environment_failure(monkeypatch):
             await session.step(second)
 
 
-async def test_a_dead_server_is_passed_over():
+async def test_a_dead_server_is_skipped():
     async with running(create_app(["maze"])) as gone:
         pass
     async with running(create_app(["maze"])) as url:
@@ -329,7 +328,7 @@ async def test_open_session():
     await remote_session.close()
 
 
-async def test_instructions_are_the_worlds_own():
+async def test_instructions_are_the_environments_own():
     async with running(create_app(["maze"])) as url, remote("maze", url) as session:
         assert (await session.reset(Task("maze", "maze_1"))).instruction.startswith("You walk in a maze.")
 

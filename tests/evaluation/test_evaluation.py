@@ -2,115 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from atlas_ray.config import validate
-from atlas_ray.errors import AtlasError, ModelFailure, UserError
+from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.evaluation import stage
-from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.models.protocol import Policy, Reply, Sampling
-from atlas_ray.rollouts.scripted import ScriptedConversation, ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.types import Episode, Message, Task, Usage
-
-
-class Flaky(ScriptedPolicy):
-    """An expert that fails on even tasks while a file is there, or keeps silent in mazes while a folder is."""
-
-    def __init__(self, broken: str) -> None:
-        super().__init__("expert")
-        self.broken = Path(broken)
-
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
-        if self.broken.is_dir() and task.env == "maze":
-            return _Silent()
-        if self.broken.is_file() and task.item_id[-1] in "02468":
-            raise ModelFailure("no answer")
-        return super().open(task, opening, sampling)
-
-
-class _Silent(ScriptedConversation):
-    """Never answers."""
-
-    def __init__(self) -> None: ...
-
-    async def generate(self, seed: int) -> Reply:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-
-class Metered(ScriptedPolicy):
-    """An expert whose prompts come to three quarters from a cache; its process is killed once half-way."""
-
-    def __init__(self, folder: str) -> None:
-        super().__init__("expert")
-        self.note = Path(folder) / "killed"
-
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
-        if task.item_id == "maze_4" and not self.note.exists():
-            self.note.touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        conversation = super().open(task, opening, sampling)
-        generate = conversation.generate
-
-        async def metered(seed: int) -> Reply:
-            return replace(await generate(seed), usage=Usage(100, 75, 5, 1))
-
-        conversation.generate = metered  # type: ignore[method-assign]
-        return conversation
-
-
-UNUSABLE = {
-    "refused": UserError("it has no chat template", "set one"),
-    "jammed": ModelFailure("the engine does not start: out of memory"),
-}
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """Stands where `EngineSpec` does; the model says who plays, or names the file while which nobody can.
-
-    One of `UNUSABLE` cannot be loaded before there is a file of its name.
-    """
-
-    name: str
-    model: Any
-    config: Any
-    revision: str | None = None
-    chat_template: str | None = None
-    gpus: int = 0
-
-    async def build(self) -> Policy:
-        if (error := UNUSABLE.get(Path(self.model).name)) is not None:
-            if not Path(self.model).exists():
-                raise error
-            return ScriptedPolicy("expert")
-        if self.name == "metered":
-            return Metered(self.model)
-        return Flaky(self.model) if "/" in self.model else ScriptedPolicy(self.model)
+from atlas_ray.types import Episode
+from tests.support.evaluations import Scripted, config
 
 
 @pytest.fixture
 def scripted(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stage, "EngineSpec", Scripted)
-
-
-def config(run: Path, models: dict[str, str], **given: Any) -> EvaluateConfig:
-    values = {"run": str(run), "models": models, "tasks": {"maze": 8, "wordle": 6}, "retries": 0} | given
-    return validate(EvaluateConfig, values)
 
 
 def facts(run: Path, arm: str) -> list[Episode]:

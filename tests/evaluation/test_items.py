@@ -26,9 +26,9 @@ from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Message, Task
-from tests.recipes.test_fourteen import Recite, winning
 from tests.support import agentgym
 from tests.support.agentgym import AgentGym
+from tests.support.episodes import Recite, winning
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.forms import EVAL, KNOWN, TRIALS, write_eval, write_mappings
 from tests.support.serving import served

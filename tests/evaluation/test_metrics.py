@@ -9,34 +9,10 @@ import re
 import pytest
 from rich.console import Console
 
-from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.evaluation.metrics import bootstrap, summarise, wilson
 from atlas_ray.report.terminal import evaluation_table
-from atlas_ray.types import Episode, StopReason
-
-SPEC = EnvironmentSpec("maze", "in", 15, "success", "first")
-
-
-def episode(
-    task: int, reward: float, sample: int = 0, stop: StopReason = StopReason.DONE, progress: float = 0.0
-) -> Episode:
-    return Episode(
-        f"maze/maze_{task}@{sample}+0",
-        "maze",
-        f"maze_{task}",
-        "arm",
-        sample,
-        0,
-        0,
-        (),
-        reward,
-        reward,
-        reward >= 1,
-        progress,
-        3,
-        stop,
-        error="broken" if stop.is_infrastructure else None,
-    )
+from atlas_ray.types import StopReason
+from tests.support.results import SPEC, episode
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from atlas_ray.evaluation.paired import compare, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.report.terminal import paired_table
 from atlas_ray.types import Episode, StopReason
-from tests.evaluation.test_verification import an_episode
+from tests.support.evaluations import an_episode
 
 
 def played(successes: str) -> list[Episode]:

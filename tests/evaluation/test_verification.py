@@ -26,9 +26,8 @@ from atlas_ray.rollouts.guided import GivenTurn, GivenTurns, Guided
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
-from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.types import Episode, Message, Selection, StopReason, Task, Trajectory
-from tests.evaluation.test_evaluation import Scripted
+from tests.support.evaluations import Scripted, an_episode, experts
 
 
 def a_trajectory(steps: int) -> Trajectory:
@@ -71,12 +70,6 @@ def test_nothing_starts_after_the_last_step_or_twice() -> None:
 def test_given_turns_come_in_order_and_are_not_gone_back_to() -> None:
     turns = GivenTurns([GivenTurn("a\nb", "1"), GivenTurn("c", "2"), GivenTurn("d", "3")])
     assert [turns.after(seen) for seen in ("x", "b \na", "d", "c", "d")] == [None, "1", "3", None, None]
-
-
-def an_episode(item: int, start: int, success: bool, stop: StopReason = StopReason.DONE) -> Episode:
-    score = float(success)
-    ends = (score, score, success, score, 3, stop)
-    return Episode(f"maze/maze_{item}@0+{start}", "maze", f"maze_{item}", "m", 0, start, 0, (), *ends)
 
 
 def test_rows_by_hand() -> None:
@@ -138,12 +131,6 @@ def test_starts_of_a_tasks_trajectories_are_rows_of_one_task() -> None:
     assert (critical.starts, critical.result.n, critical.result.distinct_tasks) == (2, 2, 1)
     assert (critical.result.success, critical.position) == (0.5, pytest.approx((2 / 8 + 3 / 4) / 2))
     assert (other.starts, other.result.success) == (1, 0.0)
-
-
-async def experts(n: int) -> list[Trajectory]:
-    session, policy = LocalSession(get("maze")), ScriptedPolicy("expert")
-    tasks = get("maze").tasks("train", n)
-    return [to_trajectory(await run_episode(policy, session, EpisodeRequest(t, Sampling(), seed=0))) for t in tasks]
 
 
 class Stuck(ScriptedPolicy):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,13 @@ from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import evaluate, failures, played
-from atlas_ray.models.endpoint import EndpointPolicy, EndpointSpec
+from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.types import Message, Task, Usage
+from tests.support.endpoints import KEY, completion, policy
 from tests.support.fake_endpoint import FakeEndpoint
 
-KEY = "sk-secret-of-this-test"
 OPENING = [Message("user", "Play."), Message("assistant", "OK"), Message("user", "A wall.")]
-
-
-def completion(text: str, finish: str = "stop") -> web.Response:
-    return web.json_response(
-        {
-            "id": "x",
-            "object": "chat.completion",
-            "created": 0,
-            "model": "m",
-            "choices": [{"index": 0, "finish_reason": finish, "message": {"role": "assistant", "content": text}}],
-            "usage": {
-                "prompt_tokens": 11,
-                "completion_tokens": 3,
-                "total_tokens": 14,
-                "prompt_tokens_details": {"cached_tokens": 8},
-            },
-        }
-    )
-
-
-@asynccontextmanager
-async def policy(answer: Callable[[dict[str, Any]], web.Response], retries: int = 0) -> AsyncIterator[EndpointPolicy]:
-    async def handle(request: web.Request) -> web.Response:
-        assert request.headers["Authorization"] == f"Bearer {KEY}"
-        body = await request.json()
-        return completion("OK") if body["max_tokens"] == 1 else answer(body)  # the one token that is asked for first
-
-    app = web.Application()
-    app.router.add_post("/v1/chat/completions", handle)
-    runner = web.AppRunner(app, shutdown_timeout=0.1)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    config = EndpointConfig(
-        base_url=f"http://127.0.0.1:{runner.addresses[0][1]}/v1", api_key_env="ATLAS_TEST_KEY", max_retries=retries
-    )
-    built = await EndpointSpec("closed", "some-model", config).build()
-    try:
-        yield built
-    finally:
-        await built.close()
-        await runner.cleanup()
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,14 @@ import pytest
 from aiohttp import web
 
 from atlas_ray.environments import registry
+from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, StopReason, Task, Usage
-from tests.models.test_endpoint import KEY, policy
 from tests.selection.llm.test_llm_answers import GOOD
+from tests.support.endpoints import KEY, policy
 from tests.support.fake_endpoint import FakeEndpoint, ask, chosen
 from tests.support.serving import running
 
@@ -55,7 +56,7 @@ REPLIES = {
 
 async def episode(body: str) -> Episode:
     async with policy(lambda _: web.Response(text=body, content_type="application/json")) as model:
-        session = registry.local_session("maze")
+        session = LocalSession(registry.get("maze"))
         task = Task("maze", "maze_1")
         return await run_episode(model, session, EpisodeRequest(task, Sampling(), seed=0, max_rounds=2))
 
@@ -86,7 +87,7 @@ async def test_the_key_does_not_follow_a_redirect_to_another_host() -> None:
     async with running(app) as other:
         away = {"Location": f"{other.replace('127.0.0.1', 'localhost')}/v1/chat/completions"}
         async with policy(lambda _: web.Response(status=307, headers=away)) as model:
-            session = registry.local_session("maze")
+            session = LocalSession(registry.get("maze"))
             asked = EpisodeRequest(Task("maze", "maze_1"), Sampling(), seed=0, max_rounds=1)
             await run_episode(model, session, asked)
     assert not any(met)

@@ -18,7 +18,8 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
-from atlas_ray.runs.folder import RunFolder, config_digest
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.manifest import config_digest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import SelectConfig

@@ -17,10 +17,10 @@ from atlas_ray.report.results import build_results
 from atlas_ray.report.tables import detail_table, print_table, success_table
 from atlas_ray.report.terminal import evaluation_table
 from atlas_ray.types import StopReason
-from tests.evaluation.test_metrics import SPEC, episode
 from tests.support.paper_runs import arm as paper_arm
 from tests.support.paper_runs import table
 from tests.support.report_records import arm, page_of, report_input
+from tests.support.results import SPEC, episode
 
 FULL = StopReason.CONTEXT_OVERFLOW
 

@@ -32,8 +32,7 @@ from atlas_ray.runs.loading import failure_of, loading
 from atlas_ray.runs.status import status_table
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 from atlas_ray.types import Selection
-from tests.evaluation.test_evaluation import UNUSABLE, Scripted, config
-from tests.evaluation.test_verification import experts
+from tests.support.evaluations import UNUSABLE, Scripted, config, experts
 
 
 @pytest.fixture

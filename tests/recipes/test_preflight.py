@@ -35,12 +35,12 @@ from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.trajectories.writers import write_agenttraj
 from atlas_ray.types import Task, Trajectory
-from tests.environments.test_openings import TEXTS, checkout
 from tests.support.agentgym import AgentGym
 from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.forms import TRIALS, write_eval, write_mappings
+from tests.support.openings import TEXTS, checkout
+from tests.support.rows import write_agenttraj
 from tests.support.serving import served
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 

@@ -22,6 +22,7 @@ from atlas_ray.rollouts import replica_set as module
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.types import Episode, Message, StopReason, Task, Usage
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -88,15 +89,6 @@ def play(pool: RolloutPool, asked: Sequence[EpisodeRequest]) -> dict[str, Episod
 
 def gone(pid: int) -> bool:
     return not Path(f"/proc/{pid}").exists()
-
-
-def eventually(happened: Any, seconds: float = 20.0) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if happened():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture(scope="module")

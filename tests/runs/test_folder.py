@@ -15,7 +15,8 @@ import pytest
 from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.runs.folder import COMPACT_FROM, RunFolder, config_digest
+from atlas_ray.runs.folder import COMPACT_FROM, RunFolder
+from atlas_ray.runs.manifest import config_digest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES, TableSpec
 from atlas_ray.types import (

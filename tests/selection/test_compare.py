@@ -18,8 +18,8 @@ from atlas_ray.selection.compare.agreement import at_budget, cohens_kappa, compa
 from atlas_ray.selection.compare.show import comparison_tables, write_figure
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Category, GoldStep, Message, Selection, Trajectory, Usage
-from tests.cli.test_cli import atlas
 from tests.selection.test_selection import GOLD, config_of, data_in, expert
+from tests.support.command_line import atlas
 
 PLAN, SEEN, ACTION, SELF = Category
 

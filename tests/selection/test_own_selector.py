@@ -13,8 +13,8 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.python_function import PythonSelector, load_call, select_by_function
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.trajectories.writers import write_agenttraj
 from atlas_ray.types import Message, Trajectory
+from tests.support.rows import write_agenttraj
 
 
 def walk(n_steps: int = 10, item: str = "maze_1") -> Trajectory:

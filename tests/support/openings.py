@@ -145,3 +145,9 @@ def checkout(folder: Path, texts: Mapping[str, Any]) -> str:
         shape = _WITH_ADAPTER if env == "webshop" else _CLIENT + more
         (clients / f"{env}.py").write_text(shape.format(*said, env=name, rules=rules))
     return str(folder)
+
+
+TEXTS = {
+    env: {"react": [{"value": f"Play {env}."}, {"value": "Yes."}]}
+    for env in ("academia", "sheet", "maze", "wordle", "webshop")
+}

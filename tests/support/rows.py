@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from atlas_ray.config import DataConfig
+from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Message, Trajectory
@@ -62,3 +64,9 @@ def changed(position: int, **turn: Any) -> dict[str, Any]:
     turns = [dict(t) for t in AGENTTRAJ["conversations"]]
     turns[position] |= turn
     return AGENTTRAJ | {"conversations": turns}
+
+
+def write_agenttraj(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
+    """Writes a `.json` file of AgentTraj-L's form."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(json.dumps(to_agenttraj(trajectories), ensure_ascii=False), "utf-8")

@@ -16,7 +16,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import RecipeConfig
-from atlas_ray.runs.folder import config_digest
+from atlas_ray.runs.manifest import config_digest
 from atlas_ray.training.data import corpus
 from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, render, tokens_of
 from atlas_ray.training.data.examples import training_example, with_ids, without_ids

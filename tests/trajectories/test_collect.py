@@ -32,13 +32,13 @@ def test_experts_solve_their_tasks_and_mark_their_decisive_steps(tmp_path: Path)
     assert read_trajectories(DataConfig(path=str(tmp_path / "run" / "agenttraj.json"))) == found
 
 
-def test_train_and_test_tasks_never_meet() -> None:
+def test_train_and_test_tasks_do_not_overlap() -> None:
     for name in ("maze", "textcraft", "wordle", "blocksworld"):
         spec = registry.get(name)
         assert not set(spec.tasks("train")) & set(spec.tasks("test"))
 
 
-def test_a_collection_goes_on_where_it_stopped(tmp_path: Path) -> None:
+def test_a_collection_resumes(tmp_path: Path) -> None:
     whole = collect(config(tmp_path / "whole")).read(TRAJECTORIES)
     folder = RunFolder(str(tmp_path / "half"))
     folder.begin(config(tmp_path / "half"), stage="collect")

@@ -59,7 +59,7 @@ def test_a_folder_is_read_in_order_of_names_and_ids_stay_unique(tmp_path):
     assert [(Path(r.file).name, r.row, r.reason) for r in rejected] == [("c.jsonl", 2, "the row has no conversations")]
 
 
-def test_a_truncated_line_costs_one_row(tmp_path):
+def test_a_truncated_line_rejects_one_row(tmp_path):
     lines = [json.dumps(AGENTTRAJ), "", json.dumps(AGENTTRAJ)[:80], "[" * 100_000, json.dumps(AGENTTRAJ)]
     path = Path(write(tmp_path / "a.jsonl", lines))
     path.write_bytes(path.read_bytes() + b"\xff\xfe\n")
@@ -82,7 +82,7 @@ def test_a_truncated_line_costs_one_row(tmp_path):
         ("a.csv", "a,b", [".jsonl"]),
     ],
 )
-def test_an_unreadable_file_is_the_users_to_mend(tmp_path, name, content, words):
+def test_unreadable_files_are_named_with_a_remedy(tmp_path, name, content, words):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError) as caught:
         read(tmp_path / name)

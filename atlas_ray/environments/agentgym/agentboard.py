@@ -7,15 +7,16 @@ table of environments that play them. AgentBoard plays in its own process and ha
 from __future__ import annotations
 
 import functools
-import importlib
 import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.environments import registry
 from atlas_ray.environments.custom_data import CustomData
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.errors import UserError
@@ -114,7 +115,7 @@ def material(name: str, given: str) -> CustomData:
             f"environments.agentboard.{name}: there is no test.jsonl of {name} in {given}",
             f"name AgentBoard's checkout or data set, which holds data/{name}/test.jsonl",
         )
-    found: CustomData = importlib.import_module(f"atlas_ray.environments.builtin.{name}.custom_data").load(given)
+    found: CustomData = import_module(str(registry.get(name).custom_data)).load(given)
     return found
 
 

@@ -32,17 +32,6 @@ from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.progress import console
 from atlas_ray.text import printable
 
-# AgentGym's servers by the command that starts them: the environments that each serves
-SERVERS: dict[str, tuple[str, ...]] = {
-    "lmrlgym": ("maze", "wordle"),
-    **{
-        name: (name,)
-        for name in (
-            *("textcraft", "babyai", "sciworld", "webshop", "alfworld"),
-            *("weather", "movie", "todo", "academia", "sheet"),
-        )
-    },
-}
 _SECRET = re.compile("KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 _LOOK_SECONDS = 0.25
 _ANSWER_SECONDS = 2.0
@@ -196,16 +185,26 @@ def _check_host(host: str) -> None:
             )
 
 
+def servers_of_agentgym() -> dict[str, list[str]]:
+    """AgentGym's servers by the command that starts them: the environments that each serves."""
+    found: dict[str, list[str]] = {}
+    for spec in registry.ENVIRONMENTS.values():
+        if spec.agentgym is not None:
+            found.setdefault(spec.agentgym, []).append(spec.name)
+    return found
+
+
 def _environments_of(name: str, config: ServerConfig) -> list[str]:
     if config.envs:
         return [registry.get(env).name for env in config.envs]
-    if name in SERVERS:
-        return list(SERVERS[name])
+    servers = servers_of_agentgym()
+    if name in servers:
+        return servers[name]
     if config.built_in:
         return [registry.get(name).name]
     raise UserError(
         f"AgentGym has no server called {name!r}, and its `envs` are not named",
-        f"name what it serves in servers.{name}.envs; AgentGym's: {', '.join(SERVERS)}",
+        f"name what it serves in servers.{name}.envs; AgentGym's: {', '.join(servers)}",
     )
 
 

@@ -11,7 +11,7 @@ import random
 from collections import deque
 from dataclasses import replace
 
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
@@ -177,3 +177,12 @@ def _place(below: str) -> str:
 
 def _say(rng: random.Random, category: Category | None, action: str) -> str:
     return rng.choice(_SAY[category]).format(block=action.split()[1])
+
+
+SPEC = EnvironmentSpec(
+    *("blocksworld", "out", 20, "progress", "last"),
+    instruction=INSTRUCTION,
+    simulator=BlocksWorld,
+    n_train=284,
+    n_test=100,
+)

@@ -10,7 +10,8 @@ import random
 from collections import deque
 from dataclasses import replace
 
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
@@ -214,3 +215,15 @@ class Maze:
 
 def _say(rng: random.Random, category: Category | None, way: str) -> str:
     return rng.choice(_SAY[category]).format(way=way)
+
+
+SPEC = EnvironmentSpec(
+    *("maze", "in", 15, "success", "first"),
+    instruction=INSTRUCTION,
+    simulator=Maze,
+    n_train=len(tasks()) - 70,
+    n_test=70,
+    names_task=r"(?:The goal is|Goal) at .*",  # AgentGym's data tells the rules before it
+    dialect=Dialect(prefixed=True, index_key="game", reset_fields=("observation",), closes=False),
+    agentgym="lmrlgym",
+)

@@ -13,7 +13,8 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
@@ -290,3 +291,15 @@ class TextCraft:
 
 
 _SLIPS = (Category.PLAN_CREATION, Category.CRITICAL_OBSERVATION, Category.CRITICAL_ACTION)
+
+
+SPEC = EnvironmentSpec(
+    *("textcraft", "in", 20, "success", "single"),
+    instruction=INSTRUCTION,
+    simulator=TextCraft,
+    n_train=500,
+    n_test=100,
+    names_task=r"Goal: .*",  # the recipes beside those that lead there are drawn anew by each server
+    dialect=Dialect(create_body={}, reset_fields=("id", "observation", "done", "reward")),
+    agentgym="textcraft",
+)

@@ -11,7 +11,8 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import loosely, pick
 from atlas_ray.types import Category
 
@@ -166,3 +167,24 @@ class Wordle:
     def _say(self, rng: random.Random, category: Category | None) -> str:
         known = {g for word, colours in self._seen for g, c in zip(word, colours.split(), strict=True) if c != "b"}
         return rng.choice(_SAY[category]).format(known=" ".join(sorted(known)) or "none")
+
+
+SPEC = EnvironmentSpec(
+    *("wordle", "in", 8, "success", "first"),
+    instruction=INSTRUCTION,
+    simulator=Wordle,
+    n_train=500,
+    n_test=100,
+    # the hidden word stays hidden; AgentGym shows every task the same words
+    names_task=r"Words: .*",
+    plain=vocabulary_lines,
+    dialect=Dialect(
+        prefixed=True,
+        index_key="seed",
+        reset_fields=("id", "observation"),
+        opening="vocabulary",
+        compose=vocabulary_text,
+        closes=False,
+    ),
+    agentgym="lmrlgym",
+)

@@ -15,8 +15,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from atlas_ray.environments.builtin.wordle import vocabulary_text
-from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC
+from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.http.requests import (
     Busy,
     Fault,
@@ -26,7 +25,7 @@ from atlas_ray.environments.http.requests import (
     Unreachable,
     request_json,
 )
-from atlas_ray.environments.protocol import StepResult
+from atlas_ray.environments.protocol import EnvironmentSpec, StepResult
 from atlas_ray.text import storable
 
 TOKEN_VARIABLE = "ATLAS_SERVER_TOKEN"
@@ -66,11 +65,11 @@ class ClientPool:
         finally:
             await http.close()
 
-    def connection(self, server: str, name: str, timeout_s: float) -> Connection:
+    def connection(self, server: str, spec: EnvironmentSpec, timeout_s: float) -> Connection:
         """The way to one environment on one server."""
-        key = (server, name, timeout_s)
+        key = (server, spec.name, timeout_s)
         if key not in self._connections:
-            self._connections[key] = Connection(self, *key)
+            self._connections[key] = Connection(self, server, spec, timeout_s)
         return self._connections[key]
 
     @property
@@ -114,7 +113,7 @@ class Lease:
         try:
             match dialect.opening:
                 case "vocabulary":
-                    text = vocabulary_text(await self.connection.get(self, "filtered_vocab"))
+                    text = dialect.compose(await self.connection.get(self, "filtered_vocab"))
                 case "observation":
                     text = await self.connection.get(self, "observation")
                 case "description":
@@ -167,11 +166,10 @@ class Connection:
     them in threads, and some of them even hand one out twice to requests at the same time.
     """
 
-    def __init__(self, pool: ClientPool, server: str, name: str, timeout_s: float) -> None:
-        self.server, self.name = server, name
+    def __init__(self, pool: ClientPool, server: str, spec: EnvironmentSpec, timeout_s: float) -> None:
+        self.server, self.name, self.dialect = server, spec.name, spec.dialect
         self._pool, self._timeout = pool, timeout_s
-        self.dialect = DIALECTS.get(name, GENERIC)
-        self._roots = _roots(server, name, self.dialect.prefixed)
+        self._roots = _roots(server, spec.name, spec.dialect.prefixed)
         self._held: dict[int, Lease] = {}  # the last lease of each number; lost ones too, for they may be in flight
         self._idle: list[Lease] = []
         self._answered = False  # ever

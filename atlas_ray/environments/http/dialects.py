@@ -1,12 +1,12 @@
-"""How each environment's server is spoken to: AgentGym's wire forms as a table, for the client and the server alike.
+"""How an environment's server is spoken to: AgentGym's wire forms, for the client and the server alike.
 
-Three dialects stand behind the rows: (A) `id` with observation, reward and done; (B) the tools, `env_idx` with bare
+There are three families: (A) `id` with observation, reward and done; (B) the tools, `env_idx` with bare
 answers; (C) webshop, like the tools with other keys.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -25,6 +25,7 @@ class Dialect:
         reward_key: The key of the reward so far.
         opening: Where the first observation comes from: reset's answer; the vocabulary; the task's description and
             reset's observation; reset's observation and the available actions; or a GET of `/observation`.
+        compose: The first observation of a vocabulary.
         closes: Whether there is a `/close`.
         bare: As the tools: `/create` answers the id and `/reset` the text alone, `/observation` always the first text,
             it carries on after the end, and what cannot be met is a plain HTTP 500.
@@ -42,6 +43,7 @@ class Dialect:
     observation_key: str = "observation"
     reward_key: str = "reward"
     opening: Literal["reset", "vocabulary", "description", "actions", "observation"] = "reset"
+    compose: Callable[[Any], str] = str
     closes: bool = True
     bare: bool = False
     paged: bool = False
@@ -55,43 +57,5 @@ AVAILABLE_ACTIONS = "\nAVAILABLE ACTIONS: "
 OWN_SERVER = "atlas_ray"
 
 GENERIC = Dialect()
-_SCORED = ("observation", "reward", "score", "deleted", "done")
-_TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)
-
-DIALECTS: dict[str, Dialect] = {
-    "maze": Dialect(prefixed=True, index_key="game", reset_fields=("observation",), closes=False),
-    "wordle": Dialect(
-        prefixed=True, index_key="seed", reset_fields=("id", "observation"), opening="vocabulary", closes=False
-    ),
-    "textcraft": Dialect(create_body={}, reset_fields=("id", "observation", "done", "reward")),
-    "blocksworld": GENERIC,
-    "pddl": GENERIC,
-    "jericho": GENERIC,
-    "babyai": Dialect(reward_key="score", reset_fields=_SCORED, pays_once=True),
-    "sciworld": Dialect(
-        reward_key="score",
-        opening="description",
-        reset_fields=("task_name", "var_num", "task_description", *_SCORED),
-    ),
-    "alfworld": Dialect(
-        index_key="game",
-        reset_body={"world_type": "Text"},
-        reset_fields=("id", "observation"),
-        opening="actions",
-        closes=False,
-    ),
-    "weather": _TOOL,
-    "movie": _TOOL,
-    "todo": _TOOL,
-    "academia": _TOOL,
-    "sheet": _TOOL,
-    "webshop": Dialect(
-        id_key="env_idx",
-        index_key="session_id",
-        observation_key="state",
-        opening="observation",
-        closes=False,
-        bare=True,
-        paged=True,
-    ),
-}
+SCORED = ("observation", "reward", "score", "deleted", "done")
+TOOL = Dialect(create_body={"id": 0}, id_key="env_idx", index_key="id", opening="observation", closes=False, bare=True)

@@ -14,7 +14,7 @@ from typing import Any
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import PAUSE_SECONDS, check_address
 from atlas_ray.environments.http.client_pool import ClientPool, Lease
-from atlas_ray.environments.http.dialects import DIALECTS, GENERIC, OWN_SERVER
+from atlas_ray.environments.http.dialects import OWN_SERVER
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.environments.replay import worst
@@ -23,16 +23,6 @@ from atlas_ray.types import Replay
 
 _ROOT_TRIES = 3
 MOST_TASKS = 4096  # looked for; some servers take any number
-
-# What AgentGym's servers answer with a state, not a refusal, where the built-in simulator has other data.
-_REPLIES = {
-    "webshop": ("search[lamp]", "search[red lamp]"),
-    "weather": ("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
-    "movie": ('get_search_movie with Action Input: {"movie_name": "Inception"}',),
-    "todo": ("get_user_current_date with Action Input: {}", "get_projects with Action Input: {}"),
-    "academia": ("loadPaperNet with Action Input: {}", "loadAuthorNet with Action Input: {}"),
-    "sheet": ('open_sheet with Action Input: {"name": "Sheet1"}',),
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +51,7 @@ async def probe(url: str, name: str, timeout_s: float = 10.0) -> Probe:
     spec = registry.get(name)
     check_address(name, url)
     pool = ClientPool.join()
-    connection, leases = pool.connection(url.rstrip("/"), name, timeout_s), list[Lease]()
+    connection, leases = pool.connection(url.rstrip("/"), spec, timeout_s), list[Lease]()
     found = Probe()
     try:
         played: list[list[tuple[str, float]]] = []
@@ -100,7 +90,7 @@ class ServedTasks:
 
 async def served_tasks(url: str, name: str, timeout_s: float = 10.0) -> ServedTasks:
     """Asks a server whose it is; ours say so at their root, and AgentGym's are told by saying anything else."""
-    agentgyms = DIALECTS.get(name, GENERIC) is not GENERIC
+    agentgyms = registry.get(name).agentgym is not None
     pool = ClientPool.join()
     try:
         answer = await _root(pool, url, timeout_s)
@@ -182,7 +172,7 @@ def _prefix(spec: EnvironmentSpec) -> list[str]:
         simulator = spec.simulator() if spec.simulator else None
     except UserError:  # its extra is not installed, and the server does without
         simulator = None
-    replies = [f"Action: {action}" for action in _REPLIES.get(spec.name, ())]
+    replies = [f"Action: {action}" for action in spec.probe_actions]
     if simulator is None:
         return replies or ["Action: look around", "Action: inventory"]
     simulator.reset(0)

@@ -24,7 +24,7 @@ from pydantic import BaseModel, create_model
 from atlas_ray.environments import registry
 from atlas_ray.environments.custom_data import CustomData, load_custom_data
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
-from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, DIALECTS, GENERIC, OWN_SERVER
+from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, OWN_SERVER
 from atlas_ray.environments.http.forms import Malformed, checked, read_form
 from atlas_ray.environments.http.request_limits import KEEP_SECONDS, MAX_BODY, close_idle_connections, note
 from atlas_ray.environments.protocol import EnvironmentSpec, Simulator, StepResult, close_simulator
@@ -153,7 +153,7 @@ class EnvironmentRoutes:
         if spec.simulator is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
         self._kind = type(spec.simulator())  # says at once whether its extra is missing
-        self._make, self._dialect = spec.simulator, DIALECTS.get(spec.name, GENERIC)
+        self._make, self._dialect = spec.simulator, spec.dialect
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
         self._ids = itertools.count(random.SystemRandom().randrange(2**31))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from atlas_ray.errors import DataError
-from atlas_ray.trajectories.formats.protocol import DataFormat, holds, read_turn, turns_of
+from atlas_ray.trajectories.formats.protocol import DataFormat, conversation, holds, read_turn
 from atlas_ray.types import Message
 
 
@@ -17,6 +17,6 @@ def _message(turn: Any, number: int) -> Message:
 
 
 FORMAT = DataFormat(
-    recognises=holds("messages", "trainable"),
-    messages=lambda row: [_message(turn, number) for number, turn in enumerate(turns_of(row, "messages"), 1)],
+    recognises=lambda row: holds(row, "messages", "trainable"),
+    messages=lambda row: conversation(row, "messages", _message),
 )

@@ -9,8 +9,9 @@ from atlas_ray.errors import DataError
 from atlas_ray.trajectories.formats.protocol import (
     DataFormat,
     Row,
+    conversation,
+    holds,
     read_turn,
-    turns_of,
     without_acknowledgement,
 )
 from atlas_ray.types import Message
@@ -27,11 +28,9 @@ def _message(turn: Any, number: int) -> Message:
 
 
 def _messages(row: Row) -> list[Message]:
-    turns = turns_of(row, "messages")
-    messages = [_message(turn, number) for number, turn in enumerate(turns, 1)]
-    return without_acknowledgement(messages) if all(t.get("weight") is None for t in turns) else messages
+    messages = conversation(row, "messages", _message)
+    flagged = any(turn.get("weight") is not None for turn in row["messages"])
+    return messages if flagged else without_acknowledgement(messages)
 
 
-FORMAT = DataFormat(
-    recognises=lambda row: isinstance(row.get("messages"), list) and bool(row["messages"]), messages=_messages
-)
+FORMAT = DataFormat(recognises=lambda row: holds(row, "messages"), messages=_messages)

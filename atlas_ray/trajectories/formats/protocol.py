@@ -83,21 +83,17 @@ def _guarded(read: Callable[[Row], Any], row: Row) -> Any:
         raise DataError(f"the row does not fit its format: {type(error).__name__}: {error}") from None
 
 
-def holds(key: str, flag: str) -> Callable[[Row], bool]:
-    """Recognises rows with a conversation under `key` of which some turn has `flag`."""
-
-    def recognises(row: Row) -> bool:
-        turns = row.get(key)
-        return isinstance(turns, list) and any(isinstance(turn, Mapping) and flag in turn for turn in turns)
-
-    return recognises
+def holds(row: Row, key: str, flag: str | None = None) -> bool:
+    """Whether a row has a conversation under `key`, of which some turn has `flag` where one is given."""
+    turns = row[key] if isinstance(row.get(key), list) else []
+    return any(flag is None or (isinstance(turn, Mapping) and flag in turn) for turn in turns)
 
 
-def turns_of(row: Row, key: str) -> list[Any]:
-    """The turns of a row.
+def conversation(row: Row, key: str, read: Callable[[Any, int], Message]) -> list[Message]:
+    """The turns under `key`, each read with its number from 1.
 
     Raises:
-        DataError: If it has none.
+        DataError: If there is none.
     """
     turns = row.get(key)
     if turns is None and key in row:
@@ -107,7 +103,7 @@ def turns_of(row: Row, key: str) -> list[Any]:
         )
     if not isinstance(turns, list):
         raise DataError(f"{key} is not a list but {kind(turns)}" if key in row else f"the row has no {key}")
-    return turns
+    return [read(turn, number) for number, turn in enumerate(turns, 1)]
 
 
 def read_turn(turn: Any, number: int, role_key: str, content_key: str) -> tuple[Role, str]:

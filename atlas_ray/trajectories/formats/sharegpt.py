@@ -7,9 +7,9 @@ from typing import Any
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.formats.protocol import (
     DataFormat,
-    Row,
+    conversation,
+    holds,
     read_turn,
-    turns_of,
     without_acknowledgement,
 )
 from atlas_ray.types import Message
@@ -22,12 +22,7 @@ def _message(turn: Any, number: int) -> Message:
     return Message(role, content, role == "assistant")
 
 
-def _messages(row: Row) -> list[Message]:
-    turns = turns_of(row, "conversations")
-    return without_acknowledgement([_message(turn, number) for number, turn in enumerate(turns, 1)])
-
-
 FORMAT = DataFormat(
-    recognises=lambda row: isinstance(row.get("conversations"), list) and bool(row["conversations"]),
-    messages=_messages,
+    recognises=lambda row: holds(row, "conversations"),
+    messages=lambda row: without_acknowledgement(conversation(row, "conversations", _message)),
 )

@@ -79,7 +79,7 @@ def kitchen(type_: Type, what: str, where: str, wording: int = 0) -> House:
 
 
 @pytest.mark.parametrize("type_", ERRANDS)
-def test_each_errand_is_won_by_its_steps_and_by_none_fewer(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_task_type_needs_all_its_steps(type_: Type, monkeypatch: pytest.MonkeyPatch) -> None:
     what, where, steps = ERRANDS[type_]
     simulator, _ = begun(monkeypatch, kitchen(type_, what, where))
     results = [simulator.step(action) for action in ("go to countertop 1", *steps)]
@@ -172,7 +172,7 @@ def test_no_house_begins_solved_and_each_can_be() -> None:
 # --- the expert searches ---
 
 
-def test_the_plan_hangs_on_what_was_seen_alone() -> None:
+def test_the_plan_depends_on_observations_alone() -> None:
     """Two houses that differ in hidden places get the same plan until that was looked into."""
     rng = random.Random("hidden")
     for house in rng.sample(houses(), 40):
@@ -228,7 +228,7 @@ def test_the_engine_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mo
     assert not list(tmp_path.iterdir())
 
 
-def test_engines_are_apart() -> None:
+def test_engines_are_independent() -> None:
     one, other = Engine(), Engine()
     first, second = one.load(houses()[0]), other.load(houses()[1])
     assert first != second

@@ -99,7 +99,7 @@ def test_rewards_end_episodes() -> None:
     assert spec.scale(1 - 0.9) >= spec.success_at  # reached with the last move
 
 
-def test_no_level_prints(capsys: pytest.CaptureFixture[str]) -> None:
+def test_levels_print_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     for level in range(1, len(LEVELS) + 1):
         load_level(level, 7)
     assert capsys.readouterr() == ("", "")

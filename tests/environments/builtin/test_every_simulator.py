@@ -25,11 +25,12 @@ import pytest
 
 from atlas_ray.environments.builtin.sciworld import machines
 from atlas_ray.environments.builtin.webshop.search import search_of
-from atlas_ray.environments.protocol import gold_ranks
-from atlas_ray.environments.registry import get, local_session
+from atlas_ray.environments.protocol import LocalSession, gold_ranks
+from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Task
-from tests.environments.test_environments import (
+from tests.support.absent import here
+from tests.support.simulators import (
     BUILT_IN,
     LAPTOP,
     PLAYED,
@@ -39,7 +40,6 @@ from tests.environments.test_environments import (
     make_simulator,
     play,
 )
-from tests.support.absent import here
 
 SESSIONS, HEAVY = 64, ("alfworld", "sciworld")
 # the agents' shares of successes: at least, and apart by at least
@@ -75,7 +75,7 @@ def test_the_expert_succeeds_the_novice_falls_behind_and_gold_is_a_real_cut(env:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("env", SLOW)
-def test_the_same_of_a_hundred_tasks(env: str) -> None:
+def test_scripted_agents_on_a_hundred_tasks(env: str) -> None:
     async def all_of(role: str) -> list[Played]:
         return [await play(task, role) for task in get(env).tasks("test", min(100, get(env).n_test))]
 
@@ -144,7 +144,7 @@ def test_any_reply_gets_an_answer_and_none_is_evaluated(env: str, tmp_path: Path
     tasks, simulator = spec.tasks("test", min(50, spec.n_test)), make_simulator(env)
 
     async def fuzz() -> None:
-        session, done = local_session(env), True
+        session, done = LocalSession(get(env)), True
         for n in range(FUZZED.get(env, REPLIES) + len(HUGE)):
             if done:
                 task = rng.choice(tasks)
@@ -169,11 +169,11 @@ def test_any_reply_gets_an_answer_and_none_is_evaluated(env: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("env", BUILT_IN)
-def test_what_is_closed_is_gone(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_closed_simulators_release_everything(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
 
     async def use() -> list[weakref.ref]:
-        sessions = [local_session(env) for _ in range(3)]
+        sessions = [LocalSession(get(env)) for _ in range(3)]
         for session in sessions:
             await session.reset(get(env).tasks("test", 1)[0])
             await session.step("Action: look")
@@ -199,7 +199,7 @@ def test_sessions_at_once_do_not_mix(env: str, sessions: int) -> None:
     runs = list(itertools.islice(itertools.cycle(all_played(env, "novice")), sessions))
 
     async def turns(one: Played) -> list[str]:
-        session = local_session(env)
+        session = LocalSession(get(env))
         seen = [(await session.reset(Task(env, one.task.rpartition("/")[2]))).observation]
         for reply in one.replies:
             await asyncio.sleep(0)  # so that the sessions take turns
@@ -258,5 +258,5 @@ def test_a_missing_extra_names_its_installation(env: str, module: str, monkeypat
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UserError, match=f"needs {module}") as caught:
-        local_session(env)
+        LocalSession(get(env))
     assert caught.value.remedy == f"pip install 'atlas-ray[{get(env).extra}]'"

@@ -58,7 +58,7 @@ def test_a_story_is_told_and_pays_by_subgoals() -> None:
 
 
 @pytest.mark.parametrize("name", STORIES)
-def test_half_way_what_lies_before_is_done_and_does_not_count(name: str) -> None:
+def test_half_way_starts_do_not_count_earlier_subgoals(name: str) -> None:
     simulator, first = begun(name, half=True)
     task = next(t for t in tasks() if t.name == name and t.start)
     goals = [m.goal for m in story(name, 7).milestones[task.start :] if m.goal]
@@ -83,7 +83,7 @@ def test_the_milestones_lead_through_the_story(name: str, variant: int) -> None:
     "command",
     ["save", "RESTORE", "quit", "q", "undo", "restart", "script", "look. save", "look then quit", "zzvariant 3"],
 )
-def test_the_interpreters_own_commands_are_no_part_of_it(command: str, tmp_path: Path, monkeypatch: Any) -> None:
+def test_interpreter_commands_are_refused(command: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     simulator, _ = begun("archive")
     result = simulator.step(command)
@@ -100,7 +100,7 @@ def test_variants_differ_and_splits_share_none() -> None:
     assert test.isdisjoint(train)
 
 
-def test_what_is_compiled_is_what_is_written(tmp_path: Path) -> None:
+def test_compiled_stories_match_their_sources(tmp_path: Path) -> None:
     compiler = Path("/usr/bin/inform6")
     if not compiler.exists():
         pytest.skip("needs Debian's inform6-compiler and inform6-library")
@@ -117,7 +117,7 @@ def test_what_is_compiled_is_what_is_written(tmp_path: Path) -> None:
         assert ours == theirs, f"{name}.inf has changed: compile it"
 
 
-def test_agents_speak_of_what_is_due() -> None:
+def test_agents_mention_the_next_subgoal() -> None:
     simulator, _ = begun("greenhouse")
     decision = simulator.expert(random.Random(1))
     assert decision.action == "take kettle"

@@ -50,7 +50,7 @@ def test_a_domain_is_read_and_grounded() -> None:
         ("(define (domain x) (:action a :cost 3 :effect (q)))", "not supported"),
     ],
 )
-def test_what_is_no_strips_is_refused(text: str, words: str) -> None:
+def test_other_than_strips_is_refused(text: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         parse_domain(text)
 
@@ -121,7 +121,7 @@ def test_progress_is_the_best_share_so_far() -> None:
 
 
 @pytest.mark.parametrize("domain", DOMAINS)
-def test_the_expert_finds_its_way_from_astray(domain: str) -> None:
+def test_the_expert_recovers_from_wrong_states(domain: str) -> None:
     """After some random actions it still arrives, or says that it cannot (a spoilt shaker)."""
     schemas, module = load_domain(domain).schemas, DOMAINS[domain]
     arrived = spoilt = 0

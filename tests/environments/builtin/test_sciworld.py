@@ -81,7 +81,7 @@ def test_the_wrong_focus_ends_the_task_without_reward(sciworld: SciWorld) -> Non
     assert sciworld.step("look around") == lost
 
 
-def test_the_expert_finds_back_after_what_it_did_not_do(sciworld: SciWorld) -> None:
+def test_the_expert_recovers_from_other_actions(sciworld: SciWorld) -> None:
     for index in list(paths())[:3]:
         sciworld.reset(index)
         for astray in ("open door to hallway", "go to hallway", "pick up cup", "dance"):
@@ -93,7 +93,7 @@ def test_the_expert_finds_back_after_what_it_did_not_do(sciworld: SciWorld) -> N
         assert result.reward == 100, games()[index]
 
 
-def test_a_dead_machine_is_replaced_and_the_episode_goes_on(sciworld: SciWorld) -> None:
+def test_a_dead_java_process_is_replaced(sciworld: SciWorld) -> None:
     index = next(iter(paths()))
 
     def episode(killed: bool) -> list[str]:
@@ -109,9 +109,7 @@ def test_a_dead_machine_is_replaced_and_the_episode_goes_on(sciworld: SciWorld) 
     assert episode(killed=True) == episode(killed=False)
 
 
-def test_machines_that_die_again_and_again_are_no_fault_of_the_policy(
-    sciworld: SciWorld, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_repeated_deaths_of_java_are_environment_failures(sciworld: SciWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     sciworld.reset(FIND)
 
     def dies(*_: object) -> str:
@@ -122,9 +120,7 @@ def test_machines_that_die_again_and_again_are_no_fault_of_the_policy(
         sciworld.step("look around")
 
 
-def test_simulators_share_machines_which_end_when_nobody_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_games_share_java_processes_which_end_when_idle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(machines, "IDLE_SECONDS", 0.0)
     monkeypatch.setattr(machines, "_machines", [])
@@ -140,7 +136,7 @@ def test_simulators_share_machines_which_end_when_nobody_is_left(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_only_who_knows_the_token_can_speak_to_a_machine() -> None:
+def test_java_processes_need_their_token() -> None:
     from py4j.java_gateway import GatewayParameters, JavaGateway
     from py4j.protocol import Py4JError
 

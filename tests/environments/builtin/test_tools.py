@@ -10,14 +10,12 @@ from datetime import date
 
 import pytest
 
-from atlas_ray.environments.builtin.tools import academia, movie, sheet, todo, weather
+from atlas_ray.environments.builtin.tools import academia, movie, sheet, weather
 from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, agrees, read_action
 from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, label, position
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.registry import get
-from tests.environments.test_environments import make_simulator, play
-
-BOXES = {box.name: box for box in (weather.TOOLBOX, movie.TOOLBOX, todo.TOOLBOX, academia.TOOLBOX, sheet.TOOLBOX)}
+from tests.support.simulators import BOXES, make_simulator, play
 
 
 def say(name: str, **given: object) -> str:
@@ -155,7 +153,7 @@ def test_weather_refuses_days_that_have_no_data() -> None:
             ask(tool, start, end)
 
 
-def test_films_and_papers_hang_together() -> None:
+def test_films_and_papers_are_consistent() -> None:
     for film in movie.films():
         assert len(set(film.cast)) == len(film.cast) >= 4
         assert {job for job, _ in film.crew} == {"Director", "Producer", "Writer"}
@@ -225,7 +223,7 @@ def test_a_sheet_pays_for_the_share_that_is_done() -> None:
         assert result.reward == 1.0
 
 
-def test_a_job_is_judged_by_what_is_left() -> None:
+def test_changes_are_judged_by_the_final_state() -> None:
     simulator, indices = make_simulator("todo"), itertools.count()
     while "mark" not in simulator.reset(index := next(indices)).observation:
         pass

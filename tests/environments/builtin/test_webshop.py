@@ -25,8 +25,8 @@ from atlas_ray.environments.builtin.webshop.simulator import WebShop
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
-from tests.environments.test_environments import HUGE_ACTIONS
 from tests.support.serving import running
+from tests.support.simulators import HUGE_ACTIONS
 
 pytest.importorskip("tantivy", reason="needs the extra webshop: pip install 'atlas-ray[webshop]'")
 
@@ -92,7 +92,7 @@ def test_the_pages_are_webshops() -> None:
         *("search lamp", "click[< Prev]", " x search[lamp]", "search[a\nb]", "search[" + "x" * 600 + "]"),
     ],
 )
-def test_what_is_not_possible_changes_nothing(action: str) -> None:
+def test_impossible_actions_change_nothing(action: str) -> None:
     simulator = WebShop()
     first = simulator.reset(0).observation
     result = simulator.step(action)
@@ -167,7 +167,7 @@ def test_likeness() -> None:
 # --- catalogue and search ---
 
 
-def test_products_differ_and_do_not_hang_on_the_size() -> None:
+def test_products_differ_and_do_not_depend_on_the_size() -> None:
     some = [product(n) for n in range(1_000)]
     assert len({one.asin for one in some}) == 1_000
     assert {one.query for one in some} == {kind for department in DEPARTMENTS for kind in department.kinds}
@@ -191,7 +191,7 @@ def test_the_search_ranks_what_holds_more_of_the_words_higher() -> None:
 @pytest.mark.parametrize(
     "query", ["text:*", "AND OR NOT", "number:[0 TO 9]", "a^99", '"unclosed', "x" * 500, "é☃١\x00"]
 )
-def test_no_query_is_parsed(query: str) -> None:
+def test_queries_are_not_parsed(query: str) -> None:
     assert isinstance(search_of(1_000).find(query), list)
 
 
@@ -211,7 +211,7 @@ def test_a_larger_shop_has_the_same_tasks_and_more_to_find() -> None:
 # --- agents ---
 
 
-def test_train_and_test_are_apart() -> None:
+def test_train_and_test_do_not_overlap() -> None:
     spec = get("webshop")
     assert {t.id for t in spec.tasks("test")}.isdisjoint(t.id for t in spec.tasks("train"))
     texts = [goal.text for goal in goals()]

@@ -231,21 +231,7 @@ HOSTILE = [
 LONGER = {" and 1", "\n- Step 1\n", "\n1\n"}  # behind an open list these add a step to it, plainly
 PIECES = [
     *HOSTILE,
-    "The ",
-    "conversation[",
-    "]",
-    "step ",
-    "3",
-    "-",
-    "12",
-    ", ",
-    "\n",
-    " ",
-    "and ",
-    "**",
-    "\u2013",
-    "..",
-    "#",
+    *("The ", "conversation[", "]", "step ", "3", "-", "12", ", ", "\n", " ", "and ", "**", "\u2013", "..", "#"),
 ]
 
 

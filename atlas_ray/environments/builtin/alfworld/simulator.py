@@ -10,10 +10,10 @@ import re
 from dataclasses import replace
 
 from atlas_ray.environments.builtin.alfworld.game import Engine, require
-from atlas_ray.environments.builtin.alfworld.house import TYPES, houses
+from atlas_ray.environments.builtin.alfworld.house import N_TEST, N_TRAIN, TYPES, houses
 from atlas_ray.environments.builtin.alfworld.search import Errand, Memory, Stage, plan
-from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
@@ -217,3 +217,26 @@ class AlfWorld:
         thought = rng.choice(choices).format(**errand.words)
         # decisions of every kind reach the top somewhere
         return Decision(thought, errand.action, category, 0.3 + 0.7 * rng.random() if category else 0.0)
+
+
+SPEC = EnvironmentSpec(
+    *("alfworld", "in", MAX_ROUNDS, "success", "last"),
+    instruction=INSTRUCTION,
+    simulator=AlfWorld,
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    extra="alfworld",
+    dialect=Dialect(
+        index_key="game",
+        reset_body={"world_type": "Text"},
+        reset_fields=("id", "observation"),
+        opening="actions",
+        closes=False,
+    ),
+    item_prefixes=(
+        "look_at_obj_in_light",
+        *("pick_and_place", "pick_clean_then_place", "pick_cool_then_place", "pick_heat_then_place", "pick_two_obj"),
+    ),
+    custom_data="atlas_ray.environments.builtin.alfworld.custom_data",
+    agentgym="alfworld",
+)

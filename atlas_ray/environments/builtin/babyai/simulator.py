@@ -14,7 +14,8 @@ from typing import Any
 from atlas_ray.environments.builtin.babyai.plan import Advice, advise, due
 from atlas_ray.environments.builtin.babyai.scene import LEVELS, Scene, load_level
 from atlas_ray.environments.builtin.babyai.view import CHECK, View
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import SCORED, Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
@@ -175,3 +176,19 @@ class BabyAI:
         thought = rng.choice(choices).format(**words)
         weight = 0.0 if category is None else _WEIGHTS.get(category, 0.9) * (0.4 + 0.6 * rng.random())
         return Decision(thought, action, category, weight)
+
+
+SPEC = EnvironmentSpec(
+    *("babyai", "in", 20, "reward", "single"),
+    # its goal pays 1 - 0.9 * moves / limit and nothing pays before it: whatever it paid, it was reached
+    success_at=1e-6,
+    instruction=INSTRUCTION,
+    simulator=BabyAI,
+    n_train=861,
+    n_test=112,
+    indices=indices,
+    extra="babyai",
+    dialect=Dialect(reward_key="score", reset_fields=SCORED, pays_once=True),
+    item_prefixes=("BabyAI",),
+    agentgym="babyai",
+)

@@ -16,7 +16,7 @@ from importlib import resources
 from typing import Any
 
 from atlas_ray.environments.builtin.jericho.stories import STORIES, VARIANTS, Milestone, Story, story
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
@@ -241,3 +241,14 @@ class Jericho:
         else:
             thought = rng.choice(_SAY[said]).format(goals=", then ".join(goals[:3]), why=ahead.why)
         return Decision(thought, command, category, 0.3 + 0.7 * rng.random() if category else 0.0)
+
+
+SPEC = EnvironmentSpec(
+    *("jericho", "out", MAX_ROUNDS, "progress", "last"),
+    instruction=INSTRUCTION,
+    simulator=Jericho,
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    extra="jericho",
+    custom_data="atlas_ray.environments.builtin.jericho.custom_data",
+)

@@ -13,7 +13,7 @@ from atlas_ray.environments.builtin.pddl import barman, blocksworld, gripper, te
 from atlas_ray.environments.builtin.pddl.play import EXTRA, PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Advice, Problem
 from atlas_ray.environments.builtin.pddl.strips import Action, Fact, load_domain
-from atlas_ray.environments.protocol import Decision, Opening
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening
 from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
 
@@ -151,3 +151,13 @@ def _first_observation(problem: Problem) -> str:
     """The rules, the goal and the whole state."""
     domain = problem.domain
     return texts.opening_text(domain, texts.goal_text(domain, problem.goal), problem.initial)
+
+
+SPEC = EnvironmentSpec(
+    *("pddl", "out", 30, "progress", "last"),
+    instruction=texts.INSTRUCTION,
+    simulator=Pddl,
+    n_train=300,
+    n_test=60,
+    custom_data="atlas_ray.environments.builtin.pddl.custom_data",
+)

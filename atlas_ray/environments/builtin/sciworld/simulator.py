@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from atlas_ray.environments.builtin.sciworld.machines import JavaGame, require
-from atlas_ray.environments.builtin.sciworld.tasks import aim, games, paths
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.builtin.sciworld.tasks import N_TEST, N_TRAIN, aim, games, paths
+from atlas_ray.environments.http.dialects import SCORED, Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import EnvironmentFailure
 from atlas_ray.types import Category
@@ -269,3 +270,22 @@ class SciWorld:
         thought = rng.choice(choices or _SAY.get(kind, _SAY["do"])).format(**words)
         # decisions of every kind reach the top somewhere
         return Decision(thought, due, category, 0.3 + 0.7 * rng.random() if category else 0.0)
+
+
+SPEC = EnvironmentSpec(
+    *("sciworld", "in", MAX_ROUNDS, "reward", "last"),
+    reward_scale=0.01,
+    instruction=INSTRUCTION,
+    simulator=SciWorld,
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    indices=paths,
+    extra="sciworld",
+    tolerance=0.01,  # AgentGym's server swaps numbers in menus; the built-in one repeats itself
+    dialect=Dialect(
+        reward_key="score",
+        opening="description",
+        reset_fields=("task_name", "var_num", "task_description", *SCORED),
+    ),
+    agentgym="sciworld",
+)

@@ -13,11 +13,11 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 
 N_TEST, N_TRAIN = 100, 300
@@ -282,8 +282,9 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "academia", _draw)
 
 
-class Academia(ToolSimulator):
-    """The built-in Academia."""
-
-    def __init__(self) -> None:
-        super().__init__(academia.TOOLBOX, tasks, 0.45)
+SPEC = tool_spec(
+    *(academia.TOOLBOX, "out", 12, tasks, 0.45),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    probe_actions=("loadPaperNet with Action Input: {}", "loadAuthorNet with Action Input: {}"),
+)

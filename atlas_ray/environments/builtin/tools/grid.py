@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,3 +171,13 @@ def table(values: list[Any]) -> list[list[str]]:
     if not values or not all(isinstance(row, list) and row for row in values):
         raise ToolError("values_list must be a list of lists.")
     return [[as_text(value) for value in row] for row in values]
+
+
+def judge_content(start: Desk, wanted: Desk) -> Callable[[Desk, Any], float]:
+    """How much of the way from the start to the wanted spreadsheet has been made, in content."""
+    goal, before = wanted.content, likeness(start.content, wanted.content)
+
+    def judge(desk: Desk, _: Any) -> float:
+        return max(0.0, (likeness(desk.content, goal) - before) / (1 - before)) if before < 1 else 0.0
+
+    return judge

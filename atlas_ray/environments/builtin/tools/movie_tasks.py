@@ -13,11 +13,11 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 
 N_TEST, N_TRAIN = 100, 300
@@ -281,8 +281,10 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "movie", _draw)
 
 
-class Movie(ToolSimulator):
-    """The built-in Movie."""
-
-    def __init__(self) -> None:
-        super().__init__(movie.TOOLBOX, tasks, 0.5)
+SPEC = tool_spec(
+    *(movie.TOOLBOX, "in", 12, tasks, 0.5),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    tolerance=0.1,  # AgentGym's server asks a live service
+    probe_actions=('get_search_movie with Action Input: {"movie_name": "Inception"}',),
+)

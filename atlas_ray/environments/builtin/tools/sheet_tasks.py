@@ -13,16 +13,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.environments.builtin.tools import sheet
-from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, as_text, label, likeness
+from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, as_text, judge_content, label
 from atlas_ray.environments.builtin.tools.simulator import (
     ACT,
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
+    tool_spec,
 )
 
 N_TEST, N_TRAIN = 100, 300
@@ -81,7 +81,6 @@ def _do(tool: str, given: dict[str, Any], why: str, *wrong: dict[str, Any]) -> C
 
 
 _DONE = finish("done", "report that it is done")
-
 Change = Callable[[Desk], object]
 
 
@@ -383,17 +382,7 @@ def _draw(rng: random.Random) -> ToolTask | None:
     job.prepare(start)
     wanted = start.copy()
     job.change(wanted)
-    return ToolTask(kind.__name__, job.goal, start.copy, job.solve, _judge(start, wanted))
-
-
-def _judge(start: Desk, wanted: Desk) -> Callable[[Any, Any], float]:
-    """How much of the way from the start to the wanted spreadsheet has been made, in content."""
-    goal, before = wanted.content, likeness(start.content, wanted.content)
-
-    def judge(desk: Desk, _: Any) -> float:
-        return max(0.0, (likeness(desk.content, goal) - before) / (1 - before)) if before < 1 else 0.0
-
-    return judge
+    return ToolTask(kind.__name__, job.goal, start.copy, job.solve, judge_content(start, wanted))
 
 
 @functools.cache
@@ -402,8 +391,10 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "sheet", _draw)
 
 
-class SheetSimulator(ToolSimulator):
-    """The built-in Sheet."""
-
-    def __init__(self) -> None:
-        super().__init__(sheet.TOOLBOX, tasks, 0.45)
+SPEC = tool_spec(
+    *(sheet.TOOLBOX, "out", 15, tasks, 0.45),
+    metric="reward",
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    probe_actions=('open_sheet with Action Input: {"name": "Sheet1"}',),
+)

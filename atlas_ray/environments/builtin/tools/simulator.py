@@ -5,11 +5,12 @@ A task's solution is a generator of calls that gets each call's result: the agen
 
 from __future__ import annotations
 
+import functools
 import json
 import random
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from atlas_ray.environments.builtin.tools.core import (
     FINISH,
@@ -20,7 +21,8 @@ from atlas_ray.environments.builtin.tools.core import (
     read_action,
     shown,
 )
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import TOOL
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
@@ -224,3 +226,23 @@ _SAY: dict[Category | None, tuple[str, ...]] = {
     MEND: ("That was not right. Instead I {why}.", "The last action did not help, so now I {why}."),
     None: ("Next I {why}.", "I {why}.", "I go on and {why}.", "Then I {why}."),
 }
+
+
+def tool_spec(
+    box: Toolbox,
+    held: Literal["in", "out"],
+    max_rounds: int,
+    tasks: Callable[[], Sequence[ToolTask]],
+    share: float,
+    metric: Literal["success", "reward"] = "success",
+    **others: Any,
+) -> EnvironmentSpec:
+    """The specification of an environment of tools; `share` as of `ToolSimulator`."""
+    return EnvironmentSpec(
+        *(box.name, held, max_rounds, metric, "whole"),
+        instruction=box.instruction,
+        simulator=functools.partial(ToolSimulator, box, tasks, share),
+        dialect=TOOL,
+        agentgym=box.name,
+        **others,
+    )

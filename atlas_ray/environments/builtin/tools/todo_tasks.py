@@ -14,11 +14,11 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 from atlas_ray.environments.builtin.tools.todo import Desk, Item
 
@@ -286,8 +286,9 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "todo", _draw)
 
 
-class Todo(ToolSimulator):
-    """The built-in TODOList."""
-
-    def __init__(self) -> None:
-        super().__init__(todo.TOOLBOX, tasks, 0.45)
+SPEC = tool_spec(
+    *(todo.TOOLBOX, "in", 15, tasks, 0.45),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    probe_actions=("get_user_current_date with Action Input: {}", "get_projects with Action Input: {}"),
+)

@@ -13,11 +13,11 @@ from atlas_ray.environments.builtin.tools.simulator import (
     SEEN,
     Call,
     Solution,
-    ToolSimulator,
     ToolTask,
     collect,
     finish,
     judge_answer,
+    tool_spec,
 )
 from atlas_ray.environments.builtin.tools.weather import City, Desk
 
@@ -293,8 +293,10 @@ def tasks() -> tuple[ToolTask, ...]:
     return collect(N_TEST + N_TRAIN, "weather", _draw)
 
 
-class Weather(ToolSimulator):
-    """The built-in Weather."""
-
-    def __init__(self) -> None:
-        super().__init__(weather.TOOLBOX, tasks, 0.35)
+SPEC = tool_spec(
+    *(weather.TOOLBOX, "in", 10, tasks, 0.35),
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    tolerance=0.1,  # AgentGym's server asks a live service
+    probe_actions=("get_user_current_date with Action Input: {}", "get_user_current_location with Action Input: {}"),
+)

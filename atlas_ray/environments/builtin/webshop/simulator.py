@@ -9,11 +9,12 @@ import random
 import re
 from dataclasses import replace
 
-from atlas_ray.environments.builtin.webshop.goals import N_PRODUCTS, goals
+from atlas_ray.environments.builtin.webshop.goals import N_PRODUCTS, N_TEST, N_TRAIN, goals
 from atlas_ray.environments.builtin.webshop.pages import Visit, Visiting
 from atlas_ray.environments.builtin.webshop.search import search_of
 from atlas_ray.environments.builtin.webshop.shopper import Errand, Stage, plan
-from atlas_ray.environments.protocol import Decision, Opening, StepResult
+from atlas_ray.environments.http.dialects import Dialect
+from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
@@ -167,3 +168,27 @@ def _decide(rng: random.Random, errand: Errand, category: Category | None, spoke
         action = "click[Attributes]"
     # decisions of every kind reach the top somewhere
     return Decision(thought, action, category, 0.3 + 0.7 * rng.random() if category else 0.0)
+
+
+SPEC = EnvironmentSpec(
+    *("webshop", "in", MAX_ROUNDS, "success", "last"),
+    instruction=INSTRUCTION,
+    simulator=WebShop,
+    n_train=N_TRAIN,
+    n_test=N_TEST,
+    extra="webshop",
+    names_task=r"Instruction: .*?(?=, and price lower than | \[SEP\] Search|$)",
+    tolerance=0.05,  # AgentGym's server draws price limits anew for every id
+    dialect=Dialect(
+        id_key="env_idx",
+        index_key="session_id",
+        observation_key="state",
+        opening="observation",
+        closes=False,
+        bare=True,
+        paged=True,
+    ),
+    custom_data="atlas_ray.environments.builtin.webshop.custom_data",
+    agentgym="webshop",
+    probe_actions=("search[lamp]", "search[red lamp]"),
+)

@@ -136,7 +136,7 @@ def test_prices_are_read_as_webshop_reads_them(pricing: str, low: float, high: f
         ("items_human_ins.json", '{"ASIN": {}}', "ASIN: not a list of wishes"),
     ],
 )
-def test_files_that_are_not_webshops_are_named(file: str, content: str | None, told: str, products: Path) -> None:
+def test_other_files_are_named(file: str, content: str | None, told: str, products: Path) -> None:
     asin = json.loads(products.read_text("utf-8"))[0]["asin"]
     wrong = products.with_name(file)
     if content is None:

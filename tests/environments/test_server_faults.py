@@ -14,8 +14,8 @@ from atlas_ray.environments import client, registry
 from atlas_ray.environments.http import server
 from atlas_ray.evaluation.metrics import summarise
 from atlas_ray.types import Episode, StopReason
-from tests.recipes.test_fourteen import episode, spoken, winning
 from tests.support.agentgym import AgentGym
+from tests.support.episodes import episode, spoken, winning
 from tests.support.serving import remote, running
 
 EPISODES = 48
@@ -94,7 +94,7 @@ RECOVERABLE = ("restart", "empty error", "500", "500 afterwards", "truncated", "
 
 
 @pytest.mark.parametrize("name", ["jericho", "sciworld", "textcraft", "movie", "webshop"])
-async def test_recoverable_faults_change_no_episode(name: str) -> None:
+async def test_recoverable_faults_do_not_change_episodes(name: str) -> None:
     async with running(AgentGym(name).app()) as url:
         sound = {one.id: one for one in await play_many(name, url)}
     hangs = name == "jericho"
@@ -189,7 +189,7 @@ async def test_a_reward_out_of_range_is_kept_and_scaled(name: str, raw: float, s
     assert played.success == (scaled == 1.0)
 
 
-async def test_done_is_done_whatever_the_server_would_say() -> None:
+async def test_no_request_is_sent_after_done() -> None:
     """textcraft carries on after the goal with `done` false and reward 0; the tools repeat the reward."""
     for name in ("textcraft", "weather"):
         gym = AgentGym(name)
@@ -202,7 +202,7 @@ async def test_done_is_done_whatever_the_server_would_say() -> None:
 
 
 @pytest.mark.parametrize("reward", ["1" + "0" * 400, "1e999", "NaN", "true", "null", '"1"'])
-async def test_what_is_no_reward_is_a_fault(reward: str) -> None:
+async def test_a_malformed_reward_is_a_fault(reward: str) -> None:
     gym = AgentGym("jericho")
     app = gym.app()
 

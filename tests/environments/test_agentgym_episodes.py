@@ -3,60 +3,20 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
 
 import pytest
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.http.client_pool import ClientPool
-from atlas_ray.environments.http.dialects import DIALECTS
+from atlas_ray.environments.http.dialects import GENERIC
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Fault, Refusal, request_json
-from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
-from atlas_ray.types import Episode, Message, StopReason, Task
+from atlas_ray.types import StopReason, Task
 from tests.support.agentgym import TOOLS, AgentGym
+from tests.support.episodes import episode, spoken, winning
 from tests.support.serving import recorded, remote, running
 
 ROWS = [name for name in registry.ENVIRONMENTS if name != "blocksworld"]
-
-
-class Recite:
-    """A policy that says given replies, then the last one again and again."""
-
-    name = "recite"
-
-    def __init__(self, replies: Sequence[str]) -> None:
-        self.replies = list(replies)
-
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recite:
-        return Recite(self.replies)
-
-    async def generate(self, seed: int) -> Reply:
-        return Reply(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
-
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
-
-
-def spoken(name: str, *actions: str) -> list[str]:
-    """Replies that say actions in an environment's form."""
-    form = "Action: {} with Action Input: {{}}" if name in TOOLS else "Action: {}"
-    return [f"Thought: let me see\n{form.format(action)}" for action in actions]
-
-
-def winning(name: str) -> list[str]:
-    """Replies that reach the goal; the tools want to be told that this is all."""
-    finish = ['Thought: done\nAction: finish with Action Input: {"answer": 3}'] if name in TOOLS else []
-    return spoken(name, "go 1", "look", "go 2", "go 3") + finish
-
-
-async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
-    task = Task(session.spec.name, f"{session.spec.name}_{index}")
-    limits = options.pop("limits", None)
-    return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)
 
 
 OPENINGS = {
@@ -69,7 +29,7 @@ OPENINGS = {
 
 
 @pytest.mark.parametrize("name", ROWS)
-async def test_a_row_drives_whole_episodes(name: str) -> None:
+async def test_whole_episodes_are_played(name: str) -> None:
     server, spec = AgentGym(name), registry.get(name)
     async with running(server.app()) as url, remote(name, url) as session:
         won = await episode(session, winning(name))
@@ -100,7 +60,7 @@ async def test_a_row_drives_whole_episodes(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-async def test_a_row_survives_a_server_that_forgot_its_ids(name: str) -> None:
+async def test_episodes_survive_a_server_that_forgot_its_ids(name: str) -> None:
     server = AgentGym(name)
     async with running(server.app()) as url, remote(name, url) as session:
         first, second, *rest = winning(name)
@@ -207,5 +167,7 @@ async def test_the_client_reads_every_recorded_answer(name: str) -> None:
     )
 
 
-def test_every_row_has_a_dialect() -> None:
-    assert set(DIALECTS) == set(registry.ENVIRONMENTS)
+def test_every_environment_of_agentgyms_has_its_dialect() -> None:
+    for name, spec in registry.ENVIRONMENTS.items():
+        assert spec.name == name
+        assert (spec.dialect is GENERIC) == (spec.agentgym is None), name

@@ -38,7 +38,7 @@ SERVED = {"alfworld": ["http://127.0.0.1:1"]}
         ("webshop", "webshop_005238", 5238),
     ],
 )
-def test_most_ids_carry_their_number(env: str, item_id: str, number: int) -> None:
+def test_item_ids_carry_their_number(env: str, item_id: str, number: int) -> None:
     assert get(env).index(item_id) == number
 
 
@@ -57,14 +57,14 @@ def test_most_ids_carry_their_number(env: str, item_id: str, number: int) -> Non
         *FORMS,
     ],
 )
-def test_no_other_last_digits_are_taken_for_a_number(item_id: str) -> None:
+def test_other_trailing_digits_are_not_numbers(item_id: str) -> None:
     with pytest.raises(UserError, match="carries no number of a task") as refused:
         get("alfworld").index(item_id)
     assert "NAME_NUMBER" in refused.value.remedy
 
 
 @pytest.mark.parametrize("item_id", FORMS)
-def test_a_game_of_alfworlds_is_looked_up_by_its_name_in_every_form(item_id: str, tmp_path: Path) -> None:
+def test_alfworld_games_are_looked_up_by_name(item_id: str, tmp_path: Path) -> None:
     assert game_of(item_id) == f"{TASK}/{TRIAL}"
     checkout = write_mappings(tmp_path / "AgentGym")
     configs = Path(checkout) / "agentenv-alfworld" / "configs"
@@ -76,7 +76,7 @@ def test_a_game_of_alfworlds_is_looked_up_by_its_name_in_every_form(item_id: str
     assert numbered(test, settings) == test  # the id is the task's name still
 
 
-def test_the_folder_that_our_own_server_serves_tells_numbers_too(tmp_path: Path) -> None:
+def test_the_served_folder_gives_numbers(tmp_path: Path) -> None:
     for place in (f"train/{TASK}/{TRIAL}", f"valid_unseen/{'/'.join(TRIALS[2420])}"):
         file = tmp_path / "json_2.1.1" / place / "game.tw-pddl"
         file.parent.mkdir(parents=True)
@@ -84,7 +84,7 @@ def test_the_folder_that_our_own_server_serves_tells_numbers_too(tmp_path: Path)
     assert numbers(str(tmp_path)) == {"/".join(TRIALS[2420]): 0, f"{TASK}/{TRIAL}": 1}
 
 
-def test_what_keeps_tasks_from_being_played_is_said_once_for_each_reason(tmp_path: Path) -> None:
+def test_unplayable_tasks_are_reported_once_per_reason(tmp_path: Path) -> None:
     tasks = [Task("alfworld", "/".join(trial)) for trial in TRIALS.values()]
     others = [Task("maze", "maze_x"), Task("maze", "maze"), Task("maze", "maze_3")]
     [built_in, maze] = unplayable([*tasks, *others], EnvironmentsConfig())
@@ -115,7 +115,7 @@ def test_what_keeps_tasks_from_being_played_is_said_once_for_each_reason(tmp_pat
         ),
     ],
 )
-def test_a_mapping_that_is_none_is_said_to_be_none(content: str | None, complaint: str, tmp_path: Path) -> None:
+def test_malformed_mappings_are_refused(content: str | None, complaint: str, tmp_path: Path) -> None:
     file = tmp_path / "mappings.json"
     if content is not None:
         other = TRIALS[0][1]
@@ -127,7 +127,7 @@ def test_a_mapping_that_is_none_is_said_to_be_none(content: str | None, complain
     assert maze.what.startswith("maze: item id 'maze_x'")  # and what else is wrong is said, too
 
 
-async def test_a_server_that_plays_another_game_under_the_number_is_found_out(tmp_path: Path) -> None:
+async def test_a_server_that_plays_another_game_is_refused(tmp_path: Path) -> None:
     settings = EnvironmentsConfig(servers=SERVED, alfworld_mappings=write_mappings(tmp_path / "AgentGym"))
     task = numbered(Task("alfworld", f"{TASK}_{TRIAL}"), settings)
     server = AgentGym("alfworld", names={1: f"{TASK}/{TRIAL}"})

@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from atlas_ray.environments import client
+from atlas_ray.environments import client, registry
 from atlas_ray.environments.http import client_pool, server
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.requests import Busy, Fault, Unreachable
 from atlas_ray.errors import EnvironmentFailure
 from atlas_ray.types import Episode, StopReason, Task
-from tests.recipes.test_fourteen import episode, winning
 from tests.support.agentgym import TASKS, AgentGym
+from tests.support.episodes import episode, winning
 from tests.support.serving import remote, running
 
 AT_ONCE = 128
@@ -74,7 +74,7 @@ def out_of_order(gym: AgentGym) -> web.Application:
 
 
 @pytest.mark.parametrize("name", ["sciworld", "weather", "webshop"])
-async def test_ids_that_come_out_of_order_are_no_restart(name: str) -> None:
+async def test_ids_out_of_order_are_not_taken_for_a_restart(name: str) -> None:
     gym = AgentGym(name)
     async with running(out_of_order(gym)) as url:
         none_lost_or_mixed(name, await play(name, url))
@@ -83,7 +83,7 @@ async def test_ids_that_come_out_of_order_are_no_restart(name: str) -> None:
     assert counts["reset"] == AT_ONCE
 
 
-async def test_an_id_given_to_several_at_once_is_nobody_elses() -> None:
+async def test_an_id_issued_twice_is_used_by_one_episode() -> None:
     """AgentGym's sciworld reads the next id before it starts a Java machine, and counts on after it."""
     gym = AgentGym("sciworld")
     app, ids = gym.app(), itertools.count()
@@ -124,14 +124,14 @@ def closes_after_a_crash(gym: AgentGym) -> web.Application:
     return app
 
 
-async def test_the_doctor_is_content_with_a_server_that_closes_sockets_after_a_crash() -> None:
+async def test_the_doctor_accepts_a_server_that_closes_sockets_after_a_crash() -> None:
     async with running(closes_after_a_crash(AgentGym("weather"))) as url:
         for _ in range(4):
             found = await probe(url, "weather")
             assert (found.ok, found.reachable, found.tasks, found.replay) == (True, "yes", "0 to 99", "exact")
 
 
-async def test_a_closed_socket_costs_nothing() -> None:
+async def test_closed_sockets_cost_no_episode() -> None:
     """Between its steps others ask for tasks that are not there, on the socket that it uses."""
     gym = AgentGym("weather")
     async with (
@@ -150,7 +150,7 @@ async def test_a_closed_socket_costs_nothing() -> None:
     assert counts["create"] == counts["reset"]  # each that is refused is asked for under an id of its own
 
 
-async def test_sockets_closed_after_crashes_lose_none_of_many() -> None:
+async def test_sockets_closed_after_crashes_lose_no_episode() -> None:
     gym = AgentGym("weather")
     async with running(closes_after_a_crash(gym)) as url:
         played, *found = await asyncio.gather(play("weather", url), *(probe(url, "weather") for _ in range(4)))
@@ -197,7 +197,7 @@ async def test_a_server_that_restarts_loses_no_episode(name: str) -> None:
     assert after <= AT_ONCE * 1.01
 
 
-async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_refused_request_is_not_played_in_a_later_episode(monkeypatch: pytest.MonkeyPatch) -> None:
     """A restarted server counts from the first id on, and a step that was turned away is asked again under it."""
     told: list[str] = []
     turned_away, down = asyncio.Event(), False
@@ -214,7 +214,7 @@ async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(m
 
     monkeypatch.setattr(client_pool, "request_json", answer)
     shared = client_pool.ClientPool.join()
-    connection = shared.connection("http://127.0.0.1:1", "weather", 1.0)
+    connection = shared.connection("http://127.0.0.1:1", registry.get("weather"), 1.0)
     lease = await connection.acquire()
     step = asyncio.create_task(connection.post(lease, "step", {}))
     await turned_away.wait()
@@ -231,7 +231,7 @@ async def test_what_was_turned_away_before_a_restart_plays_in_no_later_episode(m
     await shared.leave()
 
 
-async def test_a_server_may_take_its_time_to_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_sessions_wait_for_a_slow_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that has answered is waited for; one that never did is given up soon."""
     monkeypatch.setattr(client, "PAUSE_SECONDS", 0)
     refused, request_json = 0, client_pool.request_json

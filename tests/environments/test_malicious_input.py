@@ -96,7 +96,7 @@ async def injected(_: web.Request) -> web.Response:
         (injected, r"HTTP 404: \\x1b\[2J\\x1b\]0;owned\\x07\[/bold\] <script>\\u202e"),
     ],
 )
-async def test_an_answer_that_is_an_attack_is_a_fault(answer: Handler, why: str) -> None:
+async def test_malicious_answers_are_faults(answer: Handler, why: str) -> None:
     async with (
         running(answering(answer)) as url,
         remote("maze", url, timeout_s=0.5 if answer is drip else 30) as session,
@@ -105,7 +105,7 @@ async def test_an_answer_that_is_an_attack_is_a_fault(answer: Handler, why: str)
             await session.reset(Task("maze", "maze_1"))
 
 
-async def test_a_redirect_leads_nowhere() -> None:
+async def test_redirects_are_not_followed() -> None:
     met: list[str] = []
 
     async def elsewhere(request: web.Request) -> web.Response:
@@ -123,7 +123,7 @@ async def test_a_redirect_leads_nowhere() -> None:
     assert met == []
 
 
-async def test_a_long_observation_with_controls_is_text(tmp_path: Path) -> None:
+async def test_control_characters_in_observations_are_stored_as_text(tmp_path: Path) -> None:
     text = "\x1b[31m<img src=x onerror=alert(1)>\x00\ud800" + "x" * 2**20
 
     async def tell(_: web.Request) -> web.Response:
@@ -138,7 +138,7 @@ async def test_a_long_observation_with_controls_is_text(tmp_path: Path) -> None:
     assert folder.read(TRAJECTORIES) == [told]
 
 
-async def test_doctor_shows_what_a_server_says_and_obeys_none_of_it(
+async def test_doctor_escapes_what_a_server_says(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "300")
@@ -166,7 +166,7 @@ TEXTS = [
 
 
 @pytest.mark.parametrize("text", TEXTS)
-def test_no_id_becomes_a_path(text: str, tmp_path: Path) -> None:
+def test_ids_do_not_become_paths(text: str, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (file := tmp_path / "data.json").write_text(json.dumps([a_row(text) | {"env": "maze"}]))
     rejected: list[Rejected] = []
@@ -180,7 +180,7 @@ def test_no_id_becomes_a_path(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("env", ["../maze", "maze/x", "Maze", "", "m\x1b", 7, ["maze"], {"a": 1}])
-def test_an_environment_is_a_plain_name(env: Any, tmp_path: Path) -> None:
+def test_environment_names_are_plain(env: Any, tmp_path: Path) -> None:
     (file := tmp_path / "data.json").write_text(json.dumps([a_row() | {"env": env}]))
     rejected: list[Rejected] = []
     assert read_trajectories(DataConfig(path=str(file)), rejected) == []
@@ -196,7 +196,7 @@ NUMBERS = ("1e999", "9" * 4000, "9" * 10_000, "NaN", "-0.1")
     [f'{{"reward": {number}, "conversations": 1, "item_id": "maze_1"}}' for number in NUMBERS]
     + ["[" * 10**6, '{"a":' * 10**5, "\x00", '{"item_id": "maze_1", "conversations": [' + "[]," * 1000 + "[]]}"],
 )
-def test_a_row_that_is_an_attack_costs_that_row(line: str, tmp_path: Path) -> None:
+def test_malicious_rows_are_rejected_one_by_one(line: str, tmp_path: Path) -> None:
     good = a_row()
     for given in (line, line.replace('"conversations": 1', f'"conversations": {json.dumps(good["conversations"])}')):
         (file := tmp_path / "data.jsonl").write_text(given + "\n" + json.dumps(good) + "\n")
@@ -215,7 +215,7 @@ def test_gold_fits_its_column(key: str, tmp_path: Path) -> None:
     assert f"gold {key} 2147483648" in rejected[0].reason
 
 
-def test_a_parquet_file_that_lies_is_refused_or_read(tmp_path: Path) -> None:
+def test_corrupted_parquet_is_refused_or_read(tmp_path: Path) -> None:
     """Three hundred files with a few bytes changed, mostly in the footer, where sizes and offsets stand."""
     messages = (Message("user", "x"), Message("assistant", "y", True))
     rows = [Trajectory(f"maze/{i}", "maze", str(i), messages) for i in range(9)]
@@ -234,7 +234,7 @@ def test_a_parquet_file_that_lies_is_refused_or_read(tmp_path: Path) -> None:
     assert refused > 30
 
 
-def test_links_and_archives_lead_nowhere(tmp_path: Path) -> None:
+def test_links_and_archives_are_not_followed(tmp_path: Path) -> None:
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.json").symlink_to(tmp_path / "nowhere")
     (tmp_path / "data.json.gz").write_bytes(gzip.compress(bytes(2**20)))
@@ -268,9 +268,7 @@ def wired(*names: str, **options: Any) -> web.Application:
 
 
 @pytest.mark.parametrize("begun", [b"", b"POST /create HTTP/1.1\r\nHost: x\r\nX-A: "])
-async def test_a_client_that_never_finishes_its_request_is_hung_up_on(
-    begun: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_connections_of_unfinished_requests_are_closed(begun: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request_limits, "REQUEST_SECONDS", 0.1)
     runner = web.AppRunner(wired("maze"))
     await runner.setup()
@@ -283,7 +281,7 @@ async def test_a_client_that_never_finishes_its_request_is_hung_up_on(
         await runner.cleanup()
 
 
-async def test_a_body_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_endless_bodies_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running(wired("maze")) as url:
         head = b"POST /step HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
         too_long = head + (b"10000\r\n" + b"x" * 2**16 + b"\r\n") * 20
@@ -305,7 +303,7 @@ async def test_a_body_that_never_ends_is_refused(monkeypatch: pytest.MonkeyPatch
         b"GET " + b"/" * 100_000 + b" HTTP/1.1",
     ],
 )
-async def test_wild_request_lines_inject_and_reach_nothing(request_line: bytes) -> None:
+async def test_malformed_request_lines_are_refused(request_line: bytes) -> None:
     async with running(wired("maze")) as url:
         answer = await ask_raw(url, request_line + b"\r\nHost: x\r\nConnection: close\r\n\r\n")
     assert answer.split(b" ")[1][:1] == b"4"
@@ -313,7 +311,7 @@ async def test_wild_request_lines_inject_and_reach_nothing(request_line: bytes) 
     assert b"root:" not in answer
 
 
-async def test_ten_thousand_sessions_meet_the_bound() -> None:
+async def test_ten_thousand_sessions_reach_the_limit() -> None:
     async with running(wired("maze")) as url, aiohttp.ClientSession(url) as http:
 
         async def create() -> Any:
@@ -329,7 +327,7 @@ IDS = ["-1", "1e3", "null", "true", '"0"', "9" * 400, "[0]", '{"a": 1}', '"../x"
 
 
 @pytest.mark.parametrize("number", IDS)
-async def test_no_id_but_an_own_one_plays(number: str) -> None:
+async def test_only_issued_ids_are_played(number: str) -> None:
     async with running(wired("maze")) as url, aiohttp.ClientSession(url) as http:
         for path, rest in (("/step", ', "action": "move up"'), ("/reset", ', "game": 1')):
             async with http.post(path, data=f'{{"id": {number}{rest}}}') as response:
@@ -353,7 +351,7 @@ ACTIONS = [
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
-async def test_hostile_actions_get_an_answer_from_every_world(name: str) -> None:
+async def test_malicious_actions_get_an_answer_from_every_environment(name: str) -> None:
     try:
         app = wired(name)
     except UserError as error:

@@ -8,8 +8,7 @@ import random
 import pytest
 
 from atlas_ray.environments.registry import get
-from tests.environments.builtin.test_tools import BOXES
-from tests.environments.test_environments import TOOLS, make_simulator
+from tests.support.simulators import BOXES, TOOLS, make_simulator
 
 NAMES = sorted({name for box in BOXES.values() for name in box.tools})
 PARAMETERS = sorted({key for box in BOXES.values() for tool in box.tools.values() for key in tool.parameters})
@@ -99,7 +98,7 @@ def test_random_replies_get_an_answer(env: str) -> None:
 
 
 @pytest.mark.parametrize("env", TOOLS)
-def test_code_and_bombs_are_words(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_code_and_deep_nesting_are_plain_text(env: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("eval", "exec", "compile", "open"):
         monkeypatch.setattr(f"builtins.{name}", lambda *_, name=name: pytest.fail(f"{name} was called"))
     simulator, spec = make_simulator(env), get(env)

@@ -22,10 +22,10 @@ from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import StopReason
-from tests.recipes.test_fourteen import Recite, episode, winning
-from tests.rollouts.test_pool import eventually
 from tests.support.agentgym import AgentGym
+from tests.support.episodes import Recite, episode, winning
 from tests.support.serving import remote, running, served
+from tests.support.waiting import eventually
 
 POLICY = Recite(winning("textcraft"))
 
@@ -59,7 +59,7 @@ def requests(n: int) -> list[EpisodeRequest]:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_run_that_is_closed_closes_its_sessions() -> None:
+def test_a_closed_pool_closes_its_sessions() -> None:
     stalling = Stalling(30)  # eight episodes take 32 steps
     with served(stalling.app()) as url:
         servers = EnvironmentsConfig(servers={"textcraft": [url]})
@@ -103,7 +103,7 @@ def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
     assert {key: after[key] for key in before} == before  # not played again: not even the seconds differ
 
 
-async def test_a_step_that_was_given_up_ends_with_its_session() -> None:
+async def test_a_cancelled_step_closes_its_id_with_the_session() -> None:
     stalling = Stalling(3)
     async with running(stalling.app()) as url:
         async with remote("textcraft", url) as session:
@@ -112,7 +112,7 @@ async def test_a_step_that_was_given_up_ends_with_its_session() -> None:
         assert not stalling.gym.games
 
 
-async def test_an_id_that_was_being_made_when_the_session_was_given_up_is_closed_too() -> None:
+async def test_an_id_created_during_cancellation_is_closed() -> None:
     gym, asked, answer = AgentGym("textcraft"), asyncio.Event(), asyncio.Event()
     app = gym.app()
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
 from atlas_ray.trajectories.formats.registry import FORMATS
-from atlas_ray.trajectories.statistics import statistics, statistics_table
-from atlas_ray.trajectories.writers import to_agenttraj, write_agenttraj
+from atlas_ray.trajectories.statistics import statistics_table
 from atlas_ray.types import Category, GoldStep, Message, Trajectory
-from tests.support.rows import AGENTTRAJ, read
+from tests.support.rows import AGENTTRAJ, read, write_agenttraj
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(str.strip)
 
@@ -52,14 +52,13 @@ def test_the_written_form_is_agenttrajs():
     assert to_agenttraj([FORMATS["agenttraj"].read(AGENTTRAJ)]) == [AGENTTRAJ]
 
 
-def test_statistics():
+def test_the_statistics_of_each_environment():
     marked = AGENTTRAJ | {"gold": [{"step": 1, "rank": 1, "category": "Plan Creation"}]}
-    trajectories = [FORMATS["agenttraj"].read(r) for r in (AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"})]
-    found = statistics(trajectories)
-    assert list(found) == ["maze", "todo"]
-    maze = found["maze"]
-    assert (maze.trajectories, maze.steps, maze.mean_steps, maze.gold_fraction) == (2, 4, 2.0, 0.5)
-    assert (maze.thought_words, maze.action_words, maze.observation_words) == (2, 8, 10)
-    assert (maze.duplicates, maze.repeated_tasks, maze.categories[Category.PLAN_CREATION]) == (1, 1, 1)
-    assert found["todo"].gold_fraction is None
-    assert statistics_table(trajectories).row_count == 2
+    rows = [AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"}]
+    table = statistics_table([FORMATS["agenttraj"].read(row) for row in rows])
+    found = {cells[0]: list(cells[1:]) for cells in zip(*(column.cells for column in table.columns), strict=True)}
+    words = ["0.5", "2.0", "2.5"]  # "up", "move up" twice, "Goal at 1, 1." and "Nearer."
+    assert found == {
+        "maze": ["2", "4", "2.0 (2-2)", *words, "50%", "1", "1", "Plan Creation 1"],
+        "todo": ["1", "2", "2.0 (2-2)", *words, "-", "0", "0", "-"],
+    }

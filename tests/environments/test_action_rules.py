@@ -21,7 +21,7 @@ FORMS = {
 
 @pytest.mark.parametrize("env", [*MAZE_AND_WORDLE, *LAST, *SINGLE])
 @pytest.mark.parametrize(("reply", "action"), FORMS.values(), ids=FORMS)
-def test_where_all_are_alike(env: str, reply: str, action: str) -> None:
+def test_replies_with_one_action_are_read_alike(env: str, reply: str, action: str) -> None:
     assert registry.get(env).take_action(reply) == action
 
 
@@ -64,7 +64,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("env", "reply", "action"), [(env, reply, action) for envs, reply, action in CASES for env in envs]
 )
-def test_where_they_differ(env: str, reply: str, action: str | None) -> None:
+def test_replies_are_read_by_each_environments_rule(env: str, reply: str, action: str | None) -> None:
     assert registry.get(env).take_action(reply) == action
 
 

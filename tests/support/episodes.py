@@ -1,0 +1,48 @@
+"""Episodes of given replies, against servers and simulators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.types import Episode, Message, Task
+from tests.support.agentgym import TOOLS
+
+
+class Recite:
+    """A policy that says given replies, then the last one again and again."""
+
+    name = "recite"
+
+    def __init__(self, replies: Sequence[str]) -> None:
+        self.replies = list(replies)
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recite:
+        return Recite(self.replies)
+
+    async def generate(self, seed: int) -> Reply:
+        return Reply(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
+
+    def append_reply(self, reply: str) -> None: ...
+
+    def append_observation(self, observation: str) -> None: ...
+
+
+def spoken(name: str, *actions: str) -> list[str]:
+    """Replies that say actions in an environment's form."""
+    form = "Action: {} with Action Input: {{}}" if name in TOOLS else "Action: {}"
+    return [f"Thought: let me see\n{form.format(action)}" for action in actions]
+
+
+def winning(name: str) -> list[str]:
+    """Replies that reach the goal; the tools want to be told that this is all."""
+    finish = ['Thought: done\nAction: finish with Action Input: {"answer": 3}'] if name in TOOLS else []
+    return spoken(name, "go 1", "look", "go 2", "go 3") + finish
+
+
+async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
+    task = Task(session.spec.name, f"{session.spec.name}_{index}")
+    limits = options.pop("limits", None)
+    return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)
