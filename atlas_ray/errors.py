@@ -26,6 +26,10 @@ class UserError(AtlasError):
     exit_code = 2
 
 
+class ConfigurationChanged(UserError):
+    """A run folder holds a run of another configuration: the whole recipe is not the one that was begun."""
+
+
 class PlacementError(UserError):
     """The cluster has no room for what a stage asks for, whichever model it is."""
 

@@ -157,23 +157,28 @@ def run_recipe(
     set_: Set = None,
     extra: Extra = None,
     only: Annotated[list[str] | None, typer.Option("--only", help="Run these parts: train, table3, ...")] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Stages that run at once at most; as many as have room else.")
+    ] = None,
     dry_run: DryRun = False,
     clean: Clean = False,
     skip_preflight: Annotated[
         bool, typer.Option("--skip-preflight", help="Start without `atlas doctor`'s checks; it is recorded.")
     ] = False,
 ) -> None:
-    """Run a recipe: a preflight, then all stages in order, resumable at any point."""
+    """Run a recipe: a preflight, then all stages, as many at once as have room; resumable at any point."""
     from atlas_ray.recipes import stages
 
     wanted, whole, names = stages.opened(recipe, set_ or [], extra or [], only or [])
     if dry_run:
         from atlas_ray.recipes.plan import plan_lines
 
-        return _show(whole.config, *plan_lines(wanted))
+        return _show(whole.config, *plan_lines(wanted, jobs))
     if clean:
         stages.clean(wanted)
-    stages.run(wanted, names, whole, skip_preflight=skip_preflight)
+    from atlas_ray.recipes.running import run
+
+    run(wanted, names, whole, jobs=jobs, skip_preflight=skip_preflight)
 
 
 @app.command()

@@ -47,7 +47,7 @@ def connect(config: RayConfig) -> None:
     try:
         ray.init(
             address=address or "local",  # not the one that a `ray start` left on this machine
-            num_cpus=None if address else config.num_cpus or max(4, os.cpu_count() or 1),
+            num_cpus=None if address else local_cpus(config),
             include_dashboard=None if address else False,
             logging_level=logging.WARNING,
             log_to_driver=shown,
@@ -62,6 +62,11 @@ def connect(config: RayConfig) -> None:
     DataContext.get_current().enable_progress_bars = False
     # what stops a stage is told once, by the stage
     logging.getLogger("ray.data").setLevel(logging.WARNING if shown else logging.CRITICAL)
+
+
+def local_cpus(config: RayConfig) -> int:
+    """CPUs that Ray counts where it is started here: a small machine's are shared by what mostly waits."""
+    return config.num_cpus or max(4, os.cpu_count() or 1)
 
 
 def _ask_for_a_token() -> None:

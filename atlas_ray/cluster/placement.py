@@ -33,6 +33,7 @@ PLACE = "lower engine.replicas or engine.tensor_parallel, or add nodes (ray.num_
 _log = logging.getLogger(__name__)
 _KINDS = ("CPU", "GPU")
 _LOOK_SECONDS = 1.0
+_MANY = 999  # nodes of a group without a bound
 _JOIN_SECONDS = 20.0  # that nodes of a cluster which is only starting may take to join
 
 
@@ -151,9 +152,15 @@ def gpus() -> float:
     return held or sum(node.get("GPU", 0.0) * most for node, most in _node_groups())
 
 
-def most_gpus() -> float:
-    """GPUs that the cluster has, or may have once its autoscaler has added all that it may."""
-    return max(gpus(), sum(node.get("GPU", 0.0) * most for node, most in _node_groups()))
+def nodes_at_most() -> list[tuple[Resources, Labels]]:
+    """The nodes that are there, with their labels, and those that an autoscaler may add."""
+    import ray
+
+    found: list[tuple[Resources, Labels]] = [(n["Resources"], n["Labels"]) for n in ray.nodes() if n["Alive"]]
+    for resources, most, labels in _groups():
+        there = sum(any(own.get(key) == name for key, name in labels.items()) for _, own in found)
+        found += [(resources, labels)] * (min(most, _MANY) - there)
+    return found
 
 
 def engine_gpus(wanted: int) -> int:
@@ -227,7 +234,12 @@ def held(nodes: Iterable[Resources]) -> str:
 
 
 def _node_groups(labels: Labels | None = None) -> list[tuple[Resources, int]]:
-    """An autoscaler's kinds of node with the labels, and the most that it may start; none where Ray reports none.
+    """An autoscaler's kinds of node with the labels, and the most that it may start; none where Ray reports none."""
+    return [(resources, most) for resources, most, own in _groups() if carries(own, labels)]
+
+
+def _groups() -> list[tuple[Resources, int, Labels]]:
+    """The same of all kinds, with their labels.
 
     Ray tells a group's name, not its labels: a group is taken to be labelled as those under cluster/ are, by its name.
     """
@@ -236,7 +248,10 @@ def _node_groups(labels: Labels | None = None) -> list[tuple[Resources, int]]:
     config = state.get_cluster_config()
     groups = config.node_group_configs if config is not None else ()
     return [
-        (dict(g.resources), g.max_count if g.max_count >= 0 else sys.maxsize)
+        (
+            dict(g.resources),
+            g.max_count if g.max_count >= 0 else sys.maxsize,
+            {GROUP: g.name, "ray.io/node-group": g.name},
+        )
         for g in groups
-        if carries({GROUP: g.name, "ray.io/node-group": g.name}, labels)
     ]

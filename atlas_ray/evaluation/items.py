@@ -13,7 +13,7 @@ from typing import Any
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig
 from atlas_ray.environments import registry
-from atlas_ray.environments.agentgym.agentboard import with_agentboard
+from atlas_ray.environments.agentgym.agentboard import NAMES, with_agentboard
 from atlas_ray.environments.agentgym.numbers import numbered, unplayable
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import ServedTasks, served_tasks
@@ -162,3 +162,8 @@ def _items_of(config: EvaluateConfig) -> Items:
 @cache
 def _items(config: str) -> Items:
     return read_items(DataConfig.model_validate_json(config))
+
+
+def remote_environments(config: EvaluateConfig) -> list[str]:
+    """Environments whose test tasks a server holds: those without a built-in simulator, and all that items name."""
+    return [e for e in config.tasks if registry.get(e).simulator is None or (config.items and e not in NAMES)]

@@ -73,6 +73,11 @@ class EvaluateConfig(FrozenConfig):
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
+    @property
+    def played(self) -> dict[str, ModelConfig]:
+        """The models with all that is said of them."""
+        return {n: m if isinstance(m, ModelConfig) else ModelConfig(path=m) for n, m in self.models.items()}
+
     @model_validator(mode="before")
     @classmethod
     def _instructions(cls, values: Any) -> Any:

@@ -1,7 +1,7 @@
 """What a recipe's training takes where its run folders lie. Flows in: a recipe's trainings; flows out: bytes.
 
 No weights are loaded: a model in a folder is counted from its configuration, any other is as large as
-`assume.parameters` says, and written in 16 bits. One trains at a time.
+`assume.parameters` says, and written in 16 bits.
 """
 
 from __future__ import annotations
@@ -36,17 +36,19 @@ def _disk(config: TrainConfig, assumed: float, known: dict[tuple[str, bool], Mod
     return disk_of(config, known[key])
 
 
-def at_most(disks: Iterable[Disk]) -> float:
-    """Bytes while the last one trains and all others lie there, finished."""
+def at_most(disks: Iterable[Disk], at_once: int = 1) -> float:
+    """Bytes while the last ones train and all others lie there, finished."""
     found = list(disks)
-    return sum(disk.finished for disk in found) + max((disk.peak - disk.finished for disk in found), default=0)
+    beside = sorted((disk.peak - disk.finished for disk in found), reverse=True)
+    return sum(disk.finished for disk in found) + sum(beside[:at_once])
 
 
-def disk_line(recipe: Recipe) -> Iterable[str]:
-    """A line of the plan."""
+def disk_line(recipe: Recipe, at_once: int) -> Iterable[str]:
+    """A line of the plan, for so many trainings at a time."""
     if disks := disks_of(recipe, recipe.train.values()):
         finished, checkpoint = sum(disk.finished for disk in disks), max(disk.checkpoint for disk in disks)
+        trains = f"{at_once} x what trains" if at_once > 1 else "what trains"
         yield (
-            f"disk: at most {at_most(disks) / 1e9:,.0f} GB = {finished / 1e9:,.0f} GB of {len(disks)} trained models "
-            f"(they stay) + what trains has beside its model: two checkpoints of {checkpoint / 1e9:,.0f} GB"
+            f"disk: at most {at_most(disks, at_once) / 1e9:,.0f} GB = {finished / 1e9:,.0f} GB of {len(disks)} trained "
+            f"models (they stay) + {trains} has beside its model: two checkpoints of {checkpoint / 1e9:,.0f} GB"
         )

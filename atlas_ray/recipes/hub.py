@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from atlas_ray.config import DataConfig
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.trajectories.locate import is_hub_id
 
@@ -48,11 +47,7 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     for name in recipe.backbones:
         yield recipe.start_of(name).path, None
     for evaluation in recipe.evaluations.values():
-        for model in evaluation.models.values():
-            if not isinstance(model, ModelConfig):
-                yield model, None
-            elif model.endpoint is None:
-                yield model.path, model.revision
+        yield from ((m.path, m.revision) for m in evaluation.played.values() if m.endpoint is None)
     for selection in recipe.select.values():
         yield from ((model.path, None) for model in selection.selector.models())
     for verification in recipe.verify.values():
@@ -62,10 +57,6 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
 def _data(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     sections: list[DataConfig] = [recipe.expert, *(v.data for v in recipe.verify.values())]
     for evaluation in recipe.evaluations.values():
-        sections += _of_evaluation(evaluation)
+        opened = evaluation.openings.data if evaluation.openings else None
+        sections += [data for data in (evaluation.items, opened) if data is not None]
     yield from ((section.path, section.revision) for section in sections)
-
-
-def _of_evaluation(evaluation: EvaluateConfig) -> list[DataConfig]:
-    opened = evaluation.openings.data if evaluation.openings else None
-    return [data for data in (evaluation.items, opened) if data is not None]

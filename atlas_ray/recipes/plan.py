@@ -6,23 +6,36 @@ reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from atlas_ray.address import name_of
+from atlas_ray.cluster.placement import held
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import NAMES  # AgentGym has no server and AgentEval no items of these
+from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.items import remote_environments
 from atlas_ray.evaluation.provenance import other_tasks
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.prices import price
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
+from atlas_ray.recipes.nodes import nodes_at_hand
+from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_at_once, most_jobs
 from atlas_ray.recipes.settings import BASE
+from atlas_ray.recipes.stages import evaluation_stages, stages, stages_for
 from atlas_ray.report.paper.printed import eval_tasks
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Usage
+
+_SMALL_SECONDS = 120.0  # of any stage with a model: engines and workers start
+_CALL_SECONDS, _CALLS_AT_ONCE = 5.0, 64  # of an endpoint
+_NODE_GPUS, _CPUS_PER_GPU = 8, 16  # of nodes that are assumed
 
 
 @dataclass
@@ -45,8 +58,11 @@ class Line:
     work: Work
 
 
-def plan_lines(recipe: Recipe) -> list[str]:
-    """What each stage will do, how that is reckoned, and the sums.
+def plan_lines(recipe: Recipe, jobs: int | None = None) -> list[str]:
+    """What each stage will do, how that is reckoned, the sums, and how long it takes on the cluster at hand.
+
+    Args:
+        jobs: Stages that run at once at most; None: as a run without it would.
 
     Raises:
         UserError: If an environment has too few test tasks, or data at hand cannot be read.
@@ -62,7 +78,57 @@ def plan_lines(recipe: Recipe) -> list[str]:
     lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
     lines += [_verification(config, shapes) for config in recipe.verify.values()]
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
-    return [*said, *_sums(recipe, [line.work for line in lines]), *_not_included(recipe, shapes)]
+    sums = _sums(recipe, [line.work for line in lines])
+    return [*said, *sums, *_schedule(recipe, lines, jobs), *_needs(recipe), *_not_included(recipe, shapes)]
+
+
+def _schedule(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> Iterator[str]:
+    """Disk and time that it takes, by the order in which a run would start its stages."""
+    nodes, where, most = _nodes(recipe)
+    works = {line.stage: line.work for line in lines}
+    for key, config in recipe.evaluations.items():
+        group, *own = evaluation_stages(key, config)
+        works |= dict.fromkeys(own, _sum([works[group]], 1 / len(own)))
+
+    def takes(planned: list[Stage], jobs: int) -> str:
+        if BASE not in recipe.tiny:
+            planned = [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
+        seconds = makespan(planned, nodes, jobs)
+        return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
+
+    planned, jobs = stages_for(recipe, nodes, jobs, most=most)
+    told = f"makespan: about {takes(planned, jobs)} on {where}, "
+    trainings = [stage for stage in planned if stage.name.removeprefix("train/") in recipe.train]
+    yield from disk_line(recipe, most_at_once(trainings, nodes, jobs))
+    if jobs == 1:
+        yield f"{told}one stage after another"
+        return
+    many = "as many stages at once as have room" if jobs > len(planned) else f"at most {jobs} stages at once"
+    alone = takes(stages(recipe, gpus=gpus_of(nodes)), 1)
+    yield f"{told}{many}; {alone} one after another (--jobs 1)"
+
+
+def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
+    """The cluster at hand; for want of GPUs one that is assumed. In words too, and how many stages it bears at once."""
+    try:
+        nodes = nodes_at_hand(recipe.config.ray)
+    except AtlasError:
+        nodes = []
+    gpus = recipe.config.assume.gpus
+    if BASE not in recipe.tiny and not gpus_of(nodes):
+        needed = [b for s in stages(recipe, gpus=1) for b in s.takes]
+        gpus = gpus or int(max(b.count * b.each.get("GPU", 0) for b in needed))
+        sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
+        nodes = [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
+        return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)", sys.maxsize
+    return nodes, held(node.resources for node in nodes), most_jobs(nodes, os.cpu_count() or 1)
+
+
+def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
+    """Of one stage, on the GPUs that it takes."""
+    work = works.get(stage.name, Work())
+    gpus = max(1.0, sum(bundle.count * bundle.each.get("GPU", 0.0) for bundle in stage.takes))
+    return _SMALL_SECONDS + 3600 * _hours(work, recipe) / gpus + _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
 
 
 def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:
@@ -88,9 +154,9 @@ def _together(lines: Iterable[Line]) -> Iterator[Line]:
         yield Line(stage, times + words, _sum(line.work for line in alike))
 
 
-def _sum(works: Iterable[Work]) -> Work:
+def _sum(works: Iterable[Work], times: float = 1.0) -> Work:
     found = list(works)
-    return Work(*(sum(getattr(w, name) for w in found) for name in Work.__dataclass_fields__))
+    return Work(*(times * sum(getattr(w, name) for w in found) for name in Work.__dataclass_fields__))
 
 
 def _shapes(recipe: Recipe) -> tuple[dict[str, Shape], str]:
@@ -158,7 +224,7 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
         f"{config.engine.replicas} engine replica(s), contexts of at most {config.engine.cap:,} tokens"
     )
     played = [(shapes.get(e) or SHAPES.get(e) or OTHER)._replace(trajectories=n) for e, n in number.items()]
-    asked = [model.path for model in config.models.values() if isinstance(model, ModelConfig) and model.endpoint]
+    asked = [model.path for model in config.played.values() if model.endpoint]
     work = _played(models - len(asked), played)
     if asked:
         # an endpoint reads the whole conversation at every turn
@@ -174,15 +240,16 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
 
 
 def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
+    name = name_of(config.run)
     words = "from scratch, after each critical step, after as many others, and with those put in"
     if not shapes:
-        return Line("verify", f"{words} (its size is known once the expert's trajectories are collected)", Work())
+        return Line(name, f"{words} (its size is known once the expert's trajectories are collected)", Work())
     limit = config.data.limit or 10**9
     own = [s._replace(trajectories=min(s.trajectories, limit)) for s in _only(shapes, config.data.envs).values()]
     tasks, starts = sum(s.trajectories for s in own), sum(0.3 * s.trajectories * s.steps for s in own)
     # a start half-way leaves half an episode
     work = _played((2 * tasks + starts) / max(1, tasks), own)
-    return Line("verify", f"{tasks:,.0f} tasks, about {2 * tasks + 2 * starts:,.0f} episodes: {words}", work)
+    return Line(name, f"{tasks:,.0f} tasks, about {2 * tasks + 2 * starts:,.0f} episodes: {words}", work)
 
 
 def _tasks(config: EvaluateConfig, env: str) -> int:
@@ -228,12 +295,7 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
-    return [*lines, *disk_line(recipe), f"dollars for endpoints: {dollars}", *_needs(recipe)]
-
-
-def remote_environments(config: EvaluateConfig) -> list[str]:
-    """Environments whose test tasks a server holds: those without a built-in simulator, and all that items name."""
-    return [e for e in config.tasks if registry.get(e).simulator is None or (config.items and e not in NAMES)]
+    return [*lines, f"dollars for endpoints: {dollars}"]
 
 
 def _needs(recipe: Recipe) -> list[str]:
@@ -241,8 +303,8 @@ def _needs(recipe: Recipe) -> list[str]:
     remote = dict.fromkeys(env for config in recipe.evaluations.values() for env in remote_environments(config))
     missing = [env for env in remote if env not in recipe.config.environments.servers]
     keys = {c.selector.paid_endpoint.api_key_env for c in recipe.select.values() if c.selector.paid_endpoint}
-    models = [m for config in recipe.evaluations.values() for m in config.models.values()]
-    keys |= {m.endpoint.api_key_env for m in models if isinstance(m, ModelConfig) and m.endpoint is not None}
+    models = [m for config in recipe.evaluations.values() for m in config.played.values()]
+    keys |= {m.endpoint.api_key_env for m in models if m.endpoint is not None}
     workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
     if BASE not in recipe.tiny:

@@ -114,9 +114,10 @@ def gather(recipe: Recipe) -> ReportInput:
         console.print(f"not finished, so not reported: {', '.join(missing)}")
     names = [*recipe.backbones, *(arm for arm in recipe.arms if recipe.group_of(arm) == ""), *recipe.models]
     arms = [arm for name in names if (arm := _arm(recipe, name, finished, failures)) is not None]
-    if not arms:
+    begun = (folder for name in evaluation.models if (folder := RunFolder(evaluation.run).child(name)).exists)
+    if not arms or (first := next(begun, None)) is None:
         raise UserError(f"nothing is evaluated in {recipe.root}", "run the recipe first: atlas run RECIPE")
-    manifest = RunFolder(evaluation.run).child(arms[0].name).read_json("manifest.json")
+    manifest = first.read_json("manifest.json")
     selections = {n: RunFolder(c.run) for n, c in recipe.select.items() if f"select/{n}" in finished}
     return ReportInput(
         recipe=recipe.config.name,

@@ -13,6 +13,7 @@ import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from atlas_ray.config import (
+    PLACEMENT,
     BackboneConfig,
     DataConfig,
     EnvironmentsConfig,
@@ -74,6 +75,7 @@ class AssumeConfig(FrozenConfig):
     mfu: float = Field(0.45, gt=0, le=1, description="of training")
     prefill: float = Field(20_000, gt=0, description="prompt tokens a second and GPU, those of the prefix cache aside")
     decode: float = Field(3_000, gt=0, description="generated tokens a second and GPU")
+    gpus: int | None = Field(None, ge=1, description="where none are at hand; None: as many as the largest stage takes")
     dollars_per_gpu_hour: float | None = Field(None, ge=0, description="what a GPU costs; no dollars where None")
 
 
@@ -111,6 +113,7 @@ class RecipeConfig(FrozenConfig):
         verify: Settings of step verification, of the base model on `verify_arm`'s selection; none where None.
         tables: Which arm or model stands in which row of the paper's tables.
         stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
+        jobs: Stages that run at once at most; as many as the cluster has room for where None, one on a laptop.
         assume: What `--dry-run` reckons with where nothing can be counted.
     """
 
@@ -130,6 +133,7 @@ class RecipeConfig(FrozenConfig):
     verify_arm: str = "gold"
     tables: dict[str, dict[str, str]] = {}
     stand_ins: dict[str, dict[str, str]] = {}
+    jobs: Annotated[int | None, PLACEMENT] = Field(None, ge=1)
     assume: AssumeConfig = AssumeConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()

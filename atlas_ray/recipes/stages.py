@@ -1,40 +1,33 @@
-"""A recipe's stages in order, and the running of them. Flows in: a `Recipe`; flows out: run folders and the report."""
+"""A recipe's stages: what each does, which must be over before it, and what it takes of a cluster.
+
+Flows in: a `Recipe`; flows out: stages in an order in which they could run one after another. Where several run at once
+every model is evaluated in a stage of its own; else one pool of engines plays all of a group in turn.
+"""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
-from rich.text import Text
-
-from atlas_ray.address import name_of
-from atlas_ray.errors import ModelUnavailable, UserError
+from atlas_ray.address import below, name_of
+from atlas_ray.cluster.placement import GROUP, ROLLOUT, TRAIN
+from atlas_ray.config import EndpointConfig, EngineConfig
+from atlas_ray.errors import AtlasError
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
+from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.training.settings import TrainConfig
 
-_PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One stage of a plan: `group/name`, what it will do in words, and the call that does it.
-
-    `weight` is its share of the whole, in seconds of the quickstart on two cores; the pace of the stages already run
-    turns the weights left into an ETA.
-    """
-
-    name: str
-    description: str
-    run: Callable[[], Any]
-    weight: float = 5.0
+COMPARE = "compare"  # the group of what is left of an evaluation once its models are played one by one
+_ONE_CPU: tuple[Bundle, ...] = (Bundle({"CPU": 1}),)
+_PLAYED_SECONDS = 15.0  # of the quickstart's test tasks, by a model
 
 
 def opened(
@@ -60,124 +53,274 @@ def opened(
     return wanted, whole, [name for name in only if name not in tables]
 
 
-def stages(recipe: Recipe, whole: Recipe | None = None) -> list[Stage]:
+def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at_once: bool = False) -> list[Stage]:
     """All stages in order.
 
     Args:
         recipe: What is run.
         whole: What is reported, where that is more.
+        gpus: That the cluster has.
+        at_once: Whether several may run at the same time.
     """
-    from atlas_ray.evaluation.stage import evaluate
-    from atlas_ray.evaluation.verification import verify
     from atlas_ray.recipes.report import report_recipe
-    from atlas_ray.training.stage import train_agent
-    from atlas_ray.trajectories.collect import collect, episodes_of
 
-    collected = {name: len(episodes_of(c)) for name, c in recipe.collections().items()}
-    experts = collected.get("expert", 10_000)
     found = [
-        Stage(
-            f"collect/{name}",
-            f"{c.role} trajectories in {', '.join(c.envs)}",
-            partial(collect, c),
-            5 + collected[name] / 300,
-        )
-        for name, c in recipe.collections().items()
+        *_collections(recipe),
+        *_tiny_models(recipe, gpus),
+        *_selections(recipe, gpus),
+        *_trainings(recipe, gpus, at_once),
+        *(stage for key in recipe.evaluations for stage in _evaluations(recipe, key, gpus, at_once)),
+        *_verifications(recipe, gpus),
     ]
-    for name in recipe.tiny:
-        words, weight = f"the tiny model `{name}`, on the novice", 10 + collected.get("novice", 0) / 40
-        found.append(Stage(f"train/{name}", words, partial(_train_tiny, recipe, name), weight))
-    for name, select in recipe.select.items():
-        costs = {"value": 30 + experts, "perplexity": 15 + experts / 50, "llm": 15 + experts / 5}
-        weight = costs.get(select.selector.name, 1.0)
-        found.append(Stage(f"select/{name}", selector_words(select.selector), partial(_select, select), weight))
-    for unit in recipe.units:
-        train = recipe.train[unit.name]
-        words, weight = f"on steps by `{unit.selection}`", 10 + experts * train.epochs / 100
-        found.append(Stage(f"train/{unit.name}", words, partial(train_agent, train), weight))
-    for key, config in recipe.evaluations.items():
-        tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
-        words, weight = f"{len(config.models)} model(s) on test tasks: {tasks}", 20.0 + 15 * len(config.models)
-        found.append(Stage(f"evaluate/{key}".rstrip("/"), words, partial(evaluate, config), weight))
-    for verification in recipe.verify.values():
-        words = f"the base model from `{recipe.config.verify_arm}`'s steps"
-        found.append(Stage(name_of(verification.run), words, partial(verify, verification), 120))
     report = partial(report_recipe, whole or recipe, recipe.tables)
-    found.append(Stage("report", recipe.at("report", "index.html"), report))
-    return found
+    before = dict.fromkeys((stage.name for stage in found), "")
+    return [*found, Stage("report", recipe.at("report", "index.html"), report, parts=before)]
 
 
-def run(recipe: Recipe, only: Sequence[str] = (), whole: Recipe | None = None, *, skip_preflight: bool = False) -> None:
-    """Runs a preflight, then the stages in order; what is finished is passed over by the stages themselves.
+def stages_for(
+    recipe: Recipe,
+    nodes: Sequence[Node],
+    jobs: int | None = None,
+    whole: Recipe | None = None,
+    *,
+    most: int = sys.maxsize,
+) -> tuple[list[Stage], int]:
+    """The stages as they run on a cluster, and how many at once.
 
     Args:
-        recipe: What to run.
-        only: Names or groups (`train`, `select/gold`) of stages to run; all where empty.
-        whole: What the report is about, where that is more.
-        skip_preflight: Starts without it, and records that.
-
-    Raises:
-        UserError: If no stage is of such a name, or the preflight finds a fault.
-        ModelUnavailable: If models could not be loaded; every other stage has run by then.
+        nodes: Of the cluster.
+        jobs: How many; None: as the recipe says, else as many as have room, if that is sooner than one after another.
+        whole: What is reported, where that is more than what is run.
+        most: How many this machine bears.
     """
-    from atlas_ray.recipes.preflight.run import require_passed, skip
+    gpus, jobs = gpus_of(nodes), jobs or recipe.config.jobs
+    if jobs is not None:
+        return stages(recipe, whole, gpus=gpus, at_once=jobs > 1), jobs
+    one_by_one, at_once = (stages(recipe, whole, gpus=gpus, at_once=several) for several in (False, True))
+    sooner = most > 1 and makespan(at_once, nodes, most) < makespan(one_by_one, nodes, 1)
+    return (at_once, most) if sooner else (one_by_one, 1)
 
-    planned = stages(recipe, whole)
-    wanted = set(only)
-    chosen = [s for s in planned if not wanted or wanted & _names(s.name)]
-    if not chosen:
-        tables = [f"; tables: {', '.join(recipe.config.tables)}"] if recipe.config.tables else []
-        valid = ", ".join(s.name for s in planned)
-        raise UserError(f"the recipe has no stage {', '.join(only)}", f"valid: {valid}{''.join(tables)}")
-    if skip_preflight:
-        skip(recipe)
-    else:
-        require_passed(recipe, [s.name for s in chosen], console)
-    spent = weighed = 0.0
-    missing: list[ModelUnavailable] = []
-    for number, stage in enumerate(chosen, 1):
-        pace = spent / weighed if weighed else 1.0
-        left = pace * sum(s.weight for s in chosen[number - 1 :])
-        words = f"{stage.description}  (about {left / 60:.0f} min left in all)"
-        title = Text.assemble((f"{number}/{len(chosen)} {stage.name}", "bold"), f"  {words}")
-        console.rule(title, align="left")
-        begun = time.monotonic()
-        try:
-            stage.run()
-        except ModelUnavailable as error:
-            console.print(Text(f"{error.what}\n  the stages that are left go on without", "red"))
-            missing.append(error)
-        if (seconds := time.monotonic() - begun) > _PASSED_OVER:
-            spent, weighed = spent + seconds, weighed + stage.weight
-    if missing:
-        raise ModelUnavailable("\n  ".join(error.what for error in missing), missing[0].remedy)
+
+def evaluation_stages(key: str, config: EvaluateConfig) -> list[str]:
+    """Names of an evaluation's stages: of the one for all of its models, then of each model's own."""
+    group = f"evaluate/{key}".rstrip("/")
+    return [group, *(f"{group}/{name}" for name in config.models)]
+
+
+def answers_to(stage: str) -> set[str]:
+    """What a stage is called by: its own name, every group that it is in, and the same without a seed."""
+    stage = stage.replace(COMPARE, "evaluate", 1) if stage.partition("/")[0] == COMPARE else stage
+    parts = stage.split("/")
+    groups = {"/".join(parts[:n]) for n in range(1, len(parts) + 1)}
+    return groups | {name.partition(".seed")[0] for name in groups}
 
 
 def clean(recipe: Recipe) -> None:
     """Deletes what the recipe's stages made, but for judgements that were paid for; of a table, what it needs."""
     made = [RunFolder(c.run) for c in recipe.collections().values()]
     made += [RunFolder(c.run) for c in recipe.train.values()]
-    made += [RunFolder(c.run) for c in recipe.select.values() if c.selector.name != "llm"]
+    made += [RunFolder(c.run) for c in recipe.select.values() if not c.selector.kept_on_clean()]
     made += [RunFolder(c.run).child(name) for c in recipe.evaluations.values() for name in c.models]
     made += [RunFolder(c.run) for c in recipe.verify.values()]
     for folder in (*made, RunFolder(recipe.at("rendered")), RunFolder(recipe.at("report"))):
         folder.delete()
 
 
-def _names(stage: str) -> set[str]:
-    """What a stage answers to: its own name, its group's, and for all seeds alike the name without the seed."""
-    return {stage, stage.partition(".seed")[0], stage.partition("/")[0]}
+def _collections(recipe: Recipe) -> Iterator[Stage]:
+    from atlas_ray.trajectories.collect import collect, episodes_of
+
+    for name, config in recipe.collections().items():
+        words = f"{config.role} trajectories in {', '.join(config.envs)}"
+        seconds = 5 + len(episodes_of(config)) / 300
+        yield Stage(f"collect/{name}", words, partial(collect, config), seconds, takes=_ONE_CPU)
+
+
+def _tiny_models(recipe: Recipe, gpus: float) -> Iterator[Stage]:
+    for name in recipe.tiny:
+        words, seconds = (
+            f"the tiny model `{name}`, on the novice",
+            10 + _collected(recipe, name_of(recipe.train[name].data.path)) / 40,
+        )
+        yield Stage(
+            f"train/{name}",
+            words,
+            partial(_train_tiny, recipe, name),
+            seconds,
+            needs=frozenset(f"collect/{made}" for made in recipe.collections()),
+            takes=_workers(recipe.train[name], gpus),
+            folders=(below(recipe.evaluations[""].run, name),),
+        )
+
+
+def _selections(recipe: Recipe, gpus: float) -> Iterator[Stage]:
+    number = _collected(recipe, "expert")
+    for name, config in recipe.select.items():
+        selector, seconds, takes = config.selector, 1.0, _ONE_CPU
+        if engines := selector.engines():
+            seconds, takes = 30.0 + number, tuple(_engines(engine, gpus) for engine in engines)
+        elif selector.paid_endpoint is not None:
+            seconds = 15 + number / 5
+        elif selector.models():
+            workers = int(getattr(selector, "num_workers", None) or gpus or 1)
+            seconds, takes = 15 + number / 50, (Bundle({"CPU": 1, "GPU": min(1, gpus)}, workers),)
+        sources = {f"select/{source}" for source in selector.sources()}
+        made = _models_made(recipe, [use.path for use in selector.models()])
+        paid = [selector.paid_endpoint] if selector.paid_endpoint is not None else []
+        yield Stage(
+            f"select/{name}",
+            selector_words(selector),
+            partial(_select, config),
+            seconds,
+            needs=_expert(recipe) | sources | made,
+            takes=takes,
+            endpoints=frozenset(map(_address, paid)),
+        )
+
+
+def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
+    from atlas_ray.training.stage import render_tokens, train_agent
+
+    rendered: dict[str, str] = {}
+    for unit in recipe.units:
+        config = recipe.train[unit.name]
+        needs = _expert(recipe) | _models_made(recipe, [config.model])
+        if at_once:  # what trainings share is made before them
+            key = f"{config.data} {config.model} {config.chat_template}"
+            if key not in rendered:
+                rendered[key] = f"train/{unit.name}/tokens"
+                words, run = "the token ids that trainings share", partial(render_tokens, config)
+                shared = frozenset([str(config.rendered)])
+                yield Stage(rendered[key], words, run, needs=needs, takes=_ONE_CPU, endpoints=shared)
+            needs |= {rendered[key]}
+        yield Stage(
+            f"train/{unit.name}",
+            f"on steps by `{unit.selection}`",
+            partial(train_agent, config),
+            10 + _collected(recipe, "expert") * config.epochs / 100,
+            needs=needs | {f"select/{unit.selection}"},
+            takes=_workers(config, gpus),
+            folders=(below(recipe.evaluations[recipe.group_of(unit.arm)].run, unit.name),),
+        )
+
+
+def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterator[Stage]:
+    """One stage for all models of a group; or one for each, and one that compares them."""
+    config = recipe.evaluations[key]
+    made = {name: _models_made(recipe, [model.path]) for name, model in config.played.items()}
+    group, *own = evaluation_stages(key, config)
+    tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
+    words, parts = (
+        f"{len(config.models)} model(s) on test tasks: {tasks}",
+        {s: n for n, made_by in made.items() for s in made_by},
+    )
+    if at_once:
+        for stage, name in zip(own, config.models, strict=True):
+            yield Stage(
+                stage,
+                f"on test tasks: {tasks}",
+                partial(_evaluate, config.model_copy(update={"models": {name: config.models[name]}})),
+                20 + _PLAYED_SECONDS,
+                needs=made[name],
+                takes=_players(config, [name], gpus),
+                endpoints=_asked(config, [name]),
+                folders=(below(config.run, name),),
+            )
+        parts = dict(zip(own, config.models, strict=True))
+        words = "the models with each other, task by task"
+    yield Stage(
+        group.replace("evaluate", COMPARE, 1) if at_once else group,
+        words,
+        partial(_evaluate, config),
+        1.0 if at_once else 20 + _PLAYED_SECONDS * len(config.models),
+        parts=parts,
+        takes=() if at_once else _players(config, config.models, gpus),
+        endpoints=frozenset() if at_once else _asked(config, config.models),
+        folders=() if at_once else tuple(below(config.run, name) for name in config.models),
+    )
+
+
+def _verifications(recipe: Recipe, gpus: float) -> Iterator[Stage]:
+    from atlas_ray.evaluation.verification import verify
+
+    for config in recipe.verify.values():
+        yield Stage(
+            name_of(config.run),
+            f"the base model from `{recipe.config.verify_arm}`'s steps",
+            partial(verify, config),
+            120.0,
+            needs=_expert(recipe) | _models_made(recipe, [config.model]) | {f"select/{name_of(config.selection)}"},
+            takes=(_engines(config.engine, gpus),),
+            folders=(config.run,),
+        )
+
+
+def _collected(recipe: Recipe, name: str) -> int:
+    """Trajectories of a collection; as many as the paper has where the data is brought."""
+    from atlas_ray.trajectories.collect import episodes_of
+
+    found = recipe.collections().get(name)
+    return 10_000 if found is None else len(episodes_of(found))
+
+
+def _expert(recipe: Recipe) -> frozenset[str]:
+    return frozenset({"collect/expert"} & {f"collect/{name}" for name in recipe.collections()})
+
+
+def _models_made(recipe: Recipe, paths: Iterable[str]) -> frozenset[str]:
+    """The stages that make models."""
+    made = {below(config.run, "model"): f"train/{name}" for name, config in recipe.train.items()}
+    return frozenset(made[path] for path in paths if path in made)
+
+
+def _address(endpoint: EndpointConfig) -> str:
+    """What has limits of its own: a server, for a key."""
+    return f"{endpoint.base_url} {endpoint.api_key_env}"
+
+
+def _asked(config: EvaluateConfig, models: Iterable[str]) -> frozenset[str]:
+    found = [config.played[name].endpoint for name in models]
+    return frozenset(_address(endpoint) for endpoint in found if endpoint is not None)
+
+
+def _players(config: EvaluateConfig, models: Iterable[str], gpus: float) -> tuple[Bundle, ...]:
+    local = any(config.played[name].endpoint is None for name in models)
+    return (_engines(config.engine, gpus),) if local else _ONE_CPU
+
+
+def _engines(engine: EngineConfig, gpus: float) -> Bundle:
+    each = {"CPU": 1, "GPU": engine.tensor_parallel if gpus or engine.tensor_parallel > 1 else 0}
+    return Bundle(each, engine.replicas, engine.label_selector or {GROUP: ROLLOUT})
+
+
+def _workers(config: TrainConfig, gpus: float) -> tuple[Bundle, ...]:
+    use_gpu = gpus > 0 if config.use_gpu is None else config.use_gpu
+    each = {"CPU": config.cpus_per_worker, "GPU": int(use_gpu)}
+    return (Bundle(each, config.num_workers, config.label_selector or {GROUP: TRAIN}),)
 
 
 def _select(config: SelectConfig) -> None:
     from atlas_ray.selection.estimate import estimate_lines
     from atlas_ray.selection.pipeline import select_steps
 
-    if config.selector.name == "llm" and RunFolder(config.run).finished is None:
+    if config.selector.kept_on_clean() and RunFolder(config.run).finished is None:
         # it costs money: the estimate comes first
         for line in estimate_lines(config):
             console.print(line)
     select_steps(config)
+
+
+def _evaluate(config: EvaluateConfig, without: Mapping[str, str] | None = None) -> None:
+    """Plays the models that were made.
+
+    Raises:
+        AtlasError: If none was.
+    """
+    from atlas_ray.evaluation.stage import evaluate
+
+    models = {name: model for name, model in config.models.items() if name not in (without or {})}
+    if not models:
+        raise AtlasError("no model was made", "see why their training failed")
+    evaluate(config.model_copy(update={"models": models}))
 
 
 def _train_tiny(recipe: Recipe, name: str) -> None:

@@ -97,7 +97,9 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
     notes += task_notes(results["other_tasks"])
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
-    notes += [f"{name} could not be loaded, so it has no figures: {why}" for name, why in results["failures"].items()]
+    notes += [
+        f"{name} could not be made or loaded, so it has no figures: {why}" for name, why in results["failures"].items()
+    ]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
     return Table(

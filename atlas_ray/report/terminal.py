@@ -21,7 +21,7 @@ from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
-    """Prints what models reached, why others could not be loaded, and how far the models differ."""
+    """Prints what models reached, why others could not be made or loaded, and how far the models differ."""
     console, others = Console(), other_tasks(config.tasks, config.environments)
     console.print(evaluation_table(played(config), others, failures(config)))
     if found := comparisons(config):
@@ -38,7 +38,7 @@ def evaluation_table(
     Args:
         results: By model.
         other_tasks: Environments whose tasks are not the paper's, and whose they are.
-        failures: Why models could not be loaded: they stand there without figures.
+        failures: Why models could not be made or loaded: they stand there without figures.
     """
     others = other_tasks or {}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
@@ -62,7 +62,7 @@ def evaluation_table(
         table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
     overflows = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
     said = [*task_notes(others), *flags, *overflow_notes(overflows)]
-    said += [f"{model} could not be loaded: {why}" for model, why in (failures or {}).items()]
+    said += [f"{model} could not be made or loaded: {why}" for model, why in (failures or {}).items()]
     table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
 

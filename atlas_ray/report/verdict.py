@@ -165,7 +165,8 @@ def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Ite
 
 def _not_loaded(given: ReportInput) -> Iterator[str]:
     if given.failures:
-        yield f"Without figures, for they could not be loaded: {listed(list(given.failures))}. The tables say why."
+        names = listed(list(given.failures))
+        yield f"Without figures, for they could not be made or loaded: {names}. The tables say why."
 
 
 def _excluded(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:

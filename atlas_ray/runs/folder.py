@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel
 
 from atlas_ray.address import below
-from atlas_ray.errors import UserError
+from atlas_ray.errors import ConfigurationChanged, UserError
 from atlas_ray.runs.manifest import completed, config_digest, differences, identity, manifest
 from atlas_ray.runs.store import explained, first_line, in_time, open_store
 from atlas_ray.runs.tables import Record, TableSpec
@@ -103,7 +103,7 @@ class RunFolder:
             if differing := differences(held, resolved):
                 if unread:
                     differing.append(f"It was made by another version, whose settings this one cannot read: {unread}")
-                raise UserError(
+                raise ConfigurationChanged(
                     f"{self.uri} holds a run of another configuration; these keys differ:\n    "
                     + "\n    ".join(differing),
                     "use another run folder, restore the keys, or start anew with --clean",

@@ -1,7 +1,7 @@
-"""A model that cannot be loaded: an empty cell with its reason, not the end of what does not need it.
+"""A model that cannot be made or loaded: an empty cell with its reason, not the end of what does not need it.
 
-Flows in: what the loading of a stage's model ends with; flows out: `failed.json` in the stage's folder, for reports and
-`atlas status`. It is there until the model has been loaded: the same command tries again.
+Flows in: what the loading of a stage's model, or a stage before it, ends with; flows out: `failed.json` in the stage's
+folder, for reports and `atlas status`. It is there until the model has been loaded: the same command tries again.
 """
 
 from __future__ import annotations
@@ -34,13 +34,18 @@ def loading(folder: RunFolder, model: str) -> Iterator[None]:
     except PlacementError:
         raise
     except (UserError, ModelFailure) as error:
-        folder.write_json(_FAILED, {"what": error.what, "remedy": error.remedy})
+        record_failure(folder, error)
         raise unavailable({model: error}) from error
     folder.remove(_FAILED)
 
 
+def record_failure(folder: RunFolder, error: AtlasError) -> None:
+    """Writes down why nothing is made in a folder."""
+    folder.write_json(_FAILED, {"what": error.what, "remedy": error.remedy})
+
+
 def failure_of(folder: RunFolder) -> str | None:
-    """Why the model of an unfinished stage could not be loaded, in one line; None where it was not tried in vain."""
+    """Why an unfinished stage has nothing to show, in one line; None where it was not tried in vain."""
     if folder.finished is not None or not folder.has(_FAILED):
         return None
     return printable(" ".join(str(folder.read_json(_FAILED)["what"]).split()))

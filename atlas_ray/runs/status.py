@@ -1,23 +1,69 @@
-"""What `atlas status` shows: every stage below some folders, how far it is, and what it counted."""
+"""What `atlas status` shows: every stage below some folders, how far it is, and what it counted.
+
+Flows in: run folders, and of a recipe under way `stages.json`, which its process keeps; flows out: a table.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 
+STAGES = "stages.json"
 _DEPTH = 4
+_AWAITED = 3  # names of stages that one waits for
 _WATCH_SECONDS = 5.0
+_SEEN_SECONDS = 30.0  # between signs of life
+_GONE_SECONDS = 150.0  # without one, a recipe's process is taken to have ended
 _FINISHED, _UNFINISHED, _FAILED = "finished", "unfinished", "not loaded"
+_OPEN = {_UNFINISHED, "running", "waiting"}
+
+
+class StageRecord:
+    """The states of a recipe's stages, kept beside its run folders while it runs; use it as a context manager.
+
+    Args:
+        folder: The recipe's.
+        states: By stage its `state`, and `for` (what it waits for) or `why` (it failed).
+    """
+
+    def __init__(self, folder: RunFolder, states: Callable[[], Mapping[str, Mapping[str, Any]]]) -> None:
+        self._folder, self._states = folder, states
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+        self._alive = threading.Thread(target=self._keep_alive, daemon=True)
+
+    def write(self) -> None:
+        """Writes them down."""
+        with self._lock:
+            ended = self._over.is_set()
+            self._folder.write_json(STAGES, {"seen": 0 if ended else time.time(), "stages": dict(self._states())})
+
+    def _keep_alive(self) -> None:
+        while not self._over.wait(_SEEN_SECONDS):
+            with suppress(AtlasError):
+                self.write()
+
+    def __enter__(self) -> StageRecord:
+        self.write()
+        self._alive.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self.write()
 
 
 def status_table(uris: Sequence[str]) -> Table:
@@ -28,16 +74,24 @@ def status_table(uris: Sequence[str]) -> Table:
     """
     table = Table("run", "stage", "state", "recorded", "figures")
     for uri in uris:
-        for folder in _stages(RunFolder(uri), _DEPTH):
+        told: dict[str, tuple[str, str]] = {}
+        for folder in _stages(RunFolder(uri), _DEPTH, told):
+            state, why = told.pop(folder.uri, ("", ""))
             finished = folder.finished
             counts = {spec.name: len(folder.done(spec)) for spec in (TRAJECTORIES, SELECTIONS, EPISODES)}
             recorded = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
             figures = ", ".join(f"{k} {v}" for k, v in (finished or {}).items() if not isinstance(v, dict | list))
             stage = str(folder.read_json("manifest.json")["stage"])
-            state = _UNFINISHED if finished is None else _FINISHED
-            if finished is None and (failure := failure_of(folder)) is not None:
-                state, figures = _FAILED, failure
+            if finished is not None:
+                state = _FINISHED
+            elif state in ("", _FINISHED):
+                failure = failure_of(folder)
+                state, figures = (_UNFINISHED, figures) if failure is None else (_FAILED, failure)
+            else:
+                figures = why
             table.add_row(folder.uri, stage, state, recorded, Text(figures))
+        for place, (state, why) in told.items():  # they have no folder (yet)
+            table.add_row(place, "", state, "", Text(why))
     if not table.row_count:
         raise UserError(f"no run lies below {', '.join(uris)}", "name a run folder or a recipe's folder under runs/")
     return table
@@ -53,14 +107,33 @@ def watch_status(uris: Sequence[str], console: Console) -> None:
         while True:
             table = status_table(uris)
             live.update(table, refresh=True)
-            if _UNFINISHED not in table.columns[2].cells:
+            if not _OPEN & {str(cell) for cell in table.columns[2].cells}:
                 return
             time.sleep(_WATCH_SECONDS)
 
 
-def _stages(folder: RunFolder, depth: int) -> Iterator[RunFolder]:
+def _stages(folder: RunFolder, depth: int, told: dict[str, tuple[str, str]]) -> Iterator[RunFolder]:
+    """Folders of stages; what recipes' processes tell of theirs is put into `told`, by the folders."""
     if folder.exists:
         yield folder
-    elif depth:
-        for child in folder.children():
-            yield from _stages(child, depth - 1)
+        return
+    if folder.has(STAGES):
+        told |= _told(folder)
+    for child in folder.children() if depth else ():
+        yield from _stages(child, depth - 1, told)
+
+
+def _told(folder: RunFolder) -> dict[str, tuple[str, str]]:
+    """By the folder of a stage its state, and why: of those that are not finished."""
+    record = folder.read_json(STAGES)
+    gone = time.time() - record["seen"] > _GONE_SECONDS
+    found = {}
+    for name, stage in record["stages"].items():
+        state = str(stage["state"])
+        if state == _FINISHED or (gone and state in _OPEN):
+            continue
+        awaited = stage.get("for", [])
+        more = [f"{len(awaited) - _AWAITED} more"] if len(awaited) > _AWAITED else []
+        why = stage.get("why") or (f"for {', '.join([*awaited[:_AWAITED], *more])}" if awaited else "")
+        found[folder.child(*name.split("/")).uri] = state, why
+    return found

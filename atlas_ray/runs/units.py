@@ -35,9 +35,14 @@ def show_units(asked: bool = False) -> None:
         _log.propagate = False
 
 
+def is_unit_line(line: str) -> bool:
+    """Whether a line is one of these."""
+    return line.startswith(_BEGINS)
+
+
 def hidden(line: str) -> bool:
     """Whether a line of a job's log is one of these, and this process shows none."""
-    return line.startswith(_BEGINS) and not _log.isEnabledFor(logging.INFO)
+    return is_unit_line(line) and not _log.isEnabledFor(logging.INFO)
 
 
 def record_finished(stage: str, run: str, table: str, record: Any) -> None:

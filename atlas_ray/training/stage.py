@@ -182,6 +182,22 @@ def train(
     return finish(prepared, job, chat, reached, begun)
 
 
+def render_tokens(config: TrainConfig) -> None:
+    """Renders what several trainings on the same data share, before they begin.
+
+    Raises:
+        UserError: If data or chat template are unusable.
+    """
+    from atlas_ray.trajectories.readers import read_trajectories
+
+    chat = ChatFormat.load(config.model, template=config.chat_template)
+
+    def render(missing: Sequence[Trajectory]) -> Any:
+        return render_on_ray(missing, chat, config.model, config.chat_template, config.ray)
+
+    corpus_of(config, read_trajectories(config.data), chat, render)
+
+
 def corpus_of(config: TrainConfig, trajectories: Sequence[Trajectory], chat: ChatFormat, by: Render) -> Corpus:
     """The run's tokens, rendered where no run on the same data has done so."""
     return open_corpus(config.rendered or below(config.run, "rendered"), trajectories, chat, by)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -208,3 +210,68 @@ def test_a_lost_head_loses_nothing_that_was_recorded(
     assert set(before) < set(shards(tmp_path))
     assert set(Counter(stage.recorded(tmp_path)).values()) == {1}
     assert stage.results(tmp_path) == expected
+
+
+ARMS = {name: {"name": name} for name in ("all", "gold", "random", "complement", "first", "last")}
+
+
+def a_recipe(folder: Path, model: str, name: str) -> Path:
+    """Six arms, and one whose selection cannot be made."""
+    recipe = {
+        "name": name,
+        "runs": str(folder),
+        "expert": write_experts(folder, 24),
+        "base": model,
+        "arms": ARMS | {"broken": {"name": "file", "path": str(folder / "nowhere.csv")}},
+        "train": {"epochs": 4, "global_batch_size": 4, "max_length": 1024, "learning_rate": 1e-3, "dtype": "float32"},
+        "evaluate": {"tasks": {"maze": 6, "textcraft": 6}, "max_tokens": 12, "engine": {"episodes_in_flight": 8}},
+    }
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump(recipe))
+    return file
+
+
+def outcome(root: Path) -> dict[str, Any]:
+    """What a report holds, and what was trained, but for what differs from run to run."""
+    results: dict[str, Any] = json.loads((root / "report" / "results.json").read_text())
+    weights = root.glob("train/*/model/model.safetensors")
+    digests = {file.parents[1].name: hashlib.sha256(file.read_bytes()).hexdigest() for file in weights}
+    for arm in results["arms"]:
+        arm["model"] = arm["model"].replace(str(root), "")
+    return {key: value for key, value in results.items() if key not in ("seconds", "recipe")} | {"weights": digests}
+
+
+def intervals(root: Path) -> list[tuple[float, float]]:
+    """When each training began and ended."""
+    folders = [root / "train" / arm for arm in ARMS]
+    return [((f / "manifest.json").stat().st_mtime, (f / "finished.json").stat().st_mtime) for f in folders]
+
+
+def most_at_once(spans: list[tuple[float, float]]) -> int:
+    return max(sum(begun <= at < ended for begun, ended in spans) for at, _ in spans)
+
+
+def test_a_recipe_trains_several_arms_at_once_with_the_results_of_one_after_another(
+    nodes: Nodes, tiny_models: tuple[str, str], tmp_path: Path
+) -> None:
+    for name, jobs in (("wide", []), ("narrow", ["--jobs", "1"])):
+        file = a_recipe(tmp_path, tiny_models[0], name)
+        began = time.monotonic()
+        job = nodes.send("run_recipe", tmp_path / f"{name}.log", str(file), *jobs)
+        job.fail(1500.0)
+        assert "exit code 1" in job.said, job.said[-3000:]  # the driver's own
+        assert "select/broken: " in job.said
+        assert "skipped, for they need these: " in job.said
+        spans = intervals(tmp_path / name)
+        print(f"\n{name}: {time.monotonic() - began:.0f} s, {most_at_once(spans)} trainings at once")
+        for arm, (begun, ended) in zip(ARMS, spans, strict=True):
+            print(f"  train/{arm}: {begun - spans[0][0]:.1f} to {ended - spans[0][0]:.1f} s")
+    wide, narrow = outcome(tmp_path / "wide"), outcome(tmp_path / "narrow")
+    assert wide == narrow
+    assert set(wide["weights"]) == set(ARMS)
+    assert most_at_once(intervals(tmp_path / "wide")) >= 2
+    assert most_at_once(intervals(tmp_path / "narrow")) == 1
+    broken = next(arm for arm in wide["arms"] if arm["name"] == "broken")
+    assert all(cell["n"] == 0 for cell in broken["environments"])
+    assert wide["failures"]["broken"].startswith("select/broken failed: ")
+    assert all(cell["n"] for arm in wide["arms"] if arm["name"] != "broken" for cell in arm["environments"])

@@ -18,10 +18,11 @@ from atlas_ray.errors import AtlasError, ModelFailure, ModelUnavailable, Placeme
 from atlas_ray.evaluation import stage, verification
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.tiny import CHAT_TEMPLATE
-from atlas_ray.recipes import stages
+from atlas_ray.recipes import running
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.report import gather, report_recipe
+from atlas_ray.recipes.scheduling import Stage
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.report.paper.tables import paper_tables
 from atlas_ray.report.results import build_results
@@ -63,7 +64,7 @@ def test_the_others_are_evaluated_and_the_same_command_tries_again(tmp_path: Pat
     assert stage.failures(settings) == why
     assert {(c.ours, c.theirs) for c in stage.comparisons(settings)} == {("poor", "good")}
     shown = text_of(evaluation_table(stage.played(settings), failures=stage.failures(settings)))
-    assert "a could not be loaded: it has no chat template" in shown
+    assert "a could not be made or loaded: it has no chat template" in shown
     assert shown.count("not loaded") == 2
     listed = text_of(status_table([str(tmp_path / "run")]))
     assert "it has no chat template" in listed
@@ -162,26 +163,26 @@ def test_the_report_has_empty_cells_with_their_reasons(evaluated: Recipe, capsys
     ]
     shown = success_table(results)
     assert [cell.text for cell in shown.rows[2]][:3] == ["agentlm", "–", "–"]
-    assert f"agentlm could not be loaded, so it has no figures: {why}" in shown.notes
+    assert f"agentlm could not be made or loaded, so it has no figures: {why}" in shown.notes
     assert "Context: 1,024 tokens; less, for they were made for less: base 512." in shown.notes
-    assert any("could not be loaded: agentlm and verify" in said for said in results["verdict"]["caveats"])
+    assert any("could not be made or loaded: agentlm and verify" in said for said in results["verdict"]["caveats"])
 
 
 def test_the_papers_tables_have_empty_cells_with_their_reasons(evaluated: Recipe) -> None:
     tables = {table.name: table for table in paper_tables(gather_paper(evaluated))}
     row = next(row for row in tables["table1"].rows if row.key == "agentlm-7b")
     assert all(cell.ours is None for cell in row.cells)
-    said = "Cells of `agentlm` are empty, for it could not be loaded: the tokenizer of org/agentlm has no chat template"
-    assert said in tables["table1"].notes
+    why = "it could not be made or loaded: the tokenizer of org/agentlm has no chat template"
+    assert f"Cells of `agentlm` are empty, for {why}" in tables["table1"].notes
     assert any("the engine does not start with org/base" in note for note in tables["table6"].notes)
-    assert not any("could not be loaded" in note for note in tables["table2"].notes)
+    assert not any("could not be" in note for note in tables["table2"].notes)
 
 
 def test_the_report_is_built_of_what_is_there(evaluated: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     page = Path(report_recipe(evaluated))
     assert "has no chat template" in page.read_text()
     assert "has no chat template" in (page.parent / "tables" / "table1.md").read_text()
-    assert "could not be loaded" in " ".join(capsys.readouterr().out.split())
+    assert "could not be made or loaded" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_recipe_goes_on_to_its_report_and_fails_at_the_end(
@@ -189,21 +190,21 @@ def test_a_recipe_goes_on_to_its_report_and_fails_at_the_end(
 ) -> None:
     ran: list[str] = []
 
-    def step(name: str, error: AtlasError | None = None) -> stages.Stage:
+    def step(name: str, error: AtlasError | None = None) -> Stage:
         def run() -> None:
             ran.append(name)
             if error is not None:
                 raise error
 
-        return stages.Stage(name, "words", run)
+        return Stage(name, "words", run)
 
-    def planned(*_: Any) -> Sequence[stages.Stage]:
+    def planned(*_: Any, **__: Any) -> tuple[Sequence[Stage], int]:
         lost = ModelUnavailable("1 model could not be loaded:\n  a: no template", "mend that")
-        return [step("evaluate", lost), step("verify", ModelUnavailable("b: out of memory")), step("report")]
+        return [step("evaluate", lost), step("verify", ModelUnavailable("b: out of memory")), step("report")], 1
 
-    monkeypatch.setattr(stages, "stages", planned)
-    with pytest.raises(ModelUnavailable, match=r"(?s)a: no template.*b: out of memory.*mend that") as caught:
-        stages.run(evaluated, skip_preflight=True)
+    monkeypatch.setattr(running, "stages_for", planned)
+    with pytest.raises(AtlasError, match=r"(?s)2 stages failed.*a: no template.*b: out of memory.*mend that") as caught:
+        running.run(evaluated, jobs=1, skip_preflight=True)
     assert (ran, caught.value.exit_code) == (["evaluate", "verify", "report"], 1)
 
 

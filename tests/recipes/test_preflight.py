@@ -25,12 +25,13 @@ from atlas_ray.environments.protocol import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.recipes import stages
+from atlas_ray.recipes import running, stages
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.preflight import hub, machine
 from atlas_ray.recipes.preflight.findings import RECORD, Finding, failure_lines, failures
 from atlas_ray.recipes.preflight.pending import Pending
 from atlas_ray.recipes.preflight.run import preflight
+from atlas_ray.recipes.scheduling import Stage
 from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -153,7 +154,7 @@ def test_three_planted_faults_are_named_at_once(tmp_path: Path, recipe: Any, dea
     assert not (tmp_path / "runs").exists()
 
     with pytest.raises(UserError, match="3 faults, and nothing was started"):
-        stages.run(stages.opened(file)[0])
+        running.run(stages.opened(file)[0])
     assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
 
 
@@ -164,7 +165,7 @@ def test_agentevals_items_are_named_and_counted_before_any_stage(tmp_path: Path,
         recipe["environments"]["servers"]["alfworld"] = [url]
         file = written(tmp_path, recipe)
         with pytest.raises(UserError, match="1 fault, "):
-            stages.run(stages.opened(file)[0])
+            running.run(stages.opened(file)[0])
         assert sorted(p.name for p in (tmp_path / "runs" / "checked").iterdir()) == [RECORD]
         [said] = [words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("items")]
         assert "names a game, and nothing tells its number at the server; 1 more are like it" in said
@@ -297,12 +298,16 @@ def test_engines_take_gpus_where_there_are_any_and_split_ones_need_them(
 def test_gpus_that_an_autoscaler_may_add_are_counted(
     tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from atlas_ray.cluster import connection, placement
+    from atlas_ray.cluster import placement
+    from atlas_ray.recipes import nodes
 
+    labels = {placement.GROUP: "workers", "ray.io/node-group": "workers"}
+    there = [{"CPU": 8.0}, {"CPU": 8.0, "GPU": 4.0}]  # one more may join
+    alive = [{"Alive": True, "Resources": there[i], "Labels": [{}, labels][i]} for i in range(2)]
     monkeypatch.setenv("RAY_ADDRESS", "somewhere:6379")
-    monkeypatch.setattr(connection, "connect", lambda config: None)
-    monkeypatch.setattr(placement, "gpus", lambda: 1.0)
-    monkeypatch.setattr(placement, "_node_groups", lambda: [({"CPU": 8, "GPU": 4}, 2)])
+    monkeypatch.setattr(nodes, "connect", lambda config: None)
+    monkeypatch.setattr("ray.nodes", lambda: alive)
+    monkeypatch.setattr(placement, "_groups", lambda: [({"CPU": 8, "GPU": 4}, 2, labels)])
     recipe["train"] |= {"use_gpu": True, "num_workers": 8}
     assert wrong_in(tmp_path, recipe) == {}
     recipe["train"]["num_workers"] = 9
@@ -340,17 +345,17 @@ def test_what_could_not_be_checked_has_not_passed(
 ) -> None:
     found = [Finding("data", "a", "ok", ""), Finding("disk", "s3://b", "not checked", "a store's room is not known")]
     monkeypatch.setattr("atlas_ray.recipes.preflight.run.preflight", lambda *_: found)
-    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("evaluate", "", lambda: None)])
-    stages.run(stages.opened(written(tmp_path, recipe))[0])
+    monkeypatch.setattr(running, "stages_for", lambda *_, **__: ([Stage("evaluate", "", lambda: None)], 1))
+    running.run(stages.opened(written(tmp_path, recipe))[0])
     assert "preflight: 1 of 2 checks passed, 1 could not be made" in capsys.readouterr().err
 
 
 def test_a_run_without_it_is_recorded(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stages, "stages", lambda *_: [stages.Stage("evaluate", "", lambda: None)])
+    monkeypatch.setattr(running, "stages_for", lambda *_, **__: ([Stage("evaluate", "", lambda: None)], 1))
     opened = stages.opened(written(tmp_path, recipe))[0]
 
     def skipped(**options: bool) -> bool:
-        stages.run(opened, **options)
+        running.run(opened, **options)
         return bool(RunFolder(opened.root).read_json(RECORD)["skipped"])
 
     assert skipped(skip_preflight=True)

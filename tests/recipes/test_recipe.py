@@ -12,9 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
+from typer.testing import CliRunner
 
+from atlas_ray.cli.main import app
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.plan import plan_lines
@@ -57,13 +60,13 @@ def a_recipe(runs: Path, arms: dict[str, dict[str, Any]] = ARMS) -> dict[str, An
     }
 
 
-def start(tmp_path: Path, recipe: dict[str, Any]) -> subprocess.Popen[str]:
+def start(tmp_path: Path, recipe: dict[str, Any], *arguments: str) -> subprocess.Popen[str]:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
     code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(file)],
+        [sys.executable, "-c", code, "run", str(file), *arguments],
         stdout=(tmp_path / "out.log").open("a"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -71,11 +74,13 @@ def start(tmp_path: Path, recipe: dict[str, Any]) -> subprocess.Popen[str]:
     )
 
 
-def finish(tmp_path: Path, recipe: dict[str, Any], runs: Path) -> dict[str, Any]:
-    process = start(tmp_path, recipe)
+def finish(tmp_path: Path, recipe: dict[str, Any], runs: Path, *arguments: str) -> dict[str, Any]:
+    process = start(tmp_path, recipe, *arguments)
     code = process.wait(timeout=1500)
     assert code == 0, (tmp_path / "out.log").read_text()[-3000:]
     results: dict[str, Any] = json.loads((runs / "small" / "report" / "results.json").read_text())
+    for arm in results["arms"]:
+        arm["model"] = arm["model"].replace(str(runs), "")
     return results
 
 
@@ -166,11 +171,45 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(tmp_path: Path) -> 
         assert len(folder.read(EPISODES)) == sum(TASKS.values())
     steps = [json.loads(line)["step"] for line in (gold / "metrics.jsonl").read_text().splitlines()]
     assert steps == list(range(1, len(steps) + 1))
-    for arm in results["arms"] + expected["arms"]:
-        arm["model"] = Path(arm["model"]).relative_to(Path(arm["model"]).parents[4]).name
     assert timeless(results) == timeless(expected)
 
     # once more: everything is there already
     began = time.monotonic()
     assert timeless(finish(tmp_path, recipe, runs))["selectors"] == expected["selectors"]
     assert time.monotonic() - began < 120
+
+
+def stage_processes(driver: int) -> list[psutil.Process]:
+    """The processes of a recipe's stages."""
+    found = psutil.Process(driver).children()
+    return [child for child in found if "atlas_ray.recipes.stage_process" in child.cmdline()]
+
+
+@pytest.mark.slow
+def test_two_at_a_time_and_killed_it_ends_with_the_results_of_one_after_another(tmp_path: Path) -> None:
+    arms = {name: {"name": name, "ratio": 0.3} for name in ("gold", "first", "last")}
+    expected = finish(tmp_path, a_recipe(tmp_path / "alone", arms), tmp_path / "alone", "--jobs", "1")
+
+    recipe = a_recipe(tmp_path / "pair", arms)
+    root = tmp_path / "pair" / "small"
+    trained = [root / "train" / arm / "metrics.jsonl" for arm in arms]
+    process, children = start(tmp_path, recipe, "--jobs", "2"), list[psutil.Process]()
+
+    def both_train() -> bool:
+        children[:] = stage_processes(process.pid)
+        return sum(file.exists() and not (file.parent / "finished.json").exists() for file in trained) == 2
+
+    kill_when(process, both_train)
+    assert len(children) == 2
+    _, alive = psutil.wait_procs(children, timeout=20)
+    assert not alive  # they end with the recipe's own process
+    assert "unfinished" in CliRunner().invoke(app, ["status", str(root)]).output
+
+    results = finish(tmp_path, recipe, tmp_path / "pair", "--jobs", "2")
+    assert timeless(results) == timeless(expected)
+    for file in trained:
+        steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
+        assert steps == list(range(1, len(steps) + 1))
+    shown = CliRunner().invoke(app, ["status", str(root)]).output
+    assert "unfinished" not in shown
+    assert "running" not in shown

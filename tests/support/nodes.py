@@ -78,10 +78,13 @@ class Nodes:
         self._lost.clear()
 
     def submit(self, job: str, config: Path) -> Job:
-        """Sends `jobs/<job>.py` by Ray's own command and follows it."""
+        """Sends `jobs/<job>.py` with a configuration by Ray's own command and follows it."""
+        return self.send(job, config.with_suffix(".log"), "--config", str(config))
+
+    def send(self, job: str, log: Path, *arguments: str) -> Job:
+        """The same with any arguments."""
         command = ["exec", "ray", "job", "submit", "--address", _DASHBOARD, "--working-dir", "."]
-        command += ["--", "python", f"jobs/{job}.py", "--config", str(config)]
-        log = config.with_suffix(".log")
+        command += ["--", "python", f"jobs/{job}.py", *arguments]
         with log.open("a") as out:
             client = subprocess.Popen(
                 [NODES, *command], cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT
@@ -111,9 +114,9 @@ class Job:
                 continue
             pytest.fail(f"the job ended by itself with code {code}: {self.said[-3000:]}")
 
-    def fail(self) -> None:
+    def fail(self, seconds: float = _PATIENCE) -> None:
         """Until it has ended otherwise."""
-        assert self._client.wait(timeout=_PATIENCE) != 0
+        assert self._client.wait(timeout=seconds) != 0
 
     def succeed(self) -> None:
         """Until it has ended well."""

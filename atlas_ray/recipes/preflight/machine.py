@@ -7,11 +7,13 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.recipes.disk import at_most, disks_of
+from atlas_ray.recipes.nodes import named, nodes_at_hand
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
+from atlas_ray.recipes.scheduling import gpus_of, most_at_once, most_jobs
+from atlas_ray.recipes.stages import stages_for
 
 _TRAIN_LESS = "lower train.num_workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
 _FEWER_ENGINES = (
@@ -29,7 +31,9 @@ def check_gpus(pending: Pending) -> list[Finding]:
         return []
 
     def look() -> Iterator[Finding]:
-        have, where = _held(pending.recipe.config.ray)
+        config = pending.recipe.config.ray
+        have = int(gpus_of(nodes_at_hand(config)))
+        where = "the cluster" if named(config) else "this machine"
         for what, takes, remedy in (("training", training, _TRAIN_LESS), ("engines", engines, _FEWER_ENGINES)):
             wanted = max((n for n, needed in takes if needed or have), default=0)
             if wanted > have:
@@ -41,19 +45,6 @@ def check_gpus(pending: Pending) -> list[Finding]:
     return attempt("GPUs", "for training and engines", look)
 
 
-def _held(config: RayConfig) -> tuple[int, str]:
-    """How many GPUs there are, or may be, and where."""
-    if not (config.address or os.environ.get("RAY_ADDRESS")):
-        import torch
-
-        return torch.cuda.device_count(), "this machine"
-    from atlas_ray.cluster import placement
-    from atlas_ray.cluster.connection import connect
-
-    connect(config)
-    return int(placement.most_gpus()), "the cluster"
-
-
 def check_disk(pending: Pending) -> list[Finding]:
     """Room for what is left of the recipe's training, where the run folders lie on this machine."""
     runs = pending.recipe.root
@@ -61,7 +52,11 @@ def check_disk(pending: Pending) -> list[Finding]:
 
 
 def _disk(runs: str, pending: Pending) -> list[Finding]:
-    need = at_most(disks_of(pending.recipe, pending.train.values()))
+    recipe = pending.recipe
+    nodes = nodes_at_hand(recipe.config.ray)
+    planned, jobs = stages_for(recipe, nodes, most=most_jobs(nodes, os.cpu_count() or 1))
+    trainings = [stage for stage in planned if stage.name.removeprefix("train/") in pending.train]
+    need = at_most(disks_of(recipe, pending.train.values()), most_at_once(trainings, nodes, jobs))
     words = f"training takes {need / 1e9:,.1f} GB at most"
     if not need:
         return []

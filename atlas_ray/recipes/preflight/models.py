@@ -6,12 +6,12 @@ Flows in: a recipe; flows out: findings. Weights are not loaded: that a model fi
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
+from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import longest
 from atlas_ray.recipes.preflight.findings import Finding, attempt
@@ -59,8 +59,8 @@ def check_keys(pending: Pending) -> list[Finding]:
     }
     for (model, url, _), judge in asked.items():
         found += attempt("key", f"{model} at {url}", lambda j=judge: asyncio.run(j.check_endpoint()))  # type: ignore[misc]
-    for name, model in _played(pending.evaluations.values()):
-        if isinstance(model, ModelConfig) and model.endpoint is not None:
+    for name, model in ((n, m) for c in pending.evaluations.values() for n, m in c.played.items()):
+        if model.endpoint is not None:
             subject = f"{model.path} at {model.endpoint.base_url}"
             found += attempt("key", subject, lambda n=name, m=model: asyncio.run(_plays(n, m)))  # type: ignore[misc]
     return found
@@ -77,18 +77,12 @@ def _needed(pending: Pending) -> Iterator[NeededModel]:
                 yield NeededModel(use.path, tokens=use.tokens, chat_template=use.chat_template)
     # whoever plays gets the context that the comparison's cap and the model allow
     for evaluation in pending.evaluations.values():
-        for _, model in _played([evaluation]):
-            own = model if isinstance(model, ModelConfig) else ModelConfig(path=model)
+        for own in evaluation.played.values():
             if own.endpoint is None and own.path not in made:
                 yield NeededModel(own.path, own.revision, own.max_model_len, own.chat_template)
     for verify in pending.verify:
         if verify.model not in made:
             yield NeededModel(verify.model, chat_template=verify.chat_template)
-
-
-def _played(evaluations: Iterable[EvaluateConfig]) -> Iterator[tuple[str, str | ModelConfig]]:
-    for evaluation in evaluations:
-        yield from evaluation.models.items()
 
 
 def _usable(model: NeededModel) -> str:

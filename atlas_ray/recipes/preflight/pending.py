@@ -11,9 +11,10 @@ from functools import cached_property
 
 from atlas_ray.address import below, name_of
 from atlas_ray.config import DataConfig, EngineConfig
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.evaluation.items import remote_environments
+from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.recipes.graph import Recipe
-from atlas_ray.recipes.plan import remote_environments
+from atlas_ray.recipes.stages import evaluation_stages
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.settings import TrainConfig
@@ -42,7 +43,7 @@ class Pending:
         """
 
         def chosen(name: str) -> bool:
-            return stages is None or name.rstrip("/") in stages
+            return stages is None or name in stages
 
         def open_(uri: str) -> bool:
             return RunFolder(uri).finished is None
@@ -54,7 +55,8 @@ class Pending:
             {
                 key: c
                 for key, c in recipe.evaluations.items()
-                if chosen(f"evaluate/{key}") and any(open_(RunFolder(c.run).child(arm).uri) for arm in c.models)
+                if any(chosen(name) for name in evaluation_stages(key, c))
+                and any(open_(RunFolder(c.run).child(arm).uri) for arm in c.models)
             },
             [c for c in recipe.verify.values() if chosen(name_of(c.run)) and open_(c.run)],
         )
@@ -95,8 +97,7 @@ class Pending:
     def engines(self) -> list[EngineConfig]:
         """Of all that plays or judges with engines of its own."""
         selecting = [engine for c in self.select.values() for engine in c.selector.engines()]
-        played = [(c.engine, m) for c in self.evaluations.values() for m in c.models.values()]
-        local = [engine for engine, m in played if not (isinstance(m, ModelConfig) and m.endpoint)]
+        local = [c.engine for c in self.evaluations.values() for m in c.played.values() if m.endpoint is None]
         return [*selecting, *local, *(c.engine for c in self.verify)]
 
     @property

@@ -1,0 +1,182 @@
+"""A recipe's stages in processes of their own: at once, failing, stopped; and what is written down of them."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from atlas_ray.config import validate
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped
+from atlas_ray.recipes import running
+from atlas_ray.recipes.graph import Recipe
+from atlas_ray.recipes.scheduling import Stage
+from atlas_ray.recipes.settings import RecipeConfig
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
+from atlas_ray.runs.status import STAGES, StageRecord, status_table
+from tests.support import recipe_stages as does
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+SMALL: dict[str, Any] = {
+    "name": "small",
+    "expert": {"envs": ["maze"], "tasks": 4},
+    "base": "org/base",
+    "arms": {"gold": {"name": "gold"}},
+    "evaluate": {"tasks": {"maze": 3}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return Recipe(validate(RecipeConfig, SMALL | {"runs": str(tmp_path)}))
+
+
+def run(recipe: Recipe, planned: Sequence[Stage], monkeypatch: pytest.MonkeyPatch, jobs: int = 2) -> None:
+    monkeypatch.setattr(running, "stages_for", lambda recipe, nodes, jobs, whole, *, most: (planned, jobs))
+    running.run(recipe, jobs=jobs, skip_preflight=True)
+
+
+def states(recipe: Recipe) -> dict[str, str]:
+    record = RunFolder(recipe.root).read_json(STAGES)
+    return {name: stage["state"] for name, stage in record["stages"].items()}
+
+
+def shown(recipe: Recipe) -> list[str]:
+    """The status table's rows, as text without lines."""
+    console = Console(file=io.StringIO(), width=250)
+    console.print(status_table([recipe.root]))
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    return [" ".join(line.replace("│", " ").split()) for line in text.splitlines()]
+
+
+def test_two_stages_run_at_the_same_time_and_the_last_one_here(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pair = [
+        Stage("train/a", "words", partial(does.meet, tmp_path, "a", "b")),
+        Stage("train/b", "words", partial(does.meet, tmp_path, "b", "a")),
+    ]
+    last = Stage("report", "words", partial(does.done, tmp_path, "report"), needs=frozenset(["train/a", "train/b"]))
+    run(recipe, [*pair, last], monkeypatch)
+    pids = {name: int((tmp_path / name).read_text()) for name in ("a", "b", "report")}
+    assert pids["report"] == os.getpid()
+    assert len(set(pids.values())) == 3
+    said = capfd.readouterr().err
+    assert "train/a | a waits for b" in said
+    assert "running: train/a, train/b; 1 waiting" in said
+    assert set(states(recipe).values()) == {"finished"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_failed_stage_leaves_its_cell_empty_and_the_rest_goes_on(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    def places(name: str) -> tuple[str, ...]:
+        return (str(tmp_path / "evaluate" / name),)
+
+    needs = {name: frozenset([f"select/{name}"]) for name in "ab"}
+    planned = [
+        Stage("select/a", "words", partial(does.refuse, "no key")),
+        Stage("select/b", "words", partial(does.done, tmp_path, "b")),
+        Stage("train/a", "words", partial(does.done, tmp_path, "never"), needs=needs["a"], folders=places("a")),
+        Stage("train/b", "words", partial(does.done, tmp_path, "trained"), needs=needs["b"], folders=places("b")),
+        Stage("train/c", "words", does.break_down, folders=places("c")),
+        Stage(
+            "evaluate",
+            "words",
+            partial(does.record_left_out, tmp_path, "evaluated"),
+            parts={"train/a": "a", "train/b": "b", "train/c": "c"},
+        ),
+    ]
+    with pytest.raises(AtlasError, match="2 stages failed") as caught:
+        run(recipe, planned, monkeypatch, jobs)
+    assert caught.value.exit_code == 1
+    said = str(caught.value)
+    assert "select/a: no key (do otherwise)" in said
+    assert "train/c: RuntimeError: a bug" in said
+    assert "skipped, for they need these: train/a" in said
+    assert not (tmp_path / "never").exists()
+    assert (tmp_path / "trained").exists()
+    left_out = {"a": "select/a failed: no key", "c": "train/c failed: RuntimeError: a bug"}
+    assert (tmp_path / "evaluated").read_text() == str(left_out)
+    reasons = {name: failure_of(RunFolder(places(name)[0])) for name in "abc"}
+    assert reasons == {"a": "select/a failed: no key", "b": None, "c": "RuntimeError: a bug"}
+    assert states(recipe)["train/a"] == "skipped"
+    rows = shown(recipe)
+    assert any("select/a failed no key" in row for row in rows)
+    assert any("train/a skipped select/a failed: no key" in row for row in rows)
+
+
+def test_a_process_that_is_killed_is_a_stage_that_failed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = [Stage("train/a", "words", does.vanish), Stage("train/b", "words", partial(does.done, tmp_path, "b"))]
+    with pytest.raises(AtlasError, match="train/a: its process ended with signal SIGKILL"):
+        run(recipe, planned, monkeypatch)
+    assert (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize(("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Stopped)])
+def test_a_signal_stops_all_stages_and_waits_for_them(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, error: type[BaseException]
+) -> None:
+    names = ("a", "b")
+
+    def interrupt() -> None:
+        for name in names:
+            does.wait_for(tmp_path / name)
+        rows.extend(shown(recipe))
+        os.kill(os.getpid(), number)
+
+    rows: list[str] = []
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    planned = [Stage(f"train/{name}", "words", partial(does.hold_on, tmp_path, name)) for name in names]
+    planned.append(Stage("report", "words", print, needs=frozenset(["train/a", "train/b"])))
+    with pytest.raises(error):
+        run(recipe, planned, monkeypatch)
+    thread.join()
+    assert any("train/a running" in row for row in rows)
+    assert any("report waiting for train/a, train/b" in row for row in rows)
+    if number == signal.SIGINT:
+        assert all((tmp_path / f"{name} ended").exists() for name in names)
+    for name in names:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int((tmp_path / name).read_text()), 0)
+    with pytest.raises(AtlasError, match="no run lies below"):  # nothing runs, waits or failed
+        status_table([recipe.root])
+
+
+def test_another_configuration_stops_the_whole_recipe(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = [
+        Stage("train/a", "words", does.refuse_changed),
+        Stage("train/b", "words", partial(does.hold_on, tmp_path, "b")),
+        Stage("report", "words", partial(does.done, tmp_path, "report"), parts={"train/a": "", "train/b": ""}),
+    ]
+    with pytest.raises(ConfigurationChanged):
+        run(recipe, planned, monkeypatch)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_recipe_whose_process_is_gone_neither_runs_nor_waits(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = RunFolder(recipe.root)
+    told = {"train/a": {"state": "running"}, "train/b": {"state": "failed", "why": "no room"}}
+    StageRecord(folder, lambda: told).write()
+    assert any("train/a running" in row for row in shown(recipe))
+    record = json.loads(folder.read_bytes(STAGES))
+    folder.write_json(STAGES, record | {"seen": record["seen"] - 3600})
+    rows = shown(recipe)
+    assert not any("running" in row for row in rows)
+    assert any("train/b failed no room" in row for row in rows)
