@@ -64,25 +64,27 @@ class Coordinator:
         self._settled = asyncio.Event()  # a new one each time
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._key = ""
+        self._key, self._opened = "", asyncio.Event()
 
     async def open(self, key: str) -> None:
-        """Makes sure, by one request, that the endpoint answers and takes the key.
+        """Makes sure, by one request, that the endpoint answers and takes the key; else nothing is asked.
 
         Raises:
             AtlasError: If it does not answer (UserError: it refuses the key).
         """
         self._key = key
-        if self._config.engine is not None:
-            return
         client = ChatClient(self._config.model, self._config.endpoint, gate=self._throttle, key=key)
         try:
-            if not await client.check():
+            if self._config.engine is None and not await client.check():
                 self._throttle.probe()
+        except AtlasError as error:
+            self._throttle.stop(error)
+            raise
         finally:
+            self._opened.set()
             await client.close()
 
-    def join(self, worker: str, actor: str) -> str:
+    async def join(self, worker: str, actor: str) -> str:
         """Begins to serve a judging actor, and frees what it held before it was started again.
 
         Args:
@@ -90,12 +92,17 @@ class Coordinator:
             actor: Its name in all of its lives.
 
         Returns:
-            The endpoint's key.
+            The endpoint's key, once the endpoint has been asked whether it takes it.
         """
+        self.admit(worker, actor)
+        await self._opened.wait()
+        return self._key
+
+    def admit(self, worker: str, actor: str) -> None:
+        """As `join`, at once."""
         for name in [name for name, held in self._workers.items() if held.actor == actor]:
             self._bury(name)
         self._workers[worker] = _Worker(actor)
-        return self._key
 
     # --- a call: claimed, in its turn, kept ---
 
@@ -194,7 +201,9 @@ class Coordinator:
         """Takes a judging actor's calls, in order."""
         if held := self._workers.get(worker):
             held.seen = time.monotonic()
-        elif calls[0][1] != "join":
+        elif calls[0][1] == "join":
+            self.admit(worker, calls[0][2][0])  # before its first look for answers
+        else:
             raise AtlasError(f"an actor was silent for {_DEAD_SECONDS:g} s and taken for dead")
         for number, name, arguments in calls:
             if number is None:
@@ -268,7 +277,7 @@ class LocalLink:
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
-        coordinator.join("here", "here")
+        coordinator.admit("here", "here")
 
     async def ask(self, name: str, *arguments: Any) -> Any:
         """As `Link.ask`."""

@@ -76,8 +76,6 @@ class LlmStage(Stage):
         from ray.data import ActorPoolStrategy
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from atlas_ray.cluster.connection import cause_of
-
         config, folder = self._config, self._context.folder
         if not folder.has(_READ_BY):
             folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
@@ -85,10 +83,8 @@ class LlmStage(Stage):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         coordinator: Any = ray.remote(Coordinator)
         self._coordinator = coordinator.options(num_cpus=0, scheduling_strategy=here).remote(config, folder)
-        try:
-            ray.get(self._coordinator.open.remote("" if config.engine else key_of(config.endpoint)))
-        except ray.exceptions.RayError as error:
-            raise cause_of(error) from None
+        # Nobody waits here for what it finds: the judging actors do, and start meanwhile.
+        self._coordinator.open.remote("" if config.engine else key_of(config.endpoint))
         workers = ActorPoolStrategy(
             size=self._actors,
             max_tasks_in_flight_per_actor=self._blocks,
