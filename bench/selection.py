@@ -82,7 +82,7 @@ def _main() -> None:
                 assert figures["trajectories"] == given.n, figures
                 assert not figures["errors"], figures
             entries.append(Entry(f"ideal, {actors} judging actor(s)", ours, [ideal] * len(ours), "s", "lower"))
-        assert server.most_at_once() == min(given.n, _AT_ONCE)
+        assert server.most_at_once() <= _AT_ONCE
     write_bench("selection", entries)
 
 
