@@ -10,12 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from inspect import isawaitable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.client import ChatClient
@@ -167,21 +166,9 @@ class Coordinator:
             held.turns -= 1
             self._throttle.leave()
 
-    def succeeded(self, worker: str) -> None:
-        """As `Throttle.succeeded`."""
-        self._throttle.succeeded()
-
-    def overloaded(self, worker: str, began: float) -> None:
-        """As `Throttle.overloaded`."""
-        self._throttle.overloaded(began)
-
-    def pause(self, worker: str, seconds: float) -> None:
-        """As `Throttle.pause`."""
-        self._throttle.pause(seconds)
-
-    def stop(self, worker: str, error: AtlasError) -> None:
-        """As `Throttle.stop`."""
-        self._throttle.stop(error)
+    def throttle(self, worker: str, name: str, *arguments: Any) -> None:
+        """Tells the throttle how a call fared."""
+        getattr(self._throttle, name)(*arguments)
 
     async def end(self, worker: str, error: AtlasError) -> AtlasError:
         """Stops the run, and waits for the calls that are under way: they are paid for.
@@ -256,40 +243,24 @@ class Coordinator:
         self._tell_of_settled()
 
 
-class Link(Protocol):
-    """How a judge reaches the coordinator."""
-
-    async def ask(self, name: str, *arguments: Any) -> Any:
-        """Calls one of its methods and waits for the answer.
-
-        Raises:
-            AtlasError: What the method raises, or that there is no coordinator any more.
-        """
-        ...
-
-    def tell(self, name: str, *arguments: Any) -> None:
-        """The same, where no answer is wanted."""
-        ...
-
-
 class LocalLink:
-    """To a coordinator in this process and event loop."""
+    """A judge's way to a coordinator in its own process and event loop."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
         coordinator.admit("here", "here")
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """As `Link.ask`."""
+        """Calls one of the coordinator's methods and waits for the answer, or raises what the method does."""
         return await getattr(self._coordinator, name)("here", *arguments)
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """As `Link.tell`."""
+        """The same, where no answer is wanted."""
         getattr(self._coordinator, name)("here", *arguments)
 
 
 class RemoteLink:
-    """To a coordinator that is an actor; calls and answers that come close together share a message."""
+    """The way to a coordinator that is an actor; calls and answers that come close together share a message."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator, self._name = coordinator, uuid.uuid4().hex
@@ -300,7 +271,7 @@ class RemoteLink:
         self._poller: asyncio.Task[None] | None = None
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """As `Link.ask`."""
+        """As `LocalLink.ask`; an `AtlasError` too if there is no coordinator any more."""
         number = next(self._numbers)
         self._asked[number] = answer = asyncio.get_running_loop().create_future()
         self._send((number, name, arguments))
@@ -309,7 +280,7 @@ class RemoteLink:
         return await answer
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """As `Link.tell`."""
+        """As `LocalLink.tell`."""
         self._send((None, name, arguments))
 
     def _send(self, call: _Call) -> None:
@@ -349,35 +320,38 @@ class RemoteLink:
                 answer.set_exception(lost)
 
 
-class SharedGate:
-    """The coordinator's throttle as a client's gate."""
+Link = LocalLink | RemoteLink
+
+
+class SharedThrottle(Throttle):
+    """The coordinator's throttle, for a client elsewhere."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self.stopped: AtlasError | None = None
 
-    @asynccontextmanager
-    async def turn(self, tokens: int) -> AsyncIterator[float]:
-        """As `Throttle.turn`."""
+    async def enter(self, tokens: int) -> float:
+        """As the coordinator's."""
         began: float = await self._link.ask("enter", tokens)
-        try:
-            yield began
-        finally:
-            self._link.tell("leave")
+        return began
+
+    def leave(self) -> None:
+        """As the coordinator's."""
+        self._link.tell("leave")
 
     def succeeded(self) -> None:
-        """As `Throttle.succeeded`."""
-        self._link.tell("succeeded")
+        """As the coordinator's."""
+        self._link.tell("throttle", "succeeded")
 
     def overloaded(self, began: float) -> None:
-        """As `Throttle.overloaded`."""
-        self._link.tell("overloaded", began)
+        """As the coordinator's."""
+        self._link.tell("throttle", "overloaded", began)
 
     def pause(self, seconds: float) -> None:
-        """As `Throttle.pause`."""
-        self._link.tell("pause", seconds)
+        """As the coordinator's."""
+        self._link.tell("throttle", "pause", seconds)
 
     def stop(self, error: AtlasError) -> None:
-        """As `Throttle.stop`."""
+        """As the coordinator's."""
         self.stopped = self.stopped or error
-        self._link.tell("stop", error)
+        self._link.tell("throttle", "stop", error)

@@ -19,7 +19,7 @@ from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.llm.answer import PARSER_VERSION
 from atlas_ray.selection.llm.backends.batch import BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
-from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedGate
+from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedThrottle
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -148,4 +148,4 @@ def backend_of(config: LlmSelector, folder: RunFolder, ray: RayConfig, link: Lin
         return EngineBackend.of(config.model, config.engine, ray)
     if config.mode == "batch":
         return BatchBackend(config, folder, key=key)
-    return ChatClient(config.model, config.endpoint, price=config.price, gate=SharedGate(link), key=key)
+    return ChatClient(config.model, config.endpoint, price=config.price, gate=SharedThrottle(link), key=key)
