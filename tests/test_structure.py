@@ -32,7 +32,7 @@ FLOORS = (
     ("cli",),
 )
 MOST_FILES = 15
-MOST_LINES = 420
+MOST_LINES = 400
 
 
 def imported(tree: ast.AST, *, types: bool = False) -> Iterator[str]:

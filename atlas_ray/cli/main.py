@@ -11,8 +11,7 @@ import typer
 
 from atlas_ray.cli.data import compare, export_selection, trajectories_app, view_mask
 from atlas_ray.cli.environments import environments_app, serve
-from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings
-from atlas_ray.cli.options import show_plan as _show
+from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
 from atlas_ray.errors import AtlasError, StorageTimeout
@@ -53,7 +52,7 @@ def collect(
     if dry_run:
         from atlas_ray.trajectories.collect import episodes_of
 
-        return _show(settings, f"{len(episodes_of(settings))} episodes, no model call")
+        return show_plan(settings, f"{len(episodes_of(settings))} episodes, no model call")
     from atlas_ray.trajectories.collect import collect as stage
 
     folder = stage(settings, clean=clean)
@@ -76,7 +75,7 @@ def select(
     if dry_run:
         from atlas_ray.selection.estimate import estimate_lines
 
-        return _show(settings, *estimate_lines(settings))
+        return show_plan(settings, *estimate_lines(settings))
     from atlas_ray.selection.pipeline import select_steps
 
     _print_figures(select_steps(settings, clean=clean), "selections")
@@ -96,7 +95,7 @@ def train(
     from atlas_ray.training import stage
 
     if dry_run:
-        return _show(settings, *stage.plan_lines(settings))
+        return show_plan(settings, *stage.plan_lines(settings))
     stage.train_agent(settings, clean=clean)
     from atlas_ray.address import below
 
@@ -112,7 +111,7 @@ def evaluate(
     from atlas_ray.evaluation import stage
 
     if dry_run:
-        return _show(settings, *stage.plan_lines(settings))
+        return show_plan(settings, *stage.plan_lines(settings))
     from atlas_ray.errors import ModelUnavailable
     from atlas_ray.report.terminal import print_evaluation
 
@@ -139,7 +138,7 @@ def verify(
     from atlas_ray.evaluation.verification import verify as stage
 
     if dry_run:
-        return _show(settings, *plan_lines(settings))
+        return show_plan(settings, *plan_lines(settings))
     from rich.console import Console
 
     from atlas_ray.report.terminal import verification_table
@@ -173,7 +172,7 @@ def run_recipe(
     if dry_run:
         from atlas_ray.recipes.plan import plan_lines
 
-        return _show(whole.config, *plan_lines(wanted, jobs))
+        return show_plan(whole.config, *plan_lines(wanted, jobs))
     if clean:
         stages.clean(wanted)
     from atlas_ray.recipes.running import run

@@ -34,7 +34,7 @@ RECOVERIES = 3
 _RESTART_TRIES = 30  # where nobody listens any more: two minutes, in which a server may be started again
 _GENERIC_INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
 PAUSE_SECONDS = 0.25  # before the first recovery; four times as long before the next, up to the third's
-_MADE_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
+_CREATED_SECONDS = 4.0  # for an id that was being made when the session was given up; its server may hang
 
 T = TypeVar("T")
 
@@ -78,11 +78,11 @@ class HttpSession:
         self.spec, self._servers, self._timeout = spec, [s.rstrip("/") for s in servers], timeout_s
         self._pool: ClientPool | None = None
         self._lease: Lease | None = None
-        self._cut: list[Lease] = []  # ids in whose requests this session was cancelled
-        self._making: asyncio.Task[Lease] | None = None  # an id
+        self._cancelled: list[Lease] = []  # ids in whose requests this session was cancelled
+        self._creating: asyncio.Task[Lease] | None = None  # an id
         self._task: Task | None = None
         self._opening = ""
-        self._played: list[tuple[str, StepResult]] = []
+        self._history: list[tuple[str, StepResult]] = []
 
     async def reset(self, task: Task) -> Opening:
         """Starts the task.
@@ -93,7 +93,7 @@ class HttpSession:
         """
         index = self.spec.number(task)
         self._pool = self._pool or ClientPool.join()
-        self._task, self._played = task, []
+        self._task, self._history = task, []
 
         async def begin(attempt: int) -> str:
             lease = await self._take(attempt)
@@ -107,7 +107,7 @@ class HttpSession:
                 )
             return text
 
-        self._opening = await self._persist(begin)
+        self._opening = await self._retry(begin)
         return Opening(own_instruction(self.spec), self._opening)
 
     async def step(self, reply: str) -> StepResult:
@@ -116,7 +116,7 @@ class HttpSession:
         Raises:
             EnvironmentFailure: If the server fails and recovery does not help; `ReplayMismatch` if the replay differs.
         """
-        last = self._played[-1][1] if self._played else StepResult(self._opening, 0.0, False)
+        last = self._history[-1][1] if self._history else StepResult(self._opening, 0.0, False)
         if last.done:
             return last
         action = self.spec.take_action(reply)
@@ -130,23 +130,23 @@ class HttpSession:
                 await self._replay(lease)
             return await lease.step(action)
 
-        result = await self._persist(play)
-        self._played.append((action, result))
+        result = await self._retry(play)
+        self._history.append((action, result))
         return result
 
     async def close(self) -> None:
         """Gives the id back for reuse, and with the last session the connections."""
         pool, self._pool, self._task = self._pool, None, None
-        self._let_go()
-        cut, self._cut = self._cut, []
+        self._give_back()
+        cancelled, self._cancelled = self._cancelled, []
         try:
-            await self._await_made()
-            await asyncio.gather(*(lease.drop() for lease in cut))
+            await self._await_created()
+            await asyncio.gather(*(lease.drop() for lease in cancelled))
         finally:
             if pool is not None:
                 await pool.leave()
 
-    async def _persist(self, work: Callable[[int], Awaitable[T]]) -> T:
+    async def _retry(self, work: Callable[[int], Awaitable[T]]) -> T:
         """Does `work(0)`, and after a fault again on a fresh id; for a while where a server may be about to restart.
 
         Raises:
@@ -170,7 +170,7 @@ class HttpSession:
             except asyncio.CancelledError:
                 # the server may still be at the request, so nobody else may have the id
                 if self._lease is not None:
-                    self._cut.append(self._lease)
+                    self._cancelled.append(self._lease)
                 self._lease = None
                 raise
             await asyncio.sleep(PAUSE_SECONDS * 4 ** min(faults + refused - 1, RECOVERIES - 1))
@@ -182,24 +182,24 @@ class HttpSession:
         turn = zlib.crc32(self._task.id.encode(errors="replace")) + max(0, attempt - 1)
         server = self._servers[turn % len(self._servers)]
         if self._lease is None or self._lease.lost or self._lease.connection.server != server:
-            self._let_go()
+            self._give_back()
             connection = self._pool.connection(server, self.spec, self._timeout)
-            self._making = asyncio.create_task(connection.acquire(fresh=attempt > 0))
+            self._creating = asyncio.create_task(connection.acquire(fresh=attempt > 0))
             # cancelled half-way, it would leave an id at the server that nobody knows
-            self._lease = await asyncio.shield(self._making)
-            self._making = None
+            self._lease = await asyncio.shield(self._creating)
+            self._creating = None
         return self._lease
 
-    async def _await_made(self) -> None:
+    async def _await_created(self) -> None:
         """Gives back an id that was being made when this session was cancelled."""
-        making, self._making = self._making, None
-        if making is None:
+        creating, self._creating = self._creating, None
+        if creating is None:
             return
-        await asyncio.wait([making], timeout=_MADE_SECONDS)
-        if not making.done():
-            making.cancel()
-        elif not making.cancelled() and making.exception() is None:
-            making.result().give_back()
+        await asyncio.wait([creating], timeout=_CREATED_SECONDS)
+        if not creating.done():
+            creating.cancel()
+        elif not creating.cancelled() and creating.exception() is None:
+            creating.result().give_back()
 
     async def _replay(self, lease: Lease) -> None:
         """Brings a fresh id to where the episode was.
@@ -211,7 +211,7 @@ class HttpSession:
         assert self._task is not None
         text = await lease.reset(self.spec.number(self._task))
         same = self.spec.same_task(self._opening, text)
-        for action, before in self._played:
+        for action, before in self._history:
             if not same:
                 break
             again = await lease.step(action)
@@ -229,7 +229,7 @@ class HttpSession:
         if lease is not None:
             await lease.drop()
 
-    def _let_go(self) -> None:
+    def _give_back(self) -> None:
         lease, self._lease = self._lease, None
         if lease is not None:
             lease.give_back()

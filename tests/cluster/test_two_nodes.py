@@ -257,7 +257,7 @@ def test_a_recipe_trains_several_arms_at_once_with_the_results_of_one_after_anot
     for name, jobs in (("wide", []), ("narrow", ["--jobs", "1"])):
         file = a_recipe(tmp_path, tiny_models[0], name)
         began = time.monotonic()
-        job = nodes.send("run_recipe", tmp_path / f"{name}.log", str(file), *jobs)
+        job = nodes.run_recipe(tmp_path / f"{name}.log", str(file), *jobs)
         job.fail(1500.0)
         assert "exit code 1" in job.said, job.said[-3000:]  # the driver's own
         assert "select/broken: " in job.said

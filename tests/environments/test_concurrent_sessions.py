@@ -216,7 +216,7 @@ async def test_a_refused_request_is_not_played_in_a_later_episode(monkeypatch: p
     shared = client_pool.ClientPool.join()
     connection = shared.connection("http://127.0.0.1:1", registry.get("weather"), 1.0)
     lease = await connection.acquire()
-    step = asyncio.create_task(connection.post(lease, "step", {}))
+    step = asyncio.create_task(connection.request(lease, "step", {}))
     await turned_away.wait()
     down = True
     with pytest.raises(Unreachable):

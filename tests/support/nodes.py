@@ -78,13 +78,22 @@ class Nodes:
         self._lost.clear()
 
     def submit(self, job: str, config: Path) -> Job:
-        """Sends `jobs/<job>.py` with a configuration by Ray's own command and follows it."""
-        return self.send(job, config.with_suffix(".log"), "--config", str(config))
+        """Sends `jobs/<job>.py` by Ray's own command and follows it."""
+        command = ["--", "python", f"jobs/{job}.py", "--config", str(config)]
+        return self._follow(config.with_suffix(".log"), "--working-dir", ".", *command)
 
-    def send(self, job: str, log: Path, *arguments: str) -> Job:
-        """The same with any arguments."""
-        command = ["exec", "ray", "job", "submit", "--address", _DASHBOARD, "--working-dir", "."]
-        command += ["--", "python", f"jobs/{job}.py", *arguments]
+    def run_recipe(self, log: Path, *arguments: str) -> Job:
+        """Runs a recipe as a job in the source tree itself.
+
+        Nodes of one machine share the folder that a working directory is unpacked in, and the second one unpacks it
+        anew, below the feet of a driver that runs in the first.
+        """
+        environment = json.dumps({"env_vars": {"PYTHONPATH": str(ROOT)}})
+        job = ["python", str(ROOT / "jobs" / "run_recipe.py"), *arguments]
+        return self._follow(log, "--runtime-env-json", environment, "--", *job)
+
+    def _follow(self, log: Path, *options: str) -> Job:
+        command = ["exec", "ray", "job", "submit", "--address", _DASHBOARD, *options]
         with log.open("a") as out:
             client = subprocess.Popen(
                 [NODES, *command], cwd=ROOT, env=self._environment, stdout=out, stderr=subprocess.STDOUT

@@ -15,7 +15,8 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from subprocess import Popen
@@ -103,11 +104,16 @@ class Server:
             self._guard = start_guarded(command, log, _environment_for(self.config), _expanded(self.config.folder))
         self.ready, self.since = False, time.monotonic()
 
-    def ended(self) -> int | None:
-        """Its exit code, or None while it runs."""
-        return None if self._guard is None else self._guard.poll()
+    def failure(self) -> str | None:
+        """Why it is of no use, or None; whether it answers is noted."""
+        code = None if self._guard is None else self._guard.poll()
+        if code is not None:
+            return f"ended with code {code}" + (" before it answered" if not self.ready else "")
+        self.ready = self.ready or self._answers()
+        late = not self.ready and time.monotonic() - self.since > self._launch.start_s
+        return f"did not answer within {self._launch.start_s:.0f} s" if late else None
 
-    def answers(self) -> bool:
+    def _answers(self) -> bool:
         """Whether it answers over HTTP; AgentGym's greet at `/`."""
         direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         try:
@@ -142,13 +148,14 @@ def launch(config: LaunchConfig, stop: threading.Event) -> None:
         for server in servers:
             server.start()
             console.print(f"{server.name} starts at {server.url}; log: {server.log}")
-        if _await_all(servers, config, stop):
+        if _await_all(servers, stop):
             _write(config, servers)
             console.print(f"{len(servers)} server(s) answer; addresses: {config.out}")
-            _keep_alive(servers, config, stop)
+            _keep_alive(servers, stop)
     finally:
         console.print(f"ending {len(servers)} server(s)")
-        _end_all(servers)
+        with ThreadPoolExecutor(len(servers)) as enders:  # each may take a while
+            list(enders.map(Server.end, servers))
 
 
 def _servers(config: LaunchConfig) -> list[Server]:
@@ -245,30 +252,21 @@ def _known_ports(config: LaunchConfig) -> dict[str, list[int]]:
         return {}
 
 
-def _await_all(servers: Sequence[Server], config: LaunchConfig, stop: threading.Event) -> bool:
+def _await_all(servers: Sequence[Server], stop: threading.Event) -> bool:
     """Whether all answer; not so once `stop` is set."""
     while waiting := [server for server in servers if not server.ready]:
         for server in waiting:
-            code = server.ended()
-            if code is not None:
-                why = f"ended with code {code} before it answered"
-            elif server.answers():
-                server.ready = True
-                continue
-            elif time.monotonic() - server.since > config.start_s:
-                why = f"did not answer within {config.start_s:.0f} s"
-            else:
-                continue
-            raise AtlasError(
-                f"the server {server.name} {why}: {server.end_of_log()}",
-                f"its log is {server.log}; start_s gives it time",
-            )
+            if why := server.failure():
+                raise AtlasError(
+                    f"the server {server.name} {why}: {server.end_of_log()}",
+                    f"its log is {server.log}; start_s gives it time",
+                )
         if stop.wait(_LOOK_SECONDS):
             return False
     return True
 
 
-def _keep_alive(servers: Sequence[Server], config: LaunchConfig, stop: threading.Event) -> None:
+def _keep_alive(servers: Sequence[Server], stop: threading.Event) -> None:
     due: dict[str, float] = {}
     while not stop.wait(_LOOK_SECONDS):
         for server in servers:
@@ -277,33 +275,22 @@ def _keep_alive(servers: Sequence[Server], config: LaunchConfig, stop: threading
                     del due[server.name]
                     server.start()
                 continue
-            code, late = server.ended(), not server.ready and time.monotonic() - server.since > config.start_s
-            if code is None and not late:
-                if not server.ready and server.answers():
-                    server.ready = True
+            answered, why = server.ready, server.failure()
+            if why is None:
+                if server.ready > answered:
                     console.print(f"{server.name} answers again")
                 continue
-            if server.ready and time.monotonic() - server.since > _STEADY_SECONDS:
+            if answered and time.monotonic() - server.since > _STEADY_SECONDS:
                 server.deaths = 0
             pause = min(_FIRST_PAUSE * 2**server.deaths, _LONGEST_PAUSE)
             server.deaths += 1
             server.end()
-            what = "does not answer" if code is None else f"ended with code {code}"
             console.print(
-                f"{server.name} {what} and is started again in {pause:.0f} s; its log ends: {server.end_of_log()}",
+                f"{server.name} {why} and is started again in {pause:.0f} s; its log ends: {server.end_of_log()}",
                 style="yellow",
                 markup=False,
             )
             due[server.name] = time.monotonic() + pause
-
-
-def _end_all(servers: Iterable[Server]) -> None:
-    """All at once: each may take a while."""
-    enders = [threading.Thread(target=server.end) for server in servers]
-    for ender in enders:
-        ender.start()
-    for ender in enders:
-        ender.join()
 
 
 def _write(config: LaunchConfig, servers: Sequence[Server]) -> None:

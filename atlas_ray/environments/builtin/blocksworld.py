@@ -11,8 +11,8 @@ import random
 from collections import deque
 from dataclasses import replace
 
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -110,7 +110,7 @@ class BlocksWorld:
         Raises:
             UserError: If there is no such task.
         """
-        self._state, self._goal = pick(tasks(), index, "blocksworld")
+        self._state, self._goal = task_at(tasks(), index, "blocksworld")
         self._before: State | None = None
         self._slipped = False
         self._progress = satisfied(self._state, self._goal)
@@ -141,7 +141,7 @@ class BlocksWorld:
         category, right, wrong = self._situation()
         if wrong and category is not None and errs(rng, 0.3, right, self._goal):
             right = wrong[0]
-        return replace(self._decide(rng, right, category), thought=_say(rng, loosely(rng, category), right))
+        return replace(self._decide(rng, right, category), thought=_say(rng, any_category(rng, category), right))
 
     def _observe(self) -> str:
         return ", ".join(f"{b} {_place(below)}" for b, below in zip(BLOCKS, self._state, strict=True)) + "."

@@ -10,9 +10,9 @@ import random
 from collections import deque
 from dataclasses import replace
 
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -138,7 +138,7 @@ class Maze:
         Raises:
             UserError: If there is no such task.
         """
-        start, self._goal = pick(tasks(), index, "maze")
+        start, self._goal = task_at(tasks(), index, "maze")
         self._trail, self._steps = [start], 0
         self._end: StepResult | None = None
         return Opening(INSTRUCTION, self._observe())
@@ -169,7 +169,7 @@ class Maze:
         category, right, wrong = self._situation()
         if wrong and category is not None and errs(rng, 0.3, self._at, self._goal):
             right = min(wrong, key=self._as_the_crow_flies)
-        return replace(self._decide(rng, right, category, wrong), thought=_say(rng, loosely(rng, category), right))
+        return replace(self._decide(rng, right, category, wrong), thought=_say(rng, any_category(rng, category), right))
 
     @property
     def _at(self) -> Cell:

@@ -13,9 +13,9 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -177,7 +177,7 @@ class TextCraft:
         Raises:
             UserError: If there is no such task.
         """
-        self._goal = pick(tasks(), index, "textcraft")
+        self._goal = task_at(tasks(), index, "textcraft")
         self._held = Counter(dict(self._goal.stock))
         self._last: Job | None = None
         self._steps, self._failed, self._mistakes, self._checks, self._done = 0, False, 0, 0, False
@@ -220,7 +220,7 @@ class TextCraft:
         """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""
         job, category = self._situation()
         decision = self._decide(rng, job, category)
-        decision = replace(decision, thought=self._say(rng, job, loosely(rng, category)))
+        decision = replace(decision, thought=self._say(rng, job, any_category(rng, category)))
         if category is None or not errs(rng, 0.3, job.verb, job.item, self._goal.target):
             return decision
         rng = random.Random(job.action)  # the same mistake each time

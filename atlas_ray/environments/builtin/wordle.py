@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
+from atlas_ray.environments.builtin.scripted import any_category, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = (
@@ -97,7 +97,7 @@ class Wordle:
         Raises:
             UserError: If there is no such task.
         """
-        words, self._hidden = pick(tasks(), index, "wordle")
+        words, self._hidden = task_at(tasks(), index, "wordle")
         self.vocabulary = list(words)
         self._seen: list[tuple[str, str]] = []
         self._guesses, self._wasted = 0, 0
@@ -135,7 +135,7 @@ class Wordle:
         category, guess = self._situation()
         if category is not None and rng.random() < 0.9:
             guess = self._seen[-1][0] if self._seen and rng.random() < 0.7 else rng.choice(self.vocabulary)
-        return replace(self._decide(rng, guess, category), thought=self._say(rng, loosely(rng, category)))
+        return replace(self._decide(rng, guess, category), thought=self._say(rng, any_category(rng, category)))
 
     def _fitting(self) -> list[str]:
         """The listed words that every answer so far allows; the hidden word is always among them."""

@@ -91,14 +91,14 @@ class Lease:
         since: When it was made, on the loop's clock.
         lost: Whether the server is known to have forgotten it.
         game: What alfworld's server says that it plays, as TASK/TRIAL; else empty.
-        quiet: Set while no request about it is in flight.
+        idle: Set while no request about it is in flight.
     """
 
     def __init__(self, connection: Connection, number: int) -> None:
         self.connection, self.number = connection, number
         self.since, self.lost, self.game = asyncio.get_running_loop().time(), False, ""
-        self.quiet = asyncio.Event()
-        self.quiet.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
 
     async def reset(self, index: int) -> str:
         """Starts task `index` and composes its first observation.
@@ -107,15 +107,15 @@ class Lease:
             Fault: If the server does not.
         """
         dialect = self.connection.dialect
-        body = await self.connection.post(
+        body = await self.connection.request(
             self, "reset", {dialect.id_key: self.number, dialect.index_key: index, **dialect.reset_body}
         )
         try:
             match dialect.opening:
                 case "vocabulary":
-                    text = dialect.compose(await self.connection.get(self, "filtered_vocab"))
+                    text = dialect.compose(await self.connection.request(self, "filtered_vocab"))
                 case "observation":
-                    text = await self.connection.get(self, "observation")
+                    text = await self.connection.request(self, "observation")
                 case "description":
                     text = body["task_description"] + "\n" + body["observation"]
                 case "actions":
@@ -136,7 +136,7 @@ class Lease:
             Fault: If the server does not, or its answer is malformed.
         """
         dialect = self.connection.dialect
-        body = await self.connection.post(self, "step", {dialect.id_key: self.number, "action": action})
+        body = await self.connection.request(self, "step", {dialect.id_key: self.number, "action": action})
         try:
             observation, done = body[dialect.observation_key], body["done"]
             reward, progress = body[dialect.reward_key], body.get("progress")
@@ -151,15 +151,18 @@ class Lease:
 
     def give_back(self) -> None:
         """Keeps the id for the next episode."""
-        self.connection.keep(self)
+        if not self.lost:
+            self.connection.free.append(self)
 
     async def drop(self) -> None:
         """Forgets the id, whose state is unknown, and tells the server as far as that is possible."""
-        await self.connection.drop(self)
+        if not self.lost:
+            self.connection.lose(self)
+            await self.connection.close(self)
 
 
 class Connection:
-    """One environment on one server, and the ids there.
+    """One environment on one server, and the ids there; `free` are those that no episode holds.
 
     That a server was restarted shows itself in three ways: it does not know an id any more, nobody listens at its
     address, or it hands out an id that is still held. Ids that come out of order are no sign: AgentGym's servers make
@@ -171,10 +174,10 @@ class Connection:
         self._pool, self._timeout = pool, timeout_s
         self._roots = _roots(server, spec.name, spec.dialect.prefixed)
         self._held: dict[int, Lease] = {}  # the last lease of each number; lost ones too, for they may be in flight
-        self._idle: list[Lease] = []
+        self.free: list[Lease] = []
         self._answered = False  # ever
         self._creates = set[asyncio.Future[None]]()  # in flight
-        self._one_by_one, self._turn = False, asyncio.Lock()  # where requests at the same time got one id
+        self._serial_creates, self._turn = False, asyncio.Lock()  # where requests at the same time got one id
 
     async def acquire(self, fresh: bool = False) -> Lease:
         """An id for one episode: one given back, or a new one.
@@ -182,10 +185,10 @@ class Connection:
         Raises:
             Fault: If the server makes none.
         """
-        while self._idle and not fresh:
-            if not (lease := self._idle.pop()).lost:
+        while self.free and not fresh:
+            if not (lease := self.free.pop()).lost:
                 return lease
-        async with self._turn if self._one_by_one else contextlib.nullcontext():
+        async with self._turn if self._serial_creates else contextlib.nullcontext():
             loop = asyncio.get_running_loop()
             created, sent = loop.create_future(), loop.time()
             self._creates.add(created)
@@ -196,28 +199,17 @@ class Connection:
                 before = self._held.get(number)
                 self._held[number] = lease = Lease(self, number)
                 if before is not None:
-                    self._one_by_one |= not before.lost and before.since >= sent
+                    self._serial_creates |= not before.lost and before.since >= sent
                     before.lost = True
             finally:
                 self._creates.discard(created)
                 created.set_result(None)
         if before is not None:
             # what is in flight under the old lease may play in the new one's episode, whose reset comes after it
-            await before.quiet.wait()
+            await before.idle.wait()
         return lease
 
-    def keep(self, lease: Lease) -> None:
-        """Keeps an id for the next episode."""
-        if not lease.lost:
-            self._idle.append(lease)
-
-    async def drop(self, lease: Lease) -> None:
-        """Forgets an id whose state is unknown, and tells the server as far as that is possible."""
-        if not lease.lost:
-            self._lose(lease)
-            await self._close(self._pool.http, lease)
-
-    def _lose(self, lease: Lease) -> None:
+    def lose(self, lease: Lease) -> None:
         """Takes an id out of use."""
         lease.lost = True
         if self._held.get(lease.number) is lease:
@@ -226,39 +218,28 @@ class Connection:
     async def close_idle(self, http: aiohttp.ClientSession) -> None:
         """Closes the ids that nobody uses, where the server knows how; the others stay for later sessions."""
         if self.dialect.closes:
-            idle, self._idle = self._idle, []
-            mine = [lease for lease in idle if not lease.lost]
-            for lease in mine:
-                self._lose(lease)
-            await asyncio.gather(*(self._close(http, lease) for lease in mine))
+            free, self.free = [lease for lease in self.free if not lease.lost], []
+            for lease in free:
+                self.lose(lease)
+            await asyncio.gather(*(self.close(lease, http) for lease in free))
 
-    async def post(self, lease: Lease, endpoint: str, body: dict[str, Any]) -> Any:
-        """What an endpoint answers to a body about an id.
+    async def request(self, lease: Lease, endpoint: str, body: dict[str, Any] | None = None) -> Any:
+        """What an endpoint answers about an id: to a POST of `body`, else to a GET.
 
         Raises:
             Fault: If it does not, or the id is lost before or meanwhile.
         """
-        return await self._about(lease, "POST", f"{self._roots[0]}/{endpoint}", body)
-
-    async def get(self, lease: Lease, endpoint: str) -> Any:
-        """What an endpoint answers about an id.
-
-        Raises:
-            Fault: As `post`.
-        """
-        return await self._about(lease, "GET", f"{self._roots[0]}/{endpoint}?{self.dialect.id_key}={lease.number}")
-
-    async def _about(self, lease: Lease, method: str, url: str, body: dict[str, Any] | None = None) -> Any:
         if lease.lost:
             raise Fault(_LOST)
-        lease.quiet.clear()
+        url, query = f"{self._roots[0]}/{endpoint}", f"?{self.dialect.id_key}={lease.number}"
+        lease.idle.clear()
         try:
-            answer = await self._request(method, url, body)
+            answer = await self._request(*(("GET", url + query) if body is None else ("POST", url)), body)
         except Fault as fault:
             lease.lost |= f"id {lease.number} is not valid" in str(fault)
             raise
         finally:
-            lease.quiet.set()
+            lease.idle.set()
         # A restarted server may have answered for an episode that it began under this id just now; whoever asked for
         # that one is about to learn its id.
         if self._creates:
@@ -301,12 +282,13 @@ class Connection:
                 raise
         raise AssertionError("the last try returns or raises")
 
-    async def _close(self, http: aiohttp.ClientSession, lease: Lease) -> None:
+    async def close(self, lease: Lease, http: aiohttp.ClientSession | None = None) -> None:
+        """Has the server end an id, where it knows how."""
         if self.dialect.closes:
-            body = {self.dialect.id_key: lease.number}
+            url, body = f"{self._roots[0]}/close", {self.dialect.id_key: lease.number}
             # the id is of no more use either way
             with contextlib.suppress(Fault):
-                await request_json(http, "POST", f"{self._roots[0]}/close", body, min(self._timeout, _CLOSE_SECONDS))
+                await request_json(http or self._pool.http, "POST", url, body, min(self._timeout, _CLOSE_SECONDS))
 
 
 def _roots(server: str, name: str, below_name: bool) -> list[str]:

@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
-from pydantic import BaseModel, create_model
+from pydantic import Field, create_model
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.custom_data import CustomData, load_custom_data
@@ -140,7 +140,7 @@ class _Episode:
         self.index, self.first = 0, ""
 
 
-class _Wrong(Exception):
+class _Refused(Exception):
     """An answer of AgentGym's kind for a request that cannot be met: HTTP 200 with an error."""
 
 
@@ -152,19 +152,20 @@ class EnvironmentRoutes:
     ) -> None:
         if spec.simulator is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
-        self._kind = type(spec.simulator())  # says at once whether its extra is missing
-        self._make, self._dialect = spec.simulator, spec.dialect
+        self._simulator_type = type(spec.simulator())  # says at once whether its extra is missing
+        self._make_simulator, self._dialect = spec.simulator, spec.dialect
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
         self._ids = itertools.count(random.SystemRandom().randrange(2**31))
         self._episodes: dict[int, _Episode] = {}
-        number, index = {self._dialect.id_key: (int, ...)}, {self._dialect.index_key: (int, ...)}
-        self._id_form: type[BaseModel] = create_model("Id", **number)  # type: ignore[call-overload]
-        self._step_form: type[BaseModel] = create_model("Step", **number, action=(str, ...))  # type: ignore[call-overload]
+        number: Any = (int, Field(alias=self._dialect.id_key))
+        index: Any = (int, Field(alias=self._dialect.index_key))
+        self._id_form = create_model("Id", number=number)
+        self._step_form = create_model("Step", number=number, action=(str, ...))
         # to the tools no index means the same task again
-        again = {self._dialect.index_key: (int | None, None)} if self._dialect.bare else index
-        self._reset_form: type[BaseModel] = create_model("Reset", **number, **again)  # type: ignore[call-overload]
-        self._create_form: type[BaseModel] = create_model("Create", **index) if self._dialect.bare else _Anything  # type: ignore[call-overload]
+        again: Any = (int | None, Field(None, alias=self._dialect.index_key)) if self._dialect.bare else index
+        self._reset_form = create_model("Reset", number=number, index=again)
+        self._create_form = create_model("Create", index=index) if self._dialect.bare else create_model("Anything")
 
     def add_to(self, router: web.UrlDispatcher, prefix: str) -> None:
         """Adds the endpoints that AgentGym's server of this environment has."""
@@ -172,7 +173,7 @@ class EnvironmentRoutes:
         gets: dict[str, Callable[[_Episode], Any]] = {"observation": _observation, "detail": _detail}
         if self._dialect.bare:
             gets = _PAGES if self._dialect.paged else {"observation": lambda episode: episode.first}
-            router.add_get(f"{prefix}/list_envs", self._answering(self._list))
+            router.add_get(f"{prefix}/list_envs", self._handler(self._list))
         if self._dialect.opening == "description":
             gets["task_description"] = lambda episode: _described(episode.simulator)["task_description"]
             gets["action_hint"] = lambda episode: getattr(episode.simulator, "hints", {})
@@ -182,12 +183,12 @@ class EnvironmentRoutes:
             posts["close"] = self._close
         if self._dialect.opening == "vocabulary":
             gets["filtered_vocab"] = lambda episode: getattr(episode.simulator, "vocabulary", [])
-        if hasattr(self._kind, "available_actions") and not self._dialect.paged:
+        if hasattr(self._simulator_type, "available_actions") and not self._dialect.paged:
             gets["available_actions"] = lambda episode: list(getattr(episode.simulator, "available_actions", ()))
         for name, answer in posts.items():
-            router.add_post(f"{prefix}/{name}", self._answering(answer))
-        for name, look in gets.items():
-            router.add_get(f"{prefix}/{name}", self._answering(self._looking(look)))
+            router.add_post(f"{prefix}/{name}", self._handler(answer))
+        for name, read in gets.items():
+            router.add_get(f"{prefix}/{name}", self._handler(self._get(read)))
 
     async def _create(self, request: web.Request) -> Any:
         now, asked = self._clock(), None
@@ -197,40 +198,36 @@ class EnvironmentRoutes:
             for idle in [i for i, e in self._episodes.items() if now - e.used >= self._idle]:
                 self._drop(idle)
         if len(self._episodes) >= self._max:
-            raise _Wrong(f"The server is full, it holds {self._max} environments.")
-        number, episode = next(self._ids), _Episode(self._make(), now)
+            raise _Refused(f"The server is full, it holds {self._max} environments.")
+        number, episode = next(self._ids), _Episode(self._make_simulator(), now)
         answer: Any = {"id": number}
         if self._dialect.bare:
-            self._start(number, episode, getattr(asked, self._dialect.index_key) if asked else 0)
+            self._begin(number, episode, asked.index if asked else 0)
             answer = number
         elif asked is not None:
-            answer = self._start(number, episode, 0)
+            answer = self._begin(number, episode, 0)
         self._episodes[number] = episode
         return answer
 
     async def _reset(self, request: web.Request) -> Any:
         form = await read_form(request, self._reset_form)
-        number, index = getattr(form, self._dialect.id_key), getattr(form, self._dialect.index_key)
-        episode = self._episode(number)
-        return self._start(number, episode, episode.index if index is None else index)
+        episode = self._episode(form.number)
+        return self._begin(form.number, episode, episode.index if form.index is None else form.index)
 
     async def _step(self, request: web.Request) -> Any:
         form = await read_form(request, self._step_form)
-        number = getattr(form, self._dialect.id_key)
-        episode = self._episode(number)
+        episode = self._unfinished(form.number)
         if episode.result is None:
-            raise _Wrong(str(number))
-        if episode.result.done and not self._dialect.bare:
-            raise _Wrong(f"The task with environment {number} has finished.")
+            raise _Refused(str(form.number))
         episode.result = episode.simulator.step(form.action)
         if self._dialect.paged:
             done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
             return {self._dialect.observation_key: episode.result.observation, **done}
         score = ("score",) if self._dialect.reward_key == "score" else ()
         answer = _fields(episode.result, ("observation", "reward", *score, "done", "progress"))
-        return answer | self._more(episode.simulator)
+        return answer | self._extras(episode.simulator)
 
-    def _more(self, simulator: Simulator, reset: bool = False) -> dict[str, Any]:
+    def _extras(self, simulator: Simulator, reset: bool = False) -> dict[str, Any]:
         """What alfworld and sciworld tell beside the text."""
         if self._dialect.opening == "description" and reset:
             return _described(simulator)
@@ -241,7 +238,7 @@ class EnvironmentRoutes:
 
     async def _close(self, request: web.Request) -> bool:
         form = await read_form(request, self._id_form)
-        known = self._drop(getattr(form, self._dialect.id_key))
+        known = self._drop(form.number)
         if not known and self._dialect.opening == "description":
             raise web.HTTPInternalServerError
         return known
@@ -249,13 +246,9 @@ class EnvironmentRoutes:
     async def _list(self, request: web.Request) -> list[int]:
         return list(self._episodes)
 
-    def _looking(self, look: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
+    def _get(self, read: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
         async def answer(request: web.Request) -> Any:
-            number = getattr(checked(self._id_form, dict(request.query), "query"), self._dialect.id_key)
-            episode = self._episode(number)
-            if episode.result is not None and episode.result.done and not self._dialect.bare:
-                raise _Wrong(f"The task with environment {number} has finished.")
-            return look(episode)
+            return read(self._unfinished(checked(self._id_form, dict(request.query), "query").number))
 
         return answer
 
@@ -266,28 +259,28 @@ class EnvironmentRoutes:
             close_simulator(episode.simulator)
         return episode is not None
 
-    def _answering(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
+    def _handler(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
         """An endpoint from what it answers, with AgentGym's and FastAPI's ways to refuse."""
 
         async def handler(request: web.Request) -> web.StreamResponse:
             try:
                 return web.json_response(await answer(request))
-            except _Wrong as wrong:
+            except _Refused as refused:
                 if self._dialect.bare:
                     return web.Response(text="Internal Server Error", status=500)
-                return web.json_response({"error": str(wrong)})
+                return web.json_response({"error": str(refused)})
             except Malformed as malformed:
                 return web.json_response({"detail": malformed.details}, status=422)
 
         return handler
 
-    def _start(self, number: int, episode: _Episode, index: int) -> Any:
+    def _begin(self, number: int, episode: _Episode, index: int) -> Any:
         try:
             opening = episode.simulator.reset(index)
         except UserError:
-            raise _Wrong(f"The {self._dialect.index_key} {index} is not valid.") from None
+            raise _Refused(f"The {self._dialect.index_key} {index} is not valid.") from None
         except EnvironmentFailure as failure:
-            raise _Wrong(failure.what) from None
+            raise _Refused(failure.what) from None
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
@@ -296,7 +289,7 @@ class EnvironmentRoutes:
         episode.result, episode.index, episode.first = StepResult(text, 0.0, False), index, text
         if self._dialect.bare:
             return [text, None] if self._dialect.paged else text
-        return _fields(episode.result, self._dialect.reset_fields, number) | self._more(episode.simulator, reset=True)
+        return _fields(episode.result, self._dialect.reset_fields, number) | self._extras(episode.simulator, reset=True)
 
     def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
@@ -304,13 +297,15 @@ class EnvironmentRoutes:
             self._drop(number)
             episode = None
         if episode is None:
-            raise _Wrong(f"The id {number} is not valid.")
+            raise _Refused(f"The id {number} is not valid.")
         episode.used = now
         return episode
 
-
-class _Anything(BaseModel):
-    """Any object."""
+    def _unfinished(self, number: int) -> _Episode:
+        episode = self._episode(number)
+        if episode.result is not None and episode.result.done and not self._dialect.bare:
+            raise _Refused(f"The task with environment {number} has finished.")
+        return episode
 
 
 def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import pytest
 
 from atlas_ray.environments.builtin.tools import academia, movie, sheet, weather
 from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPUT, ToolError, agrees, read_action
-from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, label, position
+from atlas_ray.environments.builtin.tools.grid import Sheet, State, label, position
 from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.registry import get
 from tests.support.simulators import BOXES, make_simulator, play
@@ -131,11 +131,11 @@ def test_weather_follows_seasons_and_places() -> None:
 
 
 def test_weather_refuses_days_that_have_no_data() -> None:
-    desk = weather.Desk(date(2020, 5, 5), weather.cities()[0])
+    state = weather.State(date(2020, 5, 5), weather.cities()[0])
     at = {"latitude": 59.91, "longitude": 10.75}
 
     def ask(tool: str, start: str, end: str) -> object:
-        return weather.TOOLBOX.call(desk, tool, at | {"start_date": start, "end_date": end})
+        return weather.TOOLBOX.call(state, tool, at | {"start_date": start, "end_date": end})
 
     assert ask("get_historical_temp", "2020-05-04", "2020-05-04")
     assert ask("get_rain_forecast", "2020-05-05", "2020-05-21")
@@ -173,10 +173,10 @@ def test_positions(text: str, at: tuple[int, int]) -> None:
 
 
 def test_sheet_actions() -> None:
-    desk = Desk({"S": Sheet.of([["Name", "X", "Y"], ["a", 3, 10], ["b", 20, 5.5], ["c", "n/a", 7]])})
+    state = State({"S": Sheet.of([["Name", "X", "Y"], ["a", 3, 10], ["b", 20, 5.5], ["c", "n/a", 7]])})
 
     def do(tool: str, **given: object) -> object:
-        return sheet.TOOLBOX.call(desk, tool, given)
+        return sheet.TOOLBOX.call(state, tool, given)
 
     with pytest.raises(ToolError, match="open a sheet"):
         do("get_all_values")
@@ -185,11 +185,11 @@ def test_sheet_actions() -> None:
     assert do("get_value_by_formula", operator="MINUS", position_list=["C2", "C3", "C4"]) == "-2.5"
     assert do("get_value_by_formula", operator="AVERAGE", start_position="C2", end_position="C4") == "7.5"
     do("sort_sheet_by_col", col_num=2, order="des")
-    assert [row[0] for row in desk.open.values] == ["Name", "c", "b", "a"]  # text above numbers, as the reverse of asc
+    assert [row[0] for row in state.open.values] == ["Name", "c", "b", "a"]  # text above numbers, as the reverse of asc
     do("insert_cols", values_list=[["Z", 1]], col_idx=2)
     assert do("get_range_values", start_position="A1", end_position="C2") == [["Name", "Z", "X"], ["c", "1", "n/a"]]
     do("delete_batch_data", dimension="row", index_list=[2, 4])
-    assert desk.open.values == [["Name", "Z", "X", "Y"], ["b", "", "20", "5.5"]]
+    assert state.open.values == [["Name", "Z", "X", "Y"], ["b", "", "20", "5.5"]]
     do("update_range", start_position="A3", end_position="B3", values_list=[["d", "=1+1"]])
     assert do("filter_cells", query="=1+1") == ["B3"]
     do("update_note", position="A3", content="new")

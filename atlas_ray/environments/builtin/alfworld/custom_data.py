@@ -14,10 +14,10 @@ from pathlib import Path
 
 from atlas_ray.environments.builtin.alfworld.game import Engine, require
 from atlas_ray.environments.builtin.alfworld.simulator import INSTRUCTION, known
+from atlas_ray.environments.builtin.scripted import task_at
 from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
 from atlas_ray.environments.protocol import Opening, StepResult
-from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import EnvironmentFailure, UserError
 
 _PARTS = ("valid_unseen", "train", "valid_seen")  # test tasks come first
@@ -84,7 +84,7 @@ class OwnAlfWorld(Unscripted):
             UserError: If there is no such game.
             EnvironmentFailure: If its file is damaged or gone.
         """
-        file = pick(self._games, index, "alfworld")
+        file = task_at(self._games, index, "alfworld")
         try:
             scene = _read(file)
         except UserError as error:

@@ -12,9 +12,9 @@ from dataclasses import replace
 from atlas_ray.environments.builtin.alfworld.game import Engine, require
 from atlas_ray.environments.builtin.alfworld.house import N_TEST, N_TRAIN, TYPES, houses
 from atlas_ray.environments.builtin.alfworld.search import Errand, Memory, Stage, plan
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 INSTRUCTION = """\
@@ -97,7 +97,7 @@ _MENDING = (
     "That did not bring me closer. What I need now is {thing}, at {place}.",
 )
 _CATEGORIES: dict[Stage, Category] = {"take": SEEN, "treat": ACT, "use": ACT, "put": ACT}
-# what a novice misjudges
+# what a novice errs
 _SHARE: dict[Stage, float] = {"seek": 0.25, "take": 0.3, "carry": 0.3, "treat": 0.45, "use": 0.5, "put": 0.4}
 
 
@@ -127,7 +127,7 @@ class AlfWorld:
         Raises:
             UserError: If there is no such task.
         """
-        house = pick(houses(), index, "alfworld")
+        house = task_at(houses(), index, "alfworld")
         self._engine = self._engine or Engine()
         text = self._engine.load(house)
         self._memory = Memory(house)
@@ -181,7 +181,7 @@ class AlfWorld:
     def novice(self, rng: random.Random) -> Decision:
         """Knows how to move; it often passes by what it looks for, and forgets what the task asks for."""
         errand, category = self._situation()
-        decided = self._decide(rng, errand, category, loosely(rng, category))
+        decided = self._decide(rng, errand, category, any_category(rng, category))
         house = self._memory.house
         if not errand.wrong or not errs(rng, _SHARE.get(errand.stage, 0.0), errand.stage, house.type, house.what):
             return decided

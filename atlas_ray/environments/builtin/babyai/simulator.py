@@ -14,9 +14,9 @@ from typing import Any
 from atlas_ray.environments.builtin.babyai.plan import Advice, advise, due
 from atlas_ray.environments.builtin.babyai.scene import LEVELS, Scene, load_level
 from atlas_ray.environments.builtin.babyai.view import CHECK, View
+from atlas_ray.environments.builtin.scripted import errs
 from atlas_ray.environments.http.dialects import SCORED, Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
 

@@ -18,9 +18,9 @@ import yaml
 
 from atlas_ray.environments.agentgym.agentboard import Row, find_rows, folder_with
 from atlas_ray.environments.builtin.jericho.simulator import INSTRUCTION, interpreter, understand
+from atlas_ray.environments.builtin.scripted import task_at
 from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening, StepResult
-from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
 
 _VERSIONS = {".z3": (3, 2), ".z5": (5, 4), ".z8": (8, 8)}  # the story format, and the unit of the length in its header
@@ -103,7 +103,7 @@ class OwnJericho(Unscripted):
         Raises:
             UserError: If there is no such game.
         """
-        game = pick(self._games, index, "jericho")
+        game = task_at(self._games, index, "jericho")
         if self._frotz is None or self._game is not game:
             self._game, self._frotz = game, self._begin(game.file)
             known = (self._frotz.bindings or {}).get("seed", 1)  # with which a known game's walkthrough works

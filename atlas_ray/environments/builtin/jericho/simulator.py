@@ -16,8 +16,8 @@ from importlib import resources
 from typing import Any
 
 from atlas_ray.environments.builtin.jericho.stories import STORIES, VARIANTS, Milestone, Story, story
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
 
@@ -136,7 +136,7 @@ class Jericho:
         Raises:
             UserError: If there is no such task.
         """
-        task = pick(tasks(), index, "jericho")
+        task = task_at(tasks(), index, "jericho")
         self._story: Story = story(task.name, task.variant)
         self._task = (task.name, task.variant)
         self._done, self._rounds, self._failed, self._mistakes, self._ended = 0, 0, False, 0, False
@@ -179,7 +179,7 @@ class Jericho:
     def novice(self, rng: random.Random) -> Decision:
         """Knows the way too, but does not read well and tries things that do not help."""
         command, milestone, category = self._situation()
-        spoken = loosely(rng, category)
+        spoken = any_category(rng, category)
         if milestone and milestone.wrong and errs(rng, 0.28, *self._task, milestone.command):
             mistaken = random.Random(f"{self._task}/{milestone.command}").choice(milestone.wrong)  # the same each time
             return self._decide(rng, mistaken, milestone, category, spoken)

@@ -18,9 +18,9 @@ from atlas_ray.environments.builtin.pddl import texts
 from atlas_ray.environments.builtin.pddl.play import PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Problem
 from atlas_ray.environments.builtin.pddl.strips import Domain, parse_domain, parse_problem
+from atlas_ray.environments.builtin.scripted import task_at
 from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening
-from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
 
 _PLACES = ("agentboard/environment/pddl_env/pddlgym/pddl", "pddl", "data/pddl", ".")
@@ -65,7 +65,7 @@ class OwnPddl(Unscripted, PlanningSimulator):
         Raises:
             UserError: If there is no such task.
         """
-        domain, problem, goal = pick(self._tasks, index, "pddl")
+        domain, problem, goal = task_at(self._tasks, index, "pddl")
         self._begin(domain, problem)
         return Opening(texts.INSTRUCTION, texts.opening_text(problem.domain, goal, problem.initial))
 

@@ -13,8 +13,8 @@ from atlas_ray.environments.builtin.pddl import barman, blocksworld, gripper, te
 from atlas_ray.environments.builtin.pddl.play import EXTRA, PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Advice, Problem
 from atlas_ray.environments.builtin.pddl.strips import Action, Fact, load_domain
+from atlas_ray.environments.builtin.scripted import errs, task_at
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening
-from atlas_ray.environments.tasks import errs, pick
 from atlas_ray.types import Category
 
 DOMAINS: dict[str, ModuleType] = {
@@ -87,7 +87,7 @@ class Pddl(PlanningSimulator):
         Raises:
             UserError: If there is no such task.
         """
-        problem = pick(tasks(), index, "pddl")
+        problem = task_at(tasks(), index, "pddl")
         self._expert = DOMAINS[problem.domain]
         self._slipped = False
         self._begin(load_domain(problem.domain), problem)

@@ -12,9 +12,9 @@ from typing import Any
 
 from atlas_ray.environments.builtin.sciworld.machines import JavaGame, require
 from atlas_ray.environments.builtin.sciworld.tasks import N_TEST, N_TRAIN, aim, games, paths
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.http.dialects import SCORED, Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import EnvironmentFailure
 from atlas_ray.types import Category
 
@@ -44,7 +44,7 @@ ACT, MEND = Category.CRITICAL_ACTION, Category.SELF_CORRECTION
 _CATEGORIES = {"focus": ACT, "pick": SEEN, "read": SEEN, "use": SEEN} | dict.fromkeys(
     ("connect", "move", "pour", "mix", "activate"), ACT
 )
-# what a novice misjudges
+# what a novice errs
 _SHARE = {"focus": 0.5, "pick": 0.2, "use": 0.3, "read": 0.2, "connect": 0.25, "move": 0.4, "pour": 0.2, "mix": 0.2}
 
 _PLANS = (
@@ -113,7 +113,7 @@ class SciWorld:
             UserError: If there is no such task.
             EnvironmentFailure: If Java fails, twice.
         """
-        self.game = pick(games(), index, "sciworld")
+        self.game = task_at(games(), index, "sciworld")
         self._path = paths().get(index, ())
         self._played: list[str] = []
         self._end: StepResult | None = None
@@ -184,7 +184,7 @@ class SciWorld:
     def novice(self, rng: random.Random) -> Decision:
         """Finds its way; it often takes the wrong thing for the right one, or does not see what is to be done."""
         due, category = self._situation()
-        decided = self._decide(rng, due, category, loosely(rng, category))
+        decided = self._decide(rng, due, category, any_category(rng, category))
         verb, thing = due.split()[0], due.split()[-1]
         if category is None or not errs(rng, _SHARE.get(verb, 0.0), verb, self.game.kind, thing):
             return decided

@@ -106,22 +106,22 @@ def collaborators(name: str) -> tuple[str, ...]:
 
 
 @dataclass
-class Desk:
+class State:
     """The networks that have been loaded."""
 
     loaded: set[str] = field(default_factory=set)
 
 
 def _load(net: str) -> Any:
-    def run(desk: Desk) -> str:
-        desk.loaded.add(net)
+    def run(state: State) -> str:
+        state.loaded.add(net)
         return f"{net} is loaded."
 
     return run
 
 
-def _paper(desk: Desk, node: str) -> Paper:
-    if "PaperNet" not in desk.loaded:
+def _paper(state: State, node: str) -> Paper:
+    if "PaperNet" not in state.loaded:
         raise ToolError("PaperNet is not loaded. Please load it first.")
     paper = papers().get(node.strip())
     if paper is None:
@@ -129,24 +129,24 @@ def _paper(desk: Desk, node: str) -> Paper:
     return paper
 
 
-def _author(desk: Desk, node: str) -> str:
-    if "AuthorNet" not in desk.loaded:
+def _author(state: State, node: str) -> str:
+    if "AuthorNet" not in state.loaded:
         raise ToolError("AuthorNet is not loaded. Please load it first.")
     if node.strip() not in authors():
         raise ToolError("There is no such author in AuthorNet.")
     return node.strip()
 
 
-def _neighbours(desk: Desk, graph: str, node: str) -> Any:
+def _neighbours(state: State, graph: str, node: str) -> Any:
     if graph == "PaperNet":
-        return list(_paper(desk, node).cites)
+        return list(_paper(state, node).cites)
     if graph == "AuthorNet":
-        return list(collaborators(_author(desk, node)))
+        return list(collaborators(_author(state, node)))
     raise ToolError("The graph must be 'PaperNet' or 'AuthorNet'.")
 
 
-def _paper_node(desk: Desk, node: str) -> Any:
-    paper = _paper(desk, node)
+def _paper_node(state: State, node: str) -> Any:
+    paper = _paper(state, node)
     return {
         "authors": list(paper.authors),
         "year": paper.year,
@@ -157,20 +157,20 @@ def _paper_node(desk: Desk, node: str) -> Any:
     }
 
 
-def _author_node(desk: Desk, node: str) -> Any:
-    name = _author(desk, node)
+def _author_node(state: State, node: str) -> Any:
+    name = _author(state, node)
     return {"name": name, "org": authors()[name]}
 
 
-def _author_edge(desk: Desk, node1: str, node2: str) -> Any:
-    found = joint(_author(desk, node1), _author(desk, node2))
+def _author_edge(state: State, node1: str, node2: str) -> Any:
+    found = joint(_author(state, node1), _author(state, node2))
     if not found:
         raise ToolError("There is no edge between these authors.")
     return {"papers": [paper.title for paper in found]}
 
 
-def _paper_edge(desk: Desk, node1: str, node2: str) -> Any:
-    one, other = _paper(desk, node1), _paper(desk, node2)
+def _paper_edge(state: State, node1: str, node2: str) -> Any:
+    one, other = _paper(state, node1), _paper(state, node2)
     cites = other.title in one.cites
     return f"The first paper {'cites' if cites else 'does not cite'} the second."
 

@@ -273,7 +273,7 @@ def _draw(rng: random.Random) -> ToolTask | None:
     if made is None:
         return None
     goal, answer, solve = made
-    return ToolTask(kind.__name__, goal, academia.Desk, solve, judge_answer(answer))
+    return ToolTask(kind.__name__, goal, academia.State, solve, judge_answer(answer))
 
 
 @functools.cache

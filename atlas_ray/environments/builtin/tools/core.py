@@ -48,10 +48,10 @@ class Tool:
     """One action of a toolbox.
 
     Attributes:
-        run: The function behind it: `run(desk, **parameters)` gives the result, or raises `ToolError`.
+        run: The function behind it: `run(state, **parameters)` gives the result, or raises `ToolError`.
         parameters: Kind of each parameter.
         optional: Those that may be left out.
-        changes: Whether it changes the desk.
+        changes: Whether it changes the state.
     """
 
     name: str
@@ -180,8 +180,8 @@ class Toolbox:
         lines = "\n".join(tool.line for tool in self.tools.values())
         return f"{self.about} The actions, with the parameters of their input, are:\n{lines}\n{_FORM}"
 
-    def call(self, desk: Any, name: str, given: Mapping[str, Any] | None) -> Any:
-        """Runs an action on a desk (an episode's state).
+    def call(self, state: Any, name: str, given: Mapping[str, Any] | None) -> Any:
+        """Runs an action on an episode's state.
 
         Raises:
             ToolError: If there is no such action, its input is wrong, or it refuses.
@@ -193,7 +193,7 @@ class Toolbox:
             raise ToolError(f"Invalid action: {name}.")
         if name == CHECK:
             return f"You can use following valid actions: {list(self.tools)}"
-        return tool.run(desk, **tool.arguments(given))
+        return tool.run(state, **tool.arguments(given))
 
 
 def _echo(_: Any, answer: Any = "done") -> Any:

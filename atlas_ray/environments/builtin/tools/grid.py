@@ -57,13 +57,13 @@ class Sheet:
 
 
 @dataclass
-class Desk:
+class State:
     """A spreadsheet: its sheets by name, and the name of the open one."""
 
     sheets: dict[str, Sheet]
     current: str | None = None
 
-    def copy(self) -> Desk:
+    def copy(self) -> State:
         """A spreadsheet of its own."""
         return copy.deepcopy(self)
 
@@ -173,11 +173,11 @@ def table(values: list[Any]) -> list[list[str]]:
     return [[as_text(value) for value in row] for row in values]
 
 
-def judge_content(start: Desk, wanted: Desk) -> Callable[[Desk, Any], float]:
+def judge_content(start: State, wanted: State) -> Callable[[State, Any], float]:
     """How much of the way from the start to the wanted spreadsheet has been made, in content."""
     goal, before = wanted.content, likeness(start.content, wanted.content)
 
-    def judge(desk: Desk, _: Any) -> float:
-        return max(0.0, (likeness(desk.content, goal) - before) / (1 - before)) if before < 1 else 0.0
+    def judge(state: State, _: Any) -> float:
+        return max(0.0, (likeness(state.content, goal) - before) / (1 - before)) if before < 1 else 0.0
 
     return judge

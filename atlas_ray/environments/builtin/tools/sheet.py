@@ -14,7 +14,7 @@ from atlas_ray.environments.builtin.tools.grid import (
     MAX_COLUMNS,
     MAX_ROWS,
     Cell,
-    Desk,
+    State,
     as_text,
     cell_at,
     label,
@@ -23,36 +23,36 @@ from atlas_ray.environments.builtin.tools.grid import (
 )
 
 
-def _open(desk: Desk, name: str) -> Any:
-    if name not in desk.sheets:
+def _open(state: State, name: str) -> Any:
+    if name not in state.sheets:
         raise ToolError("There is no sheet of this name.")
-    desk.current = name
+    state.current = name
     return f"You have opened {name}."
 
 
-def _delete_sheet(desk: Desk, name: str) -> Any:
-    if name not in desk.sheets:
+def _delete_sheet(state: State, name: str) -> Any:
+    if name not in state.sheets:
         raise ToolError("There is no sheet of this name.")
-    del desk.sheets[name]
-    desk.current = None if desk.current == name else desk.current
+    del state.sheets[name]
+    state.current = None if state.current == name else state.current
     return f"Deleted {name}."
 
 
-def _freeze(desk: Desk, dimension: str, num: int) -> Any:
+def _freeze(state: State, dimension: str, num: int) -> Any:
     if dimension not in ("rows", "columns") or not 0 <= num <= MAX_COLUMNS:
         raise ToolError("The dimension must be 'rows' or 'columns', and num a small number.")
-    desk.open.frozen[dimension] = num
+    state.open.frozen[dimension] = num
     return f"Froze {num} {dimension}."
 
 
-def _annotation(_: Desk, row: int, col: int) -> Any:
+def _annotation(_: State, row: int, col: int) -> Any:
     if not (1 <= row <= MAX_ROWS and 1 <= col <= MAX_COLUMNS):
         raise ToolError("Rows and columns count from 1.")
     return label(row - 1, col - 1)
 
 
-def _insert_rows(desk: Desk, values_list: list[Any], row_idx: int) -> Any:
-    sheet, rows = desk.open, table(values_list)
+def _insert_rows(state: State, values_list: list[Any], row_idx: int) -> Any:
+    sheet, rows = state.open, table(values_list)
     if not 1 <= row_idx <= len(sheet.cells) + 1:
         raise ToolError("There is no such row to insert at.")
     sheet.grow(len(sheet.cells), max(len(row) for row in rows))
@@ -63,8 +63,8 @@ def _insert_rows(desk: Desk, values_list: list[Any], row_idx: int) -> Any:
     return sheet.values
 
 
-def _insert_columns(desk: Desk, values_list: list[Any], col_idx: int) -> Any:
-    sheet, columns = desk.open, table(values_list)
+def _insert_columns(state: State, values_list: list[Any], col_idx: int) -> Any:
+    sheet, columns = state.open, table(values_list)
     width = max((len(row) for row in sheet.cells), default=0)
     if not 1 <= col_idx <= width + 1 or width + len(columns) > MAX_COLUMNS:
         raise ToolError("There is no such column to insert at.")
@@ -74,8 +74,8 @@ def _insert_columns(desk: Desk, values_list: list[Any], col_idx: int) -> Any:
     return sheet.values
 
 
-def _delete(desk: Desk, dimension: str, index_list: list[Any]) -> Any:
-    sheet = desk.open
+def _delete(state: State, dimension: str, index_list: list[Any]) -> Any:
+    sheet = state.open
     indices = {int(n) for n in map(as_number, index_list) if n is not None and n >= 1}
     if dimension not in ("row", "col") or len(indices) != len(index_list):
         raise ToolError("The dimension must be 'row' or 'col', and index_list a list of indices from 1.")
@@ -86,17 +86,17 @@ def _delete(desk: Desk, dimension: str, index_list: list[Any]) -> Any:
     return sheet.values
 
 
-def _set(desk: Desk, at: str, value: Any) -> None:
+def _set(state: State, at: str, value: Any) -> None:
     row, column = grid.position(at)
-    sheet = desk.open
+    sheet = state.open
     text = as_text(value)
     sheet.grow(row + 1, column + 1)
     sheet.cells[row][column].value = text
 
 
-def _update_cell(desk: Desk, position: str, value: Any) -> Any:
-    _set(desk, position, value)
-    return desk.open.values
+def _update_cell(state: State, position: str, value: Any) -> Any:
+    _set(state, position, value)
+    return state.open.values
 
 
 _OPERATORS: dict[str, Callable[[list[float]], float]] = {
@@ -111,13 +111,13 @@ _OPERATORS: dict[str, Callable[[list[float]], float]] = {
 
 
 def _formula(
-    desk: Desk,
+    state: State,
     operator: str,
     start_position: str | None = None,
     end_position: str | None = None,
     position_list: list[Any] | None = None,
 ) -> str:
-    sheet = desk.open
+    sheet = state.open
     if operator not in _OPERATORS:
         raise ToolError(f"The operator must be one of {list(_OPERATORS)}.")
     if position_list is not None:
@@ -135,13 +135,13 @@ def _formula(
     return as_text(result)
 
 
-def _update_by_formula(desk: Desk, operator: str, result_position: str, **cells: Any) -> Any:
-    _set(desk, result_position, _formula(desk, operator, **cells))
-    return desk.open.values
+def _update_by_formula(state: State, operator: str, result_position: str, **cells: Any) -> Any:
+    _set(state, result_position, _formula(state, operator, **cells))
+    return state.open.values
 
 
-def _update_range(desk: Desk, start_position: str, end_position: str, values_list: list[Any]) -> Any:
-    sheet, rows, cells = desk.open, table(values_list), span(start_position, end_position)
+def _update_range(state: State, start_position: str, end_position: str, values_list: list[Any]) -> Any:
+    sheet, rows, cells = state.open, table(values_list), span(start_position, end_position)
     if len(rows) != len(cells) or any(len(row) != len(cells[0]) for row in rows):
         raise ToolError("values_list does not have the size of the range.")
     sheet.grow(cells[-1][-1][0] + 1, cells[-1][-1][1] + 1)
@@ -151,8 +151,8 @@ def _update_range(desk: Desk, start_position: str, end_position: str, values_lis
     return sheet.values
 
 
-def _sort(desk: Desk, col_num: int, order: str) -> Any:
-    sheet = desk.open
+def _sort(state: State, col_num: int, order: str) -> Any:
+    sheet = state.open
     if order not in ("asc", "des") or not 1 <= col_num <= MAX_COLUMNS:
         raise ToolError("col_num counts from 1, and the order must be 'asc' or 'des'.")
 
@@ -165,8 +165,8 @@ def _sort(desk: Desk, col_num: int, order: str) -> Any:
     return sheet.values
 
 
-def _merge(desk: Desk, start_position: str, end_position: str) -> Any:
-    sheet, cells = desk.open, [cell for row in span(start_position, end_position) for cell in row]
+def _merge(state: State, start_position: str, end_position: str) -> Any:
+    sheet, cells = state.open, [cell for row in span(start_position, end_position) for cell in row]
     sheet.grow(cells[-1][0] + 1, cells[-1][1] + 1)
     for row, column in cells[1:]:
         sheet.cells[row][column].value = ""
@@ -174,8 +174,8 @@ def _merge(desk: Desk, start_position: str, end_position: str) -> Any:
     return sheet.values
 
 
-def _update_note(desk: Desk, position: str, content: str) -> Any:
-    sheet, (row, column) = desk.open, grid.position(position)
+def _update_note(state: State, position: str, content: str) -> Any:
+    sheet, (row, column) = state.open, grid.position(position)
     if len(content) > MAX_CELL:
         raise ToolError(f"A note holds at most {MAX_CELL} characters.")
     sheet.grow(row + 1, column + 1)
@@ -183,25 +183,25 @@ def _update_note(desk: Desk, position: str, content: str) -> Any:
     return f"Updated the note of {label(row, column)}."
 
 
-def _find(desk: Desk, query: str, in_row: int | None = None, in_column: int | None = None) -> Any:
+def _find(state: State, query: str, in_row: int | None = None, in_column: int | None = None) -> Any:
     return [
         label(r, c)
-        for r, row in enumerate(desk.open.values)
+        for r, row in enumerate(state.open.values)
         for c, value in enumerate(row)
         if value == as_text(query) and in_row in (None, r + 1) and in_column in (None, c + 1)
     ]
 
 
-def _note(desk: Desk, position: str) -> Any:
-    return cell_at(desk.open, *grid.position(position)).note or "There is no note."
+def _note(state: State, position: str) -> Any:
+    return cell_at(state.open, *grid.position(position)).note or "There is no note."
 
 
-def _value(desk: Desk, position: str) -> Any:
-    return cell_at(desk.open, *grid.position(position)).value
+def _value(state: State, position: str) -> Any:
+    return cell_at(state.open, *grid.position(position)).value
 
 
-def _values(desk: Desk, start_position: str, end_position: str) -> Any:
-    return [[cell_at(desk.open, *at).value for at in row] for row in span(start_position, end_position)]
+def _values(state: State, start_position: str, end_position: str) -> Any:
+    return [[cell_at(state.open, *at).value for at in row] for row in span(start_position, end_position)]
 
 
 _SPAN: dict[str, Any] = {"start_position": "string", "end_position": "string"}
@@ -255,7 +255,7 @@ TOOLS = [
     ),
     Tool("merge_cells", "merge a range into one cell", _merge, _SPAN, changes=True),
     Tool("update_note", "set a cell's note", _update_note, _AT | {"content": "string"}, changes=True),
-    Tool("get_all_values", "all values", lambda desk: desk.open.values),
+    Tool("get_all_values", "all values", lambda state: state.open.values),
     Tool("get_range_values", "the values of a range", _values, _SPAN),
     Tool("get_cell_value", "a cell's value", _value, _AT),
     Tool("get_value_by_formula", f"a formula {_OF}", _formula, _CELLS, _EITHER),

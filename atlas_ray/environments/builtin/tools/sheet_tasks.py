@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.environments.builtin.tools import sheet
-from atlas_ray.environments.builtin.tools.grid import Desk, Sheet, as_text, judge_content, label
+from atlas_ray.environments.builtin.tools.grid import Sheet, State, as_text, judge_content, label
 from atlas_ray.environments.builtin.tools.simulator import (
     ACT,
     SEEN,
@@ -81,7 +81,7 @@ def _do(tool: str, given: dict[str, Any], why: str, *wrong: dict[str, Any]) -> C
 
 
 _DONE = finish("done", "report that it is done")
-Change = Callable[[Desk], object]
+Change = Callable[[State], object]
 
 
 @dataclass(frozen=True)
@@ -91,11 +91,11 @@ class Job:
     goal: str
     change: Change
     solve: Callable[[], Solution]
-    prepare: Change = lambda desk: None
+    prepare: Change = lambda state: None
 
 
 def _set_rows(page: Page, rows: Rows) -> Change:
-    return lambda desk: desk.sheets.update({page.name: Sheet.of(rows)})
+    return lambda state: state.sheets.update({page.name: Sheet.of(rows)})
 
 
 def _sort_and_cut(rng: random.Random, page: Page) -> Job:
@@ -212,13 +212,13 @@ def _notes(rng: random.Random, page: Page) -> Job:
     new = {row: rng.randint(210, 400) for row in chosen}
     title = page.header[column]
 
-    def prepare(desk: Desk) -> None:
+    def prepare(state: State) -> None:
         for row, value in new.items():
-            desk.sheets[page.name].cells[row][0].note = f"{title} is now {value}"
+            state.sheets[page.name].cells[row][0].note = f"{title} is now {value}"
 
-    def change(desk: Desk) -> None:
+    def change(state: State) -> None:
         for row, value in new.items():
-            desk.sheets[page.name].cells[row][column].value = as_text(value)
+            state.sheets[page.name].cells[row][column].value = as_text(value)
 
     def solve() -> Solution:
         values = yield from _look(page)
@@ -292,8 +292,8 @@ def _format(rng: random.Random, page: Page) -> Job:
     best = max(range(len(page.body)), key=lambda n: page.body[n][column])
     text = rng.choice(["Well done", "Highest", "Check this"])
 
-    def change(desk: Desk) -> None:
-        mine = desk.sheets[page.name]
+    def change(state: State) -> None:
+        mine = state.sheets[page.name]
         mine.frozen[dimension] = number
         mine.cells[best + 1][0].note = text
 
@@ -343,10 +343,10 @@ def _tidy(rng: random.Random, page: Page) -> Job:
     column_values = [row[column] for row in page.body]
     found = {"AVERAGE": sum(column_values) / len(column_values), "SUM": sum(column_values), "MIN": min(column_values)}
 
-    def change(desk: Desk) -> None:
-        del desk.sheets[old]
-        desk.sheets[page.name].grow(len(page.rows), 8)
-        desk.sheets[page.name].cells[0][7].value = as_text(found[operator])
+    def change(state: State) -> None:
+        del state.sheets[old]
+        state.sheets[page.name].grow(len(page.rows), 8)
+        state.sheets[page.name].cells[0][7].value = as_text(found[operator])
 
     def solve() -> Solution:
         values = yield from _look(page)
@@ -363,8 +363,8 @@ def _tidy(rng: random.Random, page: Page) -> Job:
     return Job(goal + f'and delete the sheet "{old}".', change, solve, prepare)
 
 
-def _add_sheet(name: str, desk: Desk) -> None:
-    desk.sheets[name] = Sheet.of([["Notes"], ["to be deleted"]])
+def _add_sheet(name: str, state: State) -> None:
+    state.sheets[name] = Sheet.of([["Notes"], ["to be deleted"]])
 
 
 KINDS = (
@@ -378,7 +378,7 @@ def _draw(rng: random.Random) -> ToolTask | None:
     job = kind(rng, page)
     if job is None:
         return None
-    start = Desk({page.name: Sheet.of(page.rows)})
+    start = State({page.name: Sheet.of(page.rows)})
     job.prepare(start)
     wanted = start.copy()
     job.change(wanted)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.builtin.tools.core import (
     FINISH,
     FORMAT_ERROR,
@@ -23,7 +24,6 @@ from atlas_ray.environments.builtin.tools.core import (
 )
 from atlas_ray.environments.http.dialects import TOOL
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.types import Category
 
 PLAN, SEEN = Category.PLAN_CREATION, Category.CRITICAL_OBSERVATION
@@ -68,9 +68,9 @@ class ToolTask:
 
     Attributes:
         kind: Its family.
-        open: Makes its desk: the state that the tools work on.
+        open: Makes the state that the tools work on.
         solve: Starts its solution.
-        judge: The reward in [0, 1] of a desk and the final answer (None before there is one).
+        judge: The reward in [0, 1] of a state and the final answer (None before there is one).
     """
 
     kind: str
@@ -119,8 +119,8 @@ class ToolSimulator:
         Raises:
             UserError: If there is no such task.
         """
-        self._task = pick(self._tasks(), index, self._box.name)
-        self._desk = self._task.open()
+        self._task = task_at(self._tasks(), index, self._box.name)
+        self._state = self._task.open()
         self._results: dict[str, Any] = {}
         self._steps, self._mistakes, self._failed = 0, 0, False
         self._end: StepResult | None = None
@@ -140,7 +140,7 @@ class ToolSimulator:
         else:
             name, given = read
             try:
-                result = self._box.call(self._desk, name, given)
+                result = self._box.call(self._state, name, given)
             except ToolError as error:
                 text = shown(f"ERROR | {error}")
             else:
@@ -151,7 +151,7 @@ class ToolSimulator:
                 if name == FINISH:
                     answer = result if result is not None else "done"
         self._mistakes += self._failed
-        result_so_far = StepResult(text, self._task.judge(self._desk, answer), answer is not None)
+        result_so_far = StepResult(text, self._task.judge(self._state, answer), answer is not None)
         if result_so_far.done:
             self._end = result_so_far
         return result_so_far
@@ -168,7 +168,7 @@ class ToolSimulator:
         """Knows the routine; at decisions it gives many tools and answers the wrong input."""
         category, call = self._situation()
         if category is None or not call.wrong or not errs(rng, self._share, self._task.kind, call.tool, call.why[:24]):
-            said = _say(rng, call, loosely(rng, category), call.input)
+            said = _say(rng, call, any_category(rng, category), call.input)
             return Decision(said.thought, said.action, category, said.weight or 0.3 + 0.7 * rng.random())
         mistaken = random.Random(call.key).choice(call.wrong)  # the same mistake each time
         vague = Call(call.tool, call.input, f"use {call.tool}")

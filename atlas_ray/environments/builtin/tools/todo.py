@@ -101,7 +101,7 @@ class Project:
 
 
 @dataclass
-class Desk:
+class State:
     """One account."""
 
     today: date
@@ -109,7 +109,7 @@ class Desk:
     projects: list[Project]
     completed: set[str] = field(default_factory=set)
 
-    def copy(self) -> Desk:
+    def copy(self) -> State:
         """An account of its own."""
         return copy.deepcopy(self)
 
@@ -118,7 +118,7 @@ class Desk:
         return next(project for project in self.projects if project.name == name)
 
 
-def draw(rng: random.Random) -> Desk:
+def draw(rng: random.Random) -> State:
     """An account at random."""
     today = date(2015, 1, 1) + timedelta(rng.randrange(365 * 10))
     numbers = [str(number) for number in rng.sample(range(10**9, 10**10), 60)]
@@ -130,71 +130,71 @@ def draw(rng: random.Random) -> Desk:
             duration = rng.choice((f"{rng.randrange(1, 12) * 5}(minute)", f"{rng.randint(1, 4)}(hour)"))
             project.items.append(Item(numbers.pop(), content, rng.randint(1, 4), due, rng.choice(PLACES), duration))
         projects.append(project)
-    return Desk(today, rng.choice(CITIES), projects)
+    return State(today, rng.choice(CITIES), projects)
 
 
 # --- the actions ---
 
 
-def _project(desk: Desk, project_id: str) -> Project:
-    for project in desk.projects:
+def _project(state: State, project_id: str) -> Project:
+    for project in state.projects:
         if project.id == project_id.strip():
             return project
     raise ToolError("There is no project with this ID.")
 
 
-def _item(desk: Desk, task_id: str) -> tuple[Project, Item]:
-    for project in desk.projects:
+def _item(state: State, task_id: str) -> tuple[Project, Item]:
+    for project in state.projects:
         for item in project.items:
             if item.id == task_id.strip():
                 return project, item
     raise ToolError("There is no task with this ID.")
 
 
-def _projects(desk: Desk) -> Any:
+def _projects(state: State) -> Any:
     return [
         {"id": project.id, "order": order, "color": "charcoal", "name": project.name, "is_favorite": project.favorite}
-        for order, project in enumerate(desk.projects, 1)
+        for order, project in enumerate(state.projects, 1)
     ]
 
 
-def _update_project(desk: Desk, project_id: str, is_favorite: str) -> Any:
-    project = _project(desk, project_id)
+def _update_project(state: State, project_id: str, is_favorite: str) -> Any:
+    project = _project(state, project_id)
     if is_favorite not in ("True", "False"):
         raise ToolError("is_favorite must be 'True' or 'False'.")
     project.favorite = is_favorite == "True"
     return {"id": project.id, "name": project.name, "is_favorite": project.favorite}
 
 
-def _tasks(desk: Desk, project_id: str) -> Any:
-    return [item.shown | {"order": order} for order, item in enumerate(_project(desk, project_id).items, 1)]
+def _tasks(state: State, project_id: str) -> Any:
+    return [item.shown | {"order": order} for order, item in enumerate(_project(state, project_id).items, 1)]
 
 
-def _description(desk: Desk, task_id: str) -> Any:
-    item = _item(desk, task_id)[1]
+def _description(state: State, task_id: str) -> Any:
+    item = _item(state, task_id)[1]
     return {"id": item.id, "content": item.content, "description": f"- Place: {item.place}"}
 
 
-def _duration(desk: Desk, task_id: str) -> Any:
-    item = _item(desk, task_id)[1]
+def _duration(state: State, task_id: str) -> Any:
+    item = _item(state, task_id)[1]
     return {"id": item.id, "content": item.content, "duration": item.duration}
 
 
-def _complete(desk: Desk, task_id: str) -> Any:
-    project, item = _item(desk, task_id)
+def _complete(state: State, task_id: str) -> Any:
+    project, item = _item(state, task_id)
     project.items.remove(item)
-    desk.completed.add(item.id)
+    state.completed.add(item.id)
     return item.shown | {"is_completed": True}
 
 
-def _update(desk: Desk, task_id: str, due_date: str) -> Any:
-    item = _item(desk, task_id)[1]
+def _update(state: State, task_id: str, due_date: str) -> Any:
+    item = _item(state, task_id)[1]
     item.due = read_date(due_date)
     return item.shown
 
 
-def _delete(desk: Desk, task_id: str) -> Any:
-    project, item = _item(desk, task_id)
+def _delete(state: State, task_id: str) -> Any:
+    project, item = _item(state, task_id)
     project.items.remove(item)
     return f"Successfully deleted the task {item.content}."
 
@@ -208,8 +208,8 @@ TOOLBOX = Toolbox.of(
     "1 (normal) to 4 (urgent). Completed tasks are listed no more.",
     11,
     [
-        Tool("get_user_current_date", "the user's current date", lambda desk: str(desk.today)),
-        Tool("get_user_current_location", "the user's current city", lambda desk: desk.city),
+        Tool("get_user_current_date", "the user's current date", lambda state: str(state.today)),
+        Tool("get_user_current_location", "the user's current city", lambda state: state.city),
         Tool("get_projects", "all projects", _projects),
         Tool(
             "update_project",

@@ -20,7 +20,7 @@ from atlas_ray.environments.builtin.tools.simulator import (
     judge_answer,
     tool_spec,
 )
-from atlas_ray.environments.builtin.tools.todo import Desk, Item
+from atlas_ray.environments.builtin.tools.todo import Item, State
 
 N_TEST, N_TRAIN = 100, 300
 
@@ -55,20 +55,20 @@ def _on(tool: str, row: dict[str, Any], rows: Rows, why: str, **more: str) -> Ca
     return Call(tool, {"task_id": row["id"], **more}, why, decision, wrong[:2])
 
 
-def _leaves(desk: Desk, change: Callable[[Desk], object]) -> Judge:
+def _leaves(state: State, change: Callable[[State], object]) -> Judge:
     """The reward for an account as `change` leaves it, once the task is finished."""
-    wanted = desk.copy()
+    wanted = state.copy()
     change(wanted)
     return lambda left, answer: float(answer is not None and left == wanted)
 
 
-def _pick(rng: random.Random, desk: Desk) -> tuple[str, Item]:
-    project = rng.choice(desk.projects)
+def _pick(rng: random.Random, state: State) -> tuple[str, Item]:
+    project = rng.choice(state.projects)
     return project.name, rng.choice(project.items)
 
 
-def _due(rng: random.Random, desk: Desk) -> Made:
-    name, item = _pick(rng, desk)
+def _due(rng: random.Random, state: State) -> Made:
+    name, item = _pick(rng, state)
 
     def solve() -> Solution:
         rows = yield from _list(name)
@@ -80,8 +80,8 @@ def _due(rng: random.Random, desk: Desk) -> Made:
     return goal, judge_answer(str(item.due)), solve
 
 
-def _detail(rng: random.Random, desk: Desk) -> Made:
-    name, item = _pick(rng, desk)
+def _detail(rng: random.Random, state: State) -> Made:
+    name, item = _pick(rng, state)
     where = rng.random() < 0.5
     tool = "get_task_description" if where else "get_task_duration"
 
@@ -98,8 +98,8 @@ def _detail(rng: random.Random, desk: Desk) -> Made:
     return goal, judge_answer(item.place if where else item.duration), solve
 
 
-def _complete(rng: random.Random, desk: Desk) -> Made:
-    name, item = _pick(rng, desk)
+def _complete(rng: random.Random, state: State) -> Made:
+    name, item = _pick(rng, state)
     verb, tool = rng.choice([("mark {} of {} as completed", "complete_task"), ("delete {} from {}", "delete_task")])
 
     def solve() -> Solution:
@@ -109,13 +109,13 @@ def _complete(rng: random.Random, desk: Desk) -> Made:
         yield finish("done", "report that it is done")
 
     goal = f"Please {verb.format(item.content, name)}."
-    return goal, _leaves(desk, lambda left: todo.TOOLBOX.call(left, tool, {"task_id": item.id})), solve
+    return goal, _leaves(state, lambda left: todo.TOOLBOX.call(left, tool, {"task_id": item.id})), solve
 
 
-def _postpone(rng: random.Random, desk: Desk) -> Made:
-    name, item = _pick(rng, desk)
+def _postpone(rng: random.Random, state: State) -> Made:
+    name, item = _pick(rng, state)
     days, relative = rng.randint(2, 9), rng.random() < 0.6
-    fixed = desk.today + timedelta(rng.randint(1, 40))
+    fixed = state.today + timedelta(rng.randint(1, 40))
 
     def solve() -> Solution:
         rows = yield from _list(name)
@@ -131,13 +131,13 @@ def _postpone(rng: random.Random, desk: Desk) -> Made:
     goal = f"Please move the due date of {item.content} in {name} " + (
         f"by {days} days." if relative else f"to {fixed}."
     )
-    return goal, _leaves(desk, lambda left: todo.TOOLBOX.call(left, "update_task", given)), solve
+    return goal, _leaves(state, lambda left: todo.TOOLBOX.call(left, "update_task", given)), solve
 
 
-def _matching(rng: random.Random, desk: Desk) -> Made | None:
+def _matching(rng: random.Random, state: State) -> Made | None:
     """Complete or delete every task of a project that meets a condition."""
-    project = rng.choice(desk.projects)
-    before = desk.today + timedelta(rng.randint(1, 14))
+    project = rng.choice(state.projects)
+    before = state.today + timedelta(rng.randint(1, 14))
     least = rng.randint(2, 4)
     urgent = rng.random() < 0.5
     words = f"have a priority of {least} or more" if urgent else f"are due before {before}"
@@ -158,16 +158,16 @@ def _matching(rng: random.Random, desk: Desk) -> Made | None:
             yield call if n == 0 else Call(call.tool, call.input, call.why)
         yield finish("done", f"report that all {len(due)} are done")
 
-    def change(left: Desk) -> None:
+    def change(left: State) -> None:
         for item in chosen:
             todo.TOOLBOX.call(left, tool, {"task_id": item.id})
 
-    return f"Please {verb} all tasks of {project.name} that {words}.", _leaves(desk, change), solve
+    return f"Please {verb} all tasks of {project.name} that {words}.", _leaves(state, change), solve
 
 
-def _overdue(rng: random.Random, desk: Desk) -> Made | None:
-    project = rng.choice(desk.projects)
-    late = [item.content for item in project.items if item.due < desk.today]
+def _overdue(rng: random.Random, state: State) -> Made | None:
+    project = rng.choice(state.projects)
+    late = [item.content for item in project.items if item.due < state.today]
     if not late:
         return None
 
@@ -179,12 +179,12 @@ def _overdue(rng: random.Random, desk: Desk) -> Made | None:
         yield finish(found, f"keep those due before {today}: {', '.join(found)}", *wrong)
 
     goal = f"Which tasks of {project.name} are overdue (due before today)? "
-    first = f"The first project of mine is {desk.projects[0].name}. "
+    first = f"The first project of mine is {state.projects[0].name}. "
     return first + goal + "Please answer in the form of a list ['task1', ...].", judge_answer(late), solve
 
 
-def _first_of_two(rng: random.Random, desk: Desk) -> Made | None:
-    one, other = rng.sample(desk.projects, 2)
+def _first_of_two(rng: random.Random, state: State) -> Made | None:
+    one, other = rng.sample(state.projects, 2)
     pair = rng.choice(one.items), rng.choice(other.items)
     if pair[0].due == pair[1].due:
         return None
@@ -202,9 +202,9 @@ def _first_of_two(rng: random.Random, desk: Desk) -> Made | None:
     return goal, judge_answer(min(pair, key=lambda item: item.due).content), solve
 
 
-def _favorite(rng: random.Random, desk: Desk) -> Made | None:
-    sizes = [len(project.items) for project in desk.projects]
-    best = desk.projects[sizes.index(max(sizes))]
+def _favorite(rng: random.Random, state: State) -> Made | None:
+    sizes = [len(project.items) for project in state.projects]
+    best = state.projects[sizes.index(max(sizes))]
     if sizes.count(max(sizes)) > 1 or best.favorite:
         return None
 
@@ -221,17 +221,17 @@ def _favorite(rng: random.Random, desk: Desk) -> Made | None:
         yield finish("done", "report that it is done")
 
     given = {"project_id": best.id, "is_favorite": "True"}
-    names = _enumerated([project.name for project in desk.projects])
+    names = _enumerated([project.name for project in state.projects])
     goal = f"Of the projects {names}, please make the one with the most tasks a favorite."
-    return goal, _leaves(desk, lambda left: todo.TOOLBOX.call(left, "update_project", given)), solve
+    return goal, _leaves(state, lambda left: todo.TOOLBOX.call(left, "update_project", given)), solve
 
 
 def _enumerated(names: Sequence[str]) -> str:
     return ", ".join(names[:-1]) + f" and {names[-1]}"
 
 
-def _count(rng: random.Random, desk: Desk) -> Made:
-    project, least = rng.choice(desk.projects), rng.randint(2, 4)
+def _count(rng: random.Random, state: State) -> Made:
+    project, least = rng.choice(state.projects), rng.randint(2, 4)
     truth = sum(item.priority >= least for item in project.items)
 
     def solve() -> Solution:
@@ -244,9 +244,9 @@ def _count(rng: random.Random, desk: Desk) -> Made:
     return goal, judge_answer(truth), solve
 
 
-def _urgent_due(rng: random.Random, desk: Desk) -> Made | None:
+def _urgent_due(rng: random.Random, state: State) -> Made | None:
     """Move the task of the highest priority to tomorrow."""
-    project = rng.choice(desk.projects)
+    project = rng.choice(state.projects)
     tops = [item for item in project.items if item.priority == max(one.priority for one in project.items)]
     if len(tops) > 1:
         return None
@@ -259,10 +259,10 @@ def _urgent_due(rng: random.Random, desk: Desk) -> Made | None:
         yield _on("update_task", row, rows, f"move {row['content']} to {tomorrow}, the most urgent", due_date=tomorrow)
         yield finish("done", "report that it is done")
 
-    given = {"task_id": tops[0].id, "due_date": str(desk.today + timedelta(1))}
-    goal = f"My projects are {_enumerated([one.name for one in desk.projects])}. Please set the due date of the most "
+    given = {"task_id": tops[0].id, "due_date": str(state.today + timedelta(1))}
+    goal = f"My projects are {_enumerated([one.name for one in state.projects])}. Please set the due date of the most "
     goal += f"urgent task of {project.name} to tomorrow."
-    return goal, _leaves(desk, lambda left: todo.TOOLBOX.call(left, "update_task", given)), solve
+    return goal, _leaves(state, lambda left: todo.TOOLBOX.call(left, "update_task", given)), solve
 
 
 KINDS = (
@@ -272,12 +272,12 @@ KINDS = (
 
 
 def _draw(rng: random.Random) -> ToolTask | None:
-    kind, desk = rng.choice(KINDS), todo.draw(rng)
-    made = kind(rng, desk)
+    kind, state = rng.choice(KINDS), todo.draw(rng)
+    made = kind(rng, state)
     if made is None:
         return None
     goal, judge, solve = made
-    return ToolTask(kind.__name__, goal, desk.copy, solve, judge)
+    return ToolTask(kind.__name__, goal, state.copy, solve, judge)
 
 
 @functools.cache

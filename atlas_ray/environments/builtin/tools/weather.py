@@ -136,7 +136,7 @@ def distance_km(one: tuple[float, float], other: tuple[float, float]) -> float:
 
 
 @dataclass(frozen=True)
-class Desk:
+class State:
     """What the user's device knows."""
 
     today: date
@@ -166,15 +166,15 @@ def _coordinates(latitude: float, longitude: float) -> tuple[float, float]:
     return round(latitude, 4), round(longitude, 4)
 
 
-def _days(desk: Desk, start_date: str, end_date: str, ahead: bool) -> list[date]:
+def _days(state: State, start_date: str, end_date: str, ahead: bool) -> list[date]:
     start, end = read_date(start_date), read_date(end_date)
     if start > end:
         raise ToolError("The start date must not be after the end date.")
     if ahead:
-        if start < desk.today or end > desk.today + timedelta(FORECAST_DAYS):
-            raise ToolError(f"A forecast runs from today, {desk.today}, to {FORECAST_DAYS} days ahead.")
-    elif start < FIRST or end >= desk.today:
-        raise ToolError(f"Historical data runs from {FIRST} to the day before today, {desk.today}.")
+        if start < state.today or end > state.today + timedelta(FORECAST_DAYS):
+            raise ToolError(f"A forecast runs from today, {state.today}, to {FORECAST_DAYS} days ahead.")
+    elif start < FIRST or end >= state.today:
+        raise ToolError(f"Historical data runs from {FIRST} to the day before today, {state.today}.")
     if (end - start).days >= MOST_DAYS:
         raise ToolError(f"At most {MOST_DAYS} days can be asked for at once.")
     return [start + timedelta(n) for n in range((end - start).days + 1)]
@@ -204,8 +204,8 @@ _RAIN, _SNOW = functools.partial(_fallen, "rain_sum", 0), functools.partial(_fal
 def _ranged(table: Any, ahead: bool) -> Any:
     """A tool's function for a range of days."""
 
-    def run(desk: Desk, latitude: float, longitude: float, start_date: str, end_date: str) -> Any:
-        return table(_coordinates(latitude, longitude), _days(desk, start_date, end_date, ahead))
+    def run(state: State, latitude: float, longitude: float, start_date: str, end_date: str) -> Any:
+        return table(_coordinates(latitude, longitude), _days(state, start_date, end_date, ahead))
 
     return run
 
@@ -213,15 +213,15 @@ def _ranged(table: Any, ahead: bool) -> Any:
 def _current(table: Any) -> Any:
     """A tool's function for today."""
 
-    def run(desk: Desk, latitude: float, longitude: float, current_date: str) -> Any:
-        if read_date(current_date) != desk.today:
-            raise ToolError(f"The current date is {desk.today}.")
-        return table(_coordinates(latitude, longitude), [desk.today])
+    def run(state: State, latitude: float, longitude: float, current_date: str) -> Any:
+        if read_date(current_date) != state.today:
+            raise ToolError(f"The current date is {state.today}.")
+        return table(_coordinates(latitude, longitude), [state.today])
 
     return run
 
 
-def _search(_: Desk, name: str) -> Any:
+def _search(_: State, name: str) -> Any:
     for city in cities():
         if city.name.casefold() == name.strip().casefold():
             far = namesake(city)
@@ -235,16 +235,16 @@ def _search(_: Desk, name: str) -> Any:
     raise ToolError("No such location is known.")
 
 
-def _elevation(_: Desk, latitude: float, longitude: float) -> Any:
+def _elevation(_: State, latitude: float, longitude: float) -> Any:
     place = _coordinates(latitude, longitude)
     return {"latitude": place[0], "longitude": place[1], "elevation": _place(*place)[2]}
 
 
-def _distance(_: Desk, latitude1: float, longitude1: float, latitude2: float, longitude2: float) -> Any:
+def _distance(_: State, latitude1: float, longitude1: float, latitude2: float, longitude2: float) -> Any:
     return distance_km(_coordinates(latitude1, longitude1), _coordinates(latitude2, longitude2))
 
 
-def _address(_: Desk, zipcode: str) -> Any:
+def _address(_: State, zipcode: str) -> Any:
     for city in cities():
         if city.zipcode == zipcode.strip():
             return f"{city.name}, {city.country}"
@@ -260,8 +260,8 @@ TOOLBOX = Toolbox.of(
     "You answer questions about the weather with the help of actions. Dates are YYYY-MM-DD.",
     18,
     [
-        Tool("get_user_current_date", "the user's current date", lambda desk: str(desk.today)),
-        Tool("get_user_current_location", "the user's current city", lambda desk: desk.city.name),
+        Tool("get_user_current_date", "the user's current date", lambda state: str(state.today)),
+        Tool("get_user_current_location", "the user's current city", lambda state: state.city.name),
         Tool("get_historical_temp", "temperatures of past days", _ranged(_temps, False), _RANGE),
         Tool("get_historical_rain", "rain of past days in mm", _ranged(_RAIN, False), _RANGE),
         Tool("get_historical_snow", "snow of past days in cm", _ranged(_SNOW, False), _RANGE),

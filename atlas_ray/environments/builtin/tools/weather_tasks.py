@@ -19,7 +19,7 @@ from atlas_ray.environments.builtin.tools.simulator import (
     judge_answer,
     tool_spec,
 )
-from atlas_ray.environments.builtin.tools.weather import City, Desk
+from atlas_ray.environments.builtin.tools.weather import City, State
 
 N_TEST, N_TRAIN = 100, 400
 
@@ -65,8 +65,8 @@ def _past(rng: random.Random, today: date, days: int = 1) -> tuple[date, date]:
 Made = tuple[str, Any, Any]  # the goal, its answer, what starts its solution
 
 
-def _temp_on(rng: random.Random, desk: Desk) -> Made:
-    city, which, (day, _) = rng.choice(weather.cities()), rng.choice(list(_COLUMNS)), _past(rng, desk.today)
+def _temp_on(rng: random.Random, state: State) -> Made:
+    city, which, (day, _) = rng.choice(weather.cities()), rng.choice(list(_COLUMNS)), _past(rng, state.today)
     part = list(_COLUMNS).index(which)
 
     def solve() -> Solution:
@@ -79,9 +79,9 @@ def _temp_on(rng: random.Random, desk: Desk) -> Made:
     return goal, weather.temperature(*_at(city), day)[part], solve
 
 
-def _temp_ago(rng: random.Random, desk: Desk) -> Made:
+def _temp_ago(rng: random.Random, state: State) -> Made:
     ago, which = rng.randint(1, 30), rng.choice(list(_COLUMNS))
-    day, words = desk.today - timedelta(ago), "yesterday" if ago == 1 else f"{ago} days ago"
+    day, words = state.today - timedelta(ago), "yesterday" if ago == 1 else f"{ago} days ago"
 
     def solve() -> Solution:
         name, today = yield from _here()
@@ -92,12 +92,12 @@ def _temp_ago(rng: random.Random, desk: Desk) -> Made:
         yield finish(value, f"read off the {which} temperature, {value}", *others)
 
     goal = f"What was the {which} temperature in Celsius {words}? {_NUMBER}"
-    goal = f"I am in {desk.city.country}. {goal}" if rng.random() < 0.9 else goal
-    return goal, weather.temperature(*_at(desk.city), day)[list(_COLUMNS).index(which)], solve
+    goal = f"I am in {state.city.country}. {goal}" if rng.random() < 0.9 else goal
+    return goal, weather.temperature(*_at(state.city), day)[list(_COLUMNS).index(which)], solve
 
 
-def _compare(rng: random.Random, desk: Desk) -> Made | None:
-    pair, (day, _) = rng.sample(weather.cities(), 2), _past(rng, desk.today)
+def _compare(rng: random.Random, state: State) -> Made | None:
+    pair, (day, _) = rng.sample(weather.cities(), 2), _past(rng, state.today)
     temps = [weather.temperature(*_at(city), day)[2] for city in pair]
     which = rng.choice(["warmer", "colder"])
     best = max if which == "warmer" else min
@@ -117,8 +117,8 @@ def _compare(rng: random.Random, desk: Desk) -> Made | None:
     return None if temps[0] == temps[1] else (goal, pair[temps.index(best(temps))].name, solve)
 
 
-def _rain_total(rng: random.Random, desk: Desk) -> Made:
-    city, (start, end) = rng.choice(weather.cities()), _past(rng, desk.today, rng.randint(3, 7))
+def _rain_total(rng: random.Random, state: State) -> Made:
+    city, (start, end) = rng.choice(weather.cities()), _past(rng, state.today, rng.randint(3, 7))
     ask = rng.choice(["total", "days"])
     days = [start + timedelta(n) for n in range((end - start).days + 1)]
     truth = [weather.water(*_at(city), day)[0] for day in days]
@@ -138,7 +138,7 @@ def _rain_total(rng: random.Random, desk: Desk) -> Made:
     return goal, round(sum(truth), 1) if ask == "total" else sum(value > 0 for value in truth), solve
 
 
-def _forecast(rng: random.Random, desk: Desk) -> Made:
+def _forecast(rng: random.Random, state: State) -> Made:
     ahead, what = rng.randint(1, 10), rng.choice(["rain", "snow", "temp"])
     city = rng.choice(weather.cities())
     tool, column, asked = {
@@ -146,7 +146,7 @@ def _forecast(rng: random.Random, desk: Desk) -> Made:
         "snow": ("get_snow_forecast", "snowfall_sum", "How much snow in cm is expected"),
         "temp": ("get_temp_forecast", "temperature_2m_max", "What will be the highest temperature in Celsius"),
     }[what]
-    then = desk.today + timedelta(ahead)
+    then = state.today + timedelta(ahead)
     rain, snow = weather.water(*_at(city), then)
     truth = {"rain": rain, "snow": snow, "temp": weather.temperature(*_at(city), then)[0]}[what]
 
@@ -162,7 +162,7 @@ def _forecast(rng: random.Random, desk: Desk) -> Made:
     return f"{asked} {day_words} in {city.name}? {_NUMBER}", truth, solve
 
 
-def _distance(rng: random.Random, desk: Desk) -> Made:
+def _distance(rng: random.Random, state: State) -> Made:
     one, other = rng.sample(weather.cities(), 2)
 
     def solve() -> Solution:
@@ -178,7 +178,7 @@ def _distance(rng: random.Random, desk: Desk) -> Made:
     return goal, weather.distance_km(_at(one), _at(other)), solve
 
 
-def _higher(rng: random.Random, desk: Desk) -> Made | None:
+def _higher(rng: random.Random, state: State) -> Made | None:
     pair = rng.sample(weather.cities(), 2)
     which = rng.choice(["higher", "lower"])
     best = max if which == "higher" else min
@@ -198,9 +198,9 @@ def _higher(rng: random.Random, desk: Desk) -> Made | None:
     return None if pair[0].elevation == pair[1].elevation else (goal, truth.name, solve)
 
 
-def _air_today(rng: random.Random, desk: Desk) -> Made:
+def _air_today(rng: random.Random, state: State) -> Made:
     city = rng.choice(weather.cities())
-    truth = weather.level(weather.air_quality(*_at(city), desk.today))
+    truth = weather.level(weather.air_quality(*_at(city), state.today))
 
     def solve() -> Solution:
         today = yield Call("get_user_current_date", {}, "ask for the current date")
@@ -212,13 +212,13 @@ def _air_today(rng: random.Random, desk: Desk) -> Made:
         words = yield Call("get_air_quality_level", {"air_quality_index": index}, f"put the index {index} into words")
         yield finish(words, f"answer that it is {words}", "good", "moderate", str(index))
 
-    country = desk.city.name
+    country = state.city.name
     goal = f"I am in {country} and want to know about {city.name}: is the air quality there today 'good', 'fair', "
     return goal + "'moderate', 'poor', 'very poor' or 'extremely poor'?", truth, solve
 
 
-def _worst_air(rng: random.Random, desk: Desk) -> Made | None:
-    city, (start, end) = rng.choice(weather.cities()), _past(rng, desk.today, rng.randint(3, 6))
+def _worst_air(rng: random.Random, state: State) -> Made | None:
+    city, (start, end) = rng.choice(weather.cities()), _past(rng, state.today, rng.randint(3, 6))
     days = [start + timedelta(n) for n in range((end - start).days + 1)]
     air = [weather.air_quality(*_at(city), day) for day in days]
 
@@ -235,8 +235,8 @@ def _worst_air(rng: random.Random, desk: Desk) -> Made | None:
     return None if air.count(max(air)) > 1 else (goal + "Please answer as YYYY-MM-DD.", truth, solve)
 
 
-def _zipcode(rng: random.Random, desk: Desk) -> Made:
-    city, which, (day, _) = rng.choice(weather.cities()), rng.choice(list(_COLUMNS)), _past(rng, desk.today)
+def _zipcode(rng: random.Random, state: State) -> Made:
+    city, which, (day, _) = rng.choice(weather.cities()), rng.choice(list(_COLUMNS)), _past(rng, state.today)
     part = list(_COLUMNS).index(which)
 
     def solve() -> Solution:
@@ -251,10 +251,10 @@ def _zipcode(rng: random.Random, desk: Desk) -> Made:
     return goal, weather.temperature(*_at(city), day)[part], solve
 
 
-def _extreme_day(rng: random.Random, desk: Desk) -> Made | None:
+def _extreme_day(rng: random.Random, state: State) -> Made | None:
     days = rng.randint(3, 7)
-    start = desk.today - timedelta(days)
-    highs = [weather.temperature(*_at(desk.city), start + timedelta(n))[0] for n in range(days)]
+    start = state.today - timedelta(days)
+    highs = [weather.temperature(*_at(state.city), start + timedelta(n))[0] for n in range(days)]
 
     def solve() -> Solution:
         name, today = yield from _here()
@@ -266,7 +266,7 @@ def _extreme_day(rng: random.Random, desk: Desk) -> Made | None:
         top = max(seen, key=lambda day: seen[day])
         yield finish(top, f"pick the hottest of {seen}: {top}", *seen)
 
-    goal = f"Here in {desk.city.country}, which of the last {days} days before today had the highest temperature? "
+    goal = f"Here in {state.city.country}, which of the last {days} days before today had the highest temperature? "
     truth = str(start + timedelta(highs.index(max(highs))))
     return None if highs.count(max(highs)) > 1 else (goal + "Please answer as YYYY-MM-DD.", truth, solve)
 
@@ -279,12 +279,12 @@ KINDS = (
 
 def _draw(rng: random.Random) -> ToolTask | None:
     today = date(2016, 1, 1) + timedelta(rng.randrange(365 * 8))
-    desk, kind = Desk(today, rng.choice(weather.cities())), rng.choice(KINDS)
-    made = kind(rng, desk)
+    state, kind = State(today, rng.choice(weather.cities())), rng.choice(KINDS)
+    made = kind(rng, state)
     if made is None:
         return None
     goal, answer, solve = made
-    return ToolTask(kind.__name__, goal, lambda: desk, solve, judge_answer(answer))
+    return ToolTask(kind.__name__, goal, lambda: state, solve, judge_answer(answer))
 
 
 @functools.cache

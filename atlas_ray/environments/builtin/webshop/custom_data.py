@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from atlas_ray.environments.builtin.scripted import task_at
 from atlas_ray.environments.builtin.webshop.catalogue import Product
 from atlas_ray.environments.builtin.webshop.goals import N_TEST, N_TRAIN, Goal
 from atlas_ray.environments.builtin.webshop.pages import Visit, Visiting
@@ -27,7 +28,6 @@ from atlas_ray.environments.builtin.webshop.search import Search
 from atlas_ray.environments.builtin.webshop.simulator import INSTRUCTION, WebShop
 from atlas_ray.environments.custom_data import CustomData, Unscripted
 from atlas_ray.environments.protocol import Opening, StepResult
-from atlas_ray.environments.tasks import pick
 from atlas_ray.errors import UserError
 
 Form = TypeVar("Form", bound=BaseModel)
@@ -172,7 +172,7 @@ class OwnWebShop(Visiting, Unscripted):
         Raises:
             UserError: If there is no such wish.
         """
-        self._visit = Visit(self._shop.goal(pick(range(len(self._shop)), index, "webshop")), self._search)
+        self._visit = Visit(self._shop.goal(task_at(range(len(self._shop)), index, "webshop")), self._search)
         return Opening(INSTRUCTION, self._visit.text)
 
     def step(self, action: str) -> StepResult:

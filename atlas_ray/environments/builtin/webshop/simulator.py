@@ -9,13 +9,13 @@ import random
 import re
 from dataclasses import replace
 
+from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
 from atlas_ray.environments.builtin.webshop.goals import N_PRODUCTS, N_TEST, N_TRAIN, goals
 from atlas_ray.environments.builtin.webshop.pages import Visit, Visiting
 from atlas_ray.environments.builtin.webshop.search import search_of
 from atlas_ray.environments.builtin.webshop.shopper import Errand, Stage, plan
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
-from atlas_ray.environments.tasks import errs, loosely, pick
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category
 
@@ -101,7 +101,7 @@ class WebShop(Visiting):
         Raises:
             UserError: If there is no such task.
         """
-        self._visit = Visit(pick(goals(), index, "webshop"), self._search)
+        self._visit = Visit(task_at(goals(), index, "webshop"), self._search)
         self._steps, self._mistakes, self._failed = 0, 0, False
         return Opening(INSTRUCTION, self._visit.text)
 
@@ -133,7 +133,7 @@ class WebShop(Visiting):
     def novice(self, rng: random.Random) -> Decision:
         """Knows the pages; it often takes a product that does not fit, chooses wrong options, and buys too soon."""
         errand, category = self._situation()
-        decided = _decide(rng, errand, category, loosely(rng, category))
+        decided = _decide(rng, errand, category, any_category(rng, category))
         kind = self._visit.goal.model.query
         if category is None or not errand.wrong or not errs(rng, _SHARE.get(errand.stage, 0.0), errand.stage, kind):
             return decided

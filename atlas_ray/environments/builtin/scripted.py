@@ -12,7 +12,7 @@ from atlas_ray.types import Category
 T = TypeVar("T")
 
 
-def pick(tasks: Sequence[T], index: int, env: str) -> T:
+def task_at(tasks: Sequence[T], index: int, env: str) -> T:
     """Task `index` of a built-in simulator, from 0.
 
     Raises:
@@ -37,7 +37,7 @@ def errs(rng: random.Random, share: float, *situation: object) -> bool:
     return rng.random() < (0.95 if misjudged else 0.03)
 
 
-def loosely(rng: random.Random, category: Category | None) -> Category | None:
+def any_category(rng: random.Random, category: Category | None) -> Category | None:
     """Whose phrases a novice uses in a situation: half of the time any kind's.
 
     A base whose moves hang on the phrase before them loses its routine as soon as it is taught to speak as at
