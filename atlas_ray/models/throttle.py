@@ -140,6 +140,7 @@ class Throttle:
             raise type(self.stopped)(self.stopped.what, self.stopped.remedy)
 
     async def _place(self) -> None:
+        self._raise_if_stopped()
         if not self._waiting and self._active < self.window:
             self._active += 1
             return

@@ -93,7 +93,8 @@ class Coordinator:
         Returns:
             The endpoint's key, once the endpoint has been asked whether it takes it.
         """
-        self.admit(worker, actor)
+        if worker not in self._workers:
+            self.admit(worker, actor)
         await self._opened.wait()
         return self._key
 
@@ -170,17 +171,13 @@ class Coordinator:
         """Tells the throttle how a call fared."""
         getattr(self._throttle, name)(*arguments)
 
-    async def end(self, worker: str, error: AtlasError) -> AtlasError:
-        """Stops the run, and waits for the calls that are under way: they are paid for.
-
-        Returns:
-            The first error that stopped it.
-        """
+    async def end(self, worker: str, error: AtlasError) -> None:
+        """Stops the run, waits for calls under way, which are paid for, and raises what stopped it first."""
         self._throttle.stop(error)
         self._tell_of_settled()  # who waits for money is told
         while any(w.claims for w in self._workers.values()):
             await self._settled.wait()
-        return self._throttle.stopped or error
+        raise self._throttle.stopped or error
 
     # --- as an actor ---
 
