@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -80,11 +80,12 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=10_000)
     parser.add_argument("--cores", type=int, default=2)
     parser.add_argument("--asked", type=int, default=100_000, help="rows of the LLM: its endpoint is slow")
-    parser.add_argument("--folder", help="where the data is written")
+    parser.add_argument("--folder", help="where data and runs are written, and stay; a temporary one else")
     parser.add_argument("--forms", nargs="*", default=["parquet", "jsonl"])
     parser.add_argument("--only", nargs="*", default=["bare", "random", "python", "llm", "kill"])
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=args.folder) as place:
+    with ExitStack() as stack:
+        place = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
         write_bench("selection_stream", list(_measured(Path(place), args)))
 
 

@@ -36,11 +36,12 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch) -> str:
     return "sciworld"
 
 
-# Any will do for the store on loopback; set for the session, as workers hold what was there when Ray started.
+# Any will do for what is on loopback; set for the session, as workers hold what was there when Ray began.
 _OF_THE_STORE = {
     "AWS_ACCESS_KEY_ID": "anyone",
     "AWS_SECRET_ACCESS_KEY": "anything",
     "AWS_EC2_METADATA_DISABLED": "true",
+    "ATLAS_WORKERS_KEY": "for fake endpoints",
 }
 
 
@@ -55,11 +56,17 @@ def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process, for the whole session."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
-    os.environ["ATLAS_WORKERS_KEY"] = "for fake endpoints"  # workers hold what was there when Ray started
     import ray
 
-    # "local": another on this machine is nothing to it
-    ray.init("local", num_cpus=4, include_dashboard=False, logging_level="warning", log_to_driver=False)
+    # "local": another on this machine is nothing to it; a stage of an earlier test may have started it
+    ray.init(
+        "local",
+        num_cpus=4,
+        include_dashboard=False,
+        logging_level="warning",
+        log_to_driver=False,
+        ignore_reinit_error=True,
+    )
     yield
     ray.shutdown()
 

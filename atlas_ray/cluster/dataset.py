@@ -6,14 +6,19 @@ stops the stage, and reaches the driver as it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from atlas_ray.cluster.connection import AGAIN
 from atlas_ray.errors import AtlasError
 
+_PACKED = "packed block"
+
 if TYPE_CHECKING:
-    import pyarrow as pa
     from ray.data import Dataset
 
 
@@ -25,6 +30,49 @@ def tables_on_ray(tables: Iterable[pa.Table]) -> Dataset:
     refs: Any = [ray.put(table) for table in tables]
     found: Dataset = from_arrow_refs(refs)
     return found
+
+
+def packed(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Each block as one row, so that Ray Data joins no two of them; `map_on_ray` unpacks them."""
+    for block in blocks:
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, block.schema) as writer:
+            writer.write_table(block)
+        yield pa.table({_PACKED: pa.array([sink.getvalue().to_pybytes()], pa.large_binary())})
+
+
+def _unpacked(table: pa.Table) -> list[pa.Table]:
+    if table.column_names != [_PACKED]:
+        return [table]
+    return [pa.ipc.open_stream(block.as_buffer()).read_all() for block in table[_PACKED]]
+
+
+def _block_by_block(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, or the class of functions, for tables that may hold packed blocks."""
+
+    def tables(made: Any) -> Iterable[pa.Table]:
+        return [made] if isinstance(made, pa.Table) else made
+
+    if not isinstance(function, type):
+
+        def mapped(table: pa.Table, *args: Any) -> Iterator[pa.Table]:
+            for block in _unpacked(table):
+                yield from tables(function(block, *args))
+
+        return mapped
+    call: Any = function.__call__
+    if inspect.iscoroutinefunction(call):
+
+        async def called(self: Any, table: pa.Table) -> AsyncIterator[pa.Table]:
+            for made in await asyncio.gather(*(call(self, block) for block in _unpacked(table))):
+                yield made
+    else:
+
+        def called(self: Any, table: pa.Table) -> Iterator[pa.Table]:  # type: ignore[misc]
+            for block in _unpacked(table):
+                yield from tables(call(self, block))
+
+    return type(function.__name__, (function,), {"__call__": called})
 
 
 def map_on_ray(
@@ -47,7 +95,9 @@ def map_on_ray(
     if workers is not None:
         given["compute"] = workers
     data: Any = rows if isinstance(rows, Dataset) else tables_on_ray(rows)
-    mapped: Dataset = data.map_batches(function, batch_size=None, batch_format="pyarrow", **given, **options)
+    mapped: Dataset = data.map_batches(
+        _block_by_block(function), batch_size=None, batch_format="pyarrow", **given, **options
+    )
     return mapped
 
 
@@ -70,5 +120,6 @@ def stream(found: Dataset, doing: str) -> Iterator[pa.Table]:
         cause = getattr(error, "cause", None)
         if isinstance(cause, AtlasError):
             raise type(cause)(cause.what, cause.remedy) from None
-        why = str(error).strip().splitlines()[-1]
-        raise AtlasError(f"{doing} failed: {why}", AGAIN) from error
+        # behind a cause's own words Ray says what it has tried; else it ends with the reason
+        said = str(cause or error).strip().splitlines() or [type(cause or error).__name__]
+        raise AtlasError(f"{doing} failed: {said[0] if cause else said[-1]}", AGAIN) from error

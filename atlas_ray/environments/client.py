@@ -15,7 +15,7 @@ from typing import TypeVar
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import with_agentboard
-from atlas_ray.environments.agentgym.alfworld_mappings import game_of
+from atlas_ray.environments.agentgym.task_numbers import game_of
 from atlas_ray.environments.http.client_pool import ClientPool, Lease
 from atlas_ray.environments.http.requests import Fault, Refusal, Restarting
 from atlas_ray.environments.protocol import (

@@ -177,7 +177,7 @@ class EnvironmentSpec:
         """The number under which the environment knows a task.
 
         Raises:
-            UserError: If it was not looked up (`environments.numbers`), and the id does not carry it.
+            UserError: If it was not looked up (`agentgym.task_numbers`), and the id does not carry it.
         """
         return self.index(task.item_id) if task.index is None else task.index
 

@@ -14,7 +14,7 @@ from typing import Any
 from atlas_ray.config import DataConfig, EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.agentboard import NAMES, with_agentboard
-from atlas_ray.environments.agentgym.numbers import numbered, unplayable
+from atlas_ray.environments.agentgym.task_numbers import numbered, unplayable
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import ServedTasks, served_tasks
 from atlas_ray.errors import UserError, together

@@ -19,7 +19,7 @@ from typing import Any
 from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.checkout import check_checkout, checkout_error_turn, checkout_opening
-from atlas_ray.environments.agentgym.numbers import numbered
+from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session, own_instruction
 from atlas_ray.environments.openings import OpeningTemplate, surroundings
 from atlas_ray.environments.protocol import Opening

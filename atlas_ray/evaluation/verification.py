@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.environments.agentgym.numbers import unplayable
+from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError, together

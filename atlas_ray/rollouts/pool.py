@@ -11,7 +11,7 @@ from atlas_ray.cluster.connection import START_SECONDS
 from atlas_ray.cluster.placement import Labels, place_engines
 from atlas_ray.config import EngineConfig, EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
-from atlas_ray.environments.agentgym.numbers import numbered
+from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import ModelSpec, Policy

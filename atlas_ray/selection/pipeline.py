@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.cluster.dataset import map_on_ray, stream, tables_on_ray
+from atlas_ray.cluster.dataset import map_on_ray, packed, stream, tables_on_ray
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
@@ -137,8 +137,8 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
     refs = [ray.put(read) for read in reads]
     if isinstance(stage, RowStage):
         return map_on_ray(numbers(len(refs)), _read_and_select, refs, stage, write)
-    blocks = map_on_ray(numbers(len(refs)), _packed, refs).repartition(target_num_rows_per_block=1)
-    return map_on_ray(stage.apply(map_on_ray(blocks, _unpacked)), write)
+    blocks = map_on_ray(numbers(len(refs)), _read_packed, refs).repartition(target_num_rows_per_block=1, strict=True)
+    return map_on_ray(stage.apply(blocks), write)
 
 
 def _whole_blocks(index: DataIndex, todo: np.ndarray, size: int) -> np.ndarray:
@@ -156,19 +156,10 @@ def _read_and_select(table: pa.Table, refs: list[Any], stage: RowStage, write: _
             yield write(stage.select(rows))
 
 
-def _packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
-    """Each block of a part as one row, so that Ray Data joins no two of them."""
+def _read_packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
+    """The blocks of a part."""
     for read in _parts(table, refs):
-        for block in read.blocks():
-            sink = pa.BufferOutputStream()
-            with pa.ipc.new_stream(sink, block.schema) as writer:
-                writer.write_table(block)
-            yield pa.table({"block": pa.array([sink.getvalue()], pa.large_binary())})
-
-
-def _unpacked(table: pa.Table) -> Iterator[pa.Table]:
-    for block in table["block"]:
-        yield pa.ipc.open_stream(block.as_buffer()).read_all()
+        yield from packed(read.blocks())
 
 
 def _parts(table: pa.Table, refs: list[Any]) -> Iterator[PartRead]:

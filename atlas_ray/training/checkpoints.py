@@ -55,9 +55,6 @@ class Checkpoints:
 
         Returns:
             The number of optimizer steps done, and `metrics.jsonl` up to there; 0 and nothing where there is no state.
-
-        Raises:
-            AtlasError: If it cannot be read.
         """
         last = self._on_all("read", lambda: self._delete_older() if self._first else None)
         if last is None:
@@ -108,11 +105,7 @@ class Checkpoints:
         self._pending = self._executor.submit(complete)
 
     def wait(self) -> None:
-        """Returns once the last state is complete.
-
-        Raises:
-            AtlasError: If it could not be written.
-        """
+        """Returns once the last state is complete; an AtlasError says that it could not be written."""
         pending, self._pending = self._pending, None
         if pending is not None:
             self._on_all("write to", pending.result)

@@ -9,8 +9,8 @@ forward, two backward); what checkpointing computes twice is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, astuple, dataclass
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
@@ -98,14 +98,13 @@ class Flops:
         """
         from atlas_ray.models.attention import decoder_layers
 
-        def cost(weight: Any) -> int:
-            return (6 if weight.requires_grad else 4) * weight.numel()
+        def cost(weights: Iterable[Any]) -> int:
+            return sum((6 if p.requires_grad else 4) * p.numel() for p in weights if p.ndim == 2)
 
-        config = model.config.get_text_config()
-        matrices = sum(cost(p) for p in decoder_layers(model).parameters() if p.ndim == 2)
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        pairs = 12 * config.num_hidden_layers * config.num_attention_heads * size
-        return cls(matrices, cost(model.get_output_embeddings().weight), pairs)
+        layers, shape = decoder_layers(model), ModelShape.of(model)
+        return cls(
+            cost(layers.parameters()), cost([model.get_output_embeddings().weight]), 12 * shape.layers * shape.queries
+        )
 
     def of_example(self, tokens: int, loss_tokens: int) -> float:
         """Of one trajectory under causal attention."""
@@ -195,11 +194,10 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(astuple(self))
 
     def __str__(self) -> str:
-        parts = ((f.name, getattr(self, f.name) / _GB) for f in fields(self))
-        return ", ".join(f"{name} {size:.2f}" for name, size in parts if size >= 0.005)
+        return ", ".join(f"{name} {size / _GB:.2f}" for name, size in asdict(self).items() if size / _GB >= 0.005)
 
 
 def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:

@@ -106,9 +106,8 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     if config.optimizer == "adam":
         return [adam([p for p in module.parameters() if p.requires_grad])]
     if rank_and_world()[1] > 1:
-        raise UserError(
-            "muon needs whole matrices, which several workers split", "set num_workers: 1 or optimizer: adam"
-        )
+        remedy = "set num_workers: 1 or optimizer: adam"
+        raise UserError("muon needs whole matrices, which several workers split", remedy)
     matrices = [p for p in decoder_layers(module.model).parameters() if p.ndim == 2]
     held = {id(p) for p in matrices}
     rest = [p for p in module.parameters() if id(p) not in held]
@@ -133,9 +132,9 @@ def fit(
     examples: Sequence[Example],
     config: TrainConfig,
     device: torch.device,
-    *,
     done: int = 0,
     validation: Sequence[Example] = (),
+    *,
     stop: Callable[[], bool] = lambda: False,
     on_step: Callable[[dict[str, Any]], None] = lambda _: None,
     on_checkpoint: Callable[[int], None] = lambda _: None,
@@ -197,9 +196,8 @@ def fit(
         # Before the step: it would put them into every weight. All processes see the same numbers.
         for what, value in (("loss", mean), ("gradient's norm", norm.item())):
             if not math.isfinite(value):
-                raise AtlasError(
-                    f"the {what} is {value} at step {step}", "lower learning_rate, or set dtype to float32"
-                )
+                remedy = "lower learning_rate, or set dtype to float32"
+                raise AtlasError(f"the {what} is {value} at step {step}", remedy)
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

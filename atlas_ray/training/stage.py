@@ -61,8 +61,7 @@ def plan_lines(config: TrainConfig) -> list[str]:
 
     from atlas_ray.trajectories.readers import read_trajectories
 
-    lines = []
-    selections = None
+    lines, selections = list[str](), None
     if config.selection is not None and RunFolder(config.selection).finished is not None:
         selections = read_selection(config.selection)
     elif config.selection is not None:
@@ -99,12 +98,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
     Args:
         clean: Start anew where the run folder holds an earlier run.
 
-    Returns:
-        The run's figures, as in `finished.json`.
-
-    Raises:
-        UserError: If data, selection or model are unusable.
-        AtlasError: If training fails.
+    Returns and raises what `train` does.
     """
     from atlas_ray.trajectories.readers import read_trajectories
     from atlas_ray.trajectories.rejected import Rejected, write_rejected
@@ -210,11 +204,7 @@ def make_job(
     trajectories: Sequence[Trajectory],
     selections: Sequence[Selection] | None,
 ) -> tuple[ExampleSet, Job]:
-    """Holds tasks back and makes examples of all.
-
-    Raises:
-        UserError: If the selection or the model do not fit the data, or nothing is left to train or validate on.
-    """
+    """Holds tasks back and makes examples of all; raises what `build_examples` and `hold_back` do."""
     training, held = hold_back(trajectories, config.validation_fraction, config.seed)
     prepared = build_examples(config, corpus, training, selections)
     validation = build_examples(config, corpus, held, selections).examples if held else []
@@ -225,17 +215,10 @@ def make_job(
 
 
 def finish(prepared: ExampleSet, job: Job, chat: ChatFormat, reached: int, begun: float) -> dict[str, Any]:
-    """Writes what a run has beside its weights, and deletes its checkpoints.
-
-    Args:
-        reached: Optimizer steps done.
-        begun: By the monotonic clock.
-
-    Returns:
-        The run's figures, as in `finished.json`.
+    """Writes what a run has beside its weights, deletes its checkpoints, and returns its figures.
 
     Raises:
-        Stopped: If a SIGTERM ended it before the last step.
+        Stopped: If a SIGTERM ended it before the last step: `reached` is less than all.
     """
     if reached < job.total_steps:
         what = f"training stopped at step {reached} of {job.total_steps} (SIGTERM)"
@@ -251,12 +234,8 @@ def finish(prepared: ExampleSet, job: Job, chat: ChatFormat, reached: int, begun
 def figures_of(prepared: ExampleSet, job: Job) -> dict[str, Any]:
     """What `finished.json` says, but for the time."""
     statistics = prepared.statistics
-    figures = {
-        "train_steps": job.total_steps,
-        "trajectories": len(job.examples),
-        **asdict(statistics),
-        "dropped": statistics.dropped + prepared.unselected,
-    }
+    figures = {"train_steps": job.total_steps, "trajectories": len(job.examples), **asdict(statistics)}
+    figures["dropped"] += prepared.unselected
     steps = read_metrics(RunFolder(job.config.run))
     kept = best_step(steps) if job.config.keep == "best" else steps[-1]
     if kept is not None and "validation_loss" in kept:
@@ -347,11 +326,7 @@ def _explained(error: Exception, config: TrainConfig) -> AtlasError:
 
 
 def _work(given: dict[str, Any]) -> int | AtlasError:
-    """One worker. Failures that a restart would only repeat are returned, all others raised.
-
-    Returns:
-        Optimizer steps done, or what is wrong.
-    """
+    """One worker: returns its steps, or a failure that a restart would only repeat; all others are raised."""
     import ray
     import ray.train.torch
     import torch

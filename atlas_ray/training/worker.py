@@ -47,10 +47,7 @@ class Job:
 
 
 def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
-    """Trains from the last checkpoint on and writes the model, unless it is asked to stop before the end.
-
-    Args:
-        stop: As in `loop.fit`.
+    """Trains from the last checkpoint on and writes the model, unless `stop`, as in `loop.fit`, ends it before.
 
     Returns:
         Optimizer steps done.
@@ -100,18 +97,8 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
         log.flush()
         checkpoints.save(step, module, optimizers, log.text, partial(log.saved, step))
 
-    reached = loop.fit(
-        module,
-        optimizers,
-        job.examples,
-        config,
-        device,
-        done=done,
-        validation=job.validation,
-        stop=stop,
-        on_step=on_step,
-        on_checkpoint=save,
-    )
+    hooks: Any = {"stop": stop, "on_step": on_step, "on_checkpoint": save}
+    reached = loop.fit(module, optimizers, job.examples, config, device, done, job.validation, **hooks)
     if config.keep == "last" and reached == job.total_steps:
         export()
     checkpoints.wait()

@@ -23,7 +23,7 @@ from atlas_ray.trajectories.formats.registry import detect
 
 SUFFIXES = (".json", ".jsonl", ".parquet")
 SPAN = 64 << 20  # bytes of a file from which on it is cut
-_CHUNK = 1 << 20  # characters of JSON that are read at once
+_CHUNK = 1 << 20  # bytes or characters that are read at once
 _CUT_OFF = 64  # characters before the end of a chunk within which an error may come of the cut
 _SPACE = re.compile(r"[ \t\n\r]*")
 _DECODER = json.JSONDecoder()
@@ -80,10 +80,10 @@ def decode(file: Path, span: Span = WHOLE) -> Iterator[Decoded]:
 def _line_spans(file: Path) -> list[Span]:
     found, start, row, at, lines = list[Span](), 0, 1, 0, 0
     with _readable(file), file.open("rb") as source:
-        while block := source.read(SPAN):
+        while block := source.read(_CHUNK):
             lines += block.count(b"\n")
             end = at + block.rfind(b"\n") + 1
-            if end > at:
+            if end > at and end - start >= SPAN:
                 found.append(Span(start, end, row))
                 start, row, lines = end, row + lines, 0
             at += len(block)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from atlas_ray.environments.agentgym.alfworld_mappings import game_of
+from atlas_ray.environments.agentgym.task_numbers import game_of
 from atlas_ray.environments.registry import ENVIRONMENTS
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.checks import check_text

@@ -13,7 +13,7 @@ import pytest
 
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from tests.recipes.test_recipe import a_recipe, finish, start
+from tests.support.recipes import a_recipe, finish, start
 
 STOPPED = "atlas: stopped; the same command goes on from here"
 STAGE = """

@@ -272,6 +272,17 @@ def test_the_table_scales_rewards_and_knows_what_is_built_in() -> None:
         assert get(env).instruction == make_simulator(env).reset(0).instruction
 
 
+def test_environments_are_imported_when_they_are_asked_for() -> None:
+    code = (
+        "import sys; from atlas_ray.environments.registry import ENVIRONMENTS, get\n"
+        "def loaded(): return sorted(m for m in sys.modules if m.startswith('atlas_ray.environments.builtin.'))\n"
+        "print(len(ENVIRONMENTS), loaded()); get('maze'); print(loaded())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    place = "atlas_ray.environments.builtin"
+    assert done.stdout.splitlines() == ["15 []", f"['{place}.maze', '{place}.scripted']"]
+
+
 def test_environments_list_shows_every_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "140")
     with pytest.raises(SystemExit):

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments.agentgym.alfworld_mappings import game_of, numbers
-from atlas_ray.environments.agentgym.numbers import numbered, unplayable
+from atlas_ray.environments.agentgym.task_numbers import game_of, numbered, numbers, unplayable
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task

@@ -15,7 +15,7 @@ from atlas_ray.recipes.fetch import Report, bring
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.training.metrics import read_checkpoints, read_metrics
-from tests.recipes.test_recipe import TASKS, a_recipe, kill_when, recorded_twice, start
+from tests.support.recipes import TASKS, a_recipe, kill_when, recorded_twice, start
 from tests.support.store import Store
 
 RUNS = "s3://bucket/runs"

@@ -19,12 +19,12 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.value.estimators import value_figures
 from atlas_ray.selection.value.settings import ValueSelector
-from atlas_ray.selection.value.stage import estimate_values
 from atlas_ray.types import Episode, Replay, StopReason
-from tests.selection.value.test_economy import FakePool, expert, turns
+from tests.selection.value.test_backward_sampler import expert, turns
 from tests.support.evaluations import an_episode
 from tests.support.paper_runs import table
 from tests.support.report_records import arm, report_input, selection, trajectory
+from tests.support.values import FakePool, estimate_values
 
 
 def test_verification_tells_how_many_starts_replay() -> None:

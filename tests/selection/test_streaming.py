@@ -94,19 +94,19 @@ def test_workers_select_what_one_process_selects(
 
 def test_a_runs_records_count_as_they_were_written_last(tmp_path: Path, large: Callable[[], None]) -> None:
     data = data_in(tmp_path / "data", [expert(4, i) for i in range(5)])
-    RunFolder(data["path"]).write_shard(TRAJECTORIES, [expert(6, 1, GOLD), replace(expert(2, 9), env="other")])
+    RunFolder(data["path"]).write_shard(TRAJECTORIES, [expert(10, 1, GOLD), replace(expert(2, 9), env="other")])
     small = index_data(DataConfig(**data), RayConfig())
     large()
     found = index_data(DataConfig(**data, limit=3), RayConfig())
     steps = dict(zip(small.outline["id"].to_pylist(), small.outline["n_steps"].to_pylist(), strict=True))
-    assert steps == {"maze/maze_0": 4, "maze/maze_1": 6, "maze/maze_2": 4, "maze/maze_3": 4, "maze/maze_4": 4} | {
+    assert steps == {"maze/maze_0": 4, "maze/maze_1": 10, "maze/maze_2": 4, "maze/maze_3": 4, "maze/maze_4": 4} | {
         "maze/maze_9": 2
     }
     # the first by id, whatever shard they stand in
     assert set(found.outline["id"].to_pylist()) == {"maze/maze_0", "maze/maze_1", "maze/maze_2", "maze/maze_9"}
     run = select_steps(config_of(tmp_path / "run", data, {"name": "gold"}))
     chosen = {s.id: s.chosen for s in run.read(SELECTIONS) if s.error is None}
-    assert chosen == {"maze/maze_1": (2,)}
+    assert chosen == {"maze/maze_1": (2, 7, 9)}
 
 
 class BlockStage(Stage):

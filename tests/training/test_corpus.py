@@ -22,7 +22,7 @@ from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, 
 from atlas_ray.training.data.examples import training_example, with_ids, without_ids
 from atlas_ray.training.stage import corpus_of
 from atlas_ray.types import Message, Trajectory
-from tests.recipes.test_recipe import a_recipe
+from tests.support.recipes import a_recipe
 from tests.support.tiny import QWEN_TEMPLATE, tiny_tokenizer
 from tests.support.training import CHOSEN, TRAJECTORIES_HERE, a_config, write_base
 

@@ -50,6 +50,7 @@ def test_lines_of_large_files_are_cut_into_parts(
     whole = read(tmp_path)
     assert [r.row for r in whole[1]] == [5, 15]
     monkeypatch.setattr(decoders, "SPAN", span)
+    monkeypatch.setattr(decoders, "_CHUNK", max(1, span // 3))
     parts, found, rejected = in_parts(DataConfig(path=str(tmp_path)))
     assert len(parts) > 2
     assert (found, rejected) == whole
@@ -74,6 +75,7 @@ def test_the_format_of_a_file_is_told_from_its_first_rows_in_every_part(
 ) -> None:
     write(tmp_path / "a.jsonl", [AGENTTRAJ, SHAREGPT])
     monkeypatch.setattr(decoders, "SPAN", 1)
+    monkeypatch.setattr(decoders, "_CHUNK", 100)
     parts, found, rejected = in_parts(DataConfig(path=str(tmp_path)))
     assert [part.format for part in parts] == ["agenttraj", "agenttraj"]
     assert (len(found), rejected[0].reason) == (1, "turn 2: an assistant turn has no loss flag")

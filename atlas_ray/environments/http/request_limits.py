@@ -1,14 +1,18 @@
-"""What the environment server grants a client: so much of a body, and so long for a request.
+"""What the environment server takes from a client: how long a request may be and take, and which form it must have.
 
-Flows in: connections and requests; flows out: whole bodies, or an end of the connection. aiohttp alone waits for ever.
+Flows in: connections and requests; flows out: bodies as pydantic models, FastAPI's words on what does not fit, or an
+end of the connection. aiohttp alone waits for ever.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import weakref
+from typing import Any
 
 from aiohttp import web
+from pydantic import ValidationError
 
 MAX_BODY = 2**20
 REQUEST_SECONDS = 30.0  # that a client may take over a request
@@ -47,3 +51,48 @@ async def close_idle_connections(runner: web.AppRunner) -> None:
         for line in silent & before:
             line.abort()
         before = silent
+
+
+class Malformed(Exception):
+    """FastAPI's list of what is wrong with a request."""
+
+    def __init__(self, *details: dict[str, Any]) -> None:
+        super().__init__(details)
+        self.details = list(details)
+
+
+async def read_form(request: web.Request, form: type[Any]) -> Any:
+    """The request's JSON body as `form`.
+
+    Raises:
+        Malformed: If there is none, it is no JSON, or it does not fit.
+    """
+    raw = await body_of(request)
+    try:
+        value = json.loads(raw) if raw else None
+    except json.JSONDecodeError as error:
+        detail = {"type": "json_invalid", "loc": ["body", error.pos], "msg": "JSON decode error", "input": {}}
+        raise Malformed(detail | {"ctx": {"error": error.msg}}) from None
+    except (ValueError, RecursionError):
+        raise Malformed({"type": "json_invalid", "loc": ["body"], "msg": "JSON decode error", "input": {}}) from None
+    if value is None:
+        raise Malformed({"type": "missing", "loc": ["body"], "msg": "Field required", "input": None})
+    return checked(form, value, "body")
+
+
+def checked(form: type[Any], value: Any, where: str) -> Any:
+    """A decoded value as `form`.
+
+    Args:
+        form: A pydantic model.
+        value: What came.
+        where: In which part of the request, for the details.
+
+    Raises:
+        Malformed: If it does not fit.
+    """
+    try:
+        return form.model_validate(value, from_attributes=True)
+    except ValidationError as error:
+        details = error.errors(include_url=False)
+        raise Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None

@@ -25,8 +25,15 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.custom_data import CustomData, load_custom_data
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, OWN_SERVER
-from atlas_ray.environments.http.forms import Malformed, checked, read_form
-from atlas_ray.environments.http.request_limits import KEEP_SECONDS, MAX_BODY, close_idle_connections, note
+from atlas_ray.environments.http.request_limits import (
+    KEEP_SECONDS,
+    MAX_BODY,
+    Malformed,
+    checked,
+    close_idle_connections,
+    note,
+    read_form,
+)
 from atlas_ray.environments.protocol import EnvironmentSpec, Simulator, StepResult, close_simulator
 from atlas_ray.errors import EnvironmentFailure, UserError
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from atlas_ray.environments.agentgym.numbers import unplayable
+from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import item_lines, problems, test_tasks, unknown_items
 from atlas_ray.evaluation.openings import examine

@@ -10,7 +10,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
-from atlas_ray.environments.agentgym.numbers import numbered
+from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.protocol import Opening

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.config import EnvironmentsConfig
-from atlas_ray.environments.agentgym.numbers import unplayable
+from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.rollouts.async_set import AsyncReplicaSet

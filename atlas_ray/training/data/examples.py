@@ -7,7 +7,7 @@ among them, are context only.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -129,8 +129,7 @@ class MaskStatistics:
     @classmethod
     def of(cls, examples: Collection[Example]) -> MaskStatistics:
         """Sums up."""
-        steps_lost = sum(e.steps_lost for e in examples)
-        loss_tokens = sum(e.loss_tokens for e in examples)
+        steps_lost, loss_tokens = sum(e.steps_lost for e in examples), sum(e.loss_tokens for e in examples)
         return cls(
             dropped=sum(e.loss_tokens == 0 for e in examples),
             steps_lost=steps_lost,
@@ -169,20 +168,14 @@ def build_examples(
         UserError: If selection and data do not belong together, nothing is left to train on, or a trajectory is longer
             than the model's context.
     """
-    chosen: Mapping[str, Selection] | None = None
-    if selections is not None:
-        chosen = {s.trajectory_id: s for s in selections if s.error is None}
+    selected = {s.trajectory_id: s for s in selections or () if s.error is None}
     found: list[Example] = []
-    for trajectory in trajectories:
-        if chosen is None:
-            found.append(training_example(corpus[trajectory.id], None, config.max_length))
-        elif (selection := chosen.get(trajectory.id)) is not None:
-            if selection.n_steps != len(trajectory.steps):
-                raise UserError(
-                    f"{trajectory.id} has {len(trajectory.steps)} steps, {selection.n_steps} where it was selected",
-                    "select and train on the same data",
-                )
-            found.append(training_example(corpus[trajectory.id], selection.chosen, config.max_length))
+    for t in trajectories if selections is None else [t for t in trajectories if t.id in selected]:
+        selection = selected.get(t.id)
+        if selection is not None and selection.n_steps != len(t.steps):
+            what = f"{t.id} has {len(t.steps)} steps, {selection.n_steps} where it was selected"
+            raise UserError(what, "select and train on the same data")
+        found.append(training_example(corpus[t.id], selection.chosen if selection else None, config.max_length))
     examples = [example for example in found if example.loss_tokens]
     if not examples:
         raise UserError(
@@ -203,15 +196,10 @@ def build_examples(
 def hold_back(
     trajectories: Sequence[Trajectory], fraction: float, seed: int
 ) -> tuple[list[Trajectory], list[Trajectory]]:
-    """Splits trajectories for validation by task, so that no task stands in both parts.
+    """Splits trajectories into those to train on and those held back for validation: a fraction of the tasks, whole.
 
-    The draw knows only the run's seed and the tasks: all arms of a recipe hold back the same ones.
-
-    Args:
-        fraction: Of the tasks; at least one is held back where it is above 0.
-
-    Returns:
-        Those to train on, and those held back.
+    At least one is held back where it is above 0. The draw knows only the run's seed and the tasks, so that all arms of
+    a recipe hold back the same ones.
 
     Raises:
         UserError: If nothing would be left to train on.
@@ -219,9 +207,8 @@ def hold_back(
     tasks = {(t.env, t.item_id) for t in trajectories}
     count = max(1, round(fraction * len(tasks))) if fraction else 0
     if count >= len(tasks) > 0:
-        raise UserError(
-            f"validation_fraction {fraction:g} holds back all {len(tasks)} tasks", "lower it, or set it to 0"
-        )
+        what = f"validation_fraction {fraction:g} holds back all {len(tasks)} tasks"
+        raise UserError(what, "lower it, or set it to 0")
     held = set(sorted(tasks, key=lambda task: (derive_seed(seed, "validation", *task), task))[:count])
     return (
         [t for t in trajectories if (t.env, t.item_id) not in held],

@@ -50,7 +50,7 @@ def _write(
         from atlas_ray.training.model.lora import merge_adapters, write_adapter
 
         if config.lora.export == "adapter":
-            write_adapter(path, model, weights, config.lora, config.model)
+            write_adapter(path, weights, config.lora, config.model)
             return
         weights = merge_adapters(weights, config.lora)
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}

@@ -31,7 +31,7 @@ def add_adapters(model: Any, lora: LoraConfig, seed: int | None) -> None:
 
     peft = _peft()
     try:
-        peft.inject_adapter_in_model(_peft_config(model, lora), model, adapter_name=_NAME)
+        peft.inject_adapter_in_model(_peft_config(lora), model, adapter_name=_NAME)
     except ValueError as error:
         names = sorted({n.rsplit(".", 1)[-1] for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)})
         raise UserError(
@@ -64,7 +64,7 @@ def merge_adapters(weights: Mapping[str, Any], lora: LoraConfig) -> dict[str, An
     return plain
 
 
-def write_adapter(folder: str | Path, model: Any, weights: Mapping[str, Any], lora: LoraConfig, base: str) -> None:
+def write_adapter(folder: str | Path, weights: Mapping[str, Any], lora: LoraConfig, base: str) -> None:
     """Writes the adapters alone, as peft and vLLM load them.
 
     Args:
@@ -72,7 +72,7 @@ def write_adapter(folder: str | Path, model: Any, weights: Mapping[str, Any], lo
     """
     from safetensors.torch import save_file
 
-    config = _peft_config(model, lora)
+    config = _peft_config(lora)
     config.base_model_name_or_path, config.inference_mode = base, True
     config.save_pretrained(folder)
     own = {
@@ -83,14 +83,9 @@ def write_adapter(folder: str | Path, model: Any, weights: Mapping[str, Any], lo
     save_file(own, Path(folder, "adapter_model.safetensors"), metadata={"format": "pt"})
 
 
-def _peft_config(model: Any, lora: LoraConfig) -> Any:
-    return _peft().LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        target_modules=lora.targets,
-        task_type="CAUSAL_LM",
-    )
+def _peft_config(lora: LoraConfig) -> Any:
+    options = {"r": lora.rank, "lora_alpha": lora.alpha, "lora_dropout": lora.dropout, "target_modules": lora.targets}
+    return _peft().LoraConfig(task_type="CAUSAL_LM", **options)
 
 
 def _peft() -> Any:

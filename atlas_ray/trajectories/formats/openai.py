@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from atlas_ray.errors import DataError
@@ -18,7 +17,7 @@ from atlas_ray.types import Message
 
 
 def _message(turn: Any, number: int) -> Message:
-    if isinstance(turn, Mapping):
+    if isinstance(turn, dict):
         if turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in ("tool", "function"):
             raise DataError(f"turn {number} is a tool call", "write calls as text: `Action: ...`")
         if turn.get("weight") not in (None, 0, 1):

@@ -57,7 +57,7 @@ class DataFormat:
         Raises:
             DataError: If it is no object, or names no task.
         """
-        if not isinstance(row, Mapping):
+        if not isinstance(row, dict):
             raise DataError(f"the row is not an object but {kind(row)}")
         return _guarded(self.task, row)
 
@@ -86,7 +86,7 @@ def _guarded(read: Callable[[Row], Any], row: Row) -> Any:
 def holds(row: Row, key: str, flag: str | None = None) -> bool:
     """Whether a row has a conversation under `key`, of which some turn has `flag` where one is given."""
     turns = row[key] if isinstance(row.get(key), list) else []
-    return any(flag is None or (isinstance(turn, Mapping) and flag in turn) for turn in turns)
+    return any(flag is None or (isinstance(turn, dict) and flag in turn) for turn in turns)
 
 
 def conversation(row: Row, key: str, read: Callable[[Any, int], Message]) -> list[Message]:
@@ -115,7 +115,7 @@ def read_turn(turn: Any, number: int, role_key: str, content_key: str) -> tuple[
     Raises:
         DataError: If it is no object, its role is unknown, or its content is no text.
     """
-    if not isinstance(turn, Mapping):
+    if not isinstance(turn, dict):
         raise DataError(f"turn {number} is not an object but {kind(turn)}")
     role = turn.get(role_key)
     if not isinstance(role, str) or role not in _ROLES:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from atlas_ray.plugins import Registry
@@ -19,7 +19,7 @@ FORMATS = Registry(
 
 def detect(row: Any) -> str | None:
     """The format that a row is written in, or None where it shows none."""
-    if not isinstance(row, Mapping):
+    if not isinstance(row, dict):
         return None
     return next((name for name, form in FORMATS.items() if form.recognises(row)), None)
 
