@@ -108,7 +108,7 @@ class EngineConfig(FrozenConfig):
     replicas: Annotated[int, PLACEMENT] = Field(1, ge=1)
     tensor_parallel: Annotated[int, PLACEMENT] = Field(1, ge=1)
     coordinators: Annotated[int | None, PLACEMENT] = Field(
-        None, ge=1, description="actors that coordinate episodes; None: one for 64 replicas, none where one is enough"
+        None, ge=1, description="actors that coordinate episodes; None: one for 32 replicas, none where one is enough"
     )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
     max_model_len: int | None = Field(

@@ -41,9 +41,9 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        _ask_for_a_token()
+        _require_token()
     else:
-        _knock(address)
+        _check_reachable(address)
     try:
         ray.init(
             address=address or "local",  # not the one that a `ray start` left on this machine
@@ -69,7 +69,7 @@ def local_cpus(config: RayConfig) -> int:
     return config.num_cpus or max(4, os.cpu_count() or 1)
 
 
-def _ask_for_a_token() -> None:
+def _require_token() -> None:
     """Has Ray, once it is started here, serve this process alone: it listens on all addresses of the machine.
 
     The token is of this process's life, and lies in no file. Who has set RAY_AUTH_MODE keeps their own way.
@@ -85,7 +85,7 @@ def _ask_for_a_token() -> None:
     inner.AuthenticationTokenLoader.instance().reset_cache()
 
 
-def _knock(address: str) -> None:
+def _check_reachable(address: str) -> None:
     """Refuses at once what Ray would try for up to minutes: an address where nobody listens, a token that is not right.
 
     Raises:

@@ -47,8 +47,23 @@ class ModelConfig(BackboneConfig):
     endpoint: EndpointConfig | None = None
 
 
-class EvaluateConfig(FrozenConfig):
-    """Models in live environments; greedy, as AgentGym's evaluator."""
+class PlayConfig(FrozenConfig):
+    """How episodes are played; greedy, as AgentGym's evaluator."""
+
+    samples: int = Field(1, ge=1)
+    temperature: float = Field(0.0, ge=0)
+    max_tokens: int = Field(512, ge=1)
+    max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
+    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
+    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
+    seed: int = 0
+    engine: EngineConfig = EngineConfig()
+    environments: EnvironmentsConfig = EnvironmentsConfig()
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
+
+
+class EvaluateConfig(PlayConfig):
+    """Models in live environments."""
 
     run: Annotated[str, PLACEMENT] = "runs/evaluate"
     models: dict[str, str | ModelConfig] = Field(description="arm name -> model folder or hub id")
@@ -62,16 +77,6 @@ class EvaluateConfig(FrozenConfig):
     openings: OpeningsConfig | None = Field(
         None, description="what conversations open with; the environments' own where not given"
     )
-    samples: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, ge=1)
-    max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
-    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
-    seed: int = 0
-    engine: EngineConfig = EngineConfig()
-    environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
     @property
     def played(self) -> dict[str, ModelConfig]:
@@ -117,7 +122,7 @@ class EvaluateConfig(FrozenConfig):
         return self
 
 
-class VerifyConfig(FrozenConfig):
+class VerifyConfig(PlayConfig):
     """A model from scratch, from right after each critical step, and with those put in (section 4.6, Table 6)."""
 
     run: Annotated[str, PLACEMENT] = "runs/verify"
@@ -126,13 +131,3 @@ class VerifyConfig(FrozenConfig):
     data: DataConfig
     selection: str = Field(description="run folder of a selection of the same data")
     iterative: bool = Field(True, description="also one episode with the critical steps put in")
-    samples: int = Field(1, ge=1)
-    temperature: float = Field(0.0, ge=0)
-    max_tokens: int = Field(512, ge=1)
-    max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
-    retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
-    limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
-    seed: int = 0
-    engine: EngineConfig = EngineConfig()
-    environments: EnvironmentsConfig = EnvironmentsConfig()
-    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, replace
+from typing import Any
 
 from rich.text import Text
 
@@ -91,7 +92,8 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                         else:
                             # an engine's actor holds GPUs, an endpoint's none
                             stack.close()
-                            player = stack.enter_context(_player(spec, config))
+                            player = _player(spec, config)
+                            stack.enter_context(player)
                 except ModelUnavailable as error:
                     console.print(Text(f"left out: {error.what}", "red"))
                     missing[arm], player = error, None
@@ -227,12 +229,21 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
 
 def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: int | None) -> None:
     episodes = folder.read(EPISODES)
-    usage = sum((e.usage for e in episodes), Usage())
     (model,) = config.models.values()
     paid = {}
     if isinstance(model, ModelConfig) and model.endpoint is not None:
         known = price(model.path)
+        usage = sum((e.usage for e in episodes), Usage())
         paid = {"dollars": None if known is None else round(known.of(usage), 6)}
+    told = [asdict(result) for result in results(episodes, config)]
+    record_played(folder, episodes, seconds, context, **paid, **item_figures(config), results=told)
+
+
+def record_played(
+    folder: RunFolder, episodes: Sequence[Episode], seconds: float, context: int | None, **figures: Any
+) -> None:
+    """Marks a run of episodes finished, with what they cost; seconds add to those of earlier attempts."""
+    usage = sum((e.usage for e in episodes), Usage())
     earlier = folder.finished or {}
     context = context or earlier.get("context")
     folder.finish(
@@ -241,8 +252,6 @@ def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: 
         episodes=len(episodes),
         excluded=dict(Counter(str(e.stop_reason) for e in episodes if e.stop_reason.is_infrastructure)),
         usage=asdict(usage),
-        **paid,
-        **item_figures(config),
         prefix_cache_hit_rate=round(usage.hit_rate, 4),
-        results=[asdict(result) for result in results(episodes, config)],
+        **figures,
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +21,7 @@ from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
+from atlas_ray.evaluation.stage import record_played
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import Sampling
@@ -83,8 +83,6 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
         folder.compact(EPISODES)
         folder.compact(ITERATIVE)
     episodes, iterative = folder.read(EPISODES), folder.read(ITERATIVE)
-    every = [*episodes, *iterative]
-    usage = sum((e.usage for e in every), Usage())
     found = rows(
         {t.trajectory.id: t.starts for t in plan},
         {t.trajectory.id: _given(t) for t in plan},
@@ -94,16 +92,7 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
         config.max_excluded,
     )
     folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
-    earlier = folder.finished or {}
-    context = context or earlier.get("context")
-    folder.finish(
-        seconds=round(earlier.get("seconds", 0.0) + time.monotonic() - begun, 1),
-        **({} if context is None else {"context": context}),
-        episodes=len(every),
-        excluded=dict(Counter(str(e.stop_reason) for e in every if e.stop_reason.is_infrastructure)),
-        usage=asdict(usage),
-        prefix_cache_hit_rate=round(usage.hit_rate, 4),
-    )
+    record_played(folder, [*episodes, *iterative], time.monotonic() - begun, context)
     return found
 
 

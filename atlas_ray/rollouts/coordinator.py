@@ -1,8 +1,8 @@
 """Episodes played and written down: by a pool of this process's, or by actors where engines are many.
 
-Flows in: requests and a run folder; flows out: episodes in its tables, and a summary of each. A coordinator is an actor
-that owns a share of the engines as a pool of its own and writes its episodes itself: the driver sees summaries alone.
-It is supervised as an engine's replica is; what it played without having it written down is played again if it dies.
+Flows in: requests and a run folder; flows out: episodes in its tables, and each to the caller. A coordinator is an
+actor that owns a share of the engines as a pool of its own and writes its episodes: the driver never sees their
+messages. It is supervised as an engine's replica is: what it has not written by the time it dies is played again.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ import asyncio
 import math
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar
 
 from atlas_ray.cluster.placement import place_engines
 from atlas_ray.config import EngineConfig, EnvironmentsConfig, LimitsConfig
@@ -27,55 +27,13 @@ from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.runs.folder import RunFolder, ShardWriter, reachable
 from atlas_ray.runs.tables import EPISODES, TableSpec
 from atlas_ray.runs.units import record_finished
-from atlas_ray.types import Episode, StopReason, Usage
+from atlas_ray.types import Episode, StopReason
 
-MOST_ENGINES = 64  # of one coordinator
+MOST_ENGINES = 32  # of one coordinator
 _WRITE_SECONDS = 1.0  # between two shards of a coordinator
 _AHEAD = 4  # a coordinator is given a quarter more requests than it plays, and so never waits for the driver
 
-
-@dataclass(frozen=True, slots=True)
-class EpisodeSummary:
-    """What a driver learns of an episode that is written down."""
-
-    id: str
-    env: str
-    stop_reason: StopReason
-    success: bool
-    usage: Usage
-    seconds: float
-    error: str | None
-
-    @classmethod
-    def of(cls, e: Episode) -> EpisodeSummary:
-        """Of an episode."""
-        return cls(e.id, e.env, e.stop_reason, e.success, e.usage, e.seconds, e.error)
-
-
-Played = Generator[tuple[EpisodeRequest, EpisodeSummary], None, None]
-
-
-class EpisodePlayer(Protocol):
-    """Plays and writes down; use it as a context manager. `context`: tokens of a conversation, where known."""
-
-    context: int | None
-
-    def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
-        """Plays all requests; each comes back once, as they finish.
-
-        Raises:
-            UserError: If an environment or a task of a request cannot be played, or the folder not be written to.
-            AtlasError: If replicas keep dying.
-        """
-        ...
-
-    def load(self, spec: PolicySpec) -> None:
-        """Goes on with another policy; raises an `AtlasError` if it cannot be loaded."""
-        ...
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(self, *_: object) -> None: ...
+Played = Generator[tuple[EpisodeRequest, Episode], None, None]
 
 
 def player_of(
@@ -104,14 +62,19 @@ class LocalPlayer(RolloutPool):
     """This process coordinates and writes."""
 
     def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
-        """See `EpisodePlayer.play`. An episode is written within 60 s, or with the next 31."""
+        """Plays all requests and writes each episode within 60 s, or with the next 31; they come back as they finish.
+
+        Raises:
+            UserError: If an environment or a task of a request cannot be played, or the folder not be written to.
+            AtlasError: If replicas keep dying.
+        """
         with ExitStack() as stack:
             writers: dict[str, ShardWriter[Episode]] = {}
             for request, episode in stack.enter_context(closing(self.run(requests))):
                 if request.table not in writers:
                     writers[request.table] = stack.enter_context(folder.writer(table_of(request)))
                 writers[request.table].add(episode)
-                yield request, EpisodeSummary.of(episode)
+                yield request, episode
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,26 +105,34 @@ class _Recorded:
         return self.request.group
 
 
-class Coordinator(Replica[_Recorded, EpisodeSummary]):
+class Coordinator(Replica[_Recorded, Episode]):
     """The actor: a pool, and the episodes that are to be written next. One is told of only once it is written."""
 
     def __init__(self, spec: _PoolSpec) -> None:
         super().__init__(spec)
         self._unwritten: list[tuple[_Recorded, Episode]] = []
         self._writing: asyncio.Task[None] | None = None
+        self._writes = set[asyncio.Task[None]]()
+        self._all_played = asyncio.Event()  # nothing is in flight but what waits to be written
 
-    async def _answer(self, request: _Recorded) -> EpisodeSummary:
+    async def _answer(self, request: _Recorded) -> Episode:
         episode = await self._model.result(request.request)
         self._unwritten.append((request, episode))
         # those that come while one shard is written are in the next: all wait for the task that writes theirs
         if self._writing is None:
+            self._all_played.clear()
             self._writing = asyncio.create_task(self._write())
+            self._writes.add(self._writing)
+            self._writing.add_done_callback(self._writes.discard)
+        if len(self._unwritten) == len(self._inflight):
+            self._all_played.set()
         await asyncio.shield(self._writing)
-        return EpisodeSummary.of(episode)
+        return replace(episode, messages=())
 
     async def _write(self) -> None:
-        """Writes, after a while, what is there by then."""
-        await asyncio.sleep(_WRITE_SECONDS)
+        """Writes what is there after a while, or once there is no more to come."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._all_played.wait(), _WRITE_SECONDS)
         written, self._unwritten, self._writing = self._unwritten, [], None
         shards = defaultdict[tuple[str, TableSpec[Episode]], list[Episode]](list)
         for recorded, episode in written:
@@ -176,11 +147,10 @@ class Coordinator(Replica[_Recorded, EpisodeSummary]):
     async def close(self) -> None:
         """Ends the pool, and writes what was played."""
         await super().close()
-        if self._writing is not None:
-            await self._writing
+        await asyncio.gather(*self._writes, return_exceptions=True)
 
 
-class CoordinatorSet(ReplicaSet[_Recorded, EpisodeSummary]):
+class CoordinatorSet(ReplicaSet[_Recorded, Episode]):
     """Coordinators, each with its share of the engines."""
 
     replica: ClassVar[str] = "coordinator"
@@ -189,7 +159,8 @@ class CoordinatorSet(ReplicaSet[_Recorded, EpisodeSummary]):
 
     def __init__(self, policy: PolicySpec, engine: EngineConfig, number: int, **settings: Any) -> None:
         place_engines(policy.gpus, engine.replicas, engine.label_selector)  # is there room for all?
-        self._number, self._environments = number, absolute(settings["environments"])
+        self._number = number
+        settings["environments"] = self._environments = absolute(settings["environments"])
         share = math.ceil(engine.replicas / number) * engine.episodes_in_flight
         super().__init__(
             Coordinator,
@@ -202,17 +173,17 @@ class CoordinatorSet(ReplicaSet[_Recorded, EpisodeSummary]):
         self.wait_until_started()
 
     def play(self, requests: Iterable[EpisodeRequest], folder: RunFolder) -> Played:
-        """See `EpisodePlayer.play`. An episode comes back once it is written."""
+        """See `LocalPlayer.play`. An episode comes back once it is written, without its messages."""
         run = reachable(folder.uri)
         numbered = numbered_requests(requests, self._environments)
         recorded = (None if request is None else _Recorded(request, run) for request in numbered)
         with closing(self.run(recorded)) as played:
-            for one, summary in played:
-                record_finished(folder.stage, folder.uri, one.request.table, summary)
-                yield one.request, summary
+            for one, episode in played:
+                record_finished(folder.stage, folder.uri, one.request.table, episode)
+                yield one.request, episode
 
     def load(self, spec: PolicySpec) -> None:
-        """See `EpisodePlayer.load`."""
+        """See `ReplicaSet.load`."""
         super().load(replace(self._spec, policy=spec))
 
     def _spec_of(self, index: int) -> Any:
@@ -220,8 +191,14 @@ class CoordinatorSet(ReplicaSet[_Recorded, EpisodeSummary]):
         engines = self._spec.engine.replicas // self._number + more
         return replace(self._spec, engine=self._spec.engine.model_copy(update={"replicas": engines}))
 
-    def _given_up(self, recorded: _Recorded) -> EpisodeSummary:
+    def _given_up(self, recorded: _Recorded) -> Episode:
         error = f"{MAX_DEATHS} coordinators died while they played this episode"
         episode = recorded.request.episode("", StopReason.MODEL_ERROR, error)
         RunFolder(recorded.run).write_shard(table_of(recorded.request), [episode])
-        return EpisodeSummary.of(episode)
+        return episode
+
+    def _count_ready(self) -> None:
+        """The coordinators count the engines, and are none."""
+
+
+EpisodePlayer = LocalPlayer | CoordinatorSet

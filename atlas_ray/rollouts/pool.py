@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -43,7 +44,7 @@ class EpisodeReplica(Replica[EpisodeRequest, Episode]):
     def __init__(self, spec: PolicySpec, environments: EnvironmentsConfig, limits: LimitsConfig) -> None:
         super().__init__(spec)
         self._environments, self._limits = environments, limits
-        self._meter = Meter()
+        self._meter = Meter(replica=str(os.getpid()))
 
     async def _answer(self, request: EpisodeRequest) -> Episode:
         """Raises `UserError` if the environment is unknown, or has neither a server nor a built-in simulator."""
@@ -73,7 +74,6 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
         environments: Servers of environments that are not built in.
         limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
-        max_restarts: Replicas that may die in a row, without an episode finished in between; None: three each.
         labels: Of the nodes that replicas run on; None: those of the group for rollouts, where they need GPUs.
         start_s: Seconds that a replica may take to start.
 
@@ -94,7 +94,6 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
         environments: EnvironmentsConfig | None = None,
         limits: LimitsConfig | None = None,
         retries: int = 2,
-        max_restarts: int | None = None,
         labels: Labels | None = None,
         start_s: float = START_SECONDS,
     ) -> None:
@@ -108,14 +107,9 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
             in_flight=in_flight,
             place=place_engines(spec.gpus, replicas, labels),
             retries=retries,
-            max_restarts=max_restarts,
             start_s=start_s,
         )
-        try:
-            self.wait_until_started()
-        except BaseException:
-            self.close()
-            raise
+        self.wait_until_started()
 
     @classmethod
     def of(cls, spec: PolicySpec, engine: EngineConfig, environments: EnvironmentsConfig, **given: Any) -> Self:

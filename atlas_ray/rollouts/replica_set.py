@@ -63,7 +63,6 @@ class ReplicaSet(Generic[Request, Result]):
         in_flight: Requests that a replica works at, at once.
         place: Ray's options for the actors.
         retries: Further attempts at a request that infrastructure spoilt, on other replicas where there are any.
-        max_restarts: Replicas that may die in a row, without a result in between; None: three each.
         start_s: Seconds that a replica may take to start.
 
     Attributes:
@@ -86,13 +85,12 @@ class ReplicaSet(Generic[Request, Result]):
         in_flight: int,
         place: Mapping[str, Any],
         retries: int = 0,
-        max_restarts: int | None = None,
         start_s: float = START_SECONDS,
     ) -> None:
         self._actor, self._arguments, self._place = actor, arguments, place
         self._spec: Any = spec
         self._in_flight, self._retries, self._start_s = in_flight, retries, start_s
-        self._max_restarts = _DEATHS_PER_REPLICA * replicas if max_restarts is None else max_restarts
+        self._max_restarts = _DEATHS_PER_REPLICA * replicas
         self.restarts = self._deaths_in_a_row = 0
         self.context: int | None = None
         self._events: queue.SimpleQueue[_Event[Request] | _Cancelled[Request] | None] = queue.SimpleQueue()
@@ -227,14 +225,18 @@ class ReplicaSet(Generic[Request, Result]):
         self.wait_until_started()
 
     def wait_until_started(self) -> None:
-        """Returns once all replicas have started.
+        """Returns once all replicas have started; where one cannot, all are ended.
 
         Raises:
             ModelFailure: If they die before.
             AtlasError: If they do not start.
         """
-        while not all(handle.ready for handle in self._handles):
-            self._next_completions(None, everyone=True)
+        try:
+            while not all(handle.ready for handle in self._handles):
+                self._next_completions(None, everyone=True)
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Ends all replicas and their processes."""

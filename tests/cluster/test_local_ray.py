@@ -13,7 +13,7 @@ from atlas_ray.cluster import connection
 from atlas_ray.errors import AtlasError
 
 ASK = (
-    "import os; from atlas_ray.cluster.connection import _ask_for_a_token as ask; "
+    "import os; from atlas_ray.cluster.connection import _require_token as ask; "
     "ask(); print(*map(os.environ.get, {names}))"
 )
 START = """
@@ -55,7 +55,7 @@ def test_each_process_has_a_token_of_its_own_unless_told_otherwise(
 def test_an_address_where_nobody_listens_is_refused(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "_ANSWER_SECONDS", 0.6)
     with pytest.raises(AtlasError, match=r"cannot reach Ray at .*: ") as refused:
-        connection._knock(address)
+        connection._check_reachable(address)
     assert address in refused.value.what
 
 
@@ -79,7 +79,7 @@ def test_a_stranger_on_the_network_gets_nothing_from_a_laptops_ray(tmp_path: Pat
             calls = [f"/ray.rpc.NodeManagerService/{name}" for name in ("RequestWorkerLease", "GetNodeStats")]
             assert any(all(_refused(f"127.0.0.1:{port}", call) for call in calls) for port in ports)
             # In our own words, for another `atlas` that has no token or another one.
-            code = f"from atlas_ray.cluster.connection import _knock; _knock({address!r})"
+            code = f"from atlas_ray.cluster.connection import _check_reachable; _check_reachable({address!r})"
             wrong = environment(tmp_path, RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="0" * 64)
             for given, why in ((environment(tmp_path), "none was sent"), (wrong, "the one that was sent is wrong")):
                 done = subprocess.run(

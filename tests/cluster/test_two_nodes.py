@@ -215,12 +215,12 @@ def test_a_lost_head_loses_nothing_that_was_recorded(
 ARMS = {name: {"name": name} for name in ("all", "gold", "random", "complement", "first", "last")}
 
 
-def a_recipe(folder: Path, model: str, name: str) -> Path:
+def a_recipe(folder: Path, data: dict[str, Any], model: str, name: str) -> Path:
     """Six arms, and one whose selection cannot be made."""
     recipe = {
         "name": name,
         "runs": str(folder),
-        "expert": write_experts(folder, 24),
+        "expert": data,
         "base": model,
         "arms": ARMS | {"broken": {"name": "file", "path": str(folder / "nowhere.csv")}},
         "train": {"epochs": 4, "global_batch_size": 4, "max_length": 1024, "learning_rate": 1e-3, "dtype": "float32"},
@@ -254,8 +254,9 @@ def most_at_once(spans: list[tuple[float, float]]) -> int:
 def test_a_recipe_trains_several_arms_at_once_with_the_results_of_one_after_another(
     nodes: Nodes, tiny_models: tuple[str, str], tmp_path: Path
 ) -> None:
+    data = write_experts(tmp_path, 24)
     for name, jobs in (("wide", []), ("narrow", ["--jobs", "1"])):
-        file = a_recipe(tmp_path, tiny_models[0], name)
+        file = a_recipe(tmp_path, data, tiny_models[0], name)
         began = time.monotonic()
         job = nodes.run_recipe(tmp_path / f"{name}.log", str(file), *jobs)
         job.fail(1500.0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,13 @@ def test_killed_in_every_stage_it_ends_with_the_same_results(tmp_path: Path) -> 
 
 
 def stage_processes(driver: int) -> list[psutil.Process]:
-    """The processes of a recipe's stages."""
-    found = psutil.Process(driver).children()
-    return [child for child in found if "atlas_ray.recipes.stage_process" in child.cmdline()]
+    """The processes of a recipe's stages that are not over."""
+    found = []
+    for child in psutil.Process(driver).children():
+        with suppress(psutil.ZombieProcess, psutil.NoSuchProcess):
+            if "atlas_ray.recipes.stage_process" in child.cmdline():
+                found.append(child)
+    return found
 
 
 @pytest.mark.slow

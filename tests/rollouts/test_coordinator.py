@@ -91,8 +91,9 @@ def test_killed_coordinator_loses_no_episode(tmp_path: Path, alone: list[Episode
         def kill(back: int) -> None:
             nonlocal at
             if back == at:
-                os.kill(playing._handles[0].pid, signal.SIGKILL)
-                eventually(lambda: gone(playing._handles[0].pid))
+                victim = next(handle.pid for handle in playing._handles if handle.ready)
+                os.kill(victim, signal.SIGKILL)
+                assert eventually(lambda: gone(victim))
                 at = next(kills, -1)
 
         play(playing, requests(60), tmp_path, then=kill)

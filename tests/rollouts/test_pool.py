@@ -133,7 +133,7 @@ def test_an_episode_that_kills_its_replica_is_given_up(tmp_path: Path, alone: di
 
 def test_replicas_that_keep_dying_end_the_run(tmp_path: Path) -> None:
     policy = Sleeper(trouble="die", tasks=tuple(f"maze_{i}" for i in range(8)), folder=str(tmp_path))
-    with RolloutPool(FixedSpec(policy), in_flight=8, max_restarts=1) as pool, pytest.raises(AtlasError) as error:
+    with RolloutPool(FixedSpec(policy), in_flight=8) as pool, pytest.raises(AtlasError) as error:
         play(pool, requests(8))
     assert "died in a row" in error.value.what
 

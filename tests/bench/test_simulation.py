@@ -6,9 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from atlas_ray.recipes.simulation import Cluster, Costs, Load, rollouts, training
+from bench.simulation import Cluster, Costs, Load, rollouts, training
 
-FREE = Costs(0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, start=0.0)  # 10 ms a token, nothing else
+FREE = Costs(0.01, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, start=0.0, driver=0.0)  # 10 ms a token, nothing else
 EVEN = Load(64, turns=10, reply=50, observation=0, opening=0, spread=0)
 ONE = Cluster(1, in_flight=64, sequences=64)
 
@@ -47,12 +47,15 @@ def test_an_environment_adds_its_latency_to_every_turn() -> None:
     [
         ({"environment_cpu": 0.1}, "servers", 16 / 0.1),
         ({"driver": 0.1}, "driver", 10 / 0.1),
+        ({"coordinator": 0.1}, "coordinator", 4 * 10 / 0.1),
         ({"write": 0.1}, "storage", 10 / 0.1),
     ],
 )
 def test_what_all_share_limits_many_engines(cost: dict[str, float], limit: str, rate: float) -> None:
-    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver or the storage."""
-    found = rollouts(replace(FREE, **cost), replace(EVEN, episodes=100_000), Cluster(64, server_cores=16))
+    """Turns a second: 16 cores at 0.1 s a turn; ten turns an episode of 0.1 s of the driver, the storage, or one
+    of four coordinators.
+    """
+    found = rollouts(replace(FREE, **cost), replace(EVEN, episodes=100_000), Cluster(128, server_cores=16))
     assert found.limit == limit
     assert found.turns_per_second == pytest.approx(rate, rel=0.05)
 

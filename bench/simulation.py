@@ -1,7 +1,7 @@
 """How long rollouts and training take on how many GPUs, what that costs, and what limits them. Plain Python.
 
 Flows in: costs as measured on one engine, and a load; flows out: a `Prediction`. Rollouts are simulated event by event
-for one engine, to which everything shared (driver, environment servers, storage) is as slow as there are engines;
+for one engine, to which everything shared (driver, coordinator, servers, storage) is as slow as engines share it;
 after some waves of episodes the steady rate is carried on. Training is arithmetic.
 """
 
@@ -13,6 +13,8 @@ import random
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+
+from atlas_ray.rollouts.coordinator import MOST_ENGINES
 
 _WAVES = 4  # of a replica's places that are simulated before the steady rate is carried on
 _BUSY = 0.85  # share of the time from which a station counts as the limit
@@ -27,22 +29,24 @@ class Costs:
         step_each: What every sequence in the batch adds to it.
         prefill: One prompt token that the prefix cache has not.
         actor: CPU of a replica's event loop, a turn.
-        driver: CPU of the driver, an episode.
+        coordinator: CPU of the process that coordinates an engine, an episode.
         environment: Latency of an environment's step.
         environment_cpu: CPU of a step on the servers' cores; 0 where worlds are built in (they count under `actor`).
         write: An episode's record to the storage.
         start: Until engines are loaded.
+        driver: CPU of the driver beside several coordinators, an episode.
     """
 
     step: float = 0.018
     step_each: float = 0.00026
     prefill: float = 1 / 20_000
-    actor: float = 0.0006
-    driver: float = 0.0018
+    actor: float = 0.00045
+    coordinator: float = 0.0022
     environment: float = 0.02
     environment_cpu: float = 0.005
     write: float = 0.00002
     start: float = 120.0
+    driver: float = 0.00018
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +76,7 @@ class Cluster:
         gpus_each: GPUs of one.
         in_flight: Episodes that a replica plays at once.
         sequences: That its engine decodes at once.
+        coordinators: Processes that coordinate them; 0: one for every 32 engines, as `engine.coordinators` has it.
         server_cores: Cores of all environment servers together.
         gpu_hour, core_hour: Dollars.
     """
@@ -83,6 +88,7 @@ class Cluster:
     server_cores: int = 16
     gpu_hour: float = 2.0
     core_hour: float = 0.05
+    coordinators: int = 0
 
     def dollars(self, seconds: float) -> float:
         """What it costs for so long."""
@@ -185,8 +191,10 @@ class _Play:
         self.engine = _Engine(costs, cluster.sequences)
         # To one of n engines, what all share is n times slower.
         n = cluster.engines
+        coordinators = cluster.coordinators or math.ceil(n / MOST_ENGINES)
         self.actor = _Line(costs.actor)
-        self.driver = _Line(costs.driver * n)
+        self.coordinator = _Line(costs.coordinator * n / coordinators)
+        self.driver = _Line(costs.driver * n if coordinators > 1 else 0.0)
         self.servers = _Line(costs.environment_cpu * n / max(1, cluster.server_cores))
         self.storage = _Line(costs.write * n)
         self.events: list[tuple[float, int, Callable[[float], None]]] = []
@@ -206,7 +214,7 @@ class _Play:
             return
         self.left -= 1
         turns = max(1, round(self.drawn(self.load.turns)))
-        self.at(self.driver.through(now), lambda t: self.turn(t, turns, self.load.opening))
+        self.at(self.coordinator.through(self.driver.through(now)), lambda t: self.turn(t, turns, self.load.opening))
 
     def turn(self, now: float, left: int, read: float) -> None:
         """Engine, event loop, environment; then the next turn, or the record."""
@@ -240,10 +248,8 @@ class _Play:
     def busy(self) -> dict[str, float]:
         """Share of the time that each station worked."""
         whole = max(self.ends)
-        lines = {"driver": self.driver, "actor": self.actor, "servers": self.servers, "storage": self.storage}
-        return {"engine": self.engine.busy / whole} | {
-            name: min(1.0, line.busy / whole) for name, line in lines.items()
-        }
+        lines = {name: getattr(self, name) for name in ("driver", "coordinator", "actor", "servers", "storage")}
+        return {"engine": self.engine.busy / whole} | {n: min(1.0, line.busy / whole) for n, line in lines.items()}
 
 
 def rollouts(costs: Costs, load: Load, cluster: Cluster) -> Prediction:
