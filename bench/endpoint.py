@@ -13,6 +13,7 @@ import random
 import re
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,9 +32,20 @@ class _Server:
     def __init__(self, given: argparse.Namespace) -> None:
         self._given, self._draws = given, random.Random(given.seed)
         self._answered: Counter[str] = Counter()
+        self._active = self._most = 0
+        self._first: float | None = None
 
     async def complete(self, request: web.Request) -> web.Response:
         asked = await request.text()
+        self._first = self._first or time.time()
+        self._active += 1
+        self._most = max(self._most, self._active)
+        try:
+            return await self._answer(asked)
+        finally:
+            self._active -= 1
+
+    async def _answer(self, asked: str) -> web.Response:
         given, draw = self._given, self._draws.random()
         for share, answer in ((given.refused, self._refuse), (given.broken, self._break), (given.hanging, self._hang)):
             if draw < share:
@@ -61,6 +73,13 @@ class _Server:
     async def answered(self, _: web.Request) -> web.Response:
         return web.json_response(self._answered)
 
+    async def most(self, _: web.Request) -> web.Response:
+        return web.json_response(self._most)
+
+    async def first(self, _: web.Request) -> web.Response:
+        first, self._first = self._first, None
+        return web.json_response(first)
+
     async def _refuse(self) -> web.Response:
         return web.Response(status=429, headers={"Retry-After": str(self._given.retry_after)})
 
@@ -76,6 +95,8 @@ async def _serve(given: argparse.Namespace) -> None:
     server, app = _Server(given), web.Application(client_max_size=2**24)
     app.router.add_post("/v1/chat/completions", server.complete)
     app.router.add_get("/answered", server.answered)
+    app.router.add_get("/most", server.most)
+    app.router.add_get("/first", server.first)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0, backlog=2048).start()
@@ -94,6 +115,16 @@ class Endpoint:
         """Replies given, by task number."""
         with urlopen(f"{self._root}/answered") as reply:
             return json.load(reply)
+
+    def first_request(self) -> float:
+        """When the first request came since this was last asked, in Unix seconds."""
+        with urlopen(f"{self._root}/first") as reply:
+            return float(json.load(reply))
+
+    def most_at_once(self) -> int:
+        """Requests that were under way together, at most."""
+        with urlopen(f"{self._root}/most") as reply:
+            return int(json.load(reply))
 
 
 @contextmanager

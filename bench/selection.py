@@ -1,20 +1,19 @@
-"""`make bench-selection`. `ideal`: 2,000 trajectories against an endpoint that takes 1 s a reply, 200 at once.
+"""`make bench-selection`. 2,000 trajectories against an endpoint that takes 1 s a reply, 200 at once.
 
-Ours is the wall time of the whole stage in this process, from reading the trajectories to the finished run folder, with
-modules imported before; the rival is the time that the replies alone take.
+Ours is the wall time of the stage up to the finished run folder, with Ray started before, by one judging actor and by
+two: `whole`, from reading the trajectories; `judging`, from the first request, which leaves out that actors start. The
+rival is the time that the replies alone take.
 """
 
 from __future__ import annotations
 
 import argparse
-import cProfile
 import os
-import pstats
 import tempfile
 import time
 from pathlib import Path
 
-from atlas_ray.config import validate
+from atlas_ray.config import RayConfig, validate
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.selection.settings import SelectConfig
@@ -62,31 +61,33 @@ def _main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000)
     parser.add_argument("--runs", type=int, default=_RUNS)
-    parser.add_argument("--profile", action="store_true", help="print where the time of one run goes")
     given = parser.parse_args()
     os.environ.pop("ATLAS_BENCH_KEY", None)
 
-    import openai  # noqa: F401
-
+    from atlas_ray.cluster.connection import connect
     from atlas_ray.selection.pipeline import select_steps
 
+    connect(RayConfig())
     ideal = -(-given.n // _AT_ONCE) * _SECONDS
-    ours = []
+    entries = []
     with tempfile.TemporaryDirectory() as folder, endpoint(seconds=_SECONDS) as server:
         data = write(Path(folder) / "data", given.n)
-        profile = cProfile.Profile(time.process_time) if given.profile else None
-        for i in range(1 if profile else given.runs):
-            config = config_of(Path(folder) / f"run{i}", data, server.base_url, _AT_ONCE)
-            begun = time.perf_counter()
-            done = profile.runcall(select_steps, config) if profile else select_steps(config)
-            ours.append(time.perf_counter() - begun)
-            figures = done.finished or {}
-            assert figures["trajectories"] == given.n, figures
-            assert not figures["errors"], figures
-        if profile:
-            pstats.Stats(profile).sort_stats("tottime").print_stats(35)
-            return
-    write_bench("selection", [Entry("ideal", ours, [ideal] * len(ours), "s", "lower")])
+        for actors in (1, 2):
+            whole, judging = [], []
+            for i in range(given.runs):
+                run = Path(folder) / f"run{actors}-{i}"
+                config = config_of(run, data, server.base_url, _AT_ONCE, num_workers=actors)
+                begun = time.time()
+                figures = select_steps(config).finished or {}
+                ended = time.time()
+                whole.append(ended - begun)
+                judging.append(ended - server.first_request())
+                assert figures["trajectories"] == given.n, figures
+                assert not figures["errors"], figures
+            for name, ours in (("judging", judging), ("whole", whole)):
+                entries.append(Entry(f"{name}, {actors} actor(s)", ours, [ideal] * len(ours), "s", "lower"))
+        assert server.most_at_once() <= _AT_ONCE
+    write_bench("selection", entries)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.prices import Price
-from atlas_ray.models.throttle import RequestGate, Throttle, back_off, retry_after
+from atlas_ray.models.throttle import Throttle, back_off, retry_after
 from atlas_ray.text import storable
 from atlas_ray.types import Usage
 
@@ -117,7 +117,7 @@ class ChatClient:
         endpoint: EndpointConfig,
         *,
         price: Price | None = None,
-        gate: RequestGate | None = None,
+        gate: Throttle | None = None,
         key: str | None = None,
         must_answer: bool = True,
     ) -> None:

@@ -11,8 +11,7 @@ import random
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Protocol
+from contextlib import asynccontextmanager
 
 from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError
@@ -21,35 +20,6 @@ _CUT = 0.7  # of the calls in flight, where the endpoint is overloaded
 _GROWTH = 0.1  # of the most calls in flight, for each round of good replies
 _LOOK_SECONDS = 5.0  # between two looks of a call that waits for its time
 _FIRST_WAIT, _LONGEST_WAIT = 0.5, 30.0  # seconds
-
-
-class RequestGate(Protocol):
-    """What lets a client's calls through and is told how they fared: a `Throttle`, or one that processes share."""
-
-    def turn(self, tokens: int) -> AbstractAsyncContextManager[float]:
-        """As `Throttle.turn`."""
-        ...
-
-    def succeeded(self) -> None:
-        """As `Throttle.succeeded`."""
-        ...
-
-    def overloaded(self, began: float) -> None:
-        """As `Throttle.overloaded`."""
-        ...
-
-    def pause(self, seconds: float) -> None:
-        """As `Throttle.pause`."""
-        ...
-
-    @property
-    def stopped(self) -> AtlasError | None:
-        """As `Throttle.stopped`."""
-        ...
-
-    def stop(self, error: AtlasError) -> None:
-        """As `Throttle.stop`."""
-        ...
 
 
 class Throttle:
@@ -170,6 +140,7 @@ class Throttle:
             raise type(self.stopped)(self.stopped.what, self.stopped.remedy)
 
     async def _place(self) -> None:
+        self._raise_if_stopped()
         if not self._waiting and self._active < self.window:
             self._active += 1
             return

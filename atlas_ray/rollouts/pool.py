@@ -54,6 +54,8 @@ class EpisodeReplica(Replica[EpisodeRequest, Episode]):
         finally:
             with suppress(Exception):
                 await session.close()
+        if refusal := getattr(self._model, "refused", None):  # by its endpoint: no other episode would fare better
+            raise type(refusal)(refusal.what, refusal.remedy)
         self._meter.episode(episode)
         return episode
 

@@ -107,3 +107,14 @@ def test_a_refused_key_is_one_request_and_an_empty_cell(tmp_path: Path, endpoint
     assert [call["model"] for call in endpoint.calls].count("refused") == 1
     assert set(played(config)) == {"taken"}
     assert "HTTP 401" in failures(config)["refused"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_key_refused_in_the_middle_ends_the_evaluation(tmp_path: Path, endpoint: FakeEndpoint) -> None:
+    endpoint.answer = lambda _, call: web.Response(status=401) if len(endpoint.calls) > 6 else "Action: move up"
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY", "concurrency": 2}
+    models = {"taken": {"path": "taken", "endpoint": address}}
+    config = EvaluateConfig.model_validate({"run": str(tmp_path), "models": models, "tasks": {"maze": 10}})
+    with pytest.raises(UserError, match="HTTP 401"):
+        evaluate(config)
+    assert len(endpoint.calls) in (7, 8)  # another may have been in flight

@@ -10,10 +10,17 @@ from typing import Any
 
 from aiohttp import web
 
+from atlas_ray.models.client import key_of
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
+from atlas_ray.selection.llm.judge import Judge
+from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.stage import backend_of
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.types import Selection
+from atlas_ray.selection.sources import watch_sources
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.types import Selection, Trajectory
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import config_of, data_in, expert
 
@@ -85,4 +92,25 @@ def ask(tmp_path: Path, port: int, trajectories: int = 4, retries: int = 2, **se
 
 
 def chosen(config: SelectConfig) -> dict[str, Selection]:
-    return {s.item_id: s for s in select_steps(config).read(SELECTIONS)}
+    """Selections of what is to do, by a judge in this process, beside those that the run folder holds."""
+    folder = RunFolder(config.run)
+    folder.begin(config, stage="select")
+    watch_sources(folder, config.selector, config.run)
+    trajectories, done = read_trajectories(config.data, []), folder.done(SELECTIONS)
+    todo = [t for t in trajectories if t.id not in done]
+    if todo:
+        folder.write_shard(SELECTIONS, asyncio.run(_judged(config, folder, todo)))
+    return {s.item_id: s for s in folder.read(SELECTIONS)}
+
+
+async def _judged(config: SelectConfig, folder: RunFolder, todo: list[Trajectory]) -> list[Selection]:
+    selector = config.selector
+    assert isinstance(selector, LlmSelector)
+    key, coordinator = key_of(selector.endpoint), Coordinator(selector, folder)
+    await coordinator.open(key)
+    link = LocalLink(coordinator)
+    backend = backend_of(selector, folder, config.ray, link, key)
+    try:
+        return await Judge(selector, backend, link, config.seed).judge_all(todo)
+    finally:
+        await backend.close()

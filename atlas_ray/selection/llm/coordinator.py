@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from inspect import isawaitable
 from itertools import count
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.client import ChatClient
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
 _POLL_SECONDS = 10.0  # of one wait for answers
-_DEAD_SECONDS = 60.0  # without a sign from a judging actor: what it held is free again
+_DEAD_SECONDS = 300.0  # without a sign from a judging actor: what it held is free again
 
 _Call = tuple[int | None, str, tuple[Any, ...]]  # a number where an answer is wanted, a method, its arguments
 
@@ -40,6 +40,7 @@ class SpentError(AtlasError):
 class _Worker:
     """A judging actor: its calls in flight, its claims with the US dollars set aside, and answers it has yet to get."""
 
+    actor: str
     seen: float = field(default_factory=time.monotonic)
     turns: int = 0
     claims: dict[str, float] = field(default_factory=dict)
@@ -62,27 +63,46 @@ class Coordinator:
         self._settled = asyncio.Event()  # a new one each time
         self._workers: dict[str, _Worker] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._key = ""
+        self._key, self._opened = "", asyncio.Event()
 
     async def open(self, key: str) -> None:
-        """Makes sure, by one request, that the endpoint answers and takes the key.
+        """Makes sure, by one request, that the endpoint answers and takes the key; else nothing is asked.
 
         Raises:
             AtlasError: If it does not answer (UserError: it refuses the key).
         """
         self._key = key
-        if self._config.engine is not None:
-            return
         client = ChatClient(self._config.model, self._config.endpoint, gate=self._throttle, key=key)
         try:
-            if not await client.check():
+            if self._config.engine is None and not await client.check():
                 self._throttle.probe()
+        except AtlasError as error:
+            self._throttle.stop(error)
+            raise
         finally:
+            self._opened.set()
             await client.close()
 
-    async def key(self, worker: str) -> str:
-        """The endpoint's key."""
+    async def join(self, worker: str, actor: str) -> str:
+        """Begins to serve a judging actor, and frees what it held before it was started again.
+
+        Args:
+            worker: Its name in this life.
+            actor: Its name in all of its lives.
+
+        Returns:
+            The endpoint's key, once the endpoint has been asked whether it takes it.
+        """
+        if worker not in self._workers:
+            self.admit(worker, actor)
+        await self._opened.wait()
         return self._key
+
+    def admit(self, worker: str, actor: str) -> None:
+        """As `join`, at once."""
+        for name in [name for name, held in self._workers.items() if held.actor == actor]:
+            self._bury(name)
+        self._workers[worker] = _Worker(actor)
 
     # --- a call: claimed, in its turn, kept ---
 
@@ -116,7 +136,8 @@ class Coordinator:
             await self._settled.wait()
         if self._throttle.stopped:
             raise self._throttle.stopped
-        self._worker(worker).claims[key] = dollars
+        if held := self._workers.get(worker):
+            held.claims[key] = dollars
         return None
 
     async def keep(self, worker: str, reply: PaidReply) -> None:
@@ -126,56 +147,48 @@ class Coordinator:
 
     def release(self, worker: str, key: str) -> None:
         """A claim is settled, or nothing came of it."""
-        self._worker(worker).claims.pop(key, None)
+        if held := self._workers.get(worker):
+            held.claims.pop(key, None)
         self._tell_of_settled()
 
     async def enter(self, worker: str, tokens: int) -> float:
         """As `Throttle.enter`."""
         began = await self._throttle.enter(tokens)
-        self._worker(worker).turns += 1
+        if held := self._workers.get(worker):
+            held.turns += 1
+        else:  # it died while it waited
+            self._throttle.leave()
         return began
 
     def leave(self, worker: str) -> None:
         """As `Throttle.leave`."""
-        held = self._worker(worker)
-        if held.turns:
+        held = self._workers.get(worker)
+        if held and held.turns:
             held.turns -= 1
             self._throttle.leave()
 
-    def succeeded(self, worker: str) -> None:
-        """As `Throttle.succeeded`."""
-        self._throttle.succeeded()
+    def throttle(self, worker: str, name: str, *arguments: Any) -> None:
+        """Tells the throttle how a call fared."""
+        getattr(self._throttle, name)(*arguments)
 
-    def overloaded(self, worker: str, began: float) -> None:
-        """As `Throttle.overloaded`."""
-        self._throttle.overloaded(began)
-
-    def pause(self, worker: str, seconds: float) -> None:
-        """As `Throttle.pause`."""
-        self._throttle.pause(seconds)
-
-    def stop(self, worker: str, error: AtlasError) -> None:
-        """As `Throttle.stop`."""
-        self._throttle.stop(error)
-
-    async def end(self, worker: str, error: AtlasError) -> AtlasError:
-        """Stops the run, and waits for the calls that are under way: they are paid for.
-
-        Returns:
-            The first error that stopped it.
-        """
+    async def end(self, worker: str, error: AtlasError) -> None:
+        """Stops the run, waits for calls under way, which are paid for, and raises what stopped it first."""
         self._throttle.stop(error)
         self._tell_of_settled()  # who waits for money is told
         while any(w.claims for w in self._workers.values()):
             await self._settled.wait()
-        return self._throttle.stopped or error
+        raise self._throttle.stopped or error
 
     # --- as an actor ---
 
     async def post(self, worker: str, calls: list[_Call]) -> None:
         """Takes a judging actor's calls, in order."""
-        held = self._worker(worker)
-        held.seen = time.monotonic()
+        if held := self._workers.get(worker):
+            held.seen = time.monotonic()
+        elif calls[0][1] == "join":
+            self.admit(worker, calls[0][2][0])  # before its first look for answers
+        else:
+            raise AtlasError(f"an actor was silent for {_DEAD_SECONDS:g} s and taken for dead")
         for number, name, arguments in calls:
             if number is None:
                 getattr(self, name)(worker, *arguments)
@@ -186,8 +199,12 @@ class Coordinator:
 
     async def poll(self, worker: str) -> list[tuple[int, Any]]:
         """Answers to a judging actor's calls, by number; waits for the first a while."""
-        held = self._worker(worker)
-        self._bury(time.monotonic())
+        held, now = self._workers.get(worker), time.monotonic()
+        if held is None:  # it has yet to join
+            await asyncio.sleep(_GATHER_SECONDS)
+            return []
+        for name in [name for name, other in self._workers.items() if now - other.seen > _DEAD_SECONDS]:
+            self._bury(name)
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
                 await held.some.wait()
@@ -199,66 +216,48 @@ class Coordinator:
 
     async def _answer(self, worker: str, number: int, name: str, arguments: tuple[Any, ...]) -> None:
         try:
-            result = await getattr(self, name)(worker, *arguments)
+            result = getattr(self, name)(worker, *arguments)
+            if isawaitable(result):
+                result = await result
         except AtlasError as error:
             result = error
         except Exception as error:  # noqa: BLE001 (who asked must not wait for ever)
             result = AtlasError(f"the run's coordinator failed: {type(error).__name__}: {error}")
-        held = self._worker(worker)
-        held.answers.append((number, result))
-        held.some.set()
+        if held := self._workers.get(worker):
+            held.answers.append((number, result))
+            held.some.set()
 
     def _tell_of_settled(self) -> None:
         self._settled.set()
         self._settled = asyncio.Event()
 
-    def _worker(self, name: str) -> _Worker:
-        return self._workers.setdefault(name, _Worker())
-
-    def _bury(self, now: float) -> None:
-        """Frees what silent actors held; what their calls may have cost counts as spent."""
-        for name, held in list(self._workers.items()):
-            if now - held.seen > _DEAD_SECONDS:
-                del self._workers[name]
-                self._journal.spent += sum(held.claims.values())
-                for _ in range(held.turns):
-                    self._throttle.leave()
-                self._tell_of_settled()
-
-
-class Link(Protocol):
-    """How a judge reaches the coordinator."""
-
-    async def ask(self, name: str, *arguments: Any) -> Any:
-        """Calls one of its methods and waits for the answer.
-
-        Raises:
-            AtlasError: What the method raises, or that there is no coordinator any more.
-        """
-        ...
-
-    def tell(self, name: str, *arguments: Any) -> None:
-        """The same, where no answer is wanted."""
-        ...
+    def _bury(self, name: str) -> None:
+        """Frees what a dead actor held; what its calls may have cost counts as spent."""
+        held = self._workers.pop(name)
+        self._journal.spent += sum(held.claims.values())
+        for _ in range(held.turns):
+            self._throttle.leave()
+        self._tell_of_settled()
 
 
 class LocalLink:
-    """To a coordinator in this process and event loop."""
+    """A judge's way to a coordinator in its own process and event loop."""
 
     def __init__(self, coordinator: Coordinator) -> None:
         self._coordinator = coordinator
+        coordinator.admit("here", "here")
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """As `Link.ask`."""
+        """Calls one of the coordinator's methods and waits for the answer, or raises what the method does."""
         return await getattr(self._coordinator, name)("here", *arguments)
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """As `Link.tell`."""
+        """The same, where no answer is wanted."""
         getattr(self._coordinator, name)("here", *arguments)
 
 
 class RemoteLink:
-    """To a coordinator that is an actor; calls and answers that come close together share a message."""
+    """The way to a coordinator that is an actor; calls and answers that come close together share a message."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator, self._name = coordinator, uuid.uuid4().hex
@@ -269,7 +268,7 @@ class RemoteLink:
         self._poller: asyncio.Task[None] | None = None
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """As `Link.ask`."""
+        """As `LocalLink.ask`; an `AtlasError` too if there is no coordinator any more."""
         number = next(self._numbers)
         self._asked[number] = answer = asyncio.get_running_loop().create_future()
         self._send((number, name, arguments))
@@ -278,7 +277,7 @@ class RemoteLink:
         return await answer
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """As `Link.tell`."""
+        """As `LocalLink.tell`."""
         self._send((None, name, arguments))
 
     def _send(self, call: _Call) -> None:
@@ -318,35 +317,38 @@ class RemoteLink:
                 answer.set_exception(lost)
 
 
-class SharedGate:
-    """The coordinator's throttle as a client's gate."""
+Link = LocalLink | RemoteLink
+
+
+class SharedThrottle(Throttle):
+    """The coordinator's throttle, for a client elsewhere."""
 
     def __init__(self, link: Link) -> None:
         self._link = link
         self.stopped: AtlasError | None = None
 
-    @asynccontextmanager
-    async def turn(self, tokens: int) -> AsyncIterator[float]:
-        """As `Throttle.turn`."""
+    async def enter(self, tokens: int) -> float:
+        """As the coordinator's."""
         began: float = await self._link.ask("enter", tokens)
-        try:
-            yield began
-        finally:
-            self._link.tell("leave")
+        return began
+
+    def leave(self) -> None:
+        """As the coordinator's."""
+        self._link.tell("leave")
 
     def succeeded(self) -> None:
-        """As `Throttle.succeeded`."""
-        self._link.tell("succeeded")
+        """As the coordinator's."""
+        self._link.tell("throttle", "succeeded")
 
     def overloaded(self, began: float) -> None:
-        """As `Throttle.overloaded`."""
-        self._link.tell("overloaded", began)
+        """As the coordinator's."""
+        self._link.tell("throttle", "overloaded", began)
 
     def pause(self, seconds: float) -> None:
-        """As `Throttle.pause`."""
-        self._link.tell("pause", seconds)
+        """As the coordinator's."""
+        self._link.tell("throttle", "pause", seconds)
 
     def stop(self, error: AtlasError) -> None:
-        """As `Throttle.stop`."""
+        """As the coordinator's."""
         self.stopped = self.stopped or error
-        self._link.tell("stop", error)
+        self._link.tell("throttle", "stop", error)

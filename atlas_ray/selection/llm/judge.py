@@ -94,7 +94,7 @@ class Judge:
         found = await asyncio.gather(*map(self.judge, trajectories), return_exceptions=True)
         for error in found:
             if isinstance(error, AtlasError):
-                raise await self._link.ask("end", error)
+                await self._link.ask("end", error)  # raises it, or what came before
             if isinstance(error, BaseException):
                 raise error
         return [selection for selection in found if isinstance(selection, Selection)]

@@ -19,7 +19,7 @@ from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.llm.answer import PARSER_VERSION
 from atlas_ray.selection.llm.backends.batch import BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
-from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedGate
+from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedThrottle
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -76,8 +76,6 @@ class LlmStage(Stage):
         from ray.data import ActorPoolStrategy
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        from atlas_ray.cluster.connection import cause_of
-
         config, folder = self._config, self._context.folder
         if not folder.has(_READ_BY):
             folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
@@ -85,10 +83,8 @@ class LlmStage(Stage):
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         coordinator: Any = ray.remote(Coordinator)
         self._coordinator = coordinator.options(num_cpus=0, scheduling_strategy=here).remote(config, folder)
-        try:
-            ray.get(self._coordinator.open.remote("" if config.engine else key_of(config.endpoint)))
-        except ray.exceptions.RayError as error:
-            raise cause_of(error) from None
+        # Nobody waits here for what it finds: the judging actors do, and start meanwhile.
+        self._coordinator.open.remote("" if config.engine else key_of(config.endpoint))
         workers = ActorPoolStrategy(
             size=self._actors,
             max_tasks_in_flight_per_actor=self._blocks,
@@ -128,8 +124,11 @@ class JudgingActor:
         return SELECTIONS.to_table(await judge.judge_all(TRAJECTORIES.from_table(table)))
 
     async def _started(self) -> Judge:
+        import ray
+
         link = RemoteLink(self._coordinator)
-        backend = backend_of(self._config, self._folder, self._ray, link, await link.ask("key"))
+        key = await link.ask("join", ray.get_runtime_context().get_actor_id())
+        backend = backend_of(self._config, self._folder, self._ray, link, key)
         return Judge(self._config, backend, link, self._seed)
 
 
@@ -149,4 +148,4 @@ def backend_of(config: LlmSelector, folder: RunFolder, ray: RayConfig, link: Lin
         return EngineBackend.of(config.model, config.engine, ray)
     if config.mode == "batch":
         return BatchBackend(config, folder, key=key)
-    return ChatClient(config.model, config.endpoint, price=config.price, gate=SharedGate(link), key=key)
+    return ChatClient(config.model, config.endpoint, price=config.price, gate=SharedThrottle(link), key=key)

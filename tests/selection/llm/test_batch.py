@@ -273,6 +273,7 @@ def test_the_estimate_knows_what_batches_and_own_engines_cost() -> None:
         validate(LlmSelector, {"mode": "batch", "engine": {}})
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_clean_start_keeps_what_batches_are_paid_for(tmp_path: Path) -> None:
     folder = RunFolder(str(tmp_path / "run"))
     folder.write_shard(BATCHES, [Submission("ours", "theirs", 1.0, ("a", "b"))])

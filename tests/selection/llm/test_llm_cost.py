@@ -189,6 +189,7 @@ def test_what_does_not_fit_even_so_is_said() -> None:
         fitted(load_prompt(), talkative(9_000, n_steps=60), 2, "text", 700, by_rule)
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_shortened_trajectories_are_recorded_and_counted(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     from tests.selection.test_selection import data_in
 
@@ -205,7 +206,7 @@ def test_shortened_trajectories_are_recorded_and_counted(tmp_path: Path, endpoin
     lines = "\n".join(estimate_lines(config))
     assert "1 do not fit even so" in lines
     with pytest.raises(UserError, match="leaves no room"):
-        select_steps(ask(tmp_path / "none", endpoint.port, context=2_000))
+        chosen(ask(tmp_path / "none", endpoint.port, context=2_000))
 
 
 def test_replies_are_shared_by_runs_that_name_one_cache(tmp_path: Path, endpoint: FakeEndpoint) -> None:
@@ -240,7 +241,7 @@ def test_what_can_change_a_judgement_is_part_of_its_key(tmp_path: Path, endpoint
     for i, variant in enumerate(variants):
         endpoint.calls.clear()
         for again in ("a", "b"):
-            select_steps(ask(tmp_path / f"{i}{again}", endpoint.port, trajectories=1, cache=cache, **dict(variant)))
+            chosen(ask(tmp_path / f"{i}{again}", endpoint.port, trajectories=1, cache=cache, **dict(variant)))
         asked = [c for c in endpoint.calls if len(c["messages"]) <= 2]
         assert len(asked) == 1, variant
 
@@ -253,6 +254,7 @@ def test_usage_is_what_the_endpoint_reports(tmp_path: Path, endpoint: FakeEndpoi
 
     endpoint.answer = answer
     config = ask(tmp_path, endpoint.port, trajectories=3)
+    chosen(config)
     select_steps(config)
     usage = json.loads((tmp_path / "run" / "finished.json").read_text())["usage"]
     assert usage == {
@@ -267,4 +269,4 @@ def test_usage_is_what_the_endpoint_reports(tmp_path: Path, endpoint: FakeEndpoi
 def test_a_server_that_asks_to_wait_too_long_stops_the_stage(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     endpoint.answer = lambda body, call: web.Response(status=429, headers={"Retry-After": "7200"})
     with pytest.raises(AtlasError, match="asks to wait 7200 s"):
-        select_steps(ask(tmp_path, endpoint.port))
+        chosen(ask(tmp_path, endpoint.port))

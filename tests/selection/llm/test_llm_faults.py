@@ -24,6 +24,7 @@ _FULL = pytest.mark.slow
 _FAULTS = {"refused": 0.2, "broken": 0.05, "garbage": 0.02, "hanging": 0.01}
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("n", "at_once", "seconds", "patience"), [(120, 40, 0.02, 0.5), pytest.param(2000, 200, 1.0, 5.0, marks=_FULL)]
 )

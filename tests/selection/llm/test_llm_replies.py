@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.selection import pipeline
+from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.llm.answer import Judgement, Problem
 from atlas_ray.selection.llm.self_consistency import tally
 from atlas_ray.selection.llm.structured import parse_structured, reply_schema
@@ -176,7 +177,7 @@ def test_an_endpoint_that_takes_no_schema_is_asked_for_text_from_then_on(
     with_schema = [("response_format" in body) for body in endpoint.calls]
     assert sum(with_schema) <= 2  # one trajectory is prepared while the first is asked
     with pytest.raises(UserError, match="takes no JSON schema"):
-        select_steps(ask(tmp_path / "json", endpoint.port, trajectories=1, structured="json"))
+        chosen(ask(tmp_path / "json", endpoint.port, trajectories=1, structured="json"))
 
 
 @pytest.mark.parametrize(
@@ -248,17 +249,25 @@ def test_a_vote_that_never_came_fails_the_trajectory_and_is_asked_for_again(
     assert len(endpoint.calls) == 3  # the vote that came is not asked for again
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_a_new_parser_reads_paid_replies_anew_at_no_cost(
     tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = ask(tmp_path, endpoint.port)
-    assert {s.chosen for s in chosen(config).values()} == {(2, 7)}
-    monkeypatch.setattr(pipeline, "PARSER_VERSION", 99)
-    monkeypatch.setattr(
-        "atlas_ray.selection.llm.judge.parse_structured",
-        lambda text, n_steps, k: Judgement((1,), "plan", None, {1: Category.PLAN_CREATION}),
-    )
-    assert {s.chosen for s in chosen(config).values()} == {(1,)}
+    folder = select_steps(config)
+
+    def read_otherwise() -> None:
+        held = folder.read(SELECTIONS)
+        folder.write_shard(SELECTIONS, [replace(s, chosen=(1,), categories={1: Category.PLAN_CREATION}) for s in held])
+
+    def found() -> set[tuple[int, ...]]:
+        return {s.chosen for s in select_steps(config).read(SELECTIONS)}
+
+    assert found() == {(2, 7)}
+    read_otherwise()
+    assert found() == {(1,)}  # as if by the present parser: left alone
+    monkeypatch.setattr("atlas_ray.selection.llm.stage.PARSER_VERSION", 99)
+    assert found() == {(2, 7)}
     assert len(endpoint.calls) == 4
-    monkeypatch.setattr("atlas_ray.selection.llm.judge.parse_structured", None)
-    assert {s.chosen for s in chosen(config).values()} == {(1,)}  # read by the present one: left alone
+    read_otherwise()
+    assert found() == {(1,)}

@@ -96,7 +96,7 @@ def test_a_selection_from_before_there_were_two_prompts_is_resumed_with_ours(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
     config = ask(tmp_path, endpoint.port)
-    select_steps(config)
+    chosen(config)
     manifest = RunFolder(config.run).read_json("manifest.json")
     del manifest["config"]["selector"]["prompt"]
     RunFolder(config.run).write_json("manifest.json", manifest)
@@ -124,6 +124,7 @@ def test_a_users_own_prompt(tmp_path: Path) -> None:
         load_prompt(str(tmp_path / "nothing.j2"))
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_stage_asks_once_a_trajectory_and_records_it_all(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     config = ask(tmp_path, endpoint.port)
     found = chosen(config)
@@ -143,7 +144,7 @@ def test_stage_asks_once_a_trajectory_and_records_it_all(tmp_path: Path, endpoin
 
 def test_concurrency_is_reached_and_kept(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     endpoint.seconds = 0.2
-    select_steps(ask(tmp_path, endpoint.port, trajectories=40, endpoint={"concurrency": 16}))
+    chosen(ask(tmp_path, endpoint.port, trajectories=40, endpoint={"concurrency": 16}))
     assert endpoint.peak == 16
 
 
@@ -166,6 +167,7 @@ def test_a_bad_answer_is_repaired_once(tmp_path: Path, endpoint: FakeEndpoint) -
     assert "step 42 does not exist: the steps are 1 to 10" in repair[3]["content"]
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_over_budget_is_cut_and_garbage_is_an_error(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     many, garbage = "The critical steps are: conversation[9, 3, 5, 1]", "I am a teapot."
     answers = {"maze_0": many, "maze_1": garbage, "maze_2": ""}
@@ -211,6 +213,7 @@ def test_a_call_that_fails_for_good_costs_one_trajectory_and_is_tried_again(
     assert len(endpoint.calls) == 5
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_replies_that_were_paid_for_survive_anything(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     config = ask(tmp_path, endpoint.port, trajectories=9, endpoint={"concurrency": 3})
 
@@ -224,7 +227,7 @@ def test_replies_that_were_paid_for_survive_anything(tmp_path: Path, endpoint: F
 
     endpoint.answer = dies
     with pytest.raises(UserError, match="HTTP 401"):
-        select_steps(config)
+        chosen(config)
     replies = len(RunFolder(str(tmp_path / "run")).read(REPLIES))
     assert replies == len(paid) > 0  # those in flight when the key was refused, too
     endpoint.calls.clear()
@@ -243,7 +246,7 @@ def test_a_dead_endpoint_stops_the_stage_at_once(tmp_path: Path, monkeypatch: py
         port = free.getsockname()[1]
     config = ask(tmp_path, port, trajectories=50)
     with pytest.raises(AtlasError, match=f"cannot reach the endpoint http://127.0.0.1:{port}/v1"):
-        select_steps(config)
+        chosen(config)
     assert not (tmp_path / "run" / "selections").exists()
 
 
@@ -260,7 +263,7 @@ def test_an_endpoint_that_dies_midway_stops_the_stage(tmp_path: Path, endpoint: 
     endpoint.answer = answer
     config = ask(tmp_path, endpoint.port, trajectories=20, retries=0, endpoint={"concurrency": 2})
     with pytest.raises(AtlasError, match="cannot reach the endpoint"):
-        select_steps(config)
+        chosen(config)
     assert len(list((tmp_path / "run" / "replies").iterdir())) >= 2
 
 
@@ -268,7 +271,7 @@ def test_a_missing_key_is_named_where_openai_is_asked(tmp_path: Path, monkeypatc
     monkeypatch.delenv("FAKE_KEY", raising=False)
     config = ask(tmp_path, 1, endpoint={"base_url": "https://api.openai.com/v1"})
     with pytest.raises(UserError, match="FAKE_KEY is not set"):
-        select_steps(config)
+        chosen(config)
 
 
 def test_other_endpoints_need_no_key(tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,14 +283,14 @@ def test_other_endpoints_need_no_key(tmp_path: Path, endpoint: FakeEndpoint, mon
 def test_an_unknown_model_is_the_users_error(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     endpoint.answer = lambda body, call: web.json_response({"error": {"message": "no such model"}}, status=404)
     with pytest.raises(UserError, match="knows no model 'm'"):
-        select_steps(ask(tmp_path, endpoint.port, model="m"))
+        chosen(ask(tmp_path, endpoint.port, model="m"))
 
 
 def test_max_cost_stops_cleanly_and_goes_on_when_raised(tmp_path: Path, endpoint: FakeEndpoint) -> None:
     # A reply costs 0.0035 dollars, and at most about 0.012 by the rule of thumb.
     config = ask(tmp_path, endpoint.port, trajectories=12, max_cost=0.03)
     with pytest.raises(AtlasError, match=r"max_cost=0\.03"):
-        select_steps(config)
+        chosen(config)
     first = len(endpoint.calls)
     assert 4 <= first <= 8
     assert first * 0.0035 <= 0.03
@@ -302,7 +305,7 @@ def test_another_prompt_is_refused_on_resume(tmp_path: Path, endpoint: FakeEndpo
     file.write_text("{{ conversation }} {{ max_steps }}")
     config = ask(tmp_path, endpoint.port, trajectories=3, prompt_file=str(file), max_cost=0.012)
     with pytest.raises(AtlasError, match="max_cost"):
-        select_steps(config)
+        chosen(config)
     file.write_text("New: {{ conversation }}")
     with pytest.raises(UserError, match=r"own.j2 changed since .* was made from it"):
         select_steps(config)
@@ -312,7 +315,8 @@ def test_selections_by_another_prompt_of_the_package_are_refused_on_resume(
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
     config = ask(tmp_path, endpoint.port, trajectories=2)
-    folder = select_steps(config)
+    chosen(config)
+    folder = RunFolder(config.run)
     one, other = folder.read(SELECTIONS)
     folder.write_shard(SELECTIONS, [replace(one, prompt_hash="of an earlier version"), replace(other, error="lost")])
     folder.finish(errors={"lost": 1})
@@ -321,6 +325,8 @@ def test_selections_by_another_prompt_of_the_package_are_refused_on_resume(
 
 
 def test_replies_read_back_as_written(tmp_path: Path, endpoint: FakeEndpoint) -> None:
-    replies = select_steps(ask(tmp_path, endpoint.port)).read(REPLIES)
+    config = ask(tmp_path, endpoint.port)
+    chosen(config)
+    replies = RunFolder(config.run).read(REPLIES)
     assert {r.text for r in replies} == {GOOD}
     assert {r.trajectory_id for r in replies} == {f"maze/maze_{i}" for i in range(4)}
