@@ -97,7 +97,8 @@ class LlmStage(Stage):
             max_tasks_in_flight_per_actor=self._blocks,
             max_concurrent_calls_per_actor=self._blocks,
         )
-        given = config, folder, self._context.ray, self._context.seed, self._coordinator
+        model = reachable(config.model) if config.engine else config.model
+        given = config, model, folder, self._context.ray, self._context.seed, self._coordinator
         # an actor waits, all but always
         return map_on_ray(trajectories, JudgingActor, *given, workers=workers, num_cpus=0)
 
@@ -119,8 +120,10 @@ def read_by_another_parser(folder: RunFolder) -> bool:
 class JudgingActor:
     """Judges blocks, several at once, in one event loop."""
 
-    def __init__(self, config: LlmSelector, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any) -> None:
-        self._config, self._folder, self._ray, self._seed = config, folder, ray, seed
+    def __init__(
+        self, config: LlmSelector, model: str, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any
+    ) -> None:
+        self._config, self._model, self._folder, self._ray, self._seed = config, model, folder, ray, seed
         self._coordinator = coordinator
         self._judge: asyncio.Task[Judge] | None = None
 
@@ -135,7 +138,8 @@ class JudgingActor:
 
         link = RemoteLink(self._coordinator)
         key = await link.ask("join", ray.get_runtime_context().get_actor_id())
-        backend = backend_of(self._config, self._folder, self._ray, link, key)
+        asked = self._config.model_copy(update={"model": self._model})
+        backend = backend_of(asked, self._folder, self._ray, link, key)
         return Judge(self._config, backend, link, self._seed)
 
 
