@@ -16,7 +16,6 @@ from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.settings import ValueSelector
 from atlas_ray.selection.value.stage import ValueStage
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
-from tests.selection.test_selection import expert
 from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
 
