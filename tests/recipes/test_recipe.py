@@ -117,12 +117,13 @@ def test_two_at_a_time_and_killed_it_ends_with_the_results_of_one_after_another(
 
     recipe = a_recipe(tmp_path / "pair", arms)
     root = tmp_path / "pair" / "small"
-    trained = [root / "train" / arm / "metrics.jsonl" for arm in arms]
+    trained = [root / "train" / arm for arm in arms]
     process, children = start(tmp_path, recipe, "--jobs", "2"), list[psutil.Process]()
 
     def both_train() -> bool:
         children[:] = stage_processes(process.pid)
-        return sum(file.exists() and not (file.parent / "finished.json").exists() for file in trained) == 2
+        begun = [folder for folder in trained if (folder / "manifest.json").exists()]
+        return sum(not (folder / "finished.json").exists() for folder in begun) == 2
 
     kill_when(process, both_train)
     assert len(children) == 2
@@ -132,8 +133,8 @@ def test_two_at_a_time_and_killed_it_ends_with_the_results_of_one_after_another(
 
     results = finish(tmp_path, recipe, tmp_path / "pair", "--jobs", "2")
     assert timeless(results) == timeless(expected)
-    for file in trained:
-        steps = [json.loads(line)["step"] for line in file.read_text().splitlines()]
+    for folder in trained:
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, len(steps) + 1))
     shown = CliRunner().invoke(app, ["status", str(root)]).output
     assert "unfinished" not in shown
