@@ -67,9 +67,10 @@ class FrozenConfig(BaseModel):
         found = dict(values)
         for name, field in cls.model_fields.items():
             for old in (mark.old for mark in field.metadata if isinstance(mark, Renamed) and mark.old in found):
-                if name in found:
-                    raise ValueError(f"`{old}` is the old name of `{name}`, and both are given; keep `{name}` alone")
-                found[name] = found.pop(old)
+                order = list(found)  # what is given last holds, as where one name is given twice: a file, then --set
+                given = found.pop(old)
+                if name not in found or order.index(old) > order.index(name):
+                    found[name] = given
                 if not info.context:
                     _warn_renamed(old, name)
             if found.get(name, ...) is None and not _takes_none(field.annotation):
@@ -310,6 +311,7 @@ def _put(values: dict[str, Any], path: Sequence[str], value: Any, what: str) -> 
         at = at[parent]
         if not isinstance(at, dict):
             raise UserError(f"{what}: {parent} is not a section", "check the key")
+    at.pop(last, None)  # last among them: a setting may be given by its old name too
     at[last] = value
 
 

@@ -185,11 +185,24 @@ def test_an_old_name_in_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err.count("is called") == 2
 
 
-def test_the_old_and_the_new_name_together_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("written", "overrides", "expected"),
+    [
+        ("clip: 0.5", ["max_grad_norm=1"], 1),
+        ("max_grad_norm: 0.5", ["clip=1"], 1),
+        ("clip: 0.5\nmax_grad_norm: 0.7", ["clip=1"], 1),
+        ("max_grad_norm: 0.5\nclip: 0.7", ["max_grad_norm=1"], 1),
+    ],
+)
+def test_of_the_old_and_the_new_name_the_last_given_holds(
+    tmp_path: Path, written: str, overrides: list[str], expected: float
+) -> None:
     file = tmp_path / "train.yaml"
-    file.write_text("data: {path: x}\nclip: 0.5\n")
-    with pytest.raises(UserError, match=r"`clip` is the old name of `max_grad_norm`, and both are given"):
-        load(TrainConfig, str(file), ["max_grad_norm=1"])
+    file.write_text(f"data: {{path: x}}\n{written}\n")
+    assert load(TrainConfig, str(file), overrides).max_grad_norm == expected
+
+
+def test_a_bad_value_under_an_old_name_is_told_by_the_new_one() -> None:
     with pytest.raises(UserError, match=r"`max_grad_norm`: input should be greater than 0"):
         load(TrainConfig, None, ["clip=-1"], **{"data.path": "x"})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -101,3 +102,15 @@ def test_no_folder_of_the_package_has_too_many_files_side_by_side() -> None:
 def test_no_file_is_too_long() -> None:
     lines = {str(file.relative_to(REPOSITORY)): len(file.read_text().splitlines()) for file in source_files()}
     assert {name: count for name, count in lines.items() if count > MOST_LINES} == {}
+
+
+def test_only_the_registry_asks_which_selector_one_is() -> None:
+    asked = [
+        f"{name}:{node.lineno}"
+        for name, file in MODULES.items()
+        if name != "atlas_ray.selection.registry"
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"
+        if re.search(r"\w+Selector\b", ast.unparse(node.args[1]))
+    ]
+    assert asked == []

@@ -21,7 +21,7 @@ from typing import Any
 from rich.text import Text
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, StorageTimeout, UserError
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, StorageTimeout, UserError, is_interrupted
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.nodes import named, nodes_at_hand
 from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan, most_jobs
@@ -64,7 +64,10 @@ def run(
     """
     from atlas_ray.recipes.preflight.run import require_passed, skip
 
-    nodes = nodes_at_hand(recipe.config.ray)
+    try:
+        nodes = nodes_at_hand(recipe.config.ray)
+    except AtlasError:
+        nodes = []  # the preflight says so, beside all else, or the stage that needs it
     most = most_jobs(nodes, os.cpu_count() or 1)
     planned, jobs = stages_for(recipe, nodes, jobs, whole, most=most)
     wanted = set(only)
@@ -79,7 +82,7 @@ def run(
         require_passed(recipe, [s.name for s in chosen], console)
     run = _Run(recipe, Scheduler(chosen, nodes, jobs))
     with run.record:
-        run.one_by_one() if jobs == 1 else run.at_once()
+        run.one_by_one() if jobs == 1 or len(chosen) == 1 else run.at_once()
     run.raise_failures()
 
 
@@ -107,7 +110,7 @@ class _Run:
     def at_once(self) -> None:
         """Each in a process of its own, but for the last one."""
         ended: queue.SimpleQueue[str] = queue.SimpleQueue()
-        environment: dict[str, str] | None = None
+        environment = self._join_cluster()  # first: Ray takes SIGTERM for itself
         with self._ended_together():
             while waiting := self._scheduler.of("waiting", "running"):
                 if len(waiting) == 1 and (stage := self._scheduler.next()) is not None:
@@ -115,7 +118,6 @@ class _Run:
                     self._run_here(stage)
                     continue
                 while (stage := self._scheduler.next()) is not None:
-                    environment = self._join_cluster() if environment is None else environment
                     self._announce(stage)
                     self._processes[stage.name] = StageProcess(
                         self._call(stage), environment, partial(_say, stage.name), partial(ended.put, stage.name)
@@ -144,7 +146,9 @@ class _Run:
         error: Exception | None = None
         try:
             self._call(stage)()
-        except Exception as failure:  # noqa: BLE001 (whatever ends a stage, the others go on)
+        except Exception as failure:  # whatever ends a stage, the others go on
+            if is_interrupted(failure):
+                raise
             if os.environ.get("ATLAS_VERBOSE") and not isinstance(failure, AtlasError):
                 traceback.print_exc()
             error = failure

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from atlas_ray.cluster.processes import exit_with_parent
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, StorageTimeout
 
 
 class StageProcess:
@@ -109,6 +109,8 @@ def main() -> None:
             traceback.print_exc()
         with os.fdopen(result, "wb") as out:
             out.write(pickle.dumps(as_ours(error)))
+        if isinstance(error, StorageTimeout):
+            os._exit(1)
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ every model is evaluated in a stage of its own; else one pool of engines plays a
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -205,6 +205,8 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
 
 def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterator[Stage]:
     """One stage for all models of a group; or one for each, and one that compares them."""
+    from atlas_ray.evaluation.stage import evaluate, write_comparisons
+
     config = recipe.evaluations[key]
     made = {name: _models_made(recipe, [model.path]) for name, model in config.played.items()}
     group, *own = evaluation_stages(key, config)
@@ -218,7 +220,7 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
             yield Stage(
                 stage,
                 f"on test tasks: {tasks}",
-                partial(_evaluate, config.model_copy(update={"models": {name: config.models[name]}})),
+                partial(evaluate, config.model_copy(update={"models": {name: config.models[name]}})),
                 20 + _PLAYED_SECONDS,
                 needs=made[name],
                 takes=_players(config, [name], gpus),
@@ -230,7 +232,7 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
     yield Stage(
         group.replace("evaluate", COMPARE, 1) if at_once else group,
         words,
-        partial(_evaluate, config),
+        partial(_with_made, write_comparisons if at_once else evaluate, config),
         1.0 if at_once else 20 + _PLAYED_SECONDS * len(config.models),
         parts=parts,
         takes=() if at_once else _players(config, config.models, gpus),
@@ -309,18 +311,18 @@ def _select(config: SelectConfig) -> None:
     select_steps(config)
 
 
-def _evaluate(config: EvaluateConfig, without: Mapping[str, str] | None = None) -> None:
-    """Plays the models that were made.
+def _with_made(
+    run: Callable[[EvaluateConfig], object], config: EvaluateConfig, without: Mapping[str, str] | None = None
+) -> None:
+    """Plays or compares the models that were made.
 
     Raises:
         AtlasError: If none was.
     """
-    from atlas_ray.evaluation.stage import evaluate
-
     models = {name: model for name, model in config.models.items() if name not in (without or {})}
     if not models:
         raise AtlasError("no model was made", "see why their training failed")
-    evaluate(config.model_copy(update={"models": models}))
+    run(config.model_copy(update={"models": models}))
 
 
 def _train_tiny(recipe: Recipe, name: str) -> None:
