@@ -60,6 +60,13 @@ class StorageTimeout(AtlasError):
     """A store is silent, and the call that waits for it cannot be taken back: leave without waiting for its end."""
 
 
+def is_interrupted(error: BaseException | None) -> bool:
+    """Whether Ctrl-C began what ended in an error: cleaning up may fail on its own account."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 class DataError(AtlasError):
     """One row of a data set is unusable; it goes to `rejected.jsonl` with this message."""
 

@@ -14,7 +14,7 @@ from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
-from atlas_ray.errors import AtlasError, StorageTimeout
+from atlas_ray.errors import AtlasError, StorageTimeout, is_interrupted
 from atlas_ray.text import printable
 
 _INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments)
     except (Exception, KeyboardInterrupt, SystemExit) as error:
-        if _is_interrupted(error):
+        if is_interrupted(error):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would break into Ray's own end
             typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)
             sys.exit(_INTERRUPTED)
@@ -273,10 +273,3 @@ def main(arguments: list[str] | None = None) -> None:
         typer.secho(printable(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}"), fg="red", err=True)
         typer.secho("  run again with `atlas -v ...` for the traceback; what is recorded is kept", err=True)
         sys.exit(1)
-
-
-def _is_interrupted(error: BaseException | None) -> bool:
-    """Whether Ctrl-C began what ended in an error: cleaning up may fail on its own account."""
-    while error is not None and not isinstance(error, KeyboardInterrupt):
-        error = error.__cause__ or error.__context__
-    return error is not None

@@ -27,9 +27,26 @@ def tables_on_ray(tables: Iterable[pa.Table]) -> Dataset:
     import ray
     from ray.data import from_arrow_refs
 
+    _hand_on_our_errors()
     refs: Any = [ray.put(table) for table in tables]
     found: Dataset = from_arrow_refs(refs)
     return found
+
+
+def numbers_on_ray(count: int) -> Dataset:
+    """A data set of the numbers below `count`, as `id`, each a block."""
+    from ray.data import range as numbered
+
+    _hand_on_our_errors()
+    found: Dataset = numbered(count, override_num_blocks=count)
+    return found
+
+
+def _hand_on_our_errors() -> None:
+    """Not Ray's around them; of data sets that are made from now on."""
+    from ray.data import DataContext
+
+    DataContext.get_current().raise_original_map_exception = True
 
 
 def packed(blocks: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -87,10 +104,8 @@ def map_on_ray(
         workers: Ray's strategy of the pool of workers, of a class.
         **options: Of `map_batches`: what a worker needs.
     """
-    from ray.data import DataContext, Dataset
+    from ray.data import Dataset
 
-    # Our own errors, not Ray's around them.
-    DataContext.get_current().raise_original_map_exception = True
     given: dict[str, Any] = {"fn_constructor_args" if isinstance(function, type) else "fn_args": args}
     if workers is not None:
         given["compute"] = workers

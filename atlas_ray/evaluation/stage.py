@@ -103,9 +103,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 _play(player, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
             _finish(folder, own, time.monotonic() - begun, context)
-    if len(folders) > 1:
-        pairs = [asdict(found) for found in comparisons(config)]
-        RunFolder(config.run).write_json("comparisons.json", pairs)
+    write_comparisons(config)
     if missing:
         raise _without(missing, any(folder.finished is not None for folder in folders.values()))
     return played(config)
@@ -146,6 +144,13 @@ def _player(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> EpisodeP
 def comparisons(config: EvaluateConfig) -> list[Comparison]:
     """Every later model against every earlier one, task by task, from what was played."""
     return compare_all({arm: RunFolder(config.run).child(arm).read(EPISODES) for arm in config.models})
+
+
+def write_comparisons(config: EvaluateConfig) -> None:
+    """Writes them down, where there are several models."""
+    if len(config.models) > 1:
+        pairs = [asdict(found) for found in comparisons(config)]
+        RunFolder(config.run).write_json("comparisons.json", pairs)
 
 
 def plan_lines(config: EvaluateConfig) -> list[str]:

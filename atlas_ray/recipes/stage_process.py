@@ -15,11 +15,10 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 from atlas_ray.cluster.processes import exit_with_parent
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, StorageTimeout
 
 
 class StageProcess:
@@ -41,10 +40,9 @@ class StageProcess:
     ) -> None:
         self._say, self._ended = say, ended
         received, result = os.pipe()
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(os.getpid()), str(result)],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -109,6 +107,8 @@ def main() -> None:
             traceback.print_exc()
         with os.fdopen(result, "wb") as out:
             out.write(pickle.dumps(as_ours(error)))
+        if isinstance(error, StorageTimeout):
+            os._exit(1)
         sys.exit(1)
 
 

@@ -6,8 +6,8 @@ every model is evaluated in a stage of its own; else one pool of engines plays a
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,7 +18,7 @@ from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
-from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan
+from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan, most_jobs
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
@@ -83,7 +83,7 @@ def stages_for(
     jobs: int | None = None,
     whole: Recipe | None = None,
     *,
-    most: int = sys.maxsize,
+    most: int | None = None,
 ) -> tuple[list[Stage], int]:
     """The stages as they run on a cluster, and how many at once.
 
@@ -91,8 +91,9 @@ def stages_for(
         nodes: Of the cluster.
         jobs: How many; None: as the recipe says, else as many as have room, if that is sooner than one after another.
         whole: What is reported, where that is more than what is run.
-        most: How many this machine bears.
+        most: How many the driver's machine bears; None: as this one.
     """
+    most = most_jobs(nodes, os.cpu_count() or 1) if most is None else most
     gpus, jobs = gpus_of(nodes), jobs or recipe.config.jobs
     if jobs is not None:
         return stages(recipe, whole, gpus=gpus, at_once=jobs > 1), jobs
@@ -137,10 +138,8 @@ def _collections(recipe: Recipe) -> Iterator[Stage]:
 
 def _tiny_models(recipe: Recipe, gpus: float) -> Iterator[Stage]:
     for name in recipe.tiny:
-        words, seconds = (
-            f"the tiny model `{name}`, on the novice",
-            10 + _collected(recipe, name_of(recipe.train[name].data.path)) / 40,
-        )
+        words = f"the tiny model `{name}`, on the novice"
+        seconds = 10 + _collected(recipe, name_of(recipe.train[name].data.path)) / 40
         yield Stage(
             f"train/{name}",
             words,
@@ -205,20 +204,20 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
 
 def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterator[Stage]:
     """One stage for all models of a group; or one for each, and one that compares them."""
+    from atlas_ray.evaluation.stage import evaluate, write_comparisons
+
     config = recipe.evaluations[key]
     made = {name: _models_made(recipe, [model.path]) for name, model in config.played.items()}
     group, *own = evaluation_stages(key, config)
     tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
-    words, parts = (
-        f"{len(config.models)} model(s) on test tasks: {tasks}",
-        {s: n for n, made_by in made.items() for s in made_by},
-    )
+    words = f"{len(config.models)} model(s) on test tasks: {tasks}"
+    parts = {stage: name for name, made_by in made.items() for stage in made_by}
     if at_once:
         for stage, name in zip(own, config.models, strict=True):
             yield Stage(
                 stage,
                 f"on test tasks: {tasks}",
-                partial(_evaluate, config.model_copy(update={"models": {name: config.models[name]}})),
+                partial(evaluate, config.model_copy(update={"models": {name: config.models[name]}})),
                 20 + _PLAYED_SECONDS,
                 needs=made[name],
                 takes=_players(config, [name], gpus),
@@ -230,7 +229,7 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
     yield Stage(
         group.replace("evaluate", COMPARE, 1) if at_once else group,
         words,
-        partial(_evaluate, config),
+        partial(_with_made, write_comparisons if at_once else evaluate, config),
         1.0 if at_once else 20 + _PLAYED_SECONDS * len(config.models),
         parts=parts,
         takes=() if at_once else _players(config, config.models, gpus),
@@ -309,18 +308,18 @@ def _select(config: SelectConfig) -> None:
     select_steps(config)
 
 
-def _evaluate(config: EvaluateConfig, without: Mapping[str, str] | None = None) -> None:
-    """Plays the models that were made.
+def _with_made(
+    run: Callable[[EvaluateConfig], object], config: EvaluateConfig, without: Mapping[str, str] | None = None
+) -> None:
+    """Plays or compares the models that were made.
 
     Raises:
         AtlasError: If none was.
     """
-    from atlas_ray.evaluation.stage import evaluate
-
     models = {name: model for name, model in config.models.items() if name not in (without or {})}
     if not models:
         raise AtlasError("no model was made", "see why their training failed")
-    evaluate(config.model_copy(update={"models": models}))
+    run(config.model_copy(update={"models": models}))
 
 
 def _train_tiny(recipe: Recipe, name: str) -> None:

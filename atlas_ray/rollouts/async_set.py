@@ -40,9 +40,10 @@ class AsyncReplicaSet(Generic[Request, Result]):
         Raises:
             AtlasError: If the replicas do not start or keep dying.
         """
-        if self._error is not None:
-            raise self._error
         future = self._futures[id(request)] = asyncio.get_running_loop().create_future()
+        if (error := self._error) is not None:  # looked at now, lest the thread ends in between
+            del self._futures[id(request)]
+            raise error
         self._queued.append(request)
         if self._thread is None:
             self._stopping = False

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.cluster.dataset import map_on_ray, packed, stream, tables_on_ray
+from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, packed, stream, tables_on_ray
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
@@ -29,7 +29,7 @@ from atlas_ray.selection.registry import is_own
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.trajectories.index import DataIndex, PartRead, index_data, numbers, outlines_of
+from atlas_ray.trajectories.index import DataIndex, PartRead, index_data, outlines_of
 from atlas_ray.trajectories.rejected import rejected_figures, write_rejected
 from atlas_ray.types import Usage
 
@@ -132,8 +132,10 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
         return map_on_ray(stage.apply(tables_on_ray(block for read in reads for block in read.blocks())), write)
     refs = [ray.put(read) for read in reads]
     if isinstance(stage, RowStage):
-        return map_on_ray(numbers(len(refs)), _read_and_select, refs, stage, write)
-    blocks = map_on_ray(numbers(len(refs)), _read_packed, refs).repartition(target_num_rows_per_block=1, strict=True)
+        return map_on_ray(numbers_on_ray(len(refs)), _read_and_select, refs, stage, write)
+    blocks = map_on_ray(numbers_on_ray(len(refs)), _read_packed, refs).repartition(
+        target_num_rows_per_block=1, strict=True
+    )
     return map_on_ray(stage.apply(blocks), write)
 
 

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.cluster.dataset import map_on_ray, stream
+from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream
 from atlas_ray.config import DataConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder, reachable
@@ -230,17 +230,10 @@ def _outlines_on_ray(
             yield pa.table({"number": [number], "found": [pickle.dumps(_outline(parts[number], config))]})
 
     found = {}
-    for table in stream(map_on_ray(numbers(len(parts)), outline), "reading"):
+    for table in stream(map_on_ray(numbers_on_ray(len(parts)), outline), "reading"):
         for row in table.to_pylist():
             found[row["number"]] = pickle.loads(row["found"])  # noqa: S301 (made by our own worker)
     yield from (found.pop(number) for number in range(len(parts)))
-
-
-def numbers(count: int) -> Any:
-    """A data set of the numbers below `count`, each a block."""
-    from ray.data import range as numbered
-
-    return numbered(count, override_num_blocks=count)
 
 
 def _run_table(part: Part, config: DataConfig, columns: list[str] | None = None) -> pa.Table:

@@ -6,7 +6,9 @@ import io
 import json
 import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -16,15 +18,19 @@ import pytest
 from rich.console import Console
 
 from atlas_ray.config import validate
-from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, StorageTimeout
 from atlas_ray.recipes import running
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.scheduling import Stage
 from atlas_ray.recipes.settings import RecipeConfig
+from atlas_ray.recipes.stages import stages
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.status import STAGES, StageRecord, status_table
+from atlas_ray.runs.tables import EPISODES
+from atlas_ray.types import StopReason
 from tests.support import recipe_stages as does
+from tests.support.evaluations import an_episode
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -42,7 +48,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def run(recipe: Recipe, planned: Sequence[Stage], monkeypatch: pytest.MonkeyPatch, jobs: int = 2) -> None:
-    monkeypatch.setattr(running, "stages_for", lambda recipe, nodes, jobs, whole, *, most: (planned, jobs))
+    monkeypatch.setattr(running, "stages_for", lambda recipe, nodes, jobs, whole: (planned, jobs))
     running.run(recipe, jobs=jobs, skip_preflight=True)
 
 
@@ -138,6 +144,8 @@ def test_a_signal_stops_all_stages_and_waits_for_them(
         rows.extend(shown(recipe))
         os.kill(os.getpid(), number)
 
+    # Ray, once it is started here, takes SIGTERM for itself
+    monkeypatch.setattr(running, "connect", lambda _: signal.signal(signal.SIGTERM, lambda *_: sys.exit(15)))
     rows: list[str] = []
     thread = threading.Thread(target=interrupt)
     thread.start()
@@ -168,6 +176,46 @@ def test_another_configuration_stops_the_whole_recipe(
     with pytest.raises(ConfigurationChanged):
         run(recipe, planned, monkeypatch)
     assert not (tmp_path / "report").exists()
+
+
+def test_a_store_that_is_silent_is_not_waited_for(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = time.monotonic()
+    planned = [Stage("train/a", "words", does.meet_silence), Stage("b", "words", partial(does.done, tmp_path, "b"))]
+    with pytest.raises(StorageTimeout):
+        run(recipe, planned, monkeypatch)
+    assert time.monotonic() - begun < does.SECONDS
+
+
+def test_ctrl_c_ends_the_recipe_though_cleaning_up_fails(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = [Stage("a", "words", does.fail_to_clean_up), Stage("b", "words", partial(does.done, tmp_path, "b"))]
+    with pytest.raises(AtlasError, match="no connection"):
+        run(recipe, planned, monkeypatch, jobs=1)
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_cluster_that_does_not_answer_is_left_to_the_stages_that_need_it(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(running, "nodes_at_hand", lambda _: does.refuse("no answer"))
+    run(recipe, [Stage("report", "words", partial(does.done, tmp_path, "report"))], monkeypatch, jobs=1)
+    assert (tmp_path / "report").exists()
+
+
+def test_models_that_were_played_one_by_one_are_compared_as_they_are(
+    recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("atlas_ray.evaluation.stage.connect", lambda _: pytest.fail("it plays once more"))
+    played = [an_episode(0, 0, True), an_episode(1, 0, False, StopReason.ENV_ERROR)]
+    for name in ("base", "gold"):
+        RunFolder(recipe.at("evaluate", name)).write_shard(EPISODES, played)
+    (compare,) = (stage for stage in stages(recipe, at_once=True) if stage.name == "compare")
+    compare.run()
+    (found,) = RunFolder(recipe.at("evaluate")).read_json("comparisons.json")
+    assert (found["ours"], found["theirs"]) == ("gold", "base")
 
 
 def test_a_recipe_whose_process_is_gone_neither_runs_nor_waits(recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from atlas_ray.errors import AtlasError, ConfigurationChanged
+from atlas_ray.errors import AtlasError, ConfigurationChanged, StorageTimeout
 
 SECONDS = 60.0
 
@@ -43,6 +43,19 @@ def refuse_changed() -> None:
 
 def break_down() -> None:
     raise RuntimeError("a bug")
+
+
+def meet_silence() -> None:
+    """Fails, and leaves behind what would be waited for."""
+    threading.Thread(target=threading.Event().wait, args=(SECONDS,)).start()
+    raise StorageTimeout("no answer")
+
+
+def fail_to_clean_up() -> None:
+    try:
+        raise KeyboardInterrupt
+    finally:
+        refuse("no connection")
 
 
 def vanish() -> None:
