@@ -117,9 +117,9 @@ class _Run:
                     continue
                 while (stage := self._scheduler.next()) is not None:
                     self._announce(stage)
-                    self._processes[stage.name] = StageProcess(
-                        self._call(stage), environment, partial(_say, stage.name), partial(ended.put, stage.name)
-                    )
+                    process = StageProcess(environment, partial(_say, stage.name), partial(ended.put, stage.name))
+                    self._processes[stage.name] = process  # first: a signal from here on ends it too
+                    process.begin(self._call(stage))
                 self.record.write()
                 name = ended.get()
                 self._over(name, self._processes.pop(name).error())

@@ -22,22 +22,15 @@ from atlas_ray.errors import AtlasError, StorageTimeout
 
 
 class StageProcess:
-    """A running stage.
+    """A stage's process, which waits for what to do.
 
     Args:
-        call: What it does; it is pickled.
         environment: Variables besides this process's own.
         say: Takes each line that it prints.
         ended: Called from another thread once it is over.
     """
 
-    def __init__(
-        self,
-        call: Callable[[], Any],
-        environment: Mapping[str, str],
-        say: Callable[[str], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, environment: Mapping[str, str], say: Callable[[str], None], ended: Callable[[], None]) -> None:
         self._say, self._ended = say, ended
         received, result = os.pipe()
         self._process = subprocess.Popen(
@@ -51,6 +44,9 @@ class StageProcess:
         )
         os.close(result)
         self._result = os.fdopen(received, "rb")
+
+    def begin(self, call: Callable[[], Any]) -> None:
+        """Has it do something; the call is pickled."""
         with suppress(BrokenPipeError):  # it has ended already, and the code says so
             assert self._process.stdin is not None
             self._process.stdin.write(pickle.dumps(call))
