@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from atlas_ray.errors import AtlasError, UserError
@@ -72,7 +72,7 @@ def status_table(uris: Sequence[str]) -> Table:
     Raises:
         UserError: If there is none.
     """
-    table = Table("run", "stage", "state", "recorded", "figures")
+    table = Table(Column("run", overflow="fold"), "stage", "state", "recorded", "figures")
     for uri in uris:
         told: dict[str, tuple[str, str]] = {}
         for folder in _stages(RunFolder(uri), _DEPTH, told):
