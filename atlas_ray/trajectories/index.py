@@ -30,7 +30,8 @@ from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
-SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started
+SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started,
+_FEW = 20_000  # and how many trajectories that may be: Parquet may hold many in few bytes
 _ROWS = 1024  # of a block, where a stage asks for none
 _ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
 
@@ -177,7 +178,9 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
         warn_once(f"{config.path}: {line}")
     unusable = [row for row in rejected if row.unknown is None]
     check_environments(config, set(pc.unique(outline["env"]).to_pylist()), unusable)
-    return DataIndex(config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL)
+    return DataIndex(
+        config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL and outline.num_rows <= _FEW
+    )
 
 
 def _parts(config: DataConfig) -> tuple[list[Part], int]:
