@@ -57,7 +57,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
             sys.path.append(os.getcwd())
         try:
             found = getattr(import_module(module), attribute, None)
-        except ImportError as error:
+        except Exception as error:
             raise UserError(f"cannot import {module} of the {self._what} {place}: {error}", "check its name") from error
         if not isinstance(found, self._kind):
             raise UserError(f"{module} has no {self._what} {attribute}", f"it must be a {self._kind.__name__}")

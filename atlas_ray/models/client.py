@@ -309,7 +309,7 @@ class ChatClient:
     def short(self, error: BaseException) -> str:
         """An error in one line, without the key: some endpoints repeat a refused one."""
         text = str(error).strip() or type(error).__name__
-        return (text.replace(self._key, "***") if self._key else text).splitlines()[0][:200]
+        return (text.replace(self._key, "***") if self._key not in (None, _NO_KEY) else text).splitlines()[0][:200]
 
 
 class TokenRatio:

@@ -6,7 +6,6 @@ reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from atlas_ray.models.prices import price
 from atlas_ray.recipes.disk import disk_line
 from atlas_ray.recipes.graph import Recipe, selector_words
 from atlas_ray.recipes.nodes import nodes_at_hand
-from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_at_once, most_jobs
+from atlas_ray.recipes.scheduling import Node, Stage, gpus_of, makespan, most_at_once
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.recipes.stages import evaluation_stages, stages, stages_for
 from atlas_ray.report.paper.printed import eval_tasks
@@ -108,8 +107,9 @@ def _schedule(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> Iterat
     yield f"{told}{many}; {alone} one after another (--jobs 1)"
 
 
-def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
-    """The cluster at hand; for want of GPUs one that is assumed. In words too, and how many stages it bears at once."""
+def _nodes(recipe: Recipe) -> tuple[list[Node], str, int | None]:
+    """The cluster at hand; for want of GPUs one that is assumed. In words too, and how many stages it bears at once
+    (None: as this machine)."""
     try:
         nodes = nodes_at_hand(recipe.config.ray)
     except AtlasError:
@@ -121,7 +121,7 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str, int]:
         sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
         nodes = [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
         return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)", sys.maxsize
-    return nodes, held(node.resources for node in nodes), most_jobs(nodes, os.cpu_count() or 1)
+    return nodes, held(node.resources for node in nodes), None
 
 
 def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:

@@ -24,17 +24,16 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, StorageTimeout, UserError, is_interrupted
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.nodes import named, nodes_at_hand
-from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan, most_jobs
+from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan
 from atlas_ray.recipes.stage_process import StageProcess, as_ours
 from atlas_ray.recipes.stages import answers_to, stages_for
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.loading import failure_of, record_failure
+from atlas_ray.runs.loading import AGAIN, failure_of, record_failure
 from atlas_ray.runs.progress import console
 from atlas_ray.runs.status import StageRecord
 from atlas_ray.runs.units import is_unit_line
 
 _PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
-_AGAIN = "mend that and run the same command again: only these are tried"
 
 
 def run(
@@ -68,8 +67,7 @@ def run(
         nodes = nodes_at_hand(recipe.config.ray)
     except AtlasError:
         nodes = []  # the preflight says so, beside all else, or the stage that needs it
-    most = most_jobs(nodes, os.cpu_count() or 1)
-    planned, jobs = stages_for(recipe, nodes, jobs, whole, most=most)
+    planned, jobs = stages_for(recipe, nodes, jobs, whole)
     wanted = set(only)
     chosen = [s for s in planned if not wanted or wanted & answers_to(s.name)]
     if not chosen:
@@ -119,9 +117,9 @@ class _Run:
                     continue
                 while (stage := self._scheduler.next()) is not None:
                     self._announce(stage)
-                    self._processes[stage.name] = StageProcess(
-                        self._call(stage), environment, partial(_say, stage.name), partial(ended.put, stage.name)
-                    )
+                    process = StageProcess(environment, partial(_say, stage.name), partial(ended.put, stage.name))
+                    self._processes[stage.name] = process  # first: a signal from here on ends it too
+                    process.begin(self._call(stage))
                 self.record.write()
                 name = ended.get()
                 self._over(name, self._processes.pop(name).error())
@@ -138,7 +136,7 @@ class _Run:
         if skipped := self._scheduler.of("skipped"):
             said.append(f"skipped, for they need these: {', '.join(stage.name for stage in skipped)}")
         many = "stages" if len(self._errors) > 1 else "stage"
-        raise AtlasError(f"{len(self._errors)} {many} failed:\n  " + "\n  ".join(said), _AGAIN)
+        raise AtlasError(f"{len(self._errors)} {many} failed:\n  " + "\n  ".join(said), AGAIN)
 
     def _run_here(self, stage: Stage) -> None:
         self._began[stage.name] = time.monotonic()
@@ -202,19 +200,19 @@ class _Run:
         found: dict[str, dict[str, Any]] = {name: {"state": state} for name, state in scheduler.states.items()}
         for stage in scheduler.of("waiting"):
             found[stage.name]["for"] = scheduler.waits_for(stage) or ["room"]
-        for name, why in scheduler.why.items():
+        for name, why in [*scheduler.why.items()]:  # another thread may add to them
             found[name]["why"] = why
         return found
 
     def _join_cluster(self) -> dict[str, str]:
         """What the stages' processes are told, to join the cluster that this one has joined or started."""
+        # workers and the stages' processes find this package where this process found it
+        source = str(Path(__file__).parents[2])
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         if named(self._recipe.config.ray):
             return {}
         import ray
 
-        # a worker finds this package where this process found it
-        source = str(Path(__file__).parents[2])
-        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
         connect(self._recipe.config.ray)
         return {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 

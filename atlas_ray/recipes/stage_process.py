@@ -15,7 +15,6 @@ import threading
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from pathlib import Path
 from typing import IO, Any
 
 from atlas_ray.cluster.processes import exit_with_parent
@@ -23,28 +22,20 @@ from atlas_ray.errors import AtlasError, StorageTimeout
 
 
 class StageProcess:
-    """A running stage.
+    """A stage's process, which waits for what to do.
 
     Args:
-        call: What it does; it is pickled.
         environment: Variables besides this process's own.
         say: Takes each line that it prints.
         ended: Called from another thread once it is over.
     """
 
-    def __init__(
-        self,
-        call: Callable[[], Any],
-        environment: Mapping[str, str],
-        say: Callable[[str], None],
-        ended: Callable[[], None],
-    ) -> None:
+    def __init__(self, environment: Mapping[str, str], say: Callable[[str], None], ended: Callable[[], None]) -> None:
         self._say, self._ended = say, ended
         received, result = os.pipe()
-        path = os.pathsep.join([str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])])
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__, str(os.getpid()), str(result)],
-            env={**os.environ, "PYTHONPATH": path, **environment},
+            env={**os.environ, **environment},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -53,6 +44,9 @@ class StageProcess:
         )
         os.close(result)
         self._result = os.fdopen(received, "rb")
+
+    def begin(self, call: Callable[[], Any]) -> None:
+        """Has it do something; the call is pickled."""
         with suppress(BrokenPipeError):  # it has ended already, and the code says so
             assert self._process.stdin is not None
             self._process.stdin.write(pickle.dumps(call))

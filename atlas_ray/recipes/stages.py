@@ -6,7 +6,7 @@ every model is evaluated in a stage of its own; else one pool of engines plays a
 
 from __future__ import annotations
 
-import sys
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe, selector_words, untrained
-from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan
+from atlas_ray.recipes.scheduling import Bundle, Node, Stage, gpus_of, makespan, most_jobs
 from atlas_ray.recipes.settings import BASE, load_recipe
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
@@ -83,7 +83,7 @@ def stages_for(
     jobs: int | None = None,
     whole: Recipe | None = None,
     *,
-    most: int = sys.maxsize,
+    most: int | None = None,
 ) -> tuple[list[Stage], int]:
     """The stages as they run on a cluster, and how many at once.
 
@@ -91,8 +91,9 @@ def stages_for(
         nodes: Of the cluster.
         jobs: How many; None: as the recipe says, else as many as have room, if that is sooner than one after another.
         whole: What is reported, where that is more than what is run.
-        most: How many this machine bears.
+        most: How many the driver's machine bears; None: as this one.
     """
+    most = most_jobs(nodes, os.cpu_count() or 1) if most is None else most
     gpus, jobs = gpus_of(nodes), jobs or recipe.config.jobs
     if jobs is not None:
         return stages(recipe, whole, gpus=gpus, at_once=jobs > 1), jobs
@@ -137,10 +138,8 @@ def _collections(recipe: Recipe) -> Iterator[Stage]:
 
 def _tiny_models(recipe: Recipe, gpus: float) -> Iterator[Stage]:
     for name in recipe.tiny:
-        words, seconds = (
-            f"the tiny model `{name}`, on the novice",
-            10 + _collected(recipe, name_of(recipe.train[name].data.path)) / 40,
-        )
+        words = f"the tiny model `{name}`, on the novice"
+        seconds = 10 + _collected(recipe, name_of(recipe.train[name].data.path)) / 40
         yield Stage(
             f"train/{name}",
             words,
@@ -211,10 +210,8 @@ def _evaluations(recipe: Recipe, key: str, gpus: float, at_once: bool) -> Iterat
     made = {name: _models_made(recipe, [model.path]) for name, model in config.played.items()}
     group, *own = evaluation_stages(key, config)
     tasks = ", ".join(f"{env} {n if n is not None else 'all'}" for env, n in config.tasks.items())
-    words, parts = (
-        f"{len(config.models)} model(s) on test tasks: {tasks}",
-        {s: n for n, made_by in made.items() for s in made_by},
-    )
+    words = f"{len(config.models)} model(s) on test tasks: {tasks}"
+    parts = {stage: name for name, made_by in made.items() for stage in made_by}
     if at_once:
         for stage, name in zip(own, config.models, strict=True):
             yield Stage(

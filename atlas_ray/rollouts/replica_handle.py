@@ -29,11 +29,6 @@ class ReplicaHandle(Generic[Request]):
     asked: bool = False
 
     @property
-    def num_inflight(self) -> int:
-        """Requests that it works at."""
-        return len(self.inflight)
-
-    @property
     def ready(self) -> bool:
         """Whether it has started."""
         return self.pid is not None
@@ -44,10 +39,10 @@ def choose(
 ) -> ReplicaHandle[Request]:
     """The replica of the request's group unless it is much busier than others, else the one with least in flight."""
     free = [handle for handle in handles if handle.index not in attempt.avoid] or handles
-    least = min(free, key=lambda handle: (handle.num_inflight, handle.index))
+    least = min(free, key=lambda handle: (len(handle.inflight), handle.index))
     group: str | None = getattr(attempt.request, "group", None)
     if group is None:
         return least
     own = affinity.setdefault(group, least.index)
-    near = [h for h in free if h.index == own and h.num_inflight - least.num_inflight <= in_flight // 4]
+    near = [h for h in free if h.index == own and len(h.inflight) - len(least.inflight) <= in_flight // 4]
     return near[0] if near else least

@@ -29,6 +29,7 @@ _REMIND_SECONDS = 60.0
 _DEATHS_PER_REPLICA = 3  # in a row, without a result in between
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
+_Call = Literal["start", "submit", "completed"]
 _SEND_SECONDS = 0.05  # that a request waits for a full batch where the source is slow
 
 
@@ -37,7 +38,7 @@ class _Event(Generic[Request]):
     """A call that ended: a replica's start, requests submitted (with their numbers), or results asked for."""
 
     handle: ReplicaHandle[Request]
-    call: Literal["start", "submit", "completed"]
+    call: _Call
     future: Any
     numbers: Sequence[int] = ()
 
@@ -120,7 +121,7 @@ class ReplicaSet(Generic[Request, Result]):
         self._stopped = False
         try:
             while not self._stopped:
-                while free := [h for h in self._handles if h.ready and h.num_inflight < self._in_flight]:
+                while free := [h for h in self._handles if h.ready and len(h.inflight) < self._in_flight]:
                     attempt = queued.take()
                     if attempt is None:
                         break
@@ -272,13 +273,7 @@ class ReplicaSet(Generic[Request, Result]):
         self._post(made.start.remote(), handle, "start")
         return handle
 
-    def _post(
-        self,
-        ref: Any,
-        handle: ReplicaHandle[Request],
-        call: Literal["start", "submit", "completed"],
-        numbers: Sequence[int] = (),
-    ) -> None:
+    def _post(self, ref: Any, handle: ReplicaHandle[Request], call: _Call, numbers: Sequence[int] = ()) -> None:
         """Has a call's end put into the queue."""
         events = self._events
         ref.future().add_done_callback(lambda future: events.put(_Event(handle, call, future, numbers)))

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, Generic
 
@@ -79,13 +79,31 @@ class RunFolder:
             return self.has("manifest.json")
         return in_time(self.uri, lambda: self.has("manifest.json"))
 
-    def delete(self) -> None:
-        """Deletes the folder and all below it."""
-        if self._fs.get_file_info(self._root).type == pafs.FileType.Directory:
-            self._fs.delete_dir(self._root)
+    def delete(self, keep: Collection[TableSpec[Any]] = ()) -> None:
+        """Deletes the folder and all below it, but for the tables to keep."""
+        if not keep:
+            if self._fs.get_file_info(self._root).type == pafs.FileType.Directory:
+                self._fs.delete_dir(self._root)
+            return
+        kept, ends = {table.name for table in keep}, ["finished.json", "manifest.json"]
+        found = self._info(pafs.FileSelector(self._root, allow_not_found=True))
+        # What says that the run is whole goes first, and what says whose it is last: a kill leaves a run to be begun.
+        for info in sorted(found, key=lambda i: ends.index(i.base_name) if i.base_name in ends else 0.5):
+            if info.type == pafs.FileType.File:
+                self._fs.delete_file(info.path)
+            elif info.base_name not in kept:
+                self._fs.delete_dir(info.path)
 
-    def begin(self, config: BaseModel, *, stage: str, clean: bool = False) -> None:
+    def begin(
+        self, config: BaseModel, *, stage: str, clean: bool = False, keep: Collection[TableSpec[Any]] = ()
+    ) -> None:
         """Opens the folder for a run of `config`: starts it, or goes on where an earlier run stopped.
+
+        Args:
+            config: Of the run.
+            stage: That writes it.
+            clean: Starts anew.
+            keep: Tables that outlast that.
 
         Raises:
             UserError: If it holds a run of another configuration (the differing keys are named).
@@ -97,7 +115,7 @@ class RunFolder:
                 "give an absolute path that all nodes share, or an s3:// or gs:// URI (--run; a recipe's `runs`)",
             )
         if clean:
-            self.delete()
+            self.delete(keep)
         if self.exists:
             held, unread = completed(self.read_json("manifest.json")["config"], type(config))
             if differing := differences(held, resolved):

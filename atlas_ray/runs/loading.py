@@ -14,7 +14,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.text import printable
 
 _FAILED = "failed.json"
-_AGAIN = "mend that and run the same command again: only these are tried"
+AGAIN = "mend that and run the same command again: only these are tried"
 
 
 @contextmanager
@@ -55,4 +55,4 @@ def unavailable(errors: Mapping[str, AtlasError]) -> ModelUnavailable:
     """One error for several models, by name."""
     lines = [f"{name}: {error.what}" + (f" ({error.remedy})" if error.remedy else "") for name, error in errors.items()]
     many = "models" if len(lines) > 1 else "model"
-    return ModelUnavailable(f"{len(lines)} {many} could not be loaded:\n  " + "\n  ".join(lines), _AGAIN)
+    return ModelUnavailable(f"{len(lines)} {many} could not be loaded:\n  " + "\n  ".join(lines), AGAIN)

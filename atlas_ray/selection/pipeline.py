@@ -58,11 +58,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     folder = RunFolder(config.run)
     config = settled(config, folder, clean)
     selector = config.selector
-    paid = [(table, folder.read(table)) for table in selector.kept_on_clean()] if clean else []
-    folder.begin(config, stage="select", clean=clean)
-    for table, rows in paid:
-        if rows:
-            folder.write_shard(table, rows)
+    folder.begin(config, stage="select", clean=clean, keep=selector.kept_on_clean())
     watch_sources(folder, selector, config.run)
     finished, outdated = folder.finished, selector.outdated(folder)
     if finished is not None and not outdated and not (finished["errors"] and selector.retries_failures):
@@ -130,7 +126,7 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
         rows = index.outline if todo.all() else index.outline.filter(pa.array(todo))
         slices = (rows.slice(start, _OUTLINES) for start in range(0, rows.num_rows, _OUTLINES))
         return map_on_ray(slices, lambda table: write(stage.select(outlines_of(table))))
-    wanted = _whole_blocks(index, todo, stage.rows_per_block or 1) if stage.whole_blocks else todo
+    wanted = _whole_blocks(index, todo, stage.rows_per_block) if stage.whole_blocks else todo
     reads = index.reads(wanted, stage.rows_per_block)
     if index.is_small:
         return map_on_ray(stage.apply(tables_on_ray(block for read in reads for block in read.blocks())), write)

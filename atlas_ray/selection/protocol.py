@@ -66,13 +66,13 @@ class Stage(ABC):
     driver as it is; what concerns one trajectory is its selection's `error`.
 
     Attributes:
-        rows_per_block: Trajectories that come as one block; None: as they are read.
+        rows_per_block: Trajectories that come as one block, at most.
         whole_blocks: Whether blocks come with the trajectories that are done already, as they came in every attempt;
             their selections are not written again.
         modules: Names of modules that workers run and need not have; the selector's own is among them anyway.
     """
 
-    rows_per_block: int | None = None
+    rows_per_block: int = 1024
     whole_blocks: bool = False
     modules: Sequence[str] = ()
 

@@ -32,7 +32,6 @@ from atlas_ray.types import Trajectory
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
 SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started,
 _FEW = 20_000  # and how many trajectories that may be: Parquet may hold many in few bytes
-_ROWS = 1024  # of a block, where a stage asks for none
 _ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
 
 
@@ -79,12 +78,12 @@ class DataIndex:
     rejected: list[Rejected]
     is_small: bool
 
-    def reads(self, wanted: np.ndarray, rows_per_block: int | None) -> list[PartRead]:
+    def reads(self, wanted: np.ndarray, rows_per_block: int) -> list[PartRead]:
         """What is to be read of each part, where anything is.
 
         Args:
             wanted: Of each trajectory that counts, whether it is asked for.
-            rows_per_block: Most trajectories of a block; None: any number.
+            rows_per_block: Most trajectories of a block.
         """
         found = []
         cuts = np.searchsorted(self.places, self.bounds)
@@ -94,7 +93,7 @@ class DataIndex:
             if mine.any():
                 rows = self.places[inside][mine] - self.bounds[number]
                 ids = self.outline["id"].slice(cuts[number], len(mine)).combine_chunks().filter(pa.array(mine))
-                found.append(PartRead(self.config, part, rows, ids, rows_per_block or _ROWS))
+                found.append(PartRead(self.config, part, rows, ids, rows_per_block))
         return found
 
 

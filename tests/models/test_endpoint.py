@@ -13,6 +13,7 @@ from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import evaluate, failures, played
+from atlas_ray.models.client import ChatClient
 from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.types import Message, Task, Usage
@@ -81,6 +82,15 @@ async def test_refusals(answer: Callable[[], web.Response], error: type[Exceptio
         with pytest.raises(error) as raised:
             await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).generate(0)
     assert KEY not in str(raised.value)
+
+
+async def test_only_a_key_is_hidden_in_an_error() -> None:
+    error = ValueError(f"none of {KEY} is known")
+    assert ChatClient("m", EndpointConfig(), key=KEY).short(error) == "none of *** is known"
+    client = ChatClient("m", EndpointConfig(base_url="http://127.0.0.1:1/v1", api_key_env="ATLAS_TEST_NO_KEY"))
+    client.opened()  # without a key
+    assert client.short(error) == str(error)
+    await client.close()
 
 
 async def test_a_missing_key_names_its_variable() -> None:

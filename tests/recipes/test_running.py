@@ -48,7 +48,7 @@ def recipe(tmp_path: Path) -> Recipe:
 
 
 def run(recipe: Recipe, planned: Sequence[Stage], monkeypatch: pytest.MonkeyPatch, jobs: int = 2) -> None:
-    monkeypatch.setattr(running, "stages_for", lambda recipe, nodes, jobs, whole, *, most: (planned, jobs))
+    monkeypatch.setattr(running, "stages_for", lambda recipe, nodes, jobs, whole: (planned, jobs))
     running.run(recipe, jobs=jobs, skip_preflight=True)
 
 
@@ -163,6 +163,23 @@ def test_a_signal_stops_all_stages_and_waits_for_them(
             os.kill(int((tmp_path / name).read_text()), 0)
     with pytest.raises(AtlasError, match="no run lies below"):  # nothing runs, waits or failed
         status_table([recipe.root])
+
+
+def test_a_signal_ends_a_stage_that_has_just_begun(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = running.StageProcess.begin
+
+    def begin_and_stop(process: running.StageProcess, call: Any) -> None:
+        begin(process, call)
+        does.wait_for(tmp_path / "a")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(running.StageProcess, "begin", begin_and_stop)
+    with pytest.raises(Stopped):
+        run(recipe, [Stage(name, "words", partial(does.hold_on, tmp_path, name)) for name in "ab"], monkeypatch)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "a").read_text()), 0)
 
 
 def test_another_configuration_stops_the_whole_recipe(

@@ -189,3 +189,17 @@ def test_seeds_depend_on_their_parts_alone() -> None:
 )
 def test_react_is_split_into_thought_and_action(reply: str, parts: tuple[str, str]) -> None:
     assert split_react(reply) == parts
+
+
+def test_a_clean_start_never_lets_go_of_what_it_keeps(tmp_path: Path) -> None:
+    folder = RunFolder(str(tmp_path / "run"))
+    folder.begin(Config(), stage="select")
+    folder.write_shard(SELECTIONS, [a_selection()])
+    folder.write_shard(TRAJECTORIES, [a_trajectory()])
+    folder.write_json("part/file.json", {})
+    folder.finish()
+    folder.begin(Config(), stage="select", clean=True, keep=[TRAJECTORIES])
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["manifest.json", "trajectories"]
+    assert folder.read(TRAJECTORIES) == [a_trajectory()]
+    folder.begin(Config(), stage="select", clean=True)
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["manifest.json"]

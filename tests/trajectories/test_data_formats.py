@@ -191,6 +191,7 @@ LOG = {"task": 7, "score": 5, "log": [["Goal at 1, 1.", "Action: up"]]}
 
 def test_a_format_of_another_module_reads_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "row_logs.py").write_text(OWN)
+    (tmp_path / "broken_logs.py").write_text("1 / 0\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.delitem(sys.modules, "row_logs", raising=False)
@@ -207,6 +208,8 @@ def test_a_format_of_another_module_reads_its_rows(tmp_path: Path, monkeypatch: 
     for name, words in {
         "row_logs:NOT_ONE": "row_logs has no data format NOT_ONE",
         "row_log:FORMAT": "cannot import row_log",
+        "broken_logs:FORMAT": "cannot import broken_logs .* division by zero",
+        ":FORMAT": "cannot import",
         "opnai": "no data format is called 'opnai'",
     }.items():
         with pytest.raises(UserError, match=words) as caught:

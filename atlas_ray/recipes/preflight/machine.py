@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,7 @@ from atlas_ray.recipes.disk import at_most, disks_of
 from atlas_ray.recipes.nodes import named, nodes_at_hand
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.pending import Pending
-from atlas_ray.recipes.scheduling import gpus_of, most_at_once, most_jobs
+from atlas_ray.recipes.scheduling import gpus_of, most_at_once
 from atlas_ray.recipes.stages import stages_for
 
 _TRAIN_LESS = "lower train.num_workers, name a cluster (RAY_ADDRESS), or train without (train.use_gpu: false)"
@@ -54,7 +53,7 @@ def check_disk(pending: Pending) -> list[Finding]:
 def _disk(runs: str, pending: Pending) -> list[Finding]:
     recipe = pending.recipe
     nodes = nodes_at_hand(recipe.config.ray)
-    planned, jobs = stages_for(recipe, nodes, most=most_jobs(nodes, os.cpu_count() or 1))
+    planned, jobs = stages_for(recipe, nodes)
     trainings = [stage for stage in planned if stage.name.removeprefix("train/") in pending.train]
     need = at_most(disks_of(recipe, pending.train.values()), most_at_once(trainings, nodes, jobs))
     words = f"training takes {need / 1e9:,.1f} GB at most"

@@ -84,22 +84,17 @@ class Coordinator:
             await client.close()
 
     async def join(self, worker: str, actor: str) -> str:
+        """The endpoint's key, once it was asked whether it takes it; a judging actor's first call, which admits it."""
+        await self._opened.wait()
+        return self._key
+
+    def admit(self, worker: str, actor: str) -> None:
         """Begins to serve a judging actor, and frees what it held before it was started again.
 
         Args:
             worker: Its name in this life.
             actor: Its name in all of its lives.
-
-        Returns:
-            The endpoint's key, once the endpoint has been asked whether it takes it.
         """
-        if worker not in self._workers:
-            self.admit(worker, actor)
-        await self._opened.wait()
-        return self._key
-
-    def admit(self, worker: str, actor: str) -> None:
-        """As `join`, at once."""
         for name in [name for name, held in self._workers.items() if held.actor == actor]:
             self._bury(name)
         self._workers[worker] = _Worker(actor)
@@ -142,8 +137,10 @@ class Coordinator:
 
     async def keep(self, worker: str, reply: PaidReply) -> None:
         """Returns once the reply is on disk."""
-        await self._journal.keep(reply)
-        self.release(worker, reply.id)
+        try:
+            await self._journal.keep(reply)
+        finally:  # `end` waits for claims, on a full disk too
+            self.release(worker, reply.id)
 
     def release(self, worker: str, key: str) -> None:
         """A claim is settled, or nothing came of it."""
@@ -183,12 +180,9 @@ class Coordinator:
 
     async def post(self, worker: str, calls: list[_Call]) -> None:
         """Takes a judging actor's calls, in order."""
-        if held := self._workers.get(worker):
-            held.seen = time.monotonic()
-        elif calls[0][1] == "join":
+        if calls[0][1] == "join":
             self.admit(worker, calls[0][2][0])  # before its first look for answers
-        else:
-            raise AtlasError(f"an actor was silent for {_DEAD_SECONDS:g} s and taken for dead")
+        self._known(worker).seen = time.monotonic()
         for number, name, arguments in calls:
             if number is None:
                 getattr(self, name)(worker, *arguments)
@@ -198,18 +192,15 @@ class Coordinator:
                 task.add_done_callback(self._tasks.discard)
 
     async def poll(self, worker: str) -> list[tuple[int, Any]]:
-        """Answers to a judging actor's calls, by number; waits for the first a while."""
-        held, now = self._workers.get(worker), time.monotonic()
-        if held is None:  # it has yet to join
-            await asyncio.sleep(_GATHER_SECONDS)
-            return []
+        """Answers to a judging actor's calls, by number; waits for the first a while, and is its sign of life."""
+        held, now = self._known(worker), time.monotonic()
+        held.seen = now
         for name in [name for name, other in self._workers.items() if now - other.seen > _DEAD_SECONDS]:
             self._bury(name)
         with suppress(TimeoutError):
             async with asyncio.timeout(_POLL_SECONDS):
                 await held.some.wait()
                 await asyncio.sleep(_GATHER_SECONDS)
-        held.seen = time.monotonic()
         found, held.answers = held.answers, []
         held.some.clear()
         return found
@@ -226,6 +217,11 @@ class Coordinator:
         if held := self._workers.get(worker):
             held.answers.append((number, result))
             held.some.set()
+
+    def _known(self, worker: str) -> _Worker:
+        if worker not in self._workers:
+            raise AtlasError(f"an actor was silent for {_DEAD_SECONDS:g} s and taken for dead")
+        return self._workers[worker]
 
     def _tell_of_settled(self) -> None:
         self._settled.set()
@@ -272,8 +268,6 @@ class RemoteLink:
         number = next(self._numbers)
         self._asked[number] = answer = asyncio.get_running_loop().create_future()
         self._send((number, name, arguments))
-        if self._poller is None or self._poller.done():
-            self._poller = asyncio.create_task(self._poll())
         return await answer
 
     def tell(self, name: str, *arguments: Any) -> None:
@@ -291,15 +285,17 @@ class RemoteLink:
                 await asyncio.sleep(_GATHER_SECONDS)
                 calls, self._outbox = self._outbox, []
                 await self._coordinator.post.remote(self._name, calls)
+                if self._poller is None or self._poller.done():
+                    self._poller = asyncio.create_task(self._poll())
         except Exception as error:  # noqa: BLE001 (whoever waits for an answer is told)
             self._lost(error)
 
     async def _poll(self) -> None:
         try:
-            while self._asked:
+            while True:  # where nothing was asked too: an actor may wait for its endpoint for hours
                 for number, answer in await self._coordinator.poll.remote(self._name):
-                    asked = self._asked.pop(number)
-                    if asked.done():
+                    asked = self._asked.pop(number, None)
+                    if asked is None or asked.done():
                         continue
                     if isinstance(answer, BaseException):
                         asked.set_exception(answer)
@@ -309,6 +305,7 @@ class RemoteLink:
             self._lost(error)
 
     def _lost(self, error: Exception) -> None:
+        error = getattr(error, "cause", None) or error  # Ray's own words begin with where it happened
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         lost = AtlasError(f"the run's coordinator is lost: {why}", "run the same command again; paid replies are kept")
         asked, self._asked = self._asked, {}

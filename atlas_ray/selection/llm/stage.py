@@ -8,13 +8,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.client import ChatClient, key_of
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.llm.answer import PARSER_VERSION
 from atlas_ray.selection.llm.backends.batch import BatchBackend
@@ -31,9 +32,10 @@ if TYPE_CHECKING:
     from atlas_ray.selection.llm.settings import LlmSelector
 
 _log = logging.getLogger(__name__)
+_READ_BY_WORKERS = ("prompt_file", "prices_file", "tokenizer")
 _READ_BY = "parser.json"  # which version of the parser read the replies
 _BLOCKS = 4  # that one actor works at, at least: a block is done when the last of its trajectories is
-_MOST_ROWS = 64  # of a block
+_MOST_ROWS, _MOST_BATCHED_ROWS = 64, 1024  # of a block
 
 
 class LlmStage(Stage):
@@ -45,7 +47,11 @@ class LlmStage(Stage):
     """
 
     def __init__(self, config: LlmSelector, context: StageContext) -> None:
-        self._config, self._context = config, context
+        # Workers may have started elsewhere.
+        paths = {name: reachable(path) for name in _READ_BY_WORKERS if (path := getattr(config, name))}
+        if config.cache and "://" not in config.cache:
+            paths["cache"] = str(Path(config.cache).resolve())
+        self._config, self._context = config.model_copy(update=paths), context
         mine, folder = load_prompt(config.prompt_file, config.prompt).hash, context.folder
         for table in folder.tables(SELECTIONS, ["prompt_hash", "error"]):
             held = zip(table["prompt_hash"].to_pylist(), table["error"].to_pylist(), strict=True)
@@ -65,9 +71,10 @@ class LlmStage(Stage):
         asks = config.engine is None and config.mode == "live"
         self._actors = min(config.num_workers, config.endpoint.concurrency) if asks else 1
         share = ceil(config.at_once / self._actors)
-        whole = config.mode == "batch"  # what comes together is one batch
-        self.rows_per_block = share if whole else min(_MOST_ROWS, ceil(share / _BLOCKS))
-        self._blocks = 1 if whole else ceil(share / self.rows_per_block) + 1
+        # Blocks that come together are one batch; those that come later must not wait for it, which takes hours.
+        most = _MOST_ROWS if config.mode == "live" else _MOST_BATCHED_ROWS
+        self.rows_per_block = min(most, ceil(share / _BLOCKS))
+        self._blocks = ceil(share / self.rows_per_block) + 1
         self._coordinator: Any = None
 
     def apply(self, trajectories: Dataset) -> Dataset:
@@ -90,7 +97,8 @@ class LlmStage(Stage):
             max_tasks_in_flight_per_actor=self._blocks,
             max_concurrent_calls_per_actor=self._blocks,
         )
-        given = config, folder, self._context.ray, self._context.seed, self._coordinator
+        model = reachable(config.model) if config.engine else config.model
+        given = config, model, folder, self._context.ray, self._context.seed, self._coordinator
         # an actor waits, all but always
         return map_on_ray(trajectories, JudgingActor, *given, workers=workers, num_cpus=0)
 
@@ -112,8 +120,10 @@ def read_by_another_parser(folder: RunFolder) -> bool:
 class JudgingActor:
     """Judges blocks, several at once, in one event loop."""
 
-    def __init__(self, config: LlmSelector, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any) -> None:
-        self._config, self._folder, self._ray, self._seed = config, folder, ray, seed
+    def __init__(
+        self, config: LlmSelector, model: str, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any
+    ) -> None:
+        self._config, self._model, self._folder, self._ray, self._seed = config, model, folder, ray, seed
         self._coordinator = coordinator
         self._judge: asyncio.Task[Judge] | None = None
 
@@ -128,7 +138,8 @@ class JudgingActor:
 
         link = RemoteLink(self._coordinator)
         key = await link.ask("join", ray.get_runtime_context().get_actor_id())
-        backend = backend_of(self._config, self._folder, self._ray, link, key)
+        asked = self._config.model_copy(update={"model": self._model})
+        backend = backend_of(asked, self._folder, self._ray, link, key)
         return Judge(self._config, backend, link, self._seed)
 
 

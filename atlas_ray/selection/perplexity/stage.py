@@ -57,7 +57,7 @@ class PerplexityStage(Stage):
         workers = workers_of(selector, ray.cluster_resources().get("GPU", 0), self._blocks)
         # A whole number of workers to a GPU, lest the last ones find no room.
         share = 1 / ceil(workers / gpus) if gpus else 0.0
-        remedy = "lower selector.workers, or add nodes (ray.num_cpus where Ray runs here alone)"
+        remedy = "lower selector.num_workers, or add nodes (ray.num_cpus where Ray runs here alone)"
         need = {"CPU": 1, "GPU": share}
         labels = placement.labels_for(placement.ROLLOUT, None if share else {}, need)
         placement.require(need, workers, "scoring workers", remedy, labels)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineSpec
@@ -44,7 +45,9 @@ class ValueStage(Stage):
     rows_per_block = 1  # hundreds of episodes each
 
     def __init__(self, selector: ValueSelector, context: StageContext) -> None:
-        self._given = selector, context.environments, context.seed
+        # The worker may have started elsewhere.
+        selector = selector.model_copy(update={"model": reachable(selector.model)})
+        self._given = selector, absolute(context.environments), context.seed
         tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
         if wrong := unplayable((Task(**task) for task in tasks), context.environments):
             raise together(wrong)
@@ -105,5 +108,5 @@ def pool_of(selector: ValueSelector, environments: EnvironmentsConfig) -> Rollou
         AtlasError: If they do not start, or there is no room for them.
     """
     engine = selector.engine
-    spec = EngineSpec("base", reachable(selector.model), engine.capped(), chat_template=selector.chat_template)
+    spec = EngineSpec("base", selector.model, engine.capped(), chat_template=selector.chat_template)
     return RolloutPool.of(spec, engine, environments, limits=selector.limits)

@@ -16,19 +16,21 @@ from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
-from atlas_ray.selection.llm.backends.submissions import BATCHES, Submission
+from atlas_ray.selection.llm.backends.submissions import BATCHES, MOST_BATCHED, Submission
 from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES
 from atlas_ray.selection.llm.judge import Judge
+from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.llm.settings import LlmSelector
-from atlas_ray.selection.llm.stage import backend_of
+from atlas_ray.selection.llm.stage import LlmStage, backend_of
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Usage
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import expert
 from tests.support.batches import FakeBatches
 from tests.support.fake_endpoint import ask
+from tests.support.selecting import context_of
 from tests.support.serving import running
 
 
@@ -281,3 +283,21 @@ def test_a_clean_start_keeps_what_batches_are_paid_for(tmp_path: Path) -> None:
     with pytest.raises(AtlasError, match="cannot reach the endpoint"):
         select_steps(config, clean=True)
     assert folder.read(BATCHES) == [Submission("ours", "theirs", 1.0, ("a", "b"))]
+
+
+def test_blocks_of_large_data_do_not_wait_for_the_batch_of_an_earlier_one(tmp_path: Path) -> None:
+    stage = LlmStage(LlmSelector.model_validate({"mode": "batch"}), context_of([expert(4, 0)], str(tmp_path)))
+    assert stage._blocks > 1
+    assert stage._blocks * stage.rows_per_block >= MOST_BATCHED  # and still fill one
+
+
+def test_workers_read_the_files_that_the_command_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "prompt.txt").write_text("Critical steps in {{ conversation }}?")
+    monkeypatch.chdir(tmp_path)
+    config = LlmSelector.model_validate({"prompt_file": "prompt.txt", "cache": "cache"})
+    stage = LlmStage(config, context_of([expert(4, 0)], str(tmp_path / "run")))
+    monkeypatch.chdir("elsewhere")
+    given = stage._config
+    assert load_prompt(given.prompt_file).hash != load_prompt(None).hash
+    assert given.cache == str(tmp_path / "cache")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.llm import coordinator
 from atlas_ray.selection.llm.coordinator import Coordinator, RemoteLink, SharedThrottle, SpentError
 from atlas_ray.selection.llm.journal import REPLIES, PaidReply
 from atlas_ray.selection.llm.settings import LlmSelector
@@ -127,3 +129,41 @@ async def test_who_waits_is_told_that_the_coordinator_is_lost(tmp_path: Path) ->
     handle.inner.post = gone  # type: ignore[method-assign, assignment]
     with pytest.raises(AtlasError, match="the run's coordinator is lost: the node is gone"):
         await link.ask("claim", "a", 0.0)
+
+
+async def test_an_actor_that_asks_nothing_for_long_is_not_taken_for_dead(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(coordinator, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    monkeypatch.setattr(coordinator, "_POLL_SECONDS", 0.01)
+    handle = Handle(tmp_path, max_cost=1.0)
+    one, other = await handle.link("one"), await handle.link("other")
+    await one.ask("claim", "a", 0.6)  # it then waits for its endpoint
+    waiting = asyncio.create_task(other.ask("claim", "b", 0.6))
+    for _ in range(3):
+        now[0] += 200
+        async with asyncio.timeout(5):
+            while any(held.seen < now[0] for held in handle.inner._workers.values()):
+                await asyncio.sleep(0.005)
+    await one.ask("keep", reply("a", 0.1))
+    assert await waiting is None
+    handle.inner._workers.clear()  # as after silence
+    with pytest.raises(AtlasError, match="lost: an actor was silent for 300 s"):
+        await one.ask("claim", "c", 0.0)
+
+
+async def test_a_reply_that_cannot_be_kept_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    handle = Handle(tmp_path)
+    link = await handle.link("one")
+
+    def full(*_: Any) -> None:
+        raise UserError("no space left on device")
+
+    monkeypatch.setattr(RunFolder, "write_shard", full)
+    await link.ask("claim", "a", 0.0)
+    with pytest.raises(UserError, match="no space"):
+        await link.ask("keep", reply("a"))
+    async with asyncio.timeout(5):
+        with pytest.raises(UserError, match="no space"):
+            await link.ask("end", UserError("no space left on device"))

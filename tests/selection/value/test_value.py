@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.value.stage import ValueStage
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
+from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
 
 REWARDS = [
@@ -155,3 +160,12 @@ def test_discounting_prefers_fewer_rounds_but_keeps_plain_rewards() -> None:
     assert found.rewards == ((1.0,), (1.0,), (1.0,))
     assert found.scores == (0.0, 0.75)
     assert found.chosen == (2,)
+
+
+def test_workers_find_what_the_command_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    environments = EnvironmentsConfig(agentboard={"pddl": "games"})
+    context = replace(context_of([expert(4, 0)]), environments=environments)
+    selector, given, _ = ValueStage(ValueSelector(model="model"), context)._given
+    assert (selector.model, given.agentboard) == (str(tmp_path / "model"), {"pddl": str(tmp_path / "games")})
