@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+from base64 import b64encode
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
@@ -123,13 +125,15 @@ def _measured(place: Path, args: argparse.Namespace) -> Iterator[Entry]:
 
 
 def trajectories(count: int) -> Iterator[Trajectory]:
-    """Of 2 kB each."""
-    words = "because the wall is to the left and the goal is up and right of here " * 2
+    """Of 2 kB each, in words that no compression makes much smaller."""
     for number in range(count):
-        messages = [Message("user", f"You are in maze {number}. " + words), Message("assistant", "OK. I will follow.")]
+        noise = b64encode(random.Random(number).randbytes(1200)).decode()
+        words = " ".join(noise[at : at + 8] for at in range(0, len(noise), 8))
+        messages = [Message("user", f"You are in maze {number}. {words[:300]}"), Message("assistant", "OK. I follow.")]
         for step in range(5):
-            thought = words[: 40 + (number * 7 + step * 13) % 60]
-            messages.append(Message("user", f"Observation {step}: {words[:120]}"))
+            own = words[300 + 300 * step :]
+            messages.append(Message("user", f"Observation {step}: {own[:140]}"))
+            thought = own[140 : 180 + (number * 7 + step * 13) % 60]
             messages.append(Message("assistant", f"Thought: {thought}\nAction: move up", trainable=True))
         yield Trajectory(f"maze/maze_{number}", "maze", f"maze_{number}", tuple(messages))
 

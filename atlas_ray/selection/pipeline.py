@@ -123,7 +123,7 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
     import ray
 
     if isinstance(stage, RowStage) and stage.outlines:
-        rows = index.outline.filter(pa.array(todo))
+        rows = index.outline if todo.all() else index.outline.filter(pa.array(todo))
         slices = (rows.slice(start, _OUTLINES) for start in range(0, rows.num_rows, _OUTLINES))
         return map_on_ray(slices, lambda table: write(stage.select(outlines_of(table))))
     wanted = _whole_blocks(index, todo, stage.rows_per_block) if stage.whole_blocks else todo

@@ -30,7 +30,8 @@ from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
-SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started
+SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started,
+_FEW = 20_000  # and how many trajectories that may be: Parquet may hold many in few bytes
 _ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
 
 
@@ -156,27 +157,29 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
     else:
         found = [_outline(part, config) for part in parts]
     counts = [table.num_rows for table, _ in found]
-    outline = pa.concat_tables([table for table, _ in found]).combine_chunks()
     rejected = [row for _, rows in found for row in rows]
-    places = np.arange(outline.num_rows)
-    if of_run:
-        places = _latest(outline["id"].combine_chunks(), config.limit is not None)
+    outline = pa.concat_tables([table for table, _ in found])
+    del found
+    places = _latest(outline["id"], config.limit is not None) if of_run else np.arange(outline.num_rows)
+    if len(places) < outline.num_rows or config.limit is not None:
         outline = outline.take(places)
-    if config.limit is not None or pc.count_distinct(outline["id"]).as_py() < outline.num_rows:
+    if config.limit is not None or (not of_run and pc.count_distinct(outline["id"]).as_py() < outline.num_rows):
         unique = UniqueIds(config.limit)
         pairs = zip(outline["env"].to_pylist(), outline["id"].to_pylist(), strict=True)
         ids = [unique.take(env, wanted) for env, wanted in pairs]
         counted = np.array([name is not None for name in ids], bool)
         outline = outline.set_column(0, "id", pa.array(ids, pa.string())).filter(pa.array(counted))
         places = places[counted]
-    if of_run:
-        order = np.argsort(places, kind="stable")
+        order = np.argsort(places, kind="stable")  # a run's first ones are chosen by id
         outline, places = outline.take(order), places[order]
+    pa.default_memory_pool().release_unused()
     if line := skipped_line(rejected):
         warn_once(f"{config.path}: {line}")
     unusable = [row for row in rejected if row.unknown is None]
     check_environments(config, set(pc.unique(outline["env"]).to_pylist()), unusable)
-    return DataIndex(config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL)
+    return DataIndex(
+        config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL and outline.num_rows <= _FEW
+    )
 
 
 def _parts(config: DataConfig) -> tuple[list[Part], int]:
@@ -195,9 +198,9 @@ def _parts(config: DataConfig) -> tuple[list[Part], int]:
     return parts, sum(file.stat().st_size for file in files)
 
 
-def _latest(ids: pa.Array, ordered: bool) -> np.ndarray:
+def _latest(ids: pa.ChunkedArray, ordered: bool) -> np.ndarray:
     """Places of a run's records: one per id, the latest written; by id where asked."""
-    codes = ids.dictionary_encode()
+    codes = ids.combine_chunks().dictionary_encode()
     last = np.zeros(len(codes.dictionary), np.int64)
     last[codes.indices.to_numpy()] = np.arange(len(ids))
     return last[pc.sort_indices(codes.dictionary).to_numpy()] if ordered else np.sort(last)
