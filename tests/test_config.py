@@ -17,7 +17,7 @@ from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.selection.baselines import ComplementSelector
-from atlas_ray.selection.perplexity.settings import PerplexitySelector
+from atlas_ray.selection.perplexity.selector import PerplexitySelector
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.settings import TrainConfig
 

@@ -36,30 +36,25 @@ MOST_FILES = 15
 MOST_LINES = 400
 
 
-def imported(tree: ast.AST, *, types: bool = False) -> Iterator[str]:
-    """Names of what is imported when the module runs, in functions too; with `types` what only a type checker reads."""
+def imported(tree: ast.AST) -> Iterator[str]:
+    """Names of what is imported anywhere in a module: in functions too, and by a type checker alone."""
     for node in ast.iter_child_nodes(tree):
-        if not types and isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
-            continue
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        yield from imported(node, types=types)
+        yield from imported(node)
 
 
-def imports(*, types: bool) -> dict[str, set[str]]:
+def imports() -> dict[str, set[str]]:
     """By module, the modules of the package that it imports."""
     trees = {name: ast.parse(file.read_text()) for name, file in MODULES.items()}
-    return {
-        name: {one for one in imported(tree, types=types) if one in MODULES and one != name}
-        for name, tree in trees.items()
-    }
+    return {name: {one for one in imported(tree) if one in MODULES and one != name} for name, tree in trees.items()}
 
 
 def test_no_module_imports_itself_by_way_of_others() -> None:
-    graph = imports(types=False)
+    graph = imports()
     assert graph["atlas_ray.cli.main"]
     try:
         TopologicalSorter(graph).prepare()
@@ -77,7 +72,7 @@ def test_imports_only_go_down_the_floors() -> None:
     assert rooms == floor_of.keys(), "every room and top-level module stands on one floor"
     upward = [
         f"{module} -> {other}"
-        for module, others in imports(types=True).items()
+        for module, others in imports().items()
         for other in others
         if "." in module and "." in other and part(module) != part(other)
         if floor_of[part(other)] >= floor_of[part(module)]

@@ -6,9 +6,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from math import floor
-from typing import Any
+from typing import Any, Protocol
 
-from atlas_ray.selection.protocol import Selector
 from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory
 
@@ -53,7 +52,16 @@ def recut(selection: Selection, ratio: float | None, above: float = 0.0) -> Sele
     return replace(selection, ratio=ratio, chosen=chosen, categories=categories)
 
 
-def record(trajectory: Trajectory | Outline, config: Selector, chosen: Iterable[int] = (), **fields: Any) -> Selection:
+class Section(Protocol):
+    """A selector's settings."""
+
+    @property
+    def name(self) -> str:
+        """The selector's."""
+        ...
+
+
+def record(trajectory: Trajectory | Outline, config: Section, chosen: Iterable[int] = (), **fields: Any) -> Selection:
     """A `Selection` of one trajectory.
 
     Args:

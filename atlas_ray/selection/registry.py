@@ -24,9 +24,9 @@ SELECTORS: Registry[type[Any]] = Registry(
         "file": "atlas_ray.selection.file:FileSelector",
         "python": "atlas_ray.selection.python_function:PythonSelector",
         "combine": "atlas_ray.selection.combine:CombineSelector",
-        "perplexity": "atlas_ray.selection.perplexity.settings:PerplexitySelector",
-        "value": "atlas_ray.selection.value.settings:ValueSelector",
-        "llm": "atlas_ray.selection.llm.settings:LlmSelector",
+        "perplexity": "atlas_ray.selection.perplexity.selector:PerplexitySelector",
+        "value": "atlas_ray.selection.value.selector:ValueSelector",
+        "llm": "atlas_ray.selection.llm.selector:LlmSelector",
     },
     "atlas_ray.selectors",
 )

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, RayConfig
+from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, FrozenConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.selection.budget import record, recut
 from atlas_ray.selection.protocol import ModelUse, Selector, Stage, StageContext
@@ -25,13 +25,17 @@ from atlas_ray.types import Selection, Trajectory, Usage
 _CUT = {"ratio", "threshold", "scores"}  # what chooses among scores; all other keys made them
 
 
-class ScoringSelector(Selector):
-    """A selector that scores every step by a model, and keeps the scores."""
+class ScoringSettings(FrozenConfig):
+    """By which model steps are scored, or whose scores are used."""
 
     ratio: float | None = Field(None, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
+
+
+class ScoringSelector(ScoringSettings, Selector):
+    """A selector that scores every step by a model, and keeps the scores."""
 
     @property
     @abstractmethod

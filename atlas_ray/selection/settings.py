@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo
 
 from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, FrozenConfig, RayConfig
 from atlas_ray.errors import UserError
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.protocol import Selector
 
 

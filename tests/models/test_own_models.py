@@ -19,7 +19,7 @@ from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm.estimate import estimate
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.collect import to_trajectory

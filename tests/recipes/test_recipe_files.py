@@ -19,8 +19,8 @@ from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.recipes.stages import clean, opened, stages
 from atlas_ray.report.paper.ours import ChosenSteps
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.selection.llm.settings import LlmSelector
-from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.llm.selector import LlmSelector
+from atlas_ray.selection.value.selector import ValueSelector
 
 JOBS = Path(__file__).parents[2] / "jobs"
 

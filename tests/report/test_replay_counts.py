@@ -18,7 +18,7 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS
 from atlas_ray.selection.value.estimators import value_figures
-from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.types import Episode, Replay, StopReason
 from tests.selection.value.test_backward_sampler import expert, turns
 from tests.support.evaluations import an_episode

@@ -15,7 +15,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
 from atlas_ray.selection.llm.judge import Judge
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.llm.stage import backend_of
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources

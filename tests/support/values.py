@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.selection.value.stage import value_steps
 from atlas_ray.types import Episode, Selection, Trajectory
 

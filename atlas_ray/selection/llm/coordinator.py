@@ -23,7 +23,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.journal import Journal, PaidReply
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.llm.settings import LlmSelector
+    from atlas_ray.selection.llm.settings import LlmSettings
 
 _GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
 _POLL_SECONDS = 10.0  # of one wait for answers
@@ -56,7 +56,7 @@ class Coordinator:
         folder: The run's.
     """
 
-    def __init__(self, config: LlmSelector, folder: RunFolder) -> None:
+    def __init__(self, config: LlmSettings, folder: RunFolder) -> None:
         self._config = config
         self._journal = Journal(folder, RunFolder(config.cache) if config.cache else None)
         self._throttle = Throttle.of(config.endpoint)

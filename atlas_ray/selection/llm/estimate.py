@@ -21,7 +21,7 @@ from atlas_ray.trajectories.agenttraj import Shape
 from atlas_ray.types import Message, Trajectory, Usage
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.llm.settings import LlmSelector
+    from atlas_ray.selection.llm.settings import LlmSettings
 
 _TARIFF = {"live": "list price", "batch": "the price of batches"}
 _REPLY_SECONDS = 8.0  # of one reply, where none has been timed
@@ -51,7 +51,7 @@ class Estimate:
     by_rule: bool
 
 
-def estimate(trajectories: Iterable[Trajectory], config: LlmSelector) -> Estimate:
+def estimate(trajectories: Iterable[Trajectory], config: LlmSettings) -> Estimate:
     """Calls, tokens, dollars and time of a selection, without a call.
 
     Raises:
@@ -88,7 +88,7 @@ def estimate(trajectories: Iterable[Trajectory], config: LlmSelector) -> Estimat
     )
 
 
-def estimate_lines(config: LlmSelector, trajectories: Iterable[Trajectory]) -> list[str]:
+def estimate_lines(config: LlmSettings, trajectories: Iterable[Trajectory]) -> list[str]:
     """The estimate in words."""
     found = estimate(trajectories, config)
     dollars = "an unknown price"
@@ -108,7 +108,7 @@ def estimate_lines(config: LlmSelector, trajectories: Iterable[Trajectory]) -> l
     return lines
 
 
-def forecast(config: LlmSelector, shapes: Mapping[str, Shape]) -> Forecast:
+def forecast(config: LlmSettings, shapes: Mapping[str, Shape]) -> Forecast:
     """Calls, tokens and dollars for data of which the mean trajectories are known, by environment."""
     number = sum(s.trajectories for s in shapes.values())
     around = sum(s.trajectories * _prompt_tokens(config, round(s.steps)) for s in shapes.values())
@@ -125,14 +125,14 @@ def forecast(config: LlmSelector, shapes: Mapping[str, Shape]) -> Forecast:
     return Forecast(words if dollars else f"{words}, at an unknown price", calls=calls, dollars=dollars)
 
 
-def _prompt_tokens(config: LlmSelector, n_steps: int) -> int:
+def _prompt_tokens(config: LlmSettings, n_steps: int) -> int:
     """Of the prompt around a trajectory, and of the labels in it."""
     turns = [Message("user", ""), *[Message("assistant", "", True), Message("user", "")] * n_steps]
     prompt = load_prompt(config.prompt_file, config.prompt)
     return by_rule(prompt.messages(Trajectory("", "", "", tuple(turns)), budget(config.ratio, n_steps)))
 
 
-def _pace(config: LlmSelector, found: Estimate) -> str:
+def _pace(config: LlmSettings, found: Estimate) -> str:
     """How long it will take, and why."""
     if config.engine is not None:
         return f"{config.engine.replicas} engines of our own, at their speed"

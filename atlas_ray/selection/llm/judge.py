@@ -28,7 +28,7 @@ from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.llm.settings import LlmSelector
+    from atlas_ray.selection.llm.settings import LlmSettings
 
 _log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ class Judge:
         UserError: If prompt, price list or context are unusable.
     """
 
-    def __init__(self, config: LlmSelector, backend: Backend, link: Link, seed: int) -> None:
+    def __init__(self, config: LlmSettings, backend: Backend, link: Link, seed: int) -> None:
         self._config, self._backend, self._link, self._seed = config, backend, link, seed
         self._prompt: Prompt = load_prompt(config.prompt_file, config.prompt)
         self._price = config.price

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-    from atlas_ray.selection.llm.settings import LlmSelector
+    from atlas_ray.selection.llm.settings import LlmSettings
 
 _log = logging.getLogger(__name__)
 _READ_BY_WORKERS = ("prompt_file", "prices_file", "tokenizer")
@@ -46,7 +46,7 @@ class LlmStage(Stage):
             or the folder holds selections by another prompt.
     """
 
-    def __init__(self, config: LlmSelector, context: StageContext) -> None:
+    def __init__(self, config: LlmSettings, context: StageContext) -> None:
         # Workers may have started elsewhere.
         paths = {name: reachable(path) for name in _READ_BY_WORKERS if (path := getattr(config, name))}
         if config.cache and "://" not in config.cache:
@@ -121,7 +121,7 @@ class JudgingActor:
     """Judges blocks, several at once, in one event loop."""
 
     def __init__(
-        self, config: LlmSelector, model: str, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any
+        self, config: LlmSettings, model: str, folder: RunFolder, ray: RayConfig, seed: int, coordinator: Any
     ) -> None:
         self._config, self._model, self._folder, self._ray, self._seed = config, model, folder, ray, seed
         self._coordinator = coordinator
@@ -143,7 +143,7 @@ class JudgingActor:
         return Judge(self._config, backend, link, self._seed)
 
 
-def backend_of(config: LlmSelector, folder: RunFolder, ray: RayConfig, link: Link, key: str) -> Backend:
+def backend_of(config: LlmSettings, folder: RunFolder, ray: RayConfig, link: Link, key: str) -> Backend:
     """Whom a selector asks.
 
     Args:

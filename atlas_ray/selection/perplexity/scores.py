@@ -16,7 +16,7 @@ from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.types import Selection, Trajectory
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.perplexity.settings import PerplexitySelector
+    from atlas_ray.selection.perplexity.settings import PerplexitySettings
 
 UNSCORED = 0.0  # below any perplexity, which is at least 1
 _LARGEST = 700.0  # nats: where exp leaves a double
@@ -67,19 +67,19 @@ def readable(max_length: int, context: int | None) -> int:
     return max_length if context is None else min(max_length, context - 1)
 
 
-def dtype_of(config: PerplexitySelector, gpus: float) -> Literal["bfloat16", "float32"]:
+def dtype_of(config: PerplexitySettings, gpus: float) -> Literal["bfloat16", "float32"]:
     """The number format of scoring; `auto`: bfloat16 on GPUs, where float32 takes ten times as long, else float32."""
     if config.dtype != "auto":
         return config.dtype
     return "bfloat16" if gpus else "float32"
 
 
-def workers_of(config: PerplexitySelector, gpus: float, chunks: int) -> int:
+def workers_of(config: PerplexitySettings, gpus: float, chunks: int) -> int:
     """Processes that score: as many as are asked for, else one to each GPU, as far as there are chunks for them."""
     return config.num_workers or max(1, min(int(gpus), chunks))
 
 
-def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm"]:
+def engine_of(config: PerplexitySettings, gpus: float) -> Literal["torch", "vllm"]:
     """The engine that scores. `auto` takes the faster one where the two agree (`make bench-perplexity`).
 
     On CPU in float32 that is vLLM: 1.06 to 1.18 times as fast once it runs, and the same to 1e-5. In bfloat16 they
@@ -90,7 +90,7 @@ def engine_of(config: PerplexitySelector, gpus: float) -> Literal["torch", "vllm
     return "vllm" if not gpus and dtype_of(config, gpus) == "float32" else "torch"
 
 
-def select_perplexity(trajectory: Trajectory, config: PerplexitySelector, scores: tuple[float, ...]) -> Selection:
+def select_perplexity(trajectory: Trajectory, config: PerplexitySettings, scores: tuple[float, ...]) -> Selection:
     """The top k steps by perplexity (App. B.2); an error where no step could be scored."""
     if any(map(math.isnan, scores)):
         return record(trajectory, config, model=config.model, error="not a number: the model's output overflows")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-    from atlas_ray.selection.perplexity.settings import PerplexitySelector
+    from atlas_ray.selection.perplexity.settings import PerplexitySettings
 
 
 class PerplexityStage(Stage):
@@ -38,7 +38,7 @@ class PerplexityStage(Stage):
     rows_per_block = 32
     whole_blocks = True
 
-    def __init__(self, selector: PerplexitySelector, context: StageContext) -> None:
+    def __init__(self, selector: PerplexitySettings, context: StageContext) -> None:
         self._selector = selector
         self._blocks = ceil(context.index.num_rows / self.rows_per_block)
 
@@ -79,7 +79,7 @@ class PerplexityStage(Stage):
 class PerplexityWorker:
     """One actor: scores a chunk of trajectories; a trajectory that fails costs only itself."""
 
-    def __init__(self, config: PerplexitySelector, engine: str, model: str, workers: int, gpu_share: float) -> None:
+    def __init__(self, config: PerplexitySettings, engine: str, model: str, workers: int, gpu_share: float) -> None:
         self._config, self._engine, self._model = config, engine, model
         self._workers, self._gpu_share = workers, gpu_share
         self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None

@@ -19,7 +19,7 @@ from atlas_ray.selection.value.backward_sampler import Evidence, posteriors, sav
 from atlas_ray.types import Selection, Usage
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.value.settings import ValueSelector
+    from atlas_ray.selection.value.settings import ValueSettings
 
 Estimator = Literal["mean_reward", "discounted", "eq9"]
 _DIGITS = 9  # differences are rounded to these decimals, lest 0.3 - 0.2 exceed 0.1
@@ -75,7 +75,7 @@ def critical(q: Sequence[float], threshold: float = 0.1, ratio: float | None = N
     return _above(differences(q), threshold, ratio)
 
 
-def rescore(selection: Selection, selector: ValueSelector) -> Selection:
+def rescore(selection: Selection, selector: ValueSettings) -> Selection:
     """Scores and critical steps from the rewards that a selection keeps; nothing is played.
 
     In the exhaustive mode a score is the difference of two means, in the economical mode the point that the difference
@@ -99,7 +99,7 @@ def rescore(selection: Selection, selector: ValueSelector) -> Selection:
     )
 
 
-def value_figures(selections: Iterable[Selection], selector: ValueSelector) -> dict[str, Any]:
+def value_figures(selections: Iterable[Selection], selector: ValueSettings) -> dict[str, Any]:
     """What became of the rollouts of a run: counts, by environment causes of exclusion and starts by how they replay,
     what each device saved."""
     excluded: dict[str, Counter[str]] = {}

@@ -25,13 +25,13 @@ from atlas_ray.selection.value.estimators import rescore
 from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, Usage, split_react
 
 if TYPE_CHECKING:
-    from atlas_ray.selection.value.settings import ValueSelector
+    from atlas_ray.selection.value.settings import ValueSettings
 
 _SAME_REWARD = 1e-9
 
 
 def rollouts_of(
-    trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+    trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
 ) -> Rollouts:
     """The rollouts of a trajectory in the selector's mode."""
     kind = Exhaustive if selector.mode == "exhaustive" else Economical
@@ -49,7 +49,7 @@ class Rollouts(ABC):
     """
 
     def __init__(
-        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+        self, trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
     ) -> None:
         self.trajectory, self.selector = trajectory, selector
         self._spec = with_tolerance(registry.get(trajectory.env), environments)
@@ -150,7 +150,7 @@ class Exhaustive(Rollouts):
     """N rollouts after each of the steps 0..T-1."""
 
     def __init__(
-        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+        self, trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
     ) -> None:
         super().__init__(trajectory, selector, seed, environments)
         self._asked = False
@@ -182,7 +182,7 @@ class Economical(Rollouts):
     """Probes and rollouts as a `BackwardSampler` asks for them; first a replay where the recorded reward is missing."""
 
     def __init__(
-        self, trajectory: Trajectory, selector: ValueSelector, seed: int, environments: EnvironmentsConfig
+        self, trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
     ) -> None:
         super().__init__(trajectory, selector, seed, environments)
         self._sampler: BackwardSampler | None = None

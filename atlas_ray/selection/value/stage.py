@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from ray.data import Dataset
 
-    from atlas_ray.selection.value.settings import ValueSelector
+    from atlas_ray.selection.value.settings import ValueSettings
 
 MAX_OPEN = 32  # trajectories whose rollouts a kill may cost
 
@@ -44,7 +44,7 @@ class ValueStage(Stage):
 
     rows_per_block = 1  # hundreds of episodes each
 
-    def __init__(self, selector: ValueSelector, context: StageContext) -> None:
+    def __init__(self, selector: ValueSettings, context: StageContext) -> None:
         # The worker may have started elsewhere.
         selector = selector.model_copy(update={"model": reachable(selector.model)})
         self._given = selector, absolute(context.environments), context.seed
@@ -64,7 +64,7 @@ class ValueStage(Stage):
 class ValueWorker:
     """One actor: all its trajectories' rollouts go through one pool of engines."""
 
-    def __init__(self, selector: ValueSelector, environments: EnvironmentsConfig, seed: int) -> None:
+    def __init__(self, selector: ValueSettings, environments: EnvironmentsConfig, seed: int) -> None:
         self._given = selector, seed, environments
         self._engines = AsyncReplicaSet(lambda: pool_of(selector, environments))
 
@@ -81,7 +81,7 @@ class ValueWorker:
 async def value_steps(
     trajectory: Trajectory,
     play: Play,
-    selector: ValueSelector,
+    selector: ValueSettings,
     seed: int,
     environments: EnvironmentsConfig | None = None,
 ) -> Selection:
@@ -101,7 +101,7 @@ async def value_steps(
     return rollouts.selection()
 
 
-def pool_of(selector: ValueSelector, environments: EnvironmentsConfig) -> RolloutPool:
+def pool_of(selector: ValueSettings, environments: EnvironmentsConfig) -> RolloutPool:
     """Engines of the configured model, in any process that is connected to Ray; all have started once it is made.
 
     Raises:

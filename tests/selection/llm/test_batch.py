@@ -22,7 +22,7 @@ from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.llm.stage import LlmStage, backend_of
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.types import Usage

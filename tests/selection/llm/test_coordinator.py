@@ -14,7 +14,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm import coordinator
 from atlas_ray.selection.llm.coordinator import Coordinator, RemoteLink, SharedThrottle, SpentError
 from atlas_ray.selection.llm.journal import REPLIES, PaidReply
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.types import Usage
 
 

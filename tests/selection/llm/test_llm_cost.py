@@ -17,7 +17,7 @@ from atlas_ray.models.prices import price
 from atlas_ray.selection.estimate import estimate_lines
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.prompt import load_prompt
-from atlas_ray.selection.llm.settings import LlmSelector
+from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.llm.tokens import by_rule, counter, text_tokens, total
 from atlas_ray.selection.llm.truncation import fitted
 from atlas_ray.selection.pipeline import select_steps

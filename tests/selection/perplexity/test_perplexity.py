@@ -16,7 +16,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.budget import budget, top_k
 from atlas_ray.selection.perplexity.scores import dtype_of, engine_of, readable, select_perplexity, workers_of
-from atlas_ray.selection.perplexity.settings import PerplexitySelector
+from atlas_ray.selection.perplexity.selector import PerplexitySelector
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer, packs
 from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 from atlas_ray.selection.pipeline import select_steps, settled

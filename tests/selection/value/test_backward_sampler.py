@@ -15,7 +15,8 @@ from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.value.backward_sampler import BackwardSampler, Evidence, posteriors, saved
 from atlas_ray.selection.value.estimators import rescore, value_figures
-from atlas_ray.selection.value.settings import Economy, ValueSelector
+from atlas_ray.selection.value.selector import ValueSelector
+from atlas_ray.selection.value.settings import Economy
 from atlas_ray.types import Episode, Message, Selection, StopReason, Trajectory, Usage
 from tests.selection.value.test_value import expert
 from tests.support.values import FakePool, estimate_values

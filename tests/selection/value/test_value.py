@@ -13,7 +13,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.selection.value.estimators import critical, differences, values
-from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.selection.value.stage import ValueStage
 from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
 from tests.support.selecting import context_of

@@ -24,7 +24,7 @@ from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.value.estimators import rescore
-from atlas_ray.selection.value.settings import ValueSelector
+from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.selection.value.stage import value_steps
 from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.types import Selection, Trajectory

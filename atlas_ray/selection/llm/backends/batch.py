@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     import openai
     from openai.types import Batch
 
-    from atlas_ray.selection.llm.settings import LlmSelector
+    from atlas_ray.selection.llm.settings import LlmSettings
 
 _log = logging.getLogger(__name__)
 _Answer = TypeVar("_Answer")
@@ -85,7 +85,7 @@ class BatchBackend:
 
     def __init__(
         self,
-        config: LlmSelector,
+        config: LlmSettings,
         folder: RunFolder,
         *,
         window_s: float = _WINDOW_SECONDS,
