@@ -26,6 +26,7 @@ def compare(
     """Say how far selections agree with each other and with the expert's own annotation."""
     from rich.console import Console
 
+    from atlas_ray.runs.progress import output
     from atlas_ray.selection.compare.agreement import compare_runs
     from atlas_ray.selection.compare.show import comparison_tables, write_figure, write_json
 
@@ -34,9 +35,8 @@ def compare(
         write_json(json_, found)
     if figure:
         write_figure(figure, found)
-    console = Console()
-    if not console.is_terminal:  # a file is as wide as it needs to be
-        console = Console(width=160)
+    # a file is as wide as it needs to be
+    console = output if output.is_terminal else Console(width=160, markup=False)
     for table in comparison_tables(found):
         console.print(table)
 
@@ -70,11 +70,10 @@ def view_mask(
     ] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""
-    from rich.console import Console
-
+    from atlas_ray.runs.progress import output
     from atlas_ray.training.view import view
 
-    Console().print(view(data, model, selection, trajectory, chat_template))
+    output.print(view(data, model, selection, trajectory, chat_template))
 
 
 @trajectories_app.command("stats")
@@ -82,14 +81,13 @@ def trajectories_stats(
     path: Annotated[str, typer.Argument(help="File, folder, run folder or Hugging Face data set id.")], set_: Set = None
 ) -> None:
     """Count trajectories, steps, words and gold steps by environment; bad rows go to rejected.jsonl."""
-    from rich.console import Console
-
+    from atlas_ray.runs.progress import output
     from atlas_ray.trajectories.readers import read_trajectories
     from atlas_ray.trajectories.statistics import statistics_table
 
     rejected: list[Any] = []
     settings = load_settings("DataConfig", None, set_, path=path)
-    Console().print(statistics_table(read_trajectories(settings, rejected)))
+    output.print(statistics_table(read_trajectories(settings, rejected)))
     unusable = [row for row in rejected if row.unknown is None]
     for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)

@@ -101,8 +101,7 @@ def environments_start(
 @environments_app.command("list")
 def environments_list() -> None:
     """Show every environment: held in or out, built in or remote, extra, tasks, cap, metric, replay."""
-    from rich.console import Console
-
     from atlas_ray.environments.registry import overview
+    from atlas_ray.runs.progress import output
 
-    Console().print(overview())
+    output.print(overview())

@@ -139,11 +139,10 @@ def verify(
 
     if dry_run:
         return show_plan(settings, *plan_lines(settings))
-    from rich.console import Console
-
     from atlas_ray.report.terminal import verification_table
+    from atlas_ray.runs.progress import output
 
-    Console().print(verification_table(stage(settings, clean=clean)))
+    output.print(verification_table(stage(settings, clean=clean)))
 
 
 app.command()(compare)

@@ -20,20 +20,20 @@ def doctor(
 
     Endpoints are asked for one token. Everything that is wrong is said at once; the exit code is then 1.
     """
-    from rich.console import Console
+    from atlas_ray.runs.progress import output
 
     if all("=" in one for one in what):
         from atlas_ray.cli.environments import servers_table
 
         table, healthy = servers_table(what)
-        Console(markup=False).print(table)
+        output.print(table)
     elif len(what) == 1:
         from atlas_ray.recipes.preflight.findings import failures, findings_table
         from atlas_ray.recipes.preflight.run import preflight
         from atlas_ray.recipes.stages import opened
 
         found = preflight(opened(what[0], set_ or [], extra or [], only or [])[0])
-        Console(markup=False).print(findings_table(found))
+        output.print(findings_table(found))
         healthy = not failures(found)
     else:
         raise UserError("one recipe, or servers of the form ENV=URL", "write maze=http://127.0.0.1:8000")

@@ -14,14 +14,13 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Show it anew until all is finished, or Ctrl-C.")] = False,
 ) -> None:
     """Show which stages of a run are finished, and what they counted."""
-    from rich.console import Console
-
+    from atlas_ray.runs.progress import output
     from atlas_ray.runs.status import status_table, watch_status
 
     if watch:
-        watch_status(runs or ["runs"], Console())
+        watch_status(runs or ["runs"], output)
     else:
-        Console().print(status_table(runs or ["runs"]))
+        output.print(status_table(runs or ["runs"]))
 
 
 def cache(
@@ -30,10 +29,10 @@ def cache(
     """List this machine's copies of models and data behind URIs: in ATLAS_CACHE, else in ~/.cache/atlas-ray."""
     from datetime import datetime
 
-    from rich.console import Console
     from rich.table import Table
 
     from atlas_ray.runs.local_copy import cache_folder, copies, remove
+    from atlas_ray.runs.progress import output
     from atlas_ray.text import printable
 
     found = copies()
@@ -42,4 +41,4 @@ def cache(
         used = datetime.fromtimestamp(copy.used).strftime("%Y-%m-%d %H:%M")
         deleted = ["yes" if remove(copy) else "no: it is being fetched"] if clean else []
         table.add_row(printable(copy.uri), f"{copy.size / 1e9:.2f}", used, copy.folder.name, *deleted)
-    Console(markup=False).print(table if found else f"no copies in {cache_folder()}")
+    output.print(table if found else f"no copies in {cache_folder()}")

@@ -17,6 +17,7 @@ from rich.text import Text
 from atlas_ray.evaluation.intervals import OUTCOME_WORDS, limits, percent, points
 from atlas_ray.evaluation.metrics import many_overflowed
 from atlas_ray.report.verdict import GROUPS
+from atlas_ray.runs.progress import output
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
@@ -254,7 +255,7 @@ def replay_table(results: Mapping[str, Any]) -> Table:
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
     """Prints the headline, the arms and the selectors."""
-    console = console or Console()
+    console = console or output
     print_table(*(t for t in (success_table(results), selector_table(results)) if t.rows), console=console)
     for sentence in results["verdict"]["headline"]:
         console.print(Text(sentence, "bold"))
@@ -264,7 +265,7 @@ def print_tables(results: Mapping[str, Any], console: Console | None = None) -> 
 
 def print_table(*tables: Table, console: Console | None = None) -> None:
     """Prints tables with their notes under them."""
-    console = console or Console()
+    console = console or output
     for table in tables:
         wide = _width(table) > console.width and len(table.columns) > len(table.rows) + 1
         console.print(

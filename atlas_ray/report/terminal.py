@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -18,14 +17,15 @@ from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import comparisons, failures, played
 from atlas_ray.evaluation.table6 import Row
 from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task_notes
+from atlas_ray.runs.progress import output
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
     """Prints what models reached, why others could not be made or loaded, and how far the models differ."""
-    console, others = Console(), other_tasks(config.tasks, config.environments)
-    console.print(evaluation_table(played(config), others, failures(config)))
+    others = other_tasks(config.tasks, config.environments)
+    output.print(evaluation_table(played(config), others, failures(config)))
     if found := comparisons(config):
-        console.print(paired_table(found))
+        output.print(paired_table(found))
 
 
 def evaluation_table(

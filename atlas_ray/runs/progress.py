@@ -19,6 +19,7 @@ from rich.progress import (
 )
 
 console = Console(stderr=True, highlight=False, markup=False)
+output = Console(markup=False)  # what a verb was asked for; names in it are those of data, and no markup
 _LINE_SECONDS = 10.0
 _Item = TypeVar("_Item")
 

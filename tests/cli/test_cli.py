@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from atlas_ray.config import DataConfig
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.selection.baselines import AllSelector
+from atlas_ray.selection.settings import SelectConfig
 from tests.support.command_line import atlas
 from tests.support.records import a_row
 
@@ -117,3 +121,12 @@ def test_dry_run_prints_the_plan_and_touches_nothing(tmp_path: Path) -> None:
     assert "5 calls of gpt-4o" in done.stdout
     assert "$" in done.stdout
     assert not (tmp_path / "run").exists()
+
+
+def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "runs [1] [/x]" / "select"
+    config = SelectConfig(data=DataConfig(path="data.jsonl"), selector=AllSelector())
+    RunFolder(str(folder)).begin(config, stage="select")
+    shown = atlas("status", "runs [1] [/x]", cwd=tmp_path)
+    assert shown.returncode == 0, shown.stderr
+    assert "[1]" in shown.stdout
