@@ -13,7 +13,7 @@ from aiohttp import web
 from atlas_ray.models.client import key_of
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
+from atlas_ray.selection.llm.coordinator import Coordinator
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.llm.stage import backend_of
@@ -23,6 +23,23 @@ from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.types import Selection, Trajectory
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import config_of, data_in, expert
+
+
+class LocalLink:
+    """A `Link` to a coordinator in its own process and event loop."""
+
+    def __init__(self, coordinator: Coordinator) -> None:
+        self._coordinator = coordinator
+        coordinator.admit("here", "here")
+
+    async def ask(self, name: str, *arguments: Any) -> Any:
+        """Calls one of the coordinator's methods and waits for the answer, or raises what the method does."""
+        return await getattr(self._coordinator, name)("here", *arguments)
+
+    def tell(self, name: str, *arguments: Any) -> None:
+        """The same, where no answer is wanted."""
+        getattr(self._coordinator, name)("here", *arguments)
+
 
 Answer = Callable[[dict[str, Any], int], "web.Response | str"]
 

@@ -1,6 +1,6 @@
 """What the judging actors of a run share: one throttle, one journal of paid replies, one budget, one end.
 
-Plain asyncio; Ray makes an actor of `Coordinator`, and each judging actor reaches it by a `RemoteLink`, which gathers
+Plain asyncio; Ray makes an actor of `Coordinator`, and each judging actor reaches it by a `Link`, which gathers
 calls and answers, so that a request costs no round trip of its own. Flows in: what judging actors want to ask, and what
 came of it; flows out: leave to ask, and replies that were paid for before.
 """
@@ -236,24 +236,8 @@ class Coordinator:
         self._tell_of_settled()
 
 
-class LocalLink:
-    """A judge's way to a coordinator in its own process and event loop."""
-
-    def __init__(self, coordinator: Coordinator) -> None:
-        self._coordinator = coordinator
-        coordinator.admit("here", "here")
-
-    async def ask(self, name: str, *arguments: Any) -> Any:
-        """Calls one of the coordinator's methods and waits for the answer, or raises what the method does."""
-        return await getattr(self._coordinator, name)("here", *arguments)
-
-    def tell(self, name: str, *arguments: Any) -> None:
-        """The same, where no answer is wanted."""
-        getattr(self._coordinator, name)("here", *arguments)
-
-
-class RemoteLink:
-    """The way to a coordinator that is an actor; calls and answers that come close together share a message."""
+class Link:
+    """A judge's way to the coordinator, an actor; calls and answers that come close together share a message."""
 
     def __init__(self, coordinator: Any) -> None:
         self._coordinator, self._name = coordinator, uuid.uuid4().hex
@@ -264,14 +248,18 @@ class RemoteLink:
         self._poller: asyncio.Task[None] | None = None
 
     async def ask(self, name: str, *arguments: Any) -> Any:
-        """As `LocalLink.ask`; an `AtlasError` too if there is no coordinator any more."""
+        """Calls one of the coordinator's methods and waits for the answer.
+
+        Raises:
+            AtlasError: What the method raises; or there is no coordinator any more.
+        """
         number = next(self._numbers)
         self._asked[number] = answer = asyncio.get_running_loop().create_future()
         self._send((number, name, arguments))
         return await answer
 
     def tell(self, name: str, *arguments: Any) -> None:
-        """As `LocalLink.tell`."""
+        """The same, where no answer is wanted."""
         self._send((None, name, arguments))
 
     def _send(self, call: _Call) -> None:
@@ -312,9 +300,6 @@ class RemoteLink:
         for answer in asked.values():
             if not answer.done():
                 answer.set_exception(lost)
-
-
-Link = LocalLink | RemoteLink
 
 
 class SharedThrottle(Throttle):

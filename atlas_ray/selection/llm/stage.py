@@ -20,7 +20,7 @@ from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.llm.answer import PARSER_VERSION
 from atlas_ray.selection.llm.backends.batch import BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
-from atlas_ray.selection.llm.coordinator import Coordinator, Link, RemoteLink, SharedThrottle
+from atlas_ray.selection.llm.coordinator import Coordinator, Link, SharedThrottle
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -60,7 +60,7 @@ class LlmStage(Stage):
                     f"{folder.uri} holds selections by another prompt",
                     "restore the prompt file, or start anew with --clean",
                 )
-        assert config.prompt_limit is None or config.prompt_limit > 0
+        _ = config.prompt_limit  # refuses a context that holds no more than the replies
         if config.price is None:
             if config.max_cost is not None:
                 raise UserError(
@@ -136,7 +136,7 @@ class JudgingActor:
     async def _started(self) -> Judge:
         import ray
 
-        link = RemoteLink(self._coordinator)
+        link = Link(self._coordinator)
         key = await link.ask("join", ray.get_runtime_context().get_actor_id())
         asked = self._config.model_copy(update={"model": self._model})
         backend = backend_of(asked, self._folder, self._ray, link, key)

@@ -17,7 +17,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.backends.submissions import BATCHES, MOST_BATCHED, Submission
-from atlas_ray.selection.llm.coordinator import Coordinator, LocalLink
+from atlas_ray.selection.llm.coordinator import Coordinator
 from atlas_ray.selection.llm.estimate import estimate
 from atlas_ray.selection.llm.journal import REPLIES
 from atlas_ray.selection.llm.judge import Judge
@@ -29,7 +29,7 @@ from atlas_ray.types import Usage
 from tests.selection.llm.test_llm_answers import GOOD
 from tests.selection.test_selection import expert
 from tests.support.batches import FakeBatches
-from tests.support.fake_endpoint import ask
+from tests.support.fake_endpoint import LocalLink, ask
 from tests.support.selecting import context_of
 from tests.support.serving import running
 

@@ -12,7 +12,7 @@ import pytest
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm import coordinator
-from atlas_ray.selection.llm.coordinator import Coordinator, RemoteLink, SharedThrottle, SpentError
+from atlas_ray.selection.llm.coordinator import Coordinator, Link, SharedThrottle, SpentError
 from atlas_ray.selection.llm.journal import REPLIES, PaidReply
 from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.types import Usage
@@ -33,8 +33,8 @@ class Handle:
 
         return type("Method", (), {"remote": staticmethod(remote)})
 
-    async def link(self, actor: str) -> RemoteLink:
-        made = RemoteLink(self)
+    async def link(self, actor: str) -> Link:
+        made = Link(self)
         await made.ask("join", actor)
         return made
 
