@@ -101,8 +101,8 @@ class _Run:
         while (stage := self._scheduler.next()) is not None:
             number = total - len(self._scheduler.of("waiting"))
             left = self._pace() * sum(s.seconds for s in self._scheduler.of("waiting", "running"))
-            words = f"{stage.description}  (about {left / 60:.0f} min left in all)"
-            console.rule(Text.assemble((f"{number}/{total} {stage.name}", "bold"), f"  {words}"), align="left")
+            words = f"  about {left / 60:.0f} min left in all; {stage.description}"  # narrow screens cut the end off
+            console.rule(Text.assemble((f"{number}/{total} {stage.name}", "bold"), words), align="left")
             self._run_here(stage)
 
     def at_once(self) -> None:
