@@ -19,6 +19,26 @@ from atlas_ray.errors import UserError
 T = TypeVar("T")
 
 
+def object_at(place: str, whose: str, remedy: str) -> object:
+    """What is called `module:NAME`, or None; modules are looked for in the working directory too.
+
+    Args:
+        place: Its module and name.
+        whose: What the error says of the module.
+        remedy: Of the error.
+
+    Raises:
+        UserError: If the module cannot be imported.
+    """
+    module, _, attribute = place.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        return getattr(import_module(module), attribute, None)
+    except Exception as error:
+        raise UserError(f"cannot import {module}{whose}: {error}", remedy) from error
+
+
 class Registry(MutableMapping[str, T], Generic[T]):
     """The parts of one kind by name; assigning adds one for this process alone.
 
@@ -53,12 +73,7 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     def _load(self, place: str) -> T:
         module, _, attribute = place.partition(":")
-        if os.getcwd() not in sys.path:
-            sys.path.append(os.getcwd())
-        try:
-            found = getattr(import_module(module), attribute, None)
-        except Exception as error:
-            raise UserError(f"cannot import {module} of the {self._what} {place}: {error}", "check its name") from error
+        found = object_at(place, f" of the {self._what} {place}", "check its name")
         if not isinstance(found, self._kind):
             raise UserError(f"{module} has no {self._what} {attribute}", f"it must be a {self._kind.__name__}")
         return found

@@ -7,15 +7,13 @@ it fails only that trajectory is without a selection.
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any, Literal
 
 from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
+from atlas_ray.plugins import object_at
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -53,15 +51,10 @@ def load_call(name: str) -> Call:
         UserError: If there is none.
     """
     module, _, function = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
-    try:
-        found = getattr(import_module(module), function, None)
-    except Exception as error:
-        raise UserError(f"cannot import {module}: {error}", "check selector.call, and where you start from") from error
+    found = object_at(name, "", "check selector.call, and where you start from")
     if not callable(found):
         raise UserError(f"{module} has no function {function}", "check selector.call")
-    return found  # type: ignore[no-any-return]
+    return found
 
 
 def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Call) -> Selection:
