@@ -20,7 +20,6 @@ from atlas_ray.config import (
     FrozenConfig,
     RayConfig,
     assign,
-    read_yaml,
     validate,
 )
 from atlas_ray.errors import UserError
@@ -28,6 +27,7 @@ from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.training.settings import TinyConfig
 from atlas_ray.trajectories.settings import CollectConfig
+from atlas_ray.yaml_text import read_yaml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 BASE = "base"
