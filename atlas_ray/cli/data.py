@@ -88,7 +88,7 @@ def trajectories_stats(
     rejected: list[Any] = []
     settings = load_settings("DataConfig", None, set_, path=path)
     output.print(statistics_table(read_trajectories(settings, rejected)))
-    unusable = [row for row in rejected if row.unknown is None]
+    unusable = [row for row in rejected if row.is_unusable]
     for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)
     if unusable:
