@@ -21,6 +21,8 @@ from atlas_ray.config import (
     RayConfig,
 )
 from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import ModelUse
+from atlas_ray.plugins import is_own
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
 from atlas_ray.selection import registry
@@ -88,22 +90,6 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelUse:
-    """A model that a selector loads.
-
-    Attributes:
-        tokens: Longest text that it is given; None for as long as it takes.
-        chat_template: In place of its tokenizer's.
-        tokenizer_only: Whether its weights are left alone.
-    """
-
-    path: str
-    tokens: int | None = None
-    chat_template: str | None = None
-    tokenizer_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a selection takes, for a plan: `words` with the arithmetic; tokens that engines read and write, calls of an
     endpoint and their US dollars."""
@@ -156,7 +142,7 @@ class Selector(FrozenConfig, ABC):
             UserError: If something cannot be read.
         """
         module = type(self).__module__
-        return {} if registry.is_own(module) else {module: registry.source_digest(module)}
+        return {} if is_own(module) else {module: registry.source_digest(module)}
 
     def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
         """With everything that is decided before the run begins, for the manifest to name.

@@ -32,11 +32,6 @@ SELECTORS: Registry[type[Any]] = Registry(
 )
 
 
-def is_own(module: str) -> bool:
-    """Whether a module is of this package, which every worker has."""
-    return module.partition(".")[0] == __name__.partition(".")[0]
-
-
 def source_digest(module: str) -> str:
     """SHA-256 of the source of an imported module: what a selection is made by.
 

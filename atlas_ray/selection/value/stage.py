@@ -16,7 +16,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import together
-from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.coordinator import engine_shares
 from atlas_ray.rollouts.episode import EpisodeRequest
@@ -66,7 +66,7 @@ class ValueStage(Stage):
         from ray.data import ActorPoolStrategy
 
         selector, engine = self._given[0], self._given[0].engine
-        spec = EngineSpec("base", selector.model, engine.capped(), chat_template=selector.chat_template)
+        spec = EngineModel(path=selector.model, chat_template=selector.chat_template).spec("base", engine)
         place_engines(spec.gpus, engine.replicas, engine.label_selector)  # is there room for all?
         shares = engine_shares(engine)
         # no actor takes what another, which has yet to start, is to play
