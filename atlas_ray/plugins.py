@@ -6,12 +6,14 @@ Nothing is imported before it is asked for.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Generic, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, ValidationInfo
@@ -44,6 +46,18 @@ def object_at(place: str, whose: str, remedy: str) -> object:
 def is_own(module: str) -> bool:
     """Whether a module is of this package, which every worker has."""
     return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def source_digest(module: str) -> str:
+    """SHA-256 of the source of an imported module: what a run is made by.
+
+    Raises:
+        UserError: If it has no source.
+    """
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        raise UserError(f"{module} has no source file", "put the function in a module of your own")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
 def register_for_workers(modules: Iterable[str]) -> None:
