@@ -53,7 +53,7 @@ def test_a_backend_in_one_file_outside_of_the_package_plays(tmp_path: Path, monk
     assert [result.success for result in found["good"]] == [1.0]
     for arm, role in (("good", "expert"), ("poor", "novice")):
         folder = RunFolder(str(tmp_path / "run")).child(arm)
-        assert {episode.model for episode in folder.read(EPISODES)} == {f"{arm}, {role}"}
+        assert {episode.policy for episode in folder.read(EPISODES)} == {f"{arm}, {role}"}
         assert "dollars" not in (folder.finished or {})
 
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pytest
 
 from atlas_ray.config import LimitsConfig, validate
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
