@@ -6,15 +6,16 @@ Unknown keys are refused with the closest valid name. Flows in: a YAML file and 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
@@ -23,7 +24,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from atlas_ray.address import refuse_credentials
 from atlas_ray.chat_template import read_template
 from atlas_ray.errors import UserError
+from atlas_ray.plugins import add_named
+from atlas_ray.yaml_text import parse_yaml, read_yaml
 
+warnings.filterwarnings("ignore", 'Field name "register" in', UserWarning)  # ABCMeta has a method of this name
 CONTEXT = 8192  # tokens that every model of a comparison gets, or fewer where it was made for fewer
 
 # In place of the tokenizer's own: the name of a built-in one, a file, or Jinja text; settings hold the text.
@@ -153,6 +157,9 @@ class BackboneConfig(FrozenConfig):
 class EnvironmentsConfig(FrozenConfig):
     """Servers by environment; an environment without one is the built-in of that name."""
 
+    register: dict[str, str] = Field(
+        {}, description="environments of your own by name, each as `module:SPEC`; the module is sent to Ray's workers"
+    )
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
         None,
@@ -169,6 +176,15 @@ class EnvironmentsConfig(FrozenConfig):
         description="environment -> share of an answer's words and numbers that may differ where recorded steps are "
         "played again; `atlas environments list` shows the usual ones",
     )
+
+    @model_validator(mode="after")
+    def _register(self) -> Self:
+        for name, place in self.register.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:\w+", place):
+                raise ValueError(f"register.{name}: {place} is none of the form NAME: module:SPEC")
+        if self.register:
+            add_named("atlas_ray.environments", self.register)
+        return self
 
 
 class OpeningsConfig(FrozenConfig):
@@ -210,24 +226,6 @@ class EndpointConfig(FrozenConfig):
 
 
 _Config = TypeVar("_Config", bound=BaseModel)
-
-
-def read_yaml(file: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What a YAML file holds: UTF-8, or UTF-16 behind a byte order mark, whatever the machine's own encoding is.
-
-    Raises:
-        UserError: If it cannot be read, is no text in these, or no YAML.
-    """
-    try:
-        return yaml.load(Path(file).read_bytes(), loader)  # noqa: S506 (a safe loader)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}", "check its name") from None
-    except yaml.reader.ReaderError as error:
-        raise UserError(
-            f"{file} is no text in UTF-8: {error.reason} at byte {error.position}", "save it as UTF-8"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
 
 
 def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] = (), **given: Any) -> _Config:
@@ -295,7 +293,7 @@ def assign(values: dict[str, Any], override: str) -> None:
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text, f"--set {key.strip()}")
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: the value is not valid YAML", "quote it") from None
     _put(values, key.strip().split("."), value, f"--set {override!r}")
