@@ -167,6 +167,7 @@ class Trajectory:
         id: Unique in a data set: the task's id, with `#2`, `#3`, ... for further trajectories of the same task.
         reward: Final reward in [0, 1], or None where the data does not say.
         gold: The expert's own annotation, uncut, or None where there is none.
+        budget: Steps that may be chosen in it, where a selection has decided that over the whole data set.
     """
 
     id: str
@@ -175,6 +176,7 @@ class Trajectory:
     messages: tuple[Message, ...]
     reward: float | None = None
     gold: tuple[GoldStep, ...] | None = None
+    budget: int | None = None
 
     @property
     def task(self) -> Task:
