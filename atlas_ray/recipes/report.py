@@ -180,6 +180,8 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
         losses=[step["loss"] for step in steps],
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
         start=recipe.arms[name].start if name in recipe.arms else name,
+        selection=recipe.arms[name].like if name in recipe.arms else None,
+        reference=getattr(selector, "reference", None),
         runs=len(played),
         context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
     )

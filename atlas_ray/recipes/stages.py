@@ -159,7 +159,7 @@ def _selections(recipe: Recipe, gpus: float) -> Iterator[Stage]:
             seconds, takes = 30.0 + number, tuple(_engines(engine, gpus) for engine in engines)
         elif selector.paid_endpoint is not None:
             seconds = 15 + number / 5
-        elif selector.models():
+        elif any(not use.tokenizer_only for use in selector.models()):
             workers = int(getattr(selector, "num_workers", None) or gpus or 1)
             seconds, takes = 15 + number / 50, (Bundle({"CPU": 1, "GPU": min(1, gpus)}, workers),)
         sources = {f"select/{source}" for source in selector.sources()}

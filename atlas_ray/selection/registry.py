@@ -17,6 +17,7 @@ SELECTORS: Registry[type[Any]] = Registry(
     {
         "all": "atlas_ray.selection.baselines:AllSelector",
         "random": "atlas_ray.selection.baselines:RandomSelector",
+        "matched_random": "atlas_ray.selection.matched:MatchedRandomSelector",
         "gold": "atlas_ray.selection.baselines:GoldSelector",
         "complement": "atlas_ray.selection.baselines:ComplementSelector",
         "first": "atlas_ray.selection.baselines:FirstSelector",
