@@ -194,7 +194,7 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
         yield Stage(
             f"train/{unit.name}",
             f"on steps by `{unit.selection}`",
-            partial(train_agent, config),
+            partial(train_agent, config, sample=unit.name == recipe.config.critical),  # once is enough
             10 + _collected(recipe, "expert") * config.epochs / 100,
             needs=needs | {f"select/{unit.selection}"},
             takes=_workers(config, gpus),
@@ -344,4 +344,4 @@ def _train_tiny(recipe: Recipe, name: str) -> None:
             RunFolder(recipe.at("collect", untrained(name))).copy_from(Path(made))
         what = "tiny model" if name == BASE else f"tiny model {name}"
         console.print(f"{what}: {size / 1e6:.2f} M parameters")
-    train_agent(train)
+    train_agent(train, sample=False)
