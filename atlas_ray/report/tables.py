@@ -21,6 +21,7 @@ from atlas_ray.runs.progress import output
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
+GROUP_WORDS = "Held in: environments that the arms were trained on. Held out: environments that they never saw."
 OVERFLOW = "¶"
 AVERAGE = "average"
 
@@ -257,8 +258,11 @@ def replay_table(results: Mapping[str, Any]) -> Table:
 
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the headline, the arms and the selectors."""
+    """Prints what the arms are, their figures, the selectors and the headline."""
     console = console or output
+    for words in (*(f"{arm['name']}: {arm['words']}" for arm in results["arms"] if arm["words"]), GROUP_WORDS):
+        console.print(Text(words, "dim"))
+    console.print()
     print_table(*(t for t in (success_table(results), selector_table(results)) if t.rows), console=console)
     for sentence in results["verdict"]["headline"]:
         console.print(Text(sentence, "bold"))

@@ -126,20 +126,21 @@ def _numbers(said: Mapping[str, Any], *, with_tasks: bool = False) -> str:
 
 
 def _headline(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Of every arm a sentence for each group of environments; of the best also one on random steps, the control that
-    matters most."""
+    """Of the best arm a sentence for each group of environments, and one on random steps, the control that matters
+    most; of every other arm all in one."""
     if not statements:
         yield f"No arm `{given.critical}` and rival of it played the same tasks, so nothing can be said."
     for place, arm in enumerate(dict.fromkeys(s["arm"] for s in statements)):
-        own = [s for s in statements if s["arm"] == arm]
+        said, own = list[str](), [s for s in statements if s["arm"] == arm]
         for held, name in (("in", "held-in"), ("out", "held-out")):
             deciding = [s for s in own if s["held"] == held and _decides(s, own)]
             for scope in dict.fromkeys(s["scope"] for s in deciding):
                 here = [s for s in deciding if s["scope"] == scope]
                 where = f"On the {name} environments" if scope == GROUPS[held] else f"On {scope} ({name})"
-                yield _summary(where, arm, here)
+                said.append(_summary(where, arm, here))
                 if place == 0:
-                    yield from (_on_random(s, name) for s in here if s["role"] == "random")
+                    said += [_on_random(s, name) for s in here if s["role"] == "random"]
+        yield from said if place == 0 else [" ".join(said)]
 
 
 def _summary(where: str, arm: str, statements: Sequence[Mapping[str, Any]]) -> str:

@@ -45,7 +45,7 @@ class RandomSelector(BudgetSettings, RowSelector):
 
 
 class GoldSelector(BudgetSettings, RowSelector):
-    """The built-in expert's own annotation, cut to the budget by its ranks."""
+    """The steps that the built-in expert itself marks as critical (gold), cut to the budget by its ranks."""
 
     name: Literal["gold"] = "gold"
     ratio: float = Field(0.3, gt=0, le=1)

@@ -89,6 +89,7 @@ def test_the_report_shows_an_arms_seeds_as_samples_of_the_same_tasks(played: Rec
         *(("maze_0", 1), ("maze_1", 1)),
     ]
     assert {name: arm.runs for name, arm in arms.items()} == {"base": 1, "gold": 2, "all": 1}
+    assert [arm.words.split()[0] for arm in arms.values()] == ["The", "The", "Every"]
     assert given.failures == {"all.seed1": "it has no chat template"}
     assert (given.n_expected, given.seeds) == ({"maze": 2}, [0, 1])
     assert set(given.selections) == set(played.select)
