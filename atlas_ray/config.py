@@ -6,9 +6,11 @@ Unknown keys are refused with the closest valid name. Flows in: a YAML file and 
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 import types
 import typing
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +25,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from atlas_ray.address import refuse_credentials
 from atlas_ray.chat_template import read_template
 from atlas_ray.errors import UserError
+from atlas_ray.plugins import add_named
 
+warnings.filterwarnings("ignore", 'Field name "register" in', UserWarning)  # ABCMeta has a method of this name
 CONTEXT = 8192  # tokens that every model of a comparison gets, or fewer where it was made for fewer
 
 # In place of the tokenizer's own: the name of a built-in one, a file, or Jinja text; settings hold the text.
@@ -153,6 +157,9 @@ class BackboneConfig(FrozenConfig):
 class EnvironmentsConfig(FrozenConfig):
     """Servers by environment; an environment without one is the built-in of that name."""
 
+    register: dict[str, str] = Field(
+        {}, description="environments of your own by name, each as `module:SPEC`; the module is sent to Ray's workers"
+    )
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
         None,
@@ -169,6 +176,15 @@ class EnvironmentsConfig(FrozenConfig):
         description="environment -> share of an answer's words and numbers that may differ where recorded steps are "
         "played again; `atlas environments list` shows the usual ones",
     )
+
+    @model_validator(mode="after")
+    def _register(self) -> Self:
+        for name, place in self.register.items():
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:\w+", place):
+                raise ValueError(f"register.{name}: {place} is none of the form NAME: module:SPEC")
+        if self.register:
+            add_named("atlas_ray.environments", self.register)
+        return self
 
 
 class OpeningsConfig(FrozenConfig):

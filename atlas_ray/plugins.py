@@ -1,22 +1,28 @@
 """Parts found by name: the package's own, those of other packages' entry points, and any named as `module:NAME`.
 
-Nothing is imported before it is asked for.
+Nothing is imported before it is asked for. Parts that a configuration names are known to this process, to those that it
+starts, and to Ray's workers, which its modules are sent to.
 """
 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import sys
 from collections.abc import Iterator, Mapping, MutableMapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from atlas_ray.errors import UserError
 
 T = TypeVar("T")
+
+_NAMED = "ATLAS_PLUGINS"  # variable: as JSON, per group `module:NAME` by name
 
 
 def object_at(place: str, whose: str, remedy: str) -> object:
@@ -39,6 +45,35 @@ def object_at(place: str, whose: str, remedy: str) -> object:
         raise UserError(f"cannot import {module}{whose}: {error}", remedy) from error
 
 
+def add_named(group: str, places: Mapping[str, str]) -> None:
+    """Makes parts of a group known by name, to the processes that this one starts too."""
+    named = json.loads(os.environ.get(_NAMED, "{}"))
+    named[group] = named.get(group, {}) | dict(places)
+    os.environ[_NAMED] = json.dumps(named)
+
+
+def runtime_env() -> dict[str, Any]:
+    """What Ray's workers need for the parts that were named: the names, and the files of their modules.
+
+    Raises:
+        UserError: If a module is not found.
+    """
+    named = json.loads(os.environ.get(_NAMED, "{}"))
+    modules = {place.partition(":")[0].partition(".")[0] for places in named.values() for place in places.values()}
+    files = sorted(map(_file_of, modules))
+    return {"env_vars": {_NAMED: os.environ[_NAMED]}, "py_modules": files} if named else {}
+
+
+def _file_of(module: str) -> str:
+    """A module's file, or its package's folder."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    found = find_spec(module)
+    if found is None or found.origin is None:
+        raise UserError(f"there is no module {module}", "it has to lie in the working directory, or on PYTHONPATH")
+    return str(Path(found.origin).parent if found.submodule_search_locations else found.origin)
+
+
 class Registry(MutableMapping[str, T], Generic[T]):
     """The parts of one kind by name; assigning adds one for this process alone.
 
@@ -54,9 +89,14 @@ class Registry(MutableMapping[str, T], Generic[T]):
         self._found: dict[str, T] = {}
 
     @cached_property
-    def _places(self) -> dict[str, str]:
+    def _installed(self) -> dict[str, str]:
         others = {entry.name: entry.value for entry in entry_points(group=self._group)}
         return self._own | {name: place for name, place in others.items() if name not in self._own}
+
+    @property
+    def _places(self) -> dict[str, str]:
+        named = os.environ.get(_NAMED)
+        return self._installed | json.loads(named).get(self._group, {}) if named else self._installed
 
     def find(self, name: str) -> T:
         """The part of this name, or the one at `module:NAME`; modules are looked for in the working directory too.

@@ -28,7 +28,7 @@ class Category(StrEnum):
 class StopReason(StrEnum):
     """Why an episode ended; a closed list.
 
-    The first four are the policy's own outcomes and count with the reward reached. The last three are
+    The first four are the policy's own outcomes and count with the reward reached. The others are
     infrastructure: retried, then excluded from the average and counted by cause.
     """
 
@@ -38,12 +38,18 @@ class StopReason(StrEnum):
     PARSE_ERROR = "parse_error"
     MODEL_ERROR = "model_error"
     ENV_ERROR = "env_error"
+    ENV_TIMEOUT = "environment_timeout"
     REPLAY_MISMATCH = "replay_mismatch"
 
     @property
     def is_infrastructure(self) -> bool:
         """Whether the episode says nothing about the policy."""
-        return self in (StopReason.MODEL_ERROR, StopReason.ENV_ERROR, StopReason.REPLAY_MISMATCH)
+        return self not in (
+            StopReason.DONE,
+            StopReason.MAX_ROUNDS,
+            StopReason.CONTEXT_OVERFLOW,
+            StopReason.PARSE_ERROR,
+        )
 
 
 @dataclass(frozen=True, slots=True)

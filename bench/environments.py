@@ -23,7 +23,8 @@ from rich.table import Table
 
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import HttpSession
-from atlas_ray.environments.protocol import EnvironmentSpec, LocalSession, Session
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import EnvironmentSpec, Session
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy

@@ -30,7 +30,8 @@ from typing import Any
 from atlas_ray.cluster.connection import connect
 from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.environments.builtin.maze import Maze
-from atlas_ray.environments.protocol import LocalSession, StepResult
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import StepResult
 from atlas_ray.environments.registry import get
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Reply, Sampling

@@ -38,7 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, episode_id, run_episode

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
@@ -50,6 +50,7 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+    monkeypatch.setenv("ATLAS_PLUGINS", "{}")  # what a page registers is gone with it
     before = set(sys.modules)
     yield
     for name in set(sys.modules) - before:

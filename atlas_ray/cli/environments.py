@@ -105,3 +105,32 @@ def environments_list() -> None:
     from atlas_ray.runs.progress import output
 
     output.print(overview())
+
+
+@environments_app.command("check")
+def environments_check(
+    name: Annotated[str, typer.Argument(help="One that is built in, served, or registered.")],
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file: register, servers, ...")] = None,
+    set_: Set = None,
+) -> None:
+    """Play, replay, mix, and close an environment, give it nonsense, and say which of the rules hold."""
+    import asyncio
+
+    from rich.table import Table
+
+    from atlas_ray.config import EnvironmentsConfig, load
+    from atlas_ray.environments.check import check
+    from atlas_ray.runs.progress import output
+
+    settings, shown, broken = load(EnvironmentsConfig, config, set_ or []), Table("rule", "holds", "seen"), 0
+
+    async def checked() -> None:
+        nonlocal broken
+        async for finding in check(name, settings):
+            shown.add_row(finding.rule, "yes" if finding.holds else "NO", printable(finding.told))
+            broken += not finding.holds
+
+    asyncio.run(checked())
+    output.print(shown)
+    if broken:
+        raise typer.Exit(1)

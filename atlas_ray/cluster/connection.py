@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from atlas_ray import plugins
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError, UserError
 
@@ -52,7 +53,7 @@ def connect(config: RayConfig) -> None:
             logging_level=logging.WARNING,
             log_to_driver=shown,
             # a worker finds this package where the driver found it, installed or not
-            runtime_env={"env_vars": {"PYTHONPATH": str(Path(__file__).parents[2])}} if address is None else None,
+            runtime_env=_runtime_env(local=address is None),
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _unreachable(address or "this machine", str(error).splitlines()[0]) from None
@@ -62,6 +63,14 @@ def connect(config: RayConfig) -> None:
     DataContext.get_current().enable_progress_bars = False
     # what stops a stage is told once, by the stage
     logging.getLogger("ray.data").setLevel(logging.WARNING if shown else logging.CRITICAL)
+
+
+def _runtime_env(*, local: bool) -> dict[str, Any] | None:
+    """What workers need: parts from outside of the package, and on this machine the place of the package itself."""
+    found = plugins.runtime_env()
+    if local:
+        found["env_vars"] = {"PYTHONPATH": str(Path(__file__).parents[2]), **found.get("env_vars", {})}
+    return found or None
 
 
 def local_cpus(config: RayConfig) -> int:

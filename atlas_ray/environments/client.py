@@ -18,14 +18,8 @@ from atlas_ray.environments.agentgym.agentboard import with_agentboard
 from atlas_ray.environments.agentgym.task_numbers import game_of
 from atlas_ray.environments.http.client_pool import ClientPool, Lease
 from atlas_ray.environments.http.requests import Fault, Refusal, Restarting
-from atlas_ray.environments.protocol import (
-    MALFORMED,
-    EnvironmentSpec,
-    LocalSession,
-    Opening,
-    Session,
-    StepResult,
-)
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, Session, StepResult
 from atlas_ray.errors import EnvironmentFailure, ReplayMismatch, UserError
 from atlas_ray.text import printable
 from atlas_ray.types import Task

@@ -2,7 +2,7 @@
 
 A `Simulator` is plain, synchronous, deterministic from task index and actions. An `EnvironmentSpec` is the
 environment's row: how an action is taken from a reply, round cap, success rule, reward scale. A `Session` is one
-episode's connection, in process (`LocalSession`) or over HTTP (`client.HttpSession`); rollouts see sessions only.
+episode's connection, in process (`local.LocalSession`) or over HTTP (`client.HttpSession`); rollouts see sessions only.
 """
 
 from __future__ import annotations
@@ -120,6 +120,8 @@ class EnvironmentSpec:
         reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
         instruction: What opens a conversation, where nothing else is given and the environment is built in.
         simulator: Makes the built-in simulator, or None where there is none.
+        quick: Whether each call of the simulator is a computation of well below a millisecond, and waits for nothing:
+            then it needs no thread.
         n_train, n_test: Sizes of the built-in splits; test tasks come first, train tasks next.
         indices: Task indices in the order of the splits, or None for 0, 1, 2 and so on.
         extra: The extra of this package that the built-in simulator needs, or None.
@@ -146,6 +148,7 @@ class EnvironmentSpec:
     reward_scale: float = 1.0
     instruction: str | None = None
     simulator: Callable[[], Simulator] | None = None
+    quick: bool = False
     n_train: int = 0
     n_test: int = 0
     indices: Callable[[], Iterable[int]] | None = None
@@ -263,39 +266,6 @@ class Session(Protocol):
 
 
 MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."
-
-
-class LocalSession:
-    """A session with a built-in simulator in this process."""
-
-    def __init__(self, spec: EnvironmentSpec) -> None:
-        if spec.simulator is None:
-            raise UserError(
-                f"{spec.name} is not built in", f"name its server: environments.servers.{spec.name}=http://..."
-            )
-        self.spec, self._simulator = spec, spec.simulator()
-        self._reward = 0.0
-
-    async def reset(self, task: Task) -> Opening:
-        self._reward = 0.0
-        return self._simulator.reset(self.spec.number(task))
-
-    async def step(self, reply: str) -> StepResult:
-        action = self.spec.take_action(reply)
-        if action is None:
-            return StepResult(MALFORMED, self._reward, False)
-        result = self._simulator.step(action)
-        self._reward = result.reward
-        return result
-
-    async def close(self) -> None:
-        close_simulator(self._simulator)
-
-
-def close_simulator(simulator: Simulator) -> None:
-    """Ends what a simulator holds beside memory of its own: an interpreter, a Java machine."""
-    if close := getattr(simulator, "close", None):
-        close()
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:

@@ -1,4 +1,5 @@
-"""The environments by name: an entry here, or another package's entry point of the group `atlas_ray.environments`.
+"""The environments by name: an entry here, another package's entry point of the group `atlas_ray.environments`, or a
+configuration's `environments.register`.
 
 Each is one module whose `SPEC` holds all that is to be known of it, and is imported when it is asked for.
 """
@@ -8,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from atlas_ray.environments.protocol import EnvironmentSpec
+from atlas_ray.errors import UserError
 from atlas_ray.plugins import Registry
 
 if TYPE_CHECKING:
@@ -36,7 +38,20 @@ ENVIRONMENTS = Registry(
     {name: f"{__package__}.builtin.{module}:SPEC" for name, module in _MODULES.items()},
     group="atlas_ray.environments",
 )
-get = ENVIRONMENTS.find
+
+
+def get(name: str) -> EnvironmentSpec:
+    """The environment of this name.
+
+    Raises:
+        UserError: If there is none, or the one that a configuration names so is called otherwise.
+    """
+    found = ENVIRONMENTS.find(name)
+    if found.name != name:
+        raise UserError(
+            f"the environment at {name} is called {found.name}", f"environments.register.{found.name}=module:SPEC"
+        )
+    return found
 
 
 def register(spec: EnvironmentSpec) -> None:

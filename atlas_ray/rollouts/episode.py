@@ -105,8 +105,9 @@ async def run_episode(
         limits: Seconds for a turn and in all; None: the usual ones.
 
     Returns:
-        The episode. Failures and timeouts of the environment end it as `env_error` (`replay_mismatch` where it lost the
-        episode and does not repeat it), those of the policy as `model_error`, with their cause in `error`.
+        The episode. Failures of the environment end it as `env_error` (`replay_mismatch` where it lost the episode and
+        does not repeat it), an answer that does not come within a turn's time as `environment_timeout`, failures and
+        timeouts of the policy as `model_error`, with their cause in `error`.
     """
     task, prefix, recorded, opening = request.task, request.prefix, request.recorded, request.opening
     if request.given:
@@ -226,9 +227,10 @@ class _Clock:
         except Exception as error:
             if isinstance(error, ContextOverflow) or not limit.expired():
                 raise _fault(error, reason) from error
-            whole = left < self._turn_s
-            words = f"longer than {self._episode_s:g} s in all" if whole else f"no answer within {self._turn_s:g} s"
-            raise _StopError(reason, words) from None
+            if left < self._turn_s:
+                raise _StopError(reason, f"longer than {self._episode_s:g} s in all") from None
+            late = StopReason.ENV_TIMEOUT if reason is StopReason.ENV_ERROR else reason
+            raise _StopError(late, f"no answer within {self._turn_s:g} s") from None
 
 
 @contextmanager

@@ -16,7 +16,7 @@ import pyarrow as pa
 from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy

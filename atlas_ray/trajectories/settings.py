@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atlas_ray.config import PLACEMENT, FrozenConfig, RayConfig
+from atlas_ray.config import PLACEMENT, EnvironmentsConfig, FrozenConfig, RayConfig
 
 
 class CollectConfig(FrozenConfig):
@@ -21,4 +21,5 @@ class CollectConfig(FrozenConfig):
     max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
     keep_failures: bool = False
     seed: int = 0
+    environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -22,6 +22,8 @@ from atlas_ray.cli import main
 from atlas_ray.errors import AtlasError
 from atlas_ray.trajectories import collect
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job has not
+
 def interrupt():
     os.kill(os.getpid(), signal.SIGINT)
 

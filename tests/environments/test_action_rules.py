@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import MALFORMED, LocalSession
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import MALFORMED
 from atlas_ray.types import Task
 from tests.support.serving import TOOLS
 

@@ -16,7 +16,7 @@ from atlas_ray.environments.agentgym.agentboard import material
 from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.custom_data import load_custom_data
 from atlas_ray.environments.http.server import create_app
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks as tasks_of
 from atlas_ray.evaluation.settings import EvaluateConfig

@@ -15,7 +15,8 @@ import pytest
 
 from atlas_ray.cli.main import main
 from atlas_ray.environments.builtin import blocksworld, maze, textcraft, wordle
-from atlas_ray.environments.protocol import LocalSession, gold_ranks
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.registry import ENVIRONMENTS, get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling

@@ -108,7 +108,7 @@ async def test_a_cancelled_step_closes_its_id_with_the_session() -> None:
     async with running(stalling.app()) as url:
         async with remote("textcraft", url) as session:
             found = await episode(session, winning("textcraft"), limits=LimitsConfig(turn_s=0.3))
-            assert (found.stop_reason, found.error) == (StopReason.ENV_ERROR, "no answer within 0.3 s")
+            assert (found.stop_reason, found.error) == (StopReason.ENV_TIMEOUT, "no answer within 0.3 s")
         assert not stalling.gym.games
 
 

@@ -18,7 +18,8 @@ from atlas_ray.environments.client import HttpSession, open_session
 from atlas_ray.environments.http import server
 from atlas_ray.environments.http.probe import probe
 from atlas_ray.environments.http.server import create_app
-from atlas_ray.environments.protocol import LocalSession, StepResult
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import StepResult
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task
 from tests.support.absent import here

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.config import DataConfig, validate
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.protocol import LocalSession, Opening
+from atlas_ray.environments.protocol import Opening
 from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import verification
 from atlas_ray.evaluation.settings import VerifyConfig

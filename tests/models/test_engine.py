@@ -20,7 +20,7 @@ import pytest
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.engine import EngineConversation, EngineSpec, VllmPolicy

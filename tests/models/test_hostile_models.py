@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.runs.folder import RunFolder

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.config import LimitsConfig, validate
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import stage, verification
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig

@@ -11,7 +11,7 @@ import pytest
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.environments import registry
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.models.serving import serving
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from atlas_ray.cli.main import app
 from atlas_ray.config import validate
 from atlas_ray.environments.http.server import create_app
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling

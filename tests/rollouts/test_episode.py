@@ -295,7 +295,7 @@ async def test_a_hanging_environment_is_to_blame_for_itself() -> None:
             return await super().step(reply)
 
     found = await play(Policy(), Hanging(), limits=LimitsConfig(turn_s=0.02))
-    assert (found.stop_reason, found.error) == (StopReason.ENV_ERROR, "no answer within 0.02 s")
+    assert (found.stop_reason, found.error) == (StopReason.ENV_TIMEOUT, "no answer within 0.02 s")
     assert (found.rounds, found.raw_reward) == (2, 10.0)
 
 

@@ -18,7 +18,7 @@ from aiohttp import web
 
 from atlas_ray.config import validate
 from atlas_ray.environments.http import server
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig

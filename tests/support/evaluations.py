@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.config import validate
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import ModelFailure, UserError
 from atlas_ray.evaluation.settings import EvaluateConfig

@@ -7,7 +7,8 @@ import functools
 from dataclasses import dataclass
 
 from atlas_ray.environments.builtin.tools import academia, movie, sheet, todo, weather
-from atlas_ray.environments.protocol import LocalSession, Simulator
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import Simulator
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy

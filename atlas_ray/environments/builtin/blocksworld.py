@@ -183,6 +183,7 @@ SPEC = EnvironmentSpec(
     *("blocksworld", "out", 20, "progress", "last"),
     instruction=INSTRUCTION,
     simulator=BlocksWorld,
+    quick=True,
     n_train=284,
     n_test=100,
 )

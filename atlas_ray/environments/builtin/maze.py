@@ -221,6 +221,7 @@ SPEC = EnvironmentSpec(
     *("maze", "in", 15, "success", "first"),
     instruction=INSTRUCTION,
     simulator=Maze,
+    quick=True,
     n_train=len(tasks()) - 70,
     n_test=70,
     names_task=r"(?:The goal is|Goal) at .*",  # AgentGym's data tells the rules before it

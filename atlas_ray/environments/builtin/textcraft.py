@@ -297,6 +297,7 @@ SPEC = EnvironmentSpec(
     *("textcraft", "in", 20, "success", "single"),
     instruction=INSTRUCTION,
     simulator=TextCraft,
+    quick=True,
     n_train=500,
     n_test=100,
     names_task=r"Goal: .*",  # the recipes beside those that lead there are drawn anew by each server

@@ -173,6 +173,7 @@ SPEC = EnvironmentSpec(
     *("wordle", "in", 8, "success", "first"),
     instruction=INSTRUCTION,
     simulator=Wordle,
+    quick=True,
     n_train=500,
     n_test=100,
     # the hidden word stays hidden; AgentGym shows every task the same words

@@ -34,7 +34,8 @@ from atlas_ray.environments.http.request_limits import (
     note,
     read_form,
 )
-from atlas_ray.environments.protocol import EnvironmentSpec, Simulator, StepResult, close_simulator
+from atlas_ray.environments.local import SimulatorCalls
+from atlas_ray.environments.protocol import EnvironmentSpec, Opening, Simulator, StepResult
 from atlas_ray.errors import EnvironmentFailure, UserError
 
 _NOTHING = StepResult("", 0.0, False)
@@ -141,10 +142,15 @@ def _is_loopback(host: str) -> bool:
 class _Episode:
     """One id's state; `result` is None before the first reset, `index` and `first` are the task's."""
 
-    def __init__(self, simulator: Simulator, now: float) -> None:
-        self.simulator, self.used = simulator, now
+    def __init__(self, spec: EnvironmentSpec, now: float) -> None:
+        self.calls, self.used = SimulatorCalls(spec), now
+        self.turn = asyncio.Lock()  # one request at a time
         self.result: StepResult | None = None
         self.index, self.first = 0, ""
+
+    @property
+    def simulator(self) -> Simulator:
+        return self.calls.simulator
 
 
 class _Refused(Exception):
@@ -160,7 +166,7 @@ class EnvironmentRoutes:
         if spec.simulator is None:
             raise UserError(f"{spec.name} is not built in", "`atlas environments list` shows what is")
         self._simulator_type = type(spec.simulator())  # says at once whether its extra is missing
-        self._make_simulator, self._dialect = spec.simulator, spec.dialect
+        self._spec, self._dialect = spec, spec.dialect
         self._max, self._idle, self._clock = max_sessions, idle_seconds, clock
         # ids never recur after a restart, or a client could go on in somebody else's episode
         self._ids = itertools.count(random.SystemRandom().randrange(2**31))
@@ -203,30 +209,32 @@ class EnvironmentRoutes:
             asked = await read_form(request, self._create_form)
         if len(self._episodes) >= self._max:
             for idle in [i for i, e in self._episodes.items() if now - e.used >= self._idle]:
-                self._drop(idle)
+                await self._drop(idle)
         if len(self._episodes) >= self._max:
             raise _Refused(f"The server is full, it holds {self._max} environments.")
-        number, episode = next(self._ids), _Episode(self._make_simulator(), now)
+        number, episode = next(self._ids), _Episode(self._spec, now)
         answer: Any = {"id": number}
         if self._dialect.bare:
-            self._begin(number, episode, asked.index if asked else 0)
+            await self._begin(number, episode, asked.index if asked else 0)
             answer = number
         elif asked is not None:
-            answer = self._begin(number, episode, 0)
+            answer = await self._begin(number, episode, 0)
         self._episodes[number] = episode
         return answer
 
     async def _reset(self, request: web.Request) -> Any:
         form = await read_form(request, self._reset_form)
-        episode = self._episode(form.number)
-        return self._begin(form.number, episode, episode.index if form.index is None else form.index)
+        episode = await self._episode(form.number)
+        return await self._begin(form.number, episode, episode.index if form.index is None else form.index)
 
     async def _step(self, request: web.Request) -> Any:
         form = await read_form(request, self._step_form)
-        episode = self._unfinished(form.number)
-        if episode.result is None:
-            raise _Refused(str(form.number))
-        episode.result = episode.simulator.step(form.action)
+        episode = await self._episode(form.number)
+        async with episode.turn:
+            self._check_unfinished(form.number, episode)
+            if episode.result is None:
+                raise _Refused(str(form.number))
+            episode.result = await episode.calls.run(episode.simulator.step, form.action)
         if self._dialect.paged:
             done = {"reward": episode.result.reward, "done": episode.result.done, "info": None}
             return {self._dialect.observation_key: episode.result.observation, **done}
@@ -245,7 +253,7 @@ class EnvironmentRoutes:
 
     async def _close(self, request: web.Request) -> bool:
         form = await read_form(request, self._id_form)
-        known = self._drop(form.number)
+        known = await self._drop(form.number)
         if not known and self._dialect.opening == "description":
             raise web.HTTPInternalServerError
         return known
@@ -255,15 +263,19 @@ class EnvironmentRoutes:
 
     def _get(self, read: Callable[[_Episode], Any]) -> Callable[[web.Request], Awaitable[Any]]:
         async def answer(request: web.Request) -> Any:
-            return read(self._unfinished(checked(self._id_form, dict(request.query), "query").number))
+            number = checked(self._id_form, dict(request.query), "query").number
+            episode = await self._episode(number)
+            async with episode.turn:
+                self._check_unfinished(number, episode)
+                return await episode.calls.run(read, episode)
 
         return answer
 
-    def _drop(self, number: int) -> bool:
+    async def _drop(self, number: int) -> bool:
         """Ends an episode; whether there was one."""
         episode = self._episodes.pop(number, None)
         if episode:
-            close_simulator(episode.simulator)
+            await episode.calls.close()
         return episode is not None
 
     def _handler(self, answer: Callable[[web.Request], Awaitable[Any]]) -> Handler:
@@ -281,13 +293,19 @@ class EnvironmentRoutes:
 
         return handler
 
-    def _begin(self, number: int, episode: _Episode, index: int) -> Any:
+    async def _begin(self, number: int, episode: _Episode, index: int) -> Any:
+        async with episode.turn:
+            return self._begun(number, episode, index, await self._reset_to(episode, index))
+
+    async def _reset_to(self, episode: _Episode, index: int) -> Opening:
         try:
-            opening = episode.simulator.reset(index)
+            return await episode.calls.run(episode.simulator.reset, index)
         except UserError:
             raise _Refused(f"The {self._dialect.index_key} {index} is not valid.") from None
         except EnvironmentFailure as failure:
             raise _Refused(failure.what) from None
+
+    def _begun(self, number: int, episode: _Episode, index: int, opening: Opening) -> Any:
         text = _GREETING if self._dialect.opening == "vocabulary" else opening.observation
         if self._dialect.opening == "actions":  # the client joins them to it
             text = text.rsplit(AVAILABLE_ACTIONS, 1)[0]
@@ -298,21 +316,19 @@ class EnvironmentRoutes:
             return [text, None] if self._dialect.paged else text
         return _fields(episode.result, self._dialect.reset_fields, number) | self._extras(episode.simulator, reset=True)
 
-    def _episode(self, number: int) -> _Episode:
+    async def _episode(self, number: int) -> _Episode:
         episode, now = self._episodes.get(number), self._clock()
         if episode is not None and now - episode.used >= self._idle:
-            self._drop(number)
+            await self._drop(number)
             episode = None
         if episode is None:
             raise _Refused(f"The id {number} is not valid.")
         episode.used = now
         return episode
 
-    def _unfinished(self, number: int) -> _Episode:
-        episode = self._episode(number)
+    def _check_unfinished(self, number: int, episode: _Episode) -> None:
         if episode.result is not None and episode.result.done and not self._dialect.bare:
             raise _Refused(f"The task with environment {number} has finished.")
-        return episode
 
 
 def _fields(result: StepResult, names: tuple[str, ...], number: int | None = None) -> dict[str, Any]:

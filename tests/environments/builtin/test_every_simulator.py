@@ -25,7 +25,8 @@ import pytest
 
 from atlas_ray.environments.builtin.sciworld import machines
 from atlas_ray.environments.builtin.webshop.search import search_of
-from atlas_ray.environments.protocol import LocalSession, gold_ranks
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import gold_ranks
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
 from atlas_ray.types import Category, Task

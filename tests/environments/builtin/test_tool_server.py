@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from atlas_ray.environments.http.server import create_app
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from tests.support.serving import TOOLS, expert_replies, play, recorded, remote, running
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.config import validate
-from atlas_ray.environments.protocol import LocalSession
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.async_set import AsyncReplicaSet

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import re
 import sys
+import threading
 import types
 import weakref
 from collections import Counter
@@ -120,11 +121,11 @@ class Engine:
 
     def begin(self, problem: str, sentence: str) -> str:
         """Starts the game of a problem in PDDL, with the task's sentence; the opening text, without the greeting."""
-        with _kept():
+        with _lock, _kept():
             self._env.load(data(problem, sentence))
             self._state = self._env.reset()
-        _forget()
-        self._commands = self._named()
+            _forget()
+            self._commands = self._named()
         return "\n".join(_ordered(self._state.feedback).split("\n\n")[1:])  # as AgentGym's
 
     @property
@@ -136,9 +137,10 @@ class Engine:
         """Plays a command: the text, and whether the goal is reached. What cannot be done changes nothing."""
         if command not in self._commands:
             return "Nothing happens.", False
-        self._state, _, _ = self._env.step(self._commands[command])
-        _forget()
-        self._commands = self._named()
+        with _lock:
+            self._state, _, _ = self._env.step(self._commands[command])
+            _forget()
+            self._commands = self._named()
         text = _ordered(self._state.feedback)
         return _WORDS[1][0].sub(_WORDS[1][1], text), bool(self._state["won"])
 
@@ -192,6 +194,8 @@ def _ordered(text: str) -> str:
 
     return _SEEN.sub(order, text)
 
+
+_lock = threading.Lock()  # TextWorld's parsers and the arguments of the process are the same for all games
 
 # The planner's library holds one game at a time, so each engine has a copy. A copy that is unloaded may bring the
 # process down at the next one, so copies wait here for other engines.

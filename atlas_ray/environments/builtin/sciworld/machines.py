@@ -128,13 +128,17 @@ class JavaGame:
     """
 
     def __init__(self) -> None:
-        machine = _take()
+        self._machine = machine = _take()
         try:
             self._java = machine.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except BaseException:
             _give_back(machine, None)
             raise
         self.close = weakref.finalize(self, _give_back, machine, self._java)
+
+    def kill(self) -> None:
+        """Ends the machine of a game that hangs; its other games have to start elsewhere."""
+        self._machine.process.kill()
 
     def load(self, name: str, variation: int, solve: bool = False) -> str:
         """Starts a game; its task in words.

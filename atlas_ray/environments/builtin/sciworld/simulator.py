@@ -105,6 +105,7 @@ class SciWorld:
     def __init__(self) -> None:
         require()
         self._taken: JavaGame | None = None
+        self._killed = False
 
     def reset(self, index: int) -> Opening:
         """Starts task `index`.
@@ -167,6 +168,12 @@ class SciWorld:
         """The forms of actions, and what they can be about now."""
         return self._simulator.hints
 
+    def kill(self) -> None:
+        """Ends the Java machine under a call that hangs, and its game with it."""
+        self._killed = True
+        if self._taken:
+            self._taken.kill()
+
     def close(self) -> None:
         """Gives the simulator back; a reset takes a new one."""
         if self._taken:
@@ -199,6 +206,8 @@ class SciWorld:
         return self._taken
 
     def _start(self) -> str:
+        if self._killed:
+            raise EnvironmentFailure("sciworld's Java machine was ended, for it hung")
         self._taken = self._taken or JavaGame()
         self.description = self._simulator.load(self.game.kind, self.game.variation)
         return self._simulator.step("look around")

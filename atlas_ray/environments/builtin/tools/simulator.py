@@ -242,6 +242,7 @@ def tool_spec(
         *(box.name, held, max_rounds, metric, "whole"),
         instruction=box.instruction,
         simulator=functools.partial(ToolSimulator, box, tasks, share),
+        quick=True,
         dialect=TOOL,
         agentgym=box.name,
         **others,
