@@ -319,6 +319,7 @@ def untrained(backbone: str) -> str:
 
 def selector_words(selector: SelectorConfig) -> str:
     """A selector and its budget in words."""
-    ratio = getattr(selector, "ratio", None)
+    ratio, reference = getattr(selector, "ratio", None), getattr(selector, "reference", None)
     prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
-    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt
+    of = f" to `{reference}`" if reference else ""
+    return f"steps by `{selector.name}`{of}" + (f", at most {ratio:.0%}" if ratio else "") + prompt
