@@ -64,7 +64,7 @@ def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Cal
     try:
         given = list(call(trajectory))
         if config.gives == "steps":
-            return record(trajectory, config, _steps(given, n_steps, k))
+            return record(trajectory, config, _steps(given, n_steps, k, config.ratio))
         scores = _scores(given, n_steps)
     except DataError as error:
         return record(trajectory, config, error=f"unusable answer: {error.what}")
@@ -74,13 +74,13 @@ def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Cal
     return record(trajectory, config, top_k(scores, k, 0.0 if config.ratio is None else None), scores=scores)
 
 
-def _steps(given: list[Any], n_steps: int, k: int) -> list[int]:
+def _steps(given: list[Any], n_steps: int, k: int, ratio: float | None) -> list[int]:
     if strange := [t for t in given if isinstance(t, bool) or not isinstance(t, int) or not 1 <= t <= n_steps]:
         raise DataError(f"{strange[0]!r} is no step: the steps are 1 to {n_steps}")
     if len(set(given)) < len(given):
         raise DataError("it names a step twice")
     if len(given) > k:
-        raise DataError(f"it names {len(given)} of {n_steps} steps, the ratio allows {k}")
+        raise DataError(f"it names {len(given)} of {n_steps} steps, the ratio {ratio} allows {k}")
     return given
 
 
