@@ -20,7 +20,7 @@ MODULES = {
 FLOORS = (
     ("text",),
     ("errors",),
-    ("address", "chat_template", "plugins", "types"),
+    ("address", "chat_template", "plugins", "types", "yaml_text"),
     ("config",),
     ("runs",),
     ("cluster",),

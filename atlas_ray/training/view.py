@@ -15,7 +15,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console, output
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
-from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.corpus import Corpus, unknown_words
 from atlas_ray.training.data.examples import Example, ExampleSet, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
@@ -43,8 +43,8 @@ def _colourless(screen: Console) -> bool:
     return screen.no_color or screen.color_system is None
 
 
-def show(prepared: ExampleSet, chat: ChatFormat, *, sample: bool) -> None:
-    """Prints what carries loss or is left out.
+def show(prepared: ExampleSet, chat: ChatFormat, unknown: str, *, sample: bool) -> None:
+    """Prints what carries loss or is left out, and the warning of unknown words.
 
     Args:
         sample: Shows the first example with its mask before.
@@ -66,6 +66,8 @@ def show(prepared: ExampleSet, chat: ChatFormat, *, sample: bool) -> None:
     ):
         if count:
             console.print(f"{count} {why}", style="yellow")
+    if unknown:
+        console.print(unknown, style="yellow")
 
 
 def view(
@@ -97,5 +99,8 @@ def view(
         chat = ChatFormat.load(model, template=chat_template and read_template(chat_template))
     except ValueError as error:
         raise UserError(f"--chat-template: {error}", "check the name") from None
-    whole = training_example(tokens_of(found[name], chat), chosen, max_length=1 << 30)
+    corpus = Corpus.of([found[name]], chat)
+    if unknown := unknown_words(corpus, [found[name]], chat):
+        console.print(unknown, style="yellow")
+    whole = training_example(corpus[name], chosen, max_length=1 << 30)
     return render_mask(whole, chat, marks=_colourless(output))

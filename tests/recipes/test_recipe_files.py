@@ -56,6 +56,11 @@ def test_what_a_file_includes_lies_under_its_own_keys(tmp_path: Path) -> None:
     assert found.train == {"epochs": 1, "global_batch_size": 8, "learning_rate": 1e-3}
 
 
+def test_a_recipe_of_the_package_is_included_by_its_name(tmp_path: Path) -> None:
+    found = load_recipe(write(tmp_path, own="include: [quickstart]\nname: mine"))
+    assert (found.name, found.expert) == ("mine", load_recipe("quickstart").expert)
+
+
 def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     file = write(
         tmp_path,
@@ -72,6 +77,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     [
         ("include: [own.yaml]", r"own.yaml includes itself"),
         ("include: [absent.yaml]", r"cannot read .*absent.yaml: .* \(included by own.yaml\)"),
+        ("include: [absent]", r"no file and no recipe 'absent' \(included by own.yaml\)"),
         ("a: [", "not valid YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not valid YAML"),
         ("- a", "holds no mapping"),
