@@ -14,10 +14,11 @@ from pydantic import Field
 from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.protocol import ModelUse
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.protocol import ModelUse, Stage, StageContext
+from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.rows import RowSelector, Rule
 from atlas_ray.selection.sources import of_trajectory, read_source
 from atlas_ray.trajectories.index import Outline
