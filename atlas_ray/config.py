@@ -16,7 +16,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
@@ -26,6 +25,7 @@ from atlas_ray.address import refuse_credentials
 from atlas_ray.chat_template import read_template
 from atlas_ray.errors import UserError
 from atlas_ray.plugins import add_named
+from atlas_ray.yaml_text import parse_yaml, read_yaml
 
 warnings.filterwarnings("ignore", 'Field name "register" in', UserWarning)  # ABCMeta has a method of this name
 CONTEXT = 8192  # tokens that every model of a comparison gets, or fewer where it was made for fewer
@@ -85,8 +85,9 @@ class FrozenConfig(BaseModel):
 class DataConfig(FrozenConfig):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
-    dataset id. `format` is told from the rows, or the name of a data format, or one's place as `module:NAME`.
+    `path` is a file (.json, .jsonl, .csv, these with .gz or .zst, .parquet), a folder of them, the URI of one in an
+    object store, or a Hugging Face dataset id. `format` is told from the rows, or the name of a data format, or one's
+    place as `module:NAME`.
     """
 
     path: str
@@ -230,24 +231,6 @@ class EndpointConfig(FrozenConfig):
 _Config = TypeVar("_Config", bound=BaseModel)
 
 
-def read_yaml(file: str | Path, loader: type[yaml.SafeLoader] = yaml.SafeLoader) -> Any:
-    """What a YAML file holds: UTF-8, or UTF-16 behind a byte order mark, whatever the machine's own encoding is.
-
-    Raises:
-        UserError: If it cannot be read, is no text in these, or no YAML.
-    """
-    try:
-        return yaml.load(Path(file).read_bytes(), loader)  # noqa: S506 (a safe loader)
-    except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}", "check its name") from None
-    except yaml.reader.ReaderError as error:
-        raise UserError(
-            f"{file} is no text in UTF-8: {error.reason} at byte {error.position}", "save it as UTF-8"
-        ) from None
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}", "mend the file") from None
-
-
 def load(kind: type[_Config], file: str | None = None, overrides: Iterable[str] = (), **given: Any) -> _Config:
     """Reads a configuration.
 
@@ -313,7 +296,7 @@ def assign(values: dict[str, Any], override: str) -> None:
     if not sign or not key.strip():
         raise UserError(f"--set {override!r} is not of the form key=value", "write --set selector.ratio=0.3")
     try:
-        value = yaml.safe_load(text)
+        value = parse_yaml(text, f"--set {key.strip()}")
     except yaml.YAMLError:
         raise UserError(f"--set {override!r}: the value is not valid YAML", "quote it") from None
     _put(values, key.strip().split("."), value, f"--set {override!r}")

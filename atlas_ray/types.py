@@ -86,16 +86,9 @@ class Usage:
 
     @classmethod
     def reported(cls, prompt: object, cached: object, completion: object) -> Usage:
-        """Of one call, as an endpoint tells it; what it leaves out counts as 0.
-
-        Raises:
-            ValueError: If these are no numbers of tokens.
-        """
-        told = [value or 0 for value in (prompt, cached, completion)]
-        counts = [value for value in told if isinstance(value, int) and 0 <= value < _MOST_TOKENS]
-        if len(counts) < len(told):
-            raise ValueError(f"it reports {told!r:.100} tokens")
-        return cls(counts[0], counts[1], counts[2], calls=1)
+        """Of one call, as an endpoint tells it; what it leaves out, or what is no number of tokens, counts as 0."""
+        told = [v if isinstance(v, int) and 0 <= v < _MOST_TOKENS else 0 for v in (prompt, cached, completion)]
+        return cls(told[0], min(told[1], told[0]), told[2], calls=1)
 
     @property
     def hit_rate(self) -> float:
@@ -138,7 +131,11 @@ def split_react(reply: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Step `index` (from 1) of a trajectory: a trainable assistant turn, found at `messages[position]`."""
+    """Step `index` (from 1) of a trajectory: a trainable assistant turn, found at `messages[position]`.
+
+    Attributes:
+        observation: What it answers: the texts of the turns since the last assistant turn.
+    """
 
     index: int
     position: int
@@ -190,11 +187,14 @@ class Trajectory:
     @property
     def steps(self) -> tuple[Step, ...]:
         """The trainable assistant turns in order, each with the observation it answers."""
-        found: list[Step] = []
+        found, seen = list[Step](), list[str]()
         for position, message in enumerate(self.messages):
-            if message.role == "assistant" and message.trainable:
-                before = self.messages[position - 1].content if position else ""
-                found.append(Step(len(found) + 1, position, message.content, before))
+            if message.role != "assistant":
+                seen.append(message.content)
+                continue
+            if message.trainable:
+                found.append(Step(len(found) + 1, position, message.content, "\n".join(seen)))
+            seen = []
         return tuple(found)
 
 

@@ -80,16 +80,25 @@ def view_mask(
 def trajectories_stats(
     path: Annotated[str, typer.Argument(help="File, folder, run folder or Hugging Face data set id.")], set_: Set = None
 ) -> None:
-    """Count trajectories, steps, words and gold steps by environment; bad rows go to rejected.jsonl."""
+    """Count trajectories, steps, words and gold steps by environment; bad rows go to ./rejected.jsonl."""
+    from atlas_ray.errors import AtlasError
+    from atlas_ray.runs.folder import RunFolder
     from atlas_ray.runs.progress import output
     from atlas_ray.trajectories.readers import read_trajectories
-    from atlas_ray.trajectories.statistics import statistics_table
+    from atlas_ray.trajectories.rejected import write_rejected
+    from atlas_ray.trajectories.statistics import statistics_tables
 
     rejected: list[Any] = []
     settings = load_settings("DataConfig", None, set_, path=path)
-    output.print(statistics_table(read_trajectories(settings, rejected)))
-    unusable = [row for row in rejected if row.unknown is None]
+    found = read_trajectories(settings, rejected)
+    for table in statistics_tables(found) if found else ():
+        output.print(table)
+    unusable = [row for row in rejected if row.is_unusable]
     for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)
+    if rejected:
+        write_rejected(RunFolder("."), rejected)
     if unusable:
-        typer.echo(f"{len(unusable)} rows rejected", err=True)
+        typer.echo(f"rejected in all: {len(unusable)}; rejected.jsonl lists them with their reasons", err=True)
+    if not found:
+        raise AtlasError(f"{path} holds no usable trajectory", "docs/own-data.md shows what a row holds")

@@ -133,6 +133,20 @@ class ChatFormat:
             rendered.ids.extend(self._encode(pending))
         return rendered
 
+    @cached_property
+    def unknown_id(self) -> int | None:
+        """The token of every word outside the vocabulary; None where each text has tokens of its own."""
+        unknown = self.tokenizer.unk_token_id
+        return None if unknown in (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id) else unknown
+
+    def unknown_words(self, text: str) -> list[str]:
+        """What that token stands for in a text; nothing where the tokenizer, a slow one, cannot tell."""
+        if not self.tokenizer.is_fast:
+            return []
+        found = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        places = zip(found["input_ids"], found["offset_mapping"], strict=True)
+        return [text[start:end].strip() for token, (start, end) in places if token == self.unknown_id]
+
     def opening(self, messages: Sequence[Message]) -> list[int]:
         """Ids of a conversation up to where the next reply starts; `messages` end with a user turn.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -85,6 +86,12 @@ class Completion:
     usage: Usage
 
 
+class RefusedReply(ModelFailure):
+    """What came back is no chat completion, and yet it was paid for: `usage` is what it reports."""
+
+    usage = Usage()
+
+
 class SchemaRefusal(AtlasError):
     """The model cannot be held to a JSON schema; without one the request may fare better."""
 
@@ -108,7 +115,6 @@ class ChatClient:
         price: What replies cost; None leaves their cost 0.
         gate: Lets calls through; None: a throttle of this client's own.
         key: None: what `key_of` says, once the first call is due.
-        must_answer: Whether an endpoint that does not answer at all is an error for every call.
     """
 
     def __init__(
@@ -119,13 +125,13 @@ class ChatClient:
         price: Price | None = None,
         gate: Throttle | None = None,
         key: str | None = None,
-        must_answer: bool = True,
     ) -> None:
-        self._model, self._endpoint, self._price, self._must_answer = model, endpoint, price, must_answer
+        self._model, self._endpoint, self._price = model, endpoint, price
         self._gate = gate or Throttle.of(endpoint)
         self._tokens_per_character = TokenRatio()
         self._client: openai.AsyncOpenAI | None = None
         self._key = key
+        self._has_answered = False
 
     @property
     def address(self) -> str:
@@ -144,7 +150,7 @@ class ChatClient:
 
         Raises:
             UserError: If the key is missing or refused, or the model unknown.
-            AtlasError: If no other request would fare better (dead endpoint, no credit).
+            AtlasError: If no other request would fare better (dead endpoint, no credit, a web page in place of an API).
             SchemaRefusal: If replies cannot be held to `request.schema`.
             ContextOverflow: If the endpoint says that the conversation is too long.
             ModelFailure: If this one request fails after its retries.
@@ -167,13 +173,13 @@ class ChatClient:
                         self._gate.succeeded()
                         self._tokens_per_character.saw(length, done.usage.prompt_tokens)
                         return done
+            raise ModelFailure(failure.what if failure else "no attempt was allowed")
         except (ModelFailure, SchemaRefusal, ContextOverflow):
             self._gate.succeeded()  # the endpoint has answered, if not as was hoped
             raise
         except AtlasError as error:
             self._gate.stop(error)
             raise
-        raise ModelFailure(failure.what if failure else "no attempt was allowed")
 
     async def _once(self, client: openai.AsyncOpenAI, request: CompletionRequest) -> Completion:
         import openai
@@ -186,33 +192,45 @@ class ChatClient:
             raise TransientError(f"no reply within {self._endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
             # Refused and lost connections, which the aiohttp transport calls time-outs.
-            if self._must_answer:
-                await self.check()
+            await self.check()
             raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
             self.explain(error, request)
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise TransientError(self.short(error), overloaded=False) from None
-        return self.completion(answer)
+        if isinstance(answer, str) and answer.lstrip().startswith("<") and not self._has_answered:
+            raise AtlasError(
+                f"{self.address} answers with a web page, not as an API: {answer.strip()[:60]!r}",
+                "check endpoint.base_url (it usually ends in /v1)",
+            )
+        done = self.completion(answer)
+        self._has_answered = True
+        return done
 
     def completion(self, answer: Any) -> Completion:
         """A reply as the endpoint gave it, with its price.
 
         Raises:
-            TransientError: If it is no chat completion.
+            RefusedReply: If it is no chat completion, and reports tokens.
+            TransientError: If it is none, and reports nothing.
         """
+        used = _mapping(_mapping(answer).get("usage"))
+        cached = _mapping(used.get("prompt_tokens_details")).get("cached_tokens")
+        usage = Usage.reported(used.get("prompt_tokens"), cached, used.get("completion_tokens"))
+        if self._price is not None:
+            usage += Usage(cost=self._price.of(usage))
         try:
-            choice, used = answer["choices"][0], answer.get("usage") or {}
+            choice = answer["choices"][0]
             text = choice["message"].get("content") or choice["message"].get("refusal") or ""
             if not isinstance(text, str):
                 raise TypeError
-            cached = (used.get("prompt_tokens_details") or {}).get("cached_tokens")
-            usage = Usage.reported(used.get("prompt_tokens"), cached, used.get("completion_tokens"))
-            if self._price is not None:
-                usage += Usage(cost=self._price.of(usage))
             return Completion(storable(text), str(choice.get("finish_reason") or "stop"), usage)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        except (AttributeError, IndexError, KeyError, TypeError):
             what = "the endpoint answered with something that is no chat completion"
+            if usage.prompt_tokens or usage.completion_tokens:
+                refused = RefusedReply(what)
+                refused.usage = usage
+                raise refused from None
             raise TransientError(what, overloaded=False) from None
 
     async def close(self) -> None:
@@ -281,7 +299,7 @@ class ChatClient:
                 f"{self.address} knows no model {self._model!r} (HTTP 404)",
                 "check the model's name and endpoint.base_url (it usually ends in /v1)",
             ) from None
-        if getattr(error, "code", None) == "insufficient_quota":
+        if status == 402 or getattr(error, "code", None) == "insufficient_quota":
             raise AtlasError(
                 f"the account behind {variable} is out of credit",
                 "add credit and run the same command again; paid replies are kept",
@@ -328,14 +346,25 @@ class TokenRatio:
             self._characters, self._tokens = self._characters + characters, self._tokens + tokens
 
 
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """A part of an answer that should be a mapping; an empty one where it is none."""
+    return value if isinstance(value, Mapping) else {}
+
+
 def key_of(endpoint: EndpointConfig) -> str:
     """The key, or a placeholder for endpoints that want none.
 
     Raises:
-        UserError: If the variable is not set and the endpoint is OpenAI's.
+        UserError: If the variable is not set and the endpoint is OpenAI's, or what it holds can be no key.
     """
     variable = endpoint.api_key_env
     key = os.environ.get(variable, "").strip()
+    if strange := next((c for c in key if not "!" <= c <= "~"), None):
+        raise UserError(
+            f"the key in {variable} holds {unicodedata.name(strange, 'a line break or another control character')},"
+            " which no request can carry",
+            f"export {variable} anew: the key alone, of one line",
+        )
     host = urlsplit(endpoint.base_url).hostname or ""
     if not key and (host == "openai.com" or host.endswith(".openai.com")):
         raise UserError(f"the environment variable {variable} is not set", f"export {variable}=... (your API key)")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-from atlas_ray.config import EndpointConfig
+from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.client import ChatClient, ChatMessages, CompletionRequest
+from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP, cut_reply
 from atlas_ray.types import Message, Task, Usage
@@ -16,33 +17,49 @@ from atlas_ray.types import Message, Task, Usage
 
 @dataclass(frozen=True, slots=True)
 class EndpointSpec:
-    """What a replica needs to reach an endpoint. The key is read from the environment of its process."""
+    """What a replica needs to reach an endpoint. The key is read from the environment of its process.
+
+    Attributes:
+        repeats_calls: What fails has been tried again, and another attempt at the episode would only repeat that.
+    """
 
     name: str
     model: str
     config: EndpointConfig
     gpus: int = 0
+    repeats_calls: ClassVar[bool] = True
 
     async def build(self) -> EndpointPolicy:
         """Opens the client and asks for one token: what every call would meet is met once.
 
         Raises:
-            UserError: If the variable that should hold the key is not set, or key or model are refused.
-            ModelFailure: If the endpoint does not answer.
+            UserError: If the key is missing or can be none, or key or model are refused.
+            ModelFailure: If the endpoint does not answer, or not in sense.
         """
-        variable = self.config.api_key_env
-        if not os.environ.get(variable):
-            raise UserError(
-                f"the environment variable {variable} is not set",
-                f"export {variable}=... where Ray starts its workers (any word where no key is wanted)",
-            )
         policy = EndpointPolicy(self)
         try:
             await policy.complete([{"role": "user", "content": "Say OK."}], Sampling(0.0, 1), 0)
-        except BaseException:
+        except BaseException as error:
             await policy.close()
-            raise
+            if isinstance(error, UserError) or not isinstance(error, AtlasError):
+                raise
+            raise ModelFailure(error.what, error.remedy) from None  # of this model alone: others may be elsewhere
         return policy
+
+
+class EndpointModel(ModelConfig):
+    """A name that an OpenAI-compatible endpoint gives a model."""
+
+    policy: str = "endpoint"
+    endpoint: EndpointConfig
+
+    def spec(self, name: str, engine: EngineConfig) -> EndpointSpec:
+        """A client of the endpoint."""
+        return EndpointSpec(name, self.path, self.endpoint)
+
+    def pool(self, engine: EngineConfig) -> EngineConfig:
+        """One replica, with as many calls at once as the endpoint's settings allow."""
+        return engine.model_copy(update={"replicas": 1, "episodes_in_flight": self.endpoint.concurrency})
 
 
 class EndpointPolicy:
@@ -56,7 +73,7 @@ class EndpointPolicy:
 
     def __init__(self, spec: EndpointSpec) -> None:
         self.spec, self.usage = spec, Usage()
-        self._client = ChatClient(spec.model, spec.config, must_answer=False)
+        self._client = ChatClient(spec.model, spec.config)
 
     @property
     def name(self) -> str:
@@ -78,6 +95,7 @@ class EndpointPolicy:
         Raises:
             ContextOverflow: If the endpoint says that the conversation is too long.
             UserError: If it refuses the key or knows no such model.
+            AtlasError: If it does not answer at all, or is out of credit.
             ModelFailure: If the call fails after its retries, or is answered with no completion.
         """
         request = CompletionRequest(

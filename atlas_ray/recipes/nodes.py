@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 from atlas_ray.cluster import placement
 from atlas_ray.cluster.connection import connect, local_cpus
 from atlas_ray.config import RayConfig
 from atlas_ray.recipes.scheduling import Node
+
+_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA's GPUs, of AMD's, of either in Windows
 
 
 def named(config: RayConfig) -> bool:
@@ -22,8 +25,14 @@ def nodes_at_hand(config: RayConfig) -> list[Node]:
         AtlasError: If the cluster does not answer.
     """
     if not named(config):
-        import torch
-
-        return [Node({"CPU": local_cpus(config), "GPU": torch.cuda.device_count()})]
+        return [Node({"CPU": local_cpus(config), "GPU": _gpus_here()})]
     connect(config)
     return [Node(resources, labels) for resources, labels in placement.nodes_at_most()]
+
+
+def _gpus_here() -> int:
+    if not any(Path(driver).exists() for driver in _DRIVERS):
+        return 0  # torch would say the same, a second later
+    import torch
+
+    return torch.cuda.device_count()

@@ -20,14 +20,14 @@ from atlas_ray.config import (
     FrozenConfig,
     RayConfig,
     assign,
-    read_yaml,
     validate,
 )
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.models.policies import ModelSection
 from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.training.settings import TinyConfig
 from atlas_ray.trajectories.settings import CollectConfig
+from atlas_ray.yaml_text import read_yaml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]*$"
 BASE = "base"
@@ -123,7 +123,7 @@ class RecipeConfig(FrozenConfig):
     expert: DataConfig | CollectConfig
     base: Backbone
     backbones: dict[str, Backbone] = {}
-    models: dict[str, str | ModelConfig] = {}
+    models: dict[str, ModelSection] = {}
     arms: dict[str, ArmConfig]
     extra_arms: dict[str, ArmConfig] = {}
     critical: str = "gold"
@@ -191,8 +191,8 @@ _Loader.add_constructor("!replace", _replace)
 def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     """Reads a recipe with what it includes.
 
-    `include: [FILE, ...]` names files relative to its own; they are merged in order, and its own keys over them:
-    mappings key by key, everything else as a whole.
+    `include: [FILE, ...]` names files relative to its own, or the package's recipes; they are merged in order, and its
+    own keys over them: mappings key by key, everything else as a whole.
 
     Args:
         file: A path, or the bare name of a recipe that the package brings: `quickstart`.
@@ -201,16 +201,16 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     Raises:
         UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
     """
-    values = _plain(_read(_located(file), ()))
+    values = _plain(_read(file))
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)
 
 
-def _located(file: str) -> Path:
+def _located(file: str, beside: Path = Path()) -> Path:
     """The path that is given; for a bare name where no such file is, the package's own recipe of that name."""
-    path, package = Path(file), Path(__file__).parents[1]
-    if path.exists() or path.suffix or path.name != file:
+    path, package = beside / file, Path(__file__).parents[1]
+    if path.exists() or path.suffix or Path(file).name != file:
         return path
     # in a wheel within the package, in a checkout beside it
     found = {one.stem: one for folder in (package, package.parent) for one in (folder / "jobs").glob("*.yaml")}
@@ -219,23 +219,23 @@ def _located(file: str) -> Path:
     return found[file]
 
 
-def _read(file: Path, within: tuple[Path, ...]) -> dict[str, Any]:
-    at = file.resolve()
-    if at in within:
-        raise UserError(f"{file} includes itself, by way of {within[-1].name}", "break the circle")
+def _read(name: str, beside: Path = Path(), within: tuple[Path, ...] = ()) -> dict[str, Any]:
     try:
+        file = _located(name, beside)
         own = read_yaml(file, _Loader)
     except UserError as error:
         where = f" (included by {within[-1].name})" if within else ""
         raise UserError(f"{error.what}{where}", error.remedy) from None
+    if (at := file.resolve()) in within:
+        raise UserError(f"{file} includes itself, by way of {within[-1].name}", "break the circle")
     if not isinstance(own, dict):
         raise UserError(f"{file} holds no mapping", "write keys and values: `arms: {gold: {name: gold}}`")
     included = own.pop("include", None) or []
     if isinstance(included, str):
         included = [included]
     values: dict[str, Any] = {}
-    for name in included:
-        values = _merged(values, _read(file.parent / name, (*within, at)))
+    for other in included:
+        values = _merged(values, _read(other, file.parent, (*within, at)))
     return _merged(values, own)
 
 

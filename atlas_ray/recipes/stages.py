@@ -62,8 +62,6 @@ def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at
         gpus: That the cluster has.
         at_once: Whether several may run at the same time.
     """
-    from atlas_ray.recipes.report import report_recipe
-
     found = [
         *_collections(recipe),
         *_tiny_models(recipe, gpus),
@@ -72,7 +70,7 @@ def stages(recipe: Recipe, whole: Recipe | None = None, *, gpus: float = 0.0, at
         *(stage for key in recipe.evaluations for stage in _evaluations(recipe, key, gpus, at_once)),
         *_verifications(recipe, gpus),
     ]
-    report = partial(report_recipe, whole or recipe, recipe.tables)
+    report = partial(_report, whole or recipe, recipe.tables)
     before = dict.fromkeys((stage.name for stage in found), "")
     return [*found, Stage("report", recipe.at("report", "index.html"), report, parts=before)]
 
@@ -282,7 +280,7 @@ def _asked(config: EvaluateConfig, models: Iterable[str]) -> frozenset[str]:
 
 
 def _players(config: EvaluateConfig, models: Iterable[str], gpus: float) -> tuple[Bundle, ...]:
-    local = any(config.played[name].endpoint is None for name in models)
+    local = any(config.played[name].models() for name in models)
     return (_engines(config.engine, gpus),) if local else _ONE_CPU
 
 
@@ -345,3 +343,9 @@ def _train_tiny(recipe: Recipe, name: str) -> None:
         what = "tiny model" if name == BASE else f"tiny model {name}"
         console.print(f"{what}: {size / 1e6:.2f} M parameters")
     train_agent(train)
+
+
+def _report(recipe: Recipe, tables: Sequence[str]) -> None:
+    from atlas_ray.recipes.report import report_recipe
+
+    report_recipe(recipe, tables)

@@ -129,7 +129,8 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
         return super().run(numbered_requests(requests, self._environments))
 
     def _is_spoilt(self, episode: Episode) -> bool:
-        return episode.stop_reason.is_infrastructure
+        tried = getattr(self._spec, "repeats_calls", False) and episode.stop_reason is StopReason.MODEL_ERROR
+        return episode.stop_reason.is_infrastructure and not tried
 
     def _given_up(self, request: EpisodeRequest) -> Episode:
         error = f"{MAX_DEATHS} replicas died while they played this episode"

@@ -2,7 +2,8 @@
 
 One row a trajectory: `trajectory_id`, `n_steps`, `chosen` ("2 5 7"), `categories` ("2: Plan Creation; 5: Critical
 Action"), `reason`, `error`; in .jsonl `chosen` is a list and `categories` an object. `trajectory_id` and `chosen` must
-be there. Flows in: selections, or a table; flows out: a table, or selections and the rows that were refused.
+be there. What other tools made of such a table, .json and .parquet too, is read as well. Flows in: selections, or a
+table; flows out: a table, or selections and the rows that were refused.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.local_copy import local_copy
+from atlas_ray.runs.store import first_line
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.rows import RowSelector, RowStage, Rule
@@ -32,6 +36,9 @@ from atlas_ray.types import Category, Selection
 
 _COLUMNS = ("trajectory_id", "n_steps", "chosen", "categories", "reason", "error")
 _NEEDED = {"trajectory_id", "chosen"}
+_WRITTEN = (".csv", ".jsonl")
+_TABLES = (*_WRITTEN, ".json", ".parquet")
+_POINT_ZERO = re.compile(r"(?<=[0-9])\.0+$")  # a blank in a column of whole numbers makes 2.0 of 2 in other tools
 _FORMULA = re.compile(r"^'*[=+\-@\t\r]")  # what a spreadsheet would run; written with an apostrophe before it
 _QUOTED = re.compile(rf"'(?={_FORMULA.pattern[1:]})")
 _CATEGORIES = {c.value.lower(): c for c in Category}
@@ -41,7 +48,7 @@ class FileSelector(RowSelector):
     """Steps from a table made elsewhere or by hand, such as `atlas export-selection` writes."""
 
     name: Literal["file"] = "file"
-    path: str = Field(description=".csv or .jsonl with `trajectory_id` and `chosen`")
+    path: str = Field(description=".csv, .jsonl, .json or .parquet with `trajectory_id` and `chosen`")
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         return _from_table(self, self.path)
@@ -81,7 +88,7 @@ def write_table(path: str | Path, selections: Iterable[Selection]) -> None:
         UserError: If the name ends in neither .csv nor .jsonl, or the file cannot be written.
     """
     path = Path(path)
-    kind = _kind(path)
+    kind = _kind(path, _WRITTEN)
     out = io.StringIO(newline="")
     if kind == ".csv":
         writer = csv.writer(out, lineterminator="\r\n")  # csv quotes no lone \r where lines end in \n
@@ -166,7 +173,7 @@ def _checked(given: Mapping[str, Any], problem: str | None, n_steps: int) -> _Ro
     if "chosen" not in given:
         raise DataError("`chosen` is missing")
     counted = _text(given.get("n_steps"))
-    if counted is not None and counted != str(n_steps):
+    if counted is not None and _POINT_ZERO.sub("", counted) != str(n_steps):
         raise DataError(f"`n_steps` is {counted}, but the trajectory has {n_steps} steps")
     chosen = [_step(cell, n_steps) for cell in _list(given.get("chosen"))]
     if len(set(chosen)) < len(chosen):
@@ -181,14 +188,24 @@ def _checked(given: Mapping[str, Any], problem: str | None, n_steps: int) -> _Ro
 
 
 def _read(path: Path) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
-    """Rows with the line that each begins on, and what keeps a row from being one."""
+    """Rows with the line that each begins on (elsewhere their number), and what keeps a row from being one."""
+    kind, remedy = _kind(path, _TABLES), "give a table in UTF-8; see `atlas export-selection`"
     try:
+        if kind == ".parquet":
+            yield from _objects(path, pq.read_table(path).to_pylist())
+            return
         text = path.read_bytes().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {error}", "give a table in UTF-8; see `atlas export-selection`") from None
-    if _kind(path) == ".csv":
-        yield from _csv_rows(path, text)
-        return
+        if kind == ".csv":
+            yield from _csv_rows(path, text)
+        elif kind == ".json":
+            yield from _objects(path, json.loads(text))
+        else:
+            yield from _json_lines(path, text)
+    except (OSError, ValueError, RecursionError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: {first_line(error)}", remedy) from None
+
+
+def _json_lines(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
     for line, row in enumerate(text.split("\n"), 1):
         if row.strip():
             try:
@@ -196,11 +213,20 @@ def _read(path: Path) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
             except (ValueError, RecursionError) as error:
                 yield line, {}, f"not valid JSON: {error}"
                 continue
-            if not isinstance(value, dict):
-                yield line, {}, "not a JSON object"
-                continue
-            _check_columns(path, value, set())
-            yield line, value, None
+            yield _object_row(path, line, value)
+
+
+def _objects(path: Path, rows: Any) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
+    if not isinstance(rows, list):
+        raise UserError(f"{path} holds no list of rows", 'give `[{"trajectory_id": ..., "chosen": [2, 5]}, ...]`')
+    return (_object_row(path, number, value) for number, value in enumerate(rows, 1))
+
+
+def _object_row(path: Path, line: int, value: Any) -> tuple[int, Mapping[str, Any], str | None]:
+    if not isinstance(value, dict):
+        return line, {}, "not a JSON object"
+    _check_columns(path, value, set())
+    return line, value, None
 
 
 def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, Mapping[str, Any], str | None]]:
@@ -245,29 +271,31 @@ def _object(s: Selection) -> dict[str, Any]:
     }
 
 
+def _is_blank(value: Any) -> bool:
+    return value is None or value != value or not str(value).strip()  # noqa: PLR0124 (nan, a blank of other tools)
+
+
 def _text(value: Any) -> str | None:
-    return str(value) if value is not None and str(value).strip() else None
+    return None if _is_blank(value) else str(value)
 
 
 def _list(value: Any) -> list[Any]:
     if isinstance(value, list):
         return value
-    if value is None or isinstance(value, str):
-        return [cell for cell in re.split(r"[\s,;]+", value or "") if cell]
-    return [value]
+    return [] if _is_blank(value) else [cell for cell in re.split(r"[\s,;]+", str(value)) if cell]
 
 
 def _pairs(value: Any) -> list[tuple[Any, Any]]:
     if isinstance(value, Mapping):
-        return list(value.items())
-    pairs = [pair for pair in re.split(r"[;,\n]", str(value or "")) if pair.strip()]
+        return [(step, name) for step, name in value.items() if not _is_blank(name)]
+    pairs = [pair for pair in re.split(r"[;,\n]", _text(value) or "") if pair.strip()]
     if bare := [pair for pair in pairs if ":" not in pair]:
         raise DataError(f"`categories` is not of the form `2: Plan Creation; 5: ...` ({bare[0].strip()!r})")
     return [(step.strip(), name) for step, _, name in (pair.partition(":") for pair in pairs)]
 
 
 def _step(cell: Any, n_steps: int) -> int:
-    number = str(cell) if not isinstance(cell, bool) else ""
+    number = _POINT_ZERO.sub("", str(cell)) if not isinstance(cell, bool) else ""
     if not re.fullmatch(r"[0-9]{1,9}", number):
         raise DataError(f"{str(cell)[:80]!r} is no step number")
     if not 1 <= int(number) <= n_steps:
@@ -282,8 +310,8 @@ def _category(name: Any) -> Category:
     return found
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, kinds: Sequence[str]) -> str:
     kind = path.suffix.lower()
-    if kind not in (".csv", ".jsonl"):
-        raise UserError(f"{path} is no kind of table that is read or written", "name it .csv or .jsonl")
+    if kind not in kinds:
+        raise UserError(f"{path} is no kind of table that is read or written", f"name it {' or '.join(kinds)}")
     return kind

@@ -28,7 +28,7 @@ from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.training import estimate
 from atlas_ray.training.data.batching import total_steps
-from atlas_ray.training.data.corpus import Corpus, Render, open_corpus, render_on_ray
+from atlas_ray.training.data.corpus import Corpus, Render, open_corpus, render_on_ray, unknown_words
 from atlas_ray.training.data.examples import (
     ExampleSet,
     build_examples,
@@ -69,7 +69,8 @@ def plan_lines(config: TrainConfig) -> list[str]:
     training, held = hold_back(read_trajectories(config.data), config.validation_fraction, config.seed)
     sample = training[:: max(1, len(training) // _SAMPLE)]
     chat = ChatFormat.load(config.model, template=config.chat_template)
-    examples = build_examples(config, Corpus.of(sample, chat), sample, selections).examples
+    corpus = Corpus.of(sample, chat)
+    examples = build_examples(config, corpus, sample, selections).examples
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count = round(scale * len(examples))
     tokens, loss_tokens = (scale * sum(n) for n in zip(*((e.length, e.loss_tokens) for e in examples), strict=True))
@@ -77,6 +78,8 @@ def plan_lines(config: TrainConfig) -> list[str]:
         f"{about}{count} trajectories, {len(held)} held back; {about}{tokens:,.0f} tokens an epoch, "
         f"{loss_tokens:,.0f} of them with loss"
     )
+    if unknown := unknown_words(corpus, sample, chat):
+        lines.append(unknown)
     model = estimate.meta_model(config)
     flops = estimate.Flops.of(model)
     operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in examples)
@@ -160,7 +163,7 @@ def train(
 
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
-    show(prepared, chat)
+    show(prepared, chat, unknown_words(corpus, trajectories, chat))
     console.print(estimate.check_memory(config))
     with open_loggers(config) as log:
 

@@ -24,7 +24,7 @@ from atlas_ray.errors import AtlasError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.units import show_units
-from atlas_ray.training.data.corpus import render
+from atlas_ray.training.data.corpus import render, unknown_words
 from atlas_ray.training.data.examples import read_selection
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.stage import begin, corpus_of, finish, make_job
@@ -55,7 +55,7 @@ def train_here(config: TrainConfig, device: torch.device) -> None:
         dist.barrier()
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     if first:
-        show(prepared, chat)
+        show(prepared, chat, unknown_words(corpus, trajectories, chat))
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     reached = run_worker(job, device, lambda: bool(stopping))

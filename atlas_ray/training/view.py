@@ -14,7 +14,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
-from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.training.data.corpus import Corpus, unknown_words
 from atlas_ray.training.data.examples import Example, ExampleSet, training_example
 from atlas_ray.trajectories.readers import read_trajectories
 
@@ -33,8 +33,8 @@ def render_mask(example: Example, chat: ChatFormat) -> Text:
     return text
 
 
-def show(prepared: ExampleSet, chat: ChatFormat) -> None:
-    """Prints the first example with its mask, and what carries loss or is left out."""
+def show(prepared: ExampleSet, chat: ChatFormat, unknown: str) -> None:
+    """Prints the first example with its mask, what carries loss or is left out, and the warning of unknown words."""
     statistics = prepared.statistics
     first = printable(prepared.examples[0].trajectory_id)
     console.print(f"first trajectory ({first}), loss on the coloured tokens:")
@@ -50,6 +50,8 @@ def show(prepared: ExampleSet, chat: ChatFormat) -> None:
     ):
         if count:
             console.print(f"{count} {why}", style="yellow")
+    if unknown:
+        console.print(unknown, style="yellow")
 
 
 def view(
@@ -81,4 +83,7 @@ def view(
         chat = ChatFormat.load(model, template=chat_template and read_template(chat_template))
     except ValueError as error:
         raise UserError(f"--chat-template: {error}", "check the name") from None
-    return render_mask(training_example(tokens_of(found[name], chat), chosen, max_length=1 << 30), chat)
+    corpus = Corpus.of([found[name]], chat)
+    if unknown := unknown_words(corpus, [found[name]], chat):
+        console.print(unknown, style="yellow")
+    return render_mask(training_example(corpus[name], chosen, max_length=1 << 30), chat)

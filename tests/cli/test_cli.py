@@ -29,6 +29,15 @@ def test_light_imports_pull_nothing_heavy(module: str) -> None:
     assert out.strip() == "[]"
 
 
+def test_a_recipes_plan_needs_no_model_library(tmp_path: Path) -> None:
+    """It comes at once: torch alone takes longer to import than the plan to make."""
+    code = "from atlas_ray.cli.main import main; import sys; main(['run', 'quickstart', '--dry-run'])"
+    said = f"import atexit, sys; atexit.register(lambda: print([m for m in {HEAVY!r} if m in sys.modules])); {code}"
+    out = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    assert "# makespan" in out
+    assert out.splitlines()[-1] == "[]"
+
+
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = atlas("--help")
@@ -73,6 +82,29 @@ def test_a_broken_json_row_is_counted_with_its_place_and_reason(tmp_path: Path) 
     rejected = [json.loads(line) for line in (run / "rejected.jsonl").read_text().splitlines()]
     assert [row["row"] for row in rejected] == [2, 3]
     assert all(row["reason"] for row in rejected)
+
+
+def test_statistics_fit_80_columns_and_list_what_is_rejected(tmp_path: Path) -> None:
+    gold = [{"step": 1, "rank": 1, "category": "Critical Observation"}]
+    rows = [a_row() | {"gold": gold}, a_row("blocksworld_3"), {"item_id": "maze_2"}]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = atlas("trajectories", "stats", "data.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for words in ("environment", "blocksworld", "trajectories", "Observation"):  # none is cut short
+        assert words in done.stdout
+    assert max(len(line.rstrip()) for line in done.stdout.splitlines()) <= 80
+    assert "rejected in all: 1; rejected.jsonl" in done.stderr
+    (rejected,) = (tmp_path / "rejected.jsonl").read_text().splitlines()
+    assert json.loads(rejected)["row"] == 3
+
+
+def test_statistics_of_nothing_usable_fail(tmp_path: Path) -> None:
+    (tmp_path / "data.jsonl").write_text('{"item_id": "maze_2"}\n{"item_id": "maze_3"}\n')
+    done = atlas("trajectories", "stats", "data.jsonl", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "data.jsonl holds no usable trajectory" in done.stderr
+    assert len((tmp_path / "rejected.jsonl").read_text().splitlines()) == 2
 
 
 def test_a_broken_json_file_names_line_and_column(tmp_path: Path) -> None:

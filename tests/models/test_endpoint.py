@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import evaluate, failures, played
-from atlas_ray.models.client import ChatClient
+from atlas_ray.models.client import ChatClient, key_of
 from atlas_ray.models.endpoint import EndpointSpec
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.types import Message, Task, Usage
@@ -71,6 +72,7 @@ async def test_the_client_retries() -> None:
         (lambda: web.Response(status=500, text="down"), ModelFailure),
         (lambda: web.Response(status=401, text=f"bad key {KEY}"), UserError),
         (lambda: web.Response(status=404, text="no such model"), UserError),
+        (lambda: web.json_response({"error": {"message": "no credits"}}, status=402), AtlasError),
         (lambda: web.Response(status=400, text="no such option"), ModelFailure),
         (lambda: web.json_response({"choices": []}), ModelFailure),
         (lambda: web.Response(status=400, text="maximum context length is 8192 tokens"), ContextOverflow),
@@ -91,6 +93,38 @@ async def test_only_a_key_is_hidden_in_an_error() -> None:
     client.opened()  # without a key
     assert client.short(error) == str(error)
     await client.close()
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "schl\u00fcssel", "two words", "\u201csk\u201d", "sk\u200b"])
+def test_what_no_request_can_carry_is_refused_by_the_name_of_its_variable(
+    monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("ATLAS_TEST_KEY", key)
+    with pytest.raises(UserError, match="the key in ATLAS_TEST_KEY holds") as refused:
+        key_of(EndpointConfig(api_key_env="ATLAS_TEST_KEY"))
+    assert key not in str(refused.value)
+
+
+async def test_blanks_around_a_key_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATLAS_TEST_KEY", f" {KEY}\r\n")
+    async with policy(lambda _: completion("go")) as closed:  # the server compares the key
+        assert (await closed.open(Task("maze", "maze_1"), OPENING, Sampling()).generate(0)).text == "go"
+
+
+async def test_an_endpoint_that_is_not_there_is_tried_no_further_and_names_the_cause(closed_port: int) -> None:
+    address = EndpointConfig(base_url=f"http://127.0.0.1:{closed_port}/v1", api_key_env="ATLAS_TEST_KEY")
+    began = time.monotonic()
+    with pytest.raises(ModelFailure, match=f"cannot reach the endpoint .*:{closed_port}/v1: .*(Connect|refused)"):
+        await EndpointSpec("closed", "some-model", address).build()
+    assert time.monotonic() - began < 20  # six retries of each call took minutes
+
+
+async def test_a_web_page_in_place_of_an_api_is_met_once(endpoint: FakeEndpoint) -> None:
+    endpoint.answer = lambda *_: web.Response(text="<html>Welcome</html>", content_type="text/html")
+    address = EndpointConfig(base_url=f"http://127.0.0.1:{endpoint.port}/v1", api_key_env="FAKE_KEY")
+    with pytest.raises(ModelFailure, match="answers with a web page, not as an API: '<html>Welcome"):
+        await EndpointSpec("closed", "some-model", address).build()
+    assert len(endpoint.calls) == 1
 
 
 async def test_a_missing_key_names_its_variable() -> None:
@@ -128,3 +162,18 @@ def test_a_key_refused_in_the_middle_ends_the_evaluation(tmp_path: Path, endpoin
     with pytest.raises(UserError, match="HTTP 401"):
         evaluate(config)
     assert len(endpoint.calls) in (7, 8)  # another may have been in flight
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_an_endpoint_refuses_is_not_asked_again_by_further_attempts_at_the_episode(
+    tmp_path: Path, endpoint: FakeEndpoint
+) -> None:
+    """The client has tried again what another attempt might mend."""
+    refused = web.json_response({"error": {"message": "no such option"}}, status=400)
+    endpoint.answer = lambda _, call: "OK" if len(endpoint.calls) == 1 else refused
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
+    models = {"m": {"path": "m", "endpoint": address}}
+    config = EvaluateConfig.model_validate({"run": str(tmp_path), "models": models, "tasks": {"maze": 4}})
+    with pytest.raises(AtlasError, match="HTTP 400: no such option"):
+        evaluate(config)
+    assert len(endpoint.calls) == 1 + 4

@@ -33,10 +33,6 @@ NO_REPLIES = {
     "a list": reply(["a"]),
     "a number": reply(7),
     "an object": reply({"a": 1}),
-    "words for tokens": reply(tokens="many"),
-    "too many tokens": reply(tokens=10**30),
-    "infinite tokens": reply(tokens=float("inf")),
-    "tokens owed": reply(tokens=-5),
     "deep": "[" * 10**6,
     "digits": "9" * 10**5,
     "no choices": reply(choices=None),
@@ -51,6 +47,10 @@ REPLIES = {
     "long": reply("Action: " + "x" * 10**5),
     "a wild finish": reply(choices=[{"index": 0, "message": {"content": "x"}, "finish_reason": {"x": 1}}]),
     "no tokens told": reply(tokens=None),
+    "words for tokens": reply(tokens="many"),
+    "too many tokens": reply(tokens=10**30),
+    "infinite tokens": reply(tokens=float("inf")),
+    "tokens owed": reply(tokens=-5),
 }
 
 
@@ -107,7 +107,6 @@ def test_a_judge_may_answer_anything(name: str, tmp_path: Path, endpoint: FakeEn
 
 
 @pytest.mark.parametrize("count", [-1, 2**40, 1.5, "1", [1], float("inf")])
-def test_what_is_no_number_of_tokens(count: Any) -> None:
-    with pytest.raises(ValueError, match="tokens"):
-        Usage.reported(count, 0, 0)
+def test_what_is_no_number_of_tokens_is_none_told(count: Any) -> None:
+    assert Usage.reported(count, count, 7) == Usage(0, 0, 7, 1)
     assert Usage.reported(3, None, 2) == Usage(3, 0, 2, 1)

@@ -11,7 +11,7 @@ from atlas_ray.chat_template import read_template
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.intervals import Interval
-from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.plan import plan_lines
@@ -56,6 +56,11 @@ def test_what_a_file_includes_lies_under_its_own_keys(tmp_path: Path) -> None:
     assert found.train == {"epochs": 1, "global_batch_size": 8, "learning_rate": 1e-3}
 
 
+def test_a_recipe_of_the_package_is_included_by_its_name(tmp_path: Path) -> None:
+    found = load_recipe(write(tmp_path, own="include: [quickstart]\nname: mine"))
+    assert (found.name, found.expert) == ("mine", load_recipe("quickstart").expert)
+
+
 def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     file = write(
         tmp_path,
@@ -72,6 +77,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     [
         ("include: [own.yaml]", r"own.yaml includes itself"),
         ("include: [absent.yaml]", r"cannot read .*absent.yaml: .* \(included by own.yaml\)"),
+        ("include: [absent]", r"no file and no recipe 'absent' \(included by own.yaml\)"),
         ("a: [", "not valid YAML"),
         ("a: !!python/object/apply:os.system [echo]", "not valid YAML"),
         ("- a", "holds no mapping"),
@@ -311,7 +317,7 @@ def test_a_backbones_chat_template_goes_where_its_tokenizer_is_read(tmp_path: Pa
     assert [getattr(s, "model", "") for s in selectors] == ["org/base", "org/base", "org/w"]
     assert (found.train["p"].chat_template, found.verify[0].chat_template) == (template, template)
     models = found.evaluations[""].models
-    assert models["base"] == ModelConfig(path="org/base", chat_template="agentlm")
+    assert models["base"] == EngineModel(path="org/base", chat_template="agentlm")
     assert models["p"] == found.at("train", "p", "model")  # it brings its template along
 
 

@@ -9,6 +9,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -31,6 +33,7 @@ from tests.selection.test_selection import GOLD, config_of, data_in, expert
 from tests.support.selecting import selected
 
 PLAN, SEEN, ACTION, SELF = Category
+FLOAT_STEPS = Path(__file__).parents[3] / "shared" / "data" / "cases" / "float_steps.csv"
 
 
 def part(name: str, n_steps: int, chosen: tuple[int, ...], scores: tuple[float, ...] = (), **more: Any) -> Selection:
@@ -222,7 +225,7 @@ def test_a_failed_selection_stays_failed_until_someone_edits_it(tmp_path: Path) 
         ({"chosen": "3 11"}, "step 11 does not exist: the steps are 1 to 10"),
         ({"chosen": "0"}, "step 0 does not exist: the steps are 1 to 10"),
         ({"chosen": "2-5"}, "'2-5' is no step number"),
-        ({"chosen": "2.0"}, "'2.0' is no step number"),
+        ({"chosen": "2.5"}, "'2.5' is no step number"),
         ({"chosen": "3 4 3"}, "`chosen` repeats step 3"),
         ({"chosen": "3", "n_steps": "9"}, "`n_steps` is 9, but the trajectory has 10 steps"),
         ({"chosen": "3", "categories": "3: Luck"}, "unknown category 'Luck'"),
@@ -269,7 +272,63 @@ def test_a_spreadsheet_runs_nothing_and_its_habits_are_read(tmp_path: Path) -> N
     assert read_table(tmp_path / "h.csv", n=1)[0][0].chosen == (2, 5)
 
 
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "json", "parquet"])
+def test_whole_numbers_with_a_point_are_steps_and_blanks_of_other_tools_are_blanks(tmp_path: Path, kind: str) -> None:
+    """A blank in a column of numbers makes them floats in pandas and spreadsheets."""
+    nan = float("nan")
+    columns: dict[str, list[Any]] = {
+        "trajectory_id": [f"maze/maze_{i}" for i in range(3)],
+        "n_steps": [10.0, 10.0, nan],
+        "chosen": [2.0, 10.0, nan],
+        "reason": [None, "by hand", None],
+    }
+    path, rows = tmp_path / f"table.{kind}", [{name: columns[name][i] for name in columns} for i in range(3)]
+    if kind == "parquet":
+        pq.write_table(pa.table(columns), path)
+    elif kind == "json":
+        path.write_text(json.dumps(rows))
+    else:
+        table_in(tmp_path, path.name, rows if kind == "jsonl" else [blank_for_nan(row) for row in rows])
+    found, rejected = read_table(path)
+    assert not rejected
+    assert [(s.chosen, s.reason, s.error) for s in found] == [
+        ((2,), None, None),
+        ((10,), "by hand", None),
+        ((), None, None),
+    ]
+
+
+def blank_for_nan(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: "" if value != value else value for key, value in row.items()}  # noqa: PLR0124
+
+
+def test_lists_and_categories_keep_their_steps_in_any_table(tmp_path: Path) -> None:
+    rows = [
+        {"trajectory_id": "maze/maze_0", "chosen": [2.0, 5.0], "categories": {"2": "Plan Creation", "7": None}},
+        {"trajectory_id": "maze/maze_1", "chosen": [7.0], "categories": {"2": None, "7": "Critical Action"}},
+    ]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "t.parquet")
+    found, rejected = read_table(tmp_path / "t.parquet", n=2)
+    assert not rejected
+    assert [(s.chosen, s.categories) for s in found] == [((2, 5), {2: PLAN}), ((7,), {7: ACTION})]
+
+
+@pytest.mark.skipif(not FLOAT_STEPS.exists(), reason="the shared inputs are not here")
+def test_an_edited_table_in_which_a_blank_turned_2_into_2_0_is_taken_as_it_is_meant(tmp_path: Path) -> None:
+    data = {"path": str(FLOAT_STEPS.with_name("float_steps_data.jsonl"))}
+    folder = select_steps(config_of(tmp_path / "run", data, {"name": "file", "path": str(FLOAT_STEPS)}))
+    found = {s.item_id: (s.chosen, s.error) for s in folder.read(SELECTIONS)}
+    assert found == {
+        "greenhouse_0": ((2,), None),
+        "greenhouse_1": ((2,), None),
+        "greenhouse_2": ((3,), None),
+        "greenhouse_3": ((), "no clear step"),
+    }
+
+
 def test_what_is_no_table_is_the_users_error(tmp_path: Path) -> None:
+    (tmp_path / "e.json").write_text('{"trajectory_id": "maze/maze_0", "chosen": [1]}')
+    (tmp_path / "f.parquet").write_text("none")
     (tmp_path / "a.csv").write_text("id,steps\nmaze/maze_0,1\n")
     (tmp_path / "b.csv").write_text('trajectory_id,chosen\n"maze/maze_0,1\n')
     (tmp_path / "c.xlsx").write_text("")
@@ -278,6 +337,8 @@ def test_what_is_no_table_is_the_users_error(tmp_path: Path) -> None:
         "b.csv": "line 2",
         "c.xlsx": "name it .csv or .jsonl",
         "d.csv": "No such file",
+        "e.json": "no list of rows",
+        "f.parquet": "cannot read",
     }
     for name, words in says.items():
         with pytest.raises(UserError, match=words):

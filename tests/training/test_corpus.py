@@ -18,7 +18,7 @@ from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.manifest import config_digest
 from atlas_ray.training.data import corpus
-from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, render, tokens_of
+from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, render, tokens_of, unknown_words
 from atlas_ray.training.data.examples import training_example, with_ids, without_ids
 from atlas_ray.training.stage import corpus_of
 from atlas_ray.types import Message, Trajectory
@@ -146,3 +146,31 @@ def test_a_single_chunk_needs_no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("atlas_ray.cluster.connection.connect", partial(pytest.fail, "Ray was started"))
     assert len(TRAJECTORIES_HERE) <= corpus.CHUNK
     assert by_hand(corpus.render_on_ray(TRAJECTORIES_HERE, CHAT, "none", None, RayConfig())) == EXPECTED
+
+
+STRANGE = Trajectory(
+    "maze/maze_9",
+    "maze",
+    "maze_9",
+    (Message("user", "see the samovar"), Message("assistant", "Thought: samovar hums\nAction: go up", True)),
+)
+
+
+def test_words_that_the_tokenizer_does_not_know_are_named_with_their_share() -> None:
+    trajectories = [*TRAJECTORIES_HERE, STRANGE]
+    found = Corpus.of(trajectories, CHAT)
+    share = 3 / sum(len(found[t.id].ids) for t in trajectories)
+    warning = unknown_words(found, trajectories, CHAT)
+    assert warning.startswith(f"{share:.1%} of all tokens are words that the tokenizer does not know")
+    assert "('samovar', 'hums'): the model reads <unk> in place of each" in warning
+
+
+def test_where_every_word_is_known_there_is_no_warning() -> None:
+    assert unknown_words(Corpus.of(TRAJECTORIES_HERE, CHAT), TRAJECTORIES_HERE, CHAT) == ""
+
+
+def test_a_token_that_ends_turns_too_is_no_unknown_word() -> None:
+    """GPT-2's tokenizer names its end of text as its unknown token, and has bytes for every word."""
+    tokenizer = tiny_tokenizer()
+    tokenizer.unk_token = tokenizer.eos_token
+    assert unknown_words(Corpus.of([STRANGE], chat := ChatFormat(tokenizer)), [STRANGE], chat) == ""

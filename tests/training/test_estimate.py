@@ -9,7 +9,10 @@ import pytest
 import torch
 
 from atlas_ray.cli.main import main
+from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.training.estimate import (
     Disk,
     Memory,
@@ -23,6 +26,8 @@ from atlas_ray.training.estimate import (
 from atlas_ray.training.metrics import Meter, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.stage import plan_lines
+from atlas_ray.training.view import view
+from atlas_ray.types import Message, Trajectory
 from tests.support.solo import run_alone
 from tests.support.tiny import tiny_llama
 from tests.support.training import TRAJECTORIES_HERE, a_config, llama_8b, write_base, write_data
@@ -121,6 +126,18 @@ def test_a_dry_run_counts_steps_tokens_and_hours(tmp_path: Path) -> None:
     assert "GPU-hours if an MFU of 40% is reached (A100, 312 TFLOP/s)" in work
     assert memory.endswith("GB: fits")
     assert disk.startswith("disk: at most 0.0 GB")
+
+
+def test_a_dry_run_and_a_look_at_the_mask_warn_of_unknown_words(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strange = Trajectory("maze/a", "maze", "a", (Message("user", "samovar"), Message("assistant", "Action: up", True)))
+    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, [strange])
+    data, base = str(tmp_path / "data" / "trajectories"), write_base(tmp_path / "base")
+    _, warning, *_ = plan_lines(a_config(model=base, data=DataConfig(path=data)))
+    assert "words that the tokenizer does not know ('samovar')" in warning
+    view(data, base, None, None)
+    assert "words that the tokenizer does not know" in " ".join(capsys.readouterr().err.split())
 
 
 def test_disk_holds_the_model_and_two_checkpoints_and_at_last_the_model(tmp_path: Path) -> None:

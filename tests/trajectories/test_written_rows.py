@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
 from atlas_ray.trajectories.formats.registry import FORMATS
-from atlas_ray.trajectories.statistics import statistics_table
+from atlas_ray.trajectories.statistics import statistics_tables
 from atlas_ray.types import Category, GoldStep, Message, Trajectory
 from tests.support.rows import AGENTTRAJ, read, write_agenttraj
 
@@ -55,10 +55,18 @@ def test_the_written_form_is_agenttrajs():
 def test_the_statistics_of_each_environment():
     marked = AGENTTRAJ | {"gold": [{"step": 1, "rank": 1, "category": "Plan Creation"}]}
     rows = [AGENTTRAJ, marked, AGENTTRAJ | {"item_id": "todo_1"}]
-    table = statistics_table([FORMATS["agenttraj"].read(row) for row in rows])
-    found = {cells[0]: list(cells[1:]) for cells in zip(*(column.cells for column in table.columns), strict=True)}
-    words = ["0.5", "2.0", "2.5"]  # "up", "move up" twice, "Goal at 1, 1." and "Nearer."
-    assert found == {
-        "maze": ["2", "4", "2.0 (2-2)", *words, "50%", "1", "1", "Plan Creation 1"],
-        "todo": ["1", "2", "2.0 (2-2)", *words, "-", "0", "0", "-"],
-    }
+    tables = statistics_tables([FORMATS["agenttraj"].read(row) for row in rows])
+    found = [[*zip(*(column.cells for column in table.columns), strict=True)] for table in tables]
+    words = ("0.5", "2.0", "2.5")  # "up", "move up" twice, "Goal at 1, 1." and "Nearer."
+    assert found == [
+        [("maze", "2", "4", "2.0 (2-2)", "1", "1"), ("todo", "1", "2", "2.0 (2-2)", "0", "0")],
+        [("maze", *words), ("todo", *words)],
+        [("maze", "50%", "1", "0", "0", "0"), ("todo", "-", "0", "0", "0", "0")],
+    ]
+
+
+def test_without_gold_steps_nothing_is_said_of_them():
+    assert [table.title for table in statistics_tables([FORMATS["agenttraj"].read(AGENTTRAJ)])] == [
+        "Trajectories",
+        "Words a step",
+    ]

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 _GATHER_SECONDS = 0.005  # calls, and answers, that come within travel together
 _POLL_SECONDS = 10.0  # of one wait for answers
 _DEAD_SECONDS = 300.0  # without a sign from a judging actor: what it held is free again
+CREDIBLE = 2.0  # times what a reply may cost by our count: what reports more is not believed, and ends the run
 
 _Call = tuple[int | None, str, tuple[Any, ...]]  # a number where an answer is wanted, a method, its arguments
 
@@ -62,6 +63,9 @@ class Coordinator:
         self._throttle = Throttle.of(config.endpoint)
         self._settled = asyncio.Event()  # a new one each time
         self._workers: dict[str, _Worker] = {}
+        self._overrun = 0.0  # US dollars that replies report beyond what they can have cost
+        # The first reply shows what the endpoint reports; a batch's come together.
+        self._one_by_one = config.max_cost is not None and config.mode == "live"
         self._tasks: set[asyncio.Task[None]] = set()
         self._key, self._opened = "", asyncio.Event()
 
@@ -119,7 +123,7 @@ class Coordinator:
         limit = self._config.max_cost
         while limit is not None and self._throttle.stopped is None:
             spent, set_aside = self._journal.spent, [d for w in self._workers.values() for d in w.claims.values()]
-            if spent + sum(set_aside) + dollars <= limit:
+            if spent + sum(set_aside) + dollars <= limit and not (set_aside and self._one_by_one):
                 break
             if not set_aside:
                 error = SpentError(
@@ -135,15 +139,45 @@ class Coordinator:
             held.claims[key] = dollars
         return None
 
-    async def keep(self, worker: str, reply: PaidReply) -> None:
-        """Returns once the reply is on disk."""
+    async def keep(self, worker: str, reply: PaidReply, key: str = "", reported: float = 0.0) -> None:
+        """Returns once the reply is on disk.
+
+        Args:
+            reply: With what it costs by our count, where its own is not to be believed.
+            key: Of the claim, where it is not the reply's.
+            reported: US dollars by the endpoint's own count.
+
+        Raises:
+            SpentError: If more than `max_cost` is spent by either count: no limit can be kept.
+        """
         try:
             await self._journal.keep(reply)
         finally:  # `end` waits for claims, on a full disk too
-            self.release(worker, reply.id)
+            self.release(worker, key or reply.id)
+        self._overrun += max(0.0, reported - reply.usage.cost)
+        if error := self._overspent():
+            self._throttle.stop(error)
+            raise error
+
+    def _overspent(self) -> SpentError | None:
+        """What to say once replies have cost more than was set aside for them."""
+        limit, spent = self._config.max_cost, self._journal.spent
+        if limit is not None and self._overrun:
+            return SpentError(
+                f"the endpoint reports ${spent + self._overrun:.4f} for replies that can have cost about ${spent:.4f}, "
+                f"by our count of their tokens: max_cost={limit:g} cannot be kept",
+                "look at its bill and at selector.prices_file; the same command goes on from here",
+            )
+        if limit is not None and spent > limit:
+            return SpentError(
+                f"${spent:.4f} are spent, more than max_cost={limit:g}: replies were longer than by our count",
+                "raise --max-cost (selector.max_cost) and run the same command again; it goes on from here",
+            )
+        return None
 
     def release(self, worker: str, key: str) -> None:
         """A claim is settled, or nothing came of it."""
+        self._one_by_one = False
         if held := self._workers.get(worker):
             held.claims.pop(key, None)
         self._tell_of_settled()
@@ -174,7 +208,8 @@ class Coordinator:
         self._tell_of_settled()  # who waits for money is told
         while any(w.claims for w in self._workers.values()):
             await self._settled.wait()
-        raise self._throttle.stopped or error
+        error = self._throttle.stopped or error
+        raise (self._overspent() if isinstance(error, SpentError) else None) or error
 
     # --- as an actor ---
 

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ContextOverflow, DataError, ModelFailure, UserError
-from atlas_ray.models.client import ChatMessages, CompletionRequest, SchemaRefusal
+from atlas_ray.models.client import ChatMessages, Completion, CompletionRequest, RefusedReply, SchemaRefusal
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import budget, record
 from atlas_ray.selection.llm.answer import Judgement, parse_answer
 from atlas_ray.selection.llm.backends.protocol import Backend
-from atlas_ray.selection.llm.coordinator import Link
+from atlas_ray.selection.llm.coordinator import CREDIBLE, Link
 from atlas_ray.selection.llm.journal import PaidReply, digest
 from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, load_prompt
 from atlas_ray.selection.llm.self_consistency import tally
@@ -164,6 +165,7 @@ class Judge:
             try:
                 reply = await self._ask(trajectory, self._request(messages, form, n_steps, k, seed))
             except (ModelFailure, ContextOverflow) as error:
+                usage += error.usage if isinstance(error, RefusedReply) else Usage()
                 return _Verdict(None, usage, f"no answer: {error.what}", reached=False)
             usage += reply.usage
             found = (parse_structured if form == "json" else parse_answer)(reply.text, n_steps, k)
@@ -204,12 +206,32 @@ class Judge:
             return paid
         try:
             done = await self._backend.complete(request)
+        except RefusedReply as error:  # kept for its cost alone: the request is made again in the next run
+            usage = self._counted(request, Completion("", "refused", error.usage), most)
+            refused = PaidReply(f"{key} {uuid.uuid4().hex}", trajectory.id, "", "refused", usage)
+            await self._link.ask("keep", refused, key, error.usage.cost)
+            raise
         except BaseException:
             self._link.tell("release", key)
             raise
-        reply = PaidReply(key, trajectory.id, done.text, done.finish, done.usage)
-        await self._link.ask("keep", reply)
+        usage = self._counted(request, done, most)
+        reply = PaidReply(key, trajectory.id, done.text, done.finish, usage)
+        await self._link.ask("keep", reply, key, done.usage.cost)
         return reply
+
+    def _counted(self, request: CompletionRequest, done: Completion, most: float) -> Usage:
+        """What a reply took: by our own count where the endpoint reports nothing, or more than can be."""
+        told, price = done.usage, self._price
+        if price is None or not told.calls:
+            return told
+        if most and told.cost > CREDIBLE * most:
+            told = Usage(calls=told.calls)
+        prompt = told.prompt_tokens or self._count(request.messages)
+        written = told.completion_tokens
+        if done.text and not written:
+            written = min(request.max_tokens, self._count([{"role": "assistant", "content": done.text}]))
+        counted = Usage(prompt, told.cached_tokens, written, told.calls)
+        return counted + Usage(cost=price.of(counted))
 
 
 async def _all(votes: list[Any]) -> list[_Verdict]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from atlas_ray.runs.tables import TRAJECTORIES, TableSpec
 from atlas_ray.types import Trajectory
 
 CHUNK = 256  # trajectories in a shard, and in a task
+_NAMED = 5  # unknown words that a warning names
 _VERSION = 1  # raise it with every change of what models/chat.py writes: older files are not read then
 
 
@@ -85,6 +87,24 @@ class Corpus:
 def _lists(table: pa.Table, column: str) -> tuple[Any, Any]:
     lists = table[column].chunk(0)
     return lists.values.to_numpy(), lists.offsets.to_numpy()
+
+
+def unknown_words(corpus: Corpus, trajectories: Sequence[Trajectory], chat: ChatFormat) -> str:
+    """What the tokenizer has no token for, as a warning; empty where it knows every word."""
+    if chat.unknown_id is None:
+        return ""
+    ids = [corpus[t.id].ids for t in trajectories]
+    counts = [int((own == chat.unknown_id).sum()) for own in ids]
+    if not any(counts):
+        return ""
+    hit = islice((t for t, count in zip(trajectories, counts, strict=True) if count), CHUNK)
+    words = dict.fromkeys(word for t in hit for m in t.messages for word in chat.unknown_words(m.content))
+    named = ", ".join([*map(repr, islice(words, _NAMED)), *(["..."] if len(words) > _NAMED else [])])
+    return (
+        f"{sum(counts) / sum(map(len, ids)):.1%} of all tokens are words that the tokenizer does not know ({named}): "
+        f"the model reads {chat.tokenizer.unk_token} in place of each, and cannot write them; "
+        "take a model whose tokenizer knows this data"
+    )
 
 
 def tokens_of(trajectory: Trajectory, chat: ChatFormat) -> Tokens:
