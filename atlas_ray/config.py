@@ -85,8 +85,9 @@ class FrozenConfig(BaseModel):
 class DataConfig(FrozenConfig):
     """Where expert trajectories come from.
 
-    `path` is a file (.json, .jsonl, .parquet), a folder of them, the URI of one in an object store, or a Hugging Face
-    dataset id. `format` is told from the rows, or the name of a data format, or one's place as `module:NAME`.
+    `path` is a file (.json, .jsonl, .csv, these with .gz or .zst, .parquet), a folder of them, the URI of one in an
+    object store, or a Hugging Face dataset id. `format` is told from the rows, or the name of a data format, or one's
+    place as `module:NAME`.
     """
 
     path: str

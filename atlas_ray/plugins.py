@@ -7,16 +7,19 @@ starts, and to Ray's workers, which its modules are sent to.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+
+from pydantic import BaseModel, BeforeValidator, ValidationInfo
 
 from atlas_ray.errors import UserError
 
@@ -43,6 +46,47 @@ def object_at(place: str, whose: str, remedy: str) -> object:
         return getattr(import_module(module), attribute, None)
     except Exception as error:
         raise UserError(f"cannot import {module}{whose}: {error}", remedy) from error
+
+
+def is_own(module: str) -> bool:
+    """Whether a module is of this package, which every worker has."""
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def source_digest(module: str) -> str:
+    """SHA-256 of the source of an imported module: what a run is made by.
+
+    Raises:
+        UserError: If it has no source.
+    """
+    file = getattr(sys.modules[module], "__file__", None)
+    if file is None:
+        raise UserError(f"{module} has no source file", "put the function in a module of your own")
+    return hashlib.sha256(Path(file).read_bytes()).hexdigest()
+
+
+def register_for_workers(modules: Iterable[str]) -> None:
+    """Has modules from outside of the package travel with what is sent to Ray's workers, which need not have them."""
+    from ray import cloudpickle
+
+    for name in modules:
+        if not is_own(name):
+            cloudpickle.register_pickle_by_value(sys.modules[name])
+
+
+def chosen_by(choose: Callable[[Mapping[str, Any]], type[BaseModel]]) -> BeforeValidator:
+    """For a section whose class `choose` finds by what stands in it."""
+
+    def read(section: Any, info: ValidationInfo) -> Any:
+        if not isinstance(section, Mapping):
+            return section
+        try:
+            kind = choose(section)
+        except UserError as error:
+            raise ValueError(f"{error.what}; {error.remedy}") from None
+        return kind.model_validate(section, context=info.context)
+
+    return BeforeValidator(read)
 
 
 def add_named(group: str, places: Mapping[str, str]) -> None:
@@ -79,12 +123,12 @@ class Registry(MutableMapping[str, T], Generic[T]):
 
     Args:
         what: What such a part is called, e.g. "data format".
-        kind: The class of the parts.
+        kind: Their class, or the one that they are subclasses of.
         own: `module:NAME` of each of the package's own.
         group: Entry points (`name = "module:NAME"`) by which installed packages add theirs.
     """
 
-    def __init__(self, what: str, kind: type[T], own: Mapping[str, str], group: str) -> None:
+    def __init__(self, what: str, kind: type[Any], own: Mapping[str, str], group: str) -> None:
         self._what, self._kind, self._own, self._group = what, kind, dict(own), group
         self._found: dict[str, T] = {}
 
@@ -114,9 +158,9 @@ class Registry(MutableMapping[str, T], Generic[T]):
     def _load(self, place: str) -> T:
         module, _, attribute = place.partition(":")
         found = object_at(place, f" of the {self._what} {place}", "check its name")
-        if not isinstance(found, self._kind):
-            raise UserError(f"{module} has no {self._what} {attribute}", f"it must be a {self._kind.__name__}")
-        return found
+        if isinstance(found, self._kind) or (isinstance(found, type) and issubclass(found, self._kind)):
+            return cast("T", found)
+        raise UserError(f"{module} has no {self._what} {attribute}", f"it must be a {self._kind.__name__}")
 
     def __getitem__(self, name: str) -> T:
         if name not in self:

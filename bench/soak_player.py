@@ -19,6 +19,7 @@ from typing import Any
 from atlas_ray.config import validate
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models import engine
 from atlas_ray.models.protocol import Reply
 from atlas_ray.rollouts import coordinator
 from atlas_ray.rollouts.coordinator import LocalPlayer
@@ -59,7 +60,7 @@ def main() -> None:
                     yield request, episode
             print(f"replicas replaced: {self.restarts}", flush=True)
 
-    stage.EngineSpec = lambda *_: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
+    engine.EngineSpec = lambda *_: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
     coordinator.LocalPlayer = Watched  # type: ignore[misc]
     stage.evaluate(validate(EvaluateConfig, json.loads(settings.read_text())))
 

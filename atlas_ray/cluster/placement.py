@@ -191,6 +191,15 @@ def place_engines(gpus: int, replicas: int, wanted: Labels | None = None) -> dic
     }
 
 
+def beside_driver() -> dict[str, Any]:
+    """Ray's options for an actor that others ask: it lives on this node, as long as the driver does."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
 def _alone() -> bool:
     """Whether this process started Ray for itself: no further node will join."""
     from ray._private import worker  # the one place where Ray tells

@@ -32,7 +32,7 @@ _MODULES = {
     "pddl": "pddl.simulator",
     "blocksworld": "blocksworld",
 }
-ENVIRONMENTS = Registry(
+ENVIRONMENTS: Registry[EnvironmentSpec] = Registry(
     "environment",
     EnvironmentSpec,
     {name: f"{__package__}.builtin.{module}:SPEC" for name, module in _MODULES.items()},

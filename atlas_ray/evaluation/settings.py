@@ -10,10 +10,8 @@ from pydantic import Field, model_validator
 
 from atlas_ray.config import (
     PLACEMENT,
-    BackboneConfig,
     ChatTemplate,
     DataConfig,
-    EndpointConfig,
     EngineConfig,
     EnvironmentsConfig,
     FrozenConfig,
@@ -21,6 +19,7 @@ from atlas_ray.config import (
     OpeningsConfig,
     RayConfig,
 )
+from atlas_ray.models.policies import ModelConfig, ModelSection, played_by
 
 _log = logging.getLogger(__name__)
 
@@ -38,13 +37,6 @@ def suite(name: str, servers: Container[str]) -> list[str]:
     if missing := [spec.name for spec in members if spec.name not in found]:
         _log.warning("%s without %s: no server is named for them", name, ", ".join(missing))
     return found
-
-
-class ModelConfig(BackboneConfig):
-    """A model as it is: a folder or hub id, or with `endpoint` the name that an OpenAI-compatible endpoint gives it."""
-
-    revision: str | None = Field(None, description="of the hub; pin one to make a run repeatable")
-    endpoint: EndpointConfig | None = None
 
 
 class PlayConfig(FrozenConfig):
@@ -66,7 +58,7 @@ class EvaluateConfig(PlayConfig):
     """Models in live environments."""
 
     run: Annotated[str, PLACEMENT] = "runs/evaluate"
-    models: dict[str, str | ModelConfig] = Field(description="arm name -> model folder or hub id")
+    models: dict[str, ModelSection] = Field(description="arm name -> model folder or hub id")
     tasks: dict[str, int | None] = Field(
         description="environment, or suite (held_in, held_out) -> number of test tasks (null: all)"
     )
@@ -81,7 +73,7 @@ class EvaluateConfig(PlayConfig):
     @property
     def played(self) -> dict[str, ModelConfig]:
         """The models with all that is said of them."""
-        return {n: m if isinstance(m, ModelConfig) else ModelConfig(path=m) for n, m in self.models.items()}
+        return {name: played_by(model) for name, model in self.models.items()}
 
     @model_validator(mode="before")
     @classmethod
@@ -112,8 +104,8 @@ class EvaluateConfig(PlayConfig):
 
     @model_validator(mode="after")
     def _one_cap_for_all(self) -> Self:
-        for name, model in self.models.items():
-            own = model.max_model_len if isinstance(model, ModelConfig) else None
+        for name, model in self.played.items():
+            own = model.max_model_len
             if own is not None and own > self.engine.cap:
                 raise ValueError(
                     f"the model `{name}` asks for a context of {own}, but all models of a comparison have "

@@ -15,20 +15,20 @@ from typing import Any
 from rich.text import Text
 
 from atlas_ray.cluster.connection import connect
+from atlas_ray.config import EngineConfig
 from atlas_ray.environments import registry
 from atlas_ray.errors import AtlasError, ModelUnavailable, UserError, together
 from atlas_ray.evaluation.items import item_figures, item_lines, problems, test_tasks, wrong_servers
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.openings import Openings, find_openings
 from atlas_ray.evaluation.paired import Comparison, compare_all
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig
-from atlas_ray.models.endpoint import EndpointSpec
-from atlas_ray.models.engine import EngineSpec
+from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.plugins import register_for_workers
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import EPISODES
@@ -66,7 +66,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
     missing: dict[str, ModelUnavailable] = {}
     with ExitStack() as stack:
         player: EpisodePlayer | None = None
-        spec: EngineSpec | EndpointSpec | None = None
+        held: tuple[type, EngineConfig] | None = None
         openings: Openings | None = None
         for arm, folder in folders.items():
             # Another arm more or less changes nothing for this one.
@@ -86,13 +86,18 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 connect(config.ray)
                 try:
                     with loading(folder, arm):
-                        before, spec = spec, _spec(arm, config)
-                        if player is not None and type(before) is type(spec):
+                        model = config.played[arm]
+                        spec, pool = model.spec(arm, config.engine), model.pool(config.engine)
+                        if player is not None and held == (type(spec), pool):
                             player.load(spec)
                         else:
                             # an engine's actor holds GPUs, an endpoint's none
                             stack.close()
-                            player = _player(spec, config)
+                            register_for_workers([type(model).__module__])
+                            player = player_of(
+                                spec, pool, config.environments, limits=config.limits, retries=config.retries
+                            )
+                            held = type(spec), pool
                             stack.enter_context(player)
                 except ModelUnavailable as error:
                     console.print(Text(f"left out: {error.what}", "red"))
@@ -133,14 +138,6 @@ def _without(errors: dict[str, ModelUnavailable], others: bool) -> AtlasError:
     )
 
 
-def _player(spec: EngineSpec | EndpointSpec, config: EvaluateConfig) -> EpisodePlayer:
-    """Replicas of an engine, or one that asks an endpoint, as many calls at once as its settings allow."""
-    engine = config.engine
-    if isinstance(spec, EndpointSpec):
-        engine = engine.model_copy(update={"replicas": 1, "episodes_in_flight": spec.config.concurrency})
-    return player_of(spec, engine, config.environments, limits=config.limits, retries=config.retries)
-
-
 def comparisons(config: EvaluateConfig) -> list[Comparison]:
     """Every later model against every earlier one, task by task, from what was played."""
     return compare_all({arm: RunFolder(config.run).child(arm).read(EPISODES) for arm in config.models})
@@ -174,21 +171,10 @@ def plan_lines(config: EvaluateConfig) -> list[str]:
 
 def _payers(config: EvaluateConfig) -> str:
     """Who is asked, and whether that costs anything."""
-    asked = [m.path for m in config.models.values() if isinstance(m, ModelConfig) and m.endpoint is not None]
+    asked = [model.path for model in config.played.values() if model.endpoint is not None]
     if not asked:
         return "by local engines; no cost"
     return f"of them those of {', '.join(asked)} by endpoints, which are paid"
-
-
-def _spec(arm: str, config: EvaluateConfig) -> EngineSpec | EndpointSpec:
-    """What a replica needs to speak for a model."""
-    model = config.models[arm]
-    if isinstance(model, str):
-        return EngineSpec(arm, reachable(model), config.engine.capped())
-    if model.endpoint is not None:
-        return EndpointSpec(arm, model.path, model.endpoint)
-    engine = config.engine.capped(model.max_model_len)
-    return EngineSpec(arm, reachable(model.path), engine, model.revision, model.chat_template)
 
 
 def results(episodes: Sequence[Episode], config: EvaluateConfig) -> list[EnvironmentResult]:
@@ -234,9 +220,9 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
 
 def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: int | None) -> None:
     episodes = folder.read(EPISODES)
-    (model,) = config.models.values()
+    (model,) = config.played.values()
     paid = {}
-    if isinstance(model, ModelConfig) and model.endpoint is not None:
+    if model.endpoint is not None:
         known = price(model.path)
         usage = sum((e.usage for e in episodes), Usage())
         paid = {"dollars": None if known is None else round(known.of(usage), 6)}

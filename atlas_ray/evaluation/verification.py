@@ -23,12 +23,12 @@ from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.stage import record_played
 from atlas_ray.evaluation.table6 import Row, Start, rows
-from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
-from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.seeds import derive_seed
@@ -97,7 +97,7 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
 
 
 def _player(config: VerifyConfig) -> EpisodePlayer:
-    spec = EngineSpec("base", reachable(config.model), config.engine.capped(), chat_template=config.chat_template)
+    spec = EngineModel(path=config.model, chat_template=config.chat_template).spec("base", config.engine)
     return player_of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
 
 

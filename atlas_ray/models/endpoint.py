@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from atlas_ray.config import EndpointConfig
+from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.client import ChatClient, ChatMessages, CompletionRequest
+from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP, cut_reply
 from atlas_ray.types import Message, Task, Usage
@@ -44,6 +45,21 @@ class EndpointSpec:
                 raise
             raise ModelFailure(error.what, error.remedy) from None  # of this model alone: others may be elsewhere
         return policy
+
+
+class EndpointModel(ModelConfig):
+    """A name that an OpenAI-compatible endpoint gives a model."""
+
+    policy: str = "endpoint"
+    endpoint: EndpointConfig
+
+    def spec(self, name: str, engine: EngineConfig) -> EndpointSpec:
+        """A client of the endpoint."""
+        return EndpointSpec(name, self.path, self.endpoint)
+
+    def pool(self, engine: EngineConfig) -> EngineConfig:
+        """One replica, with as many calls at once as the endpoint's settings allow."""
+        return engine.model_copy(update={"replicas": 1, "episodes_in_flight": self.endpoint.concurrency})
 
 
 class EndpointPolicy:

@@ -22,14 +22,16 @@ from atlas_ray.cluster.processes import watch_for
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.policies import ModelConfig
+from atlas_ray.models.protocol import ModelUse, Reply, Sampling
 from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
+from atlas_ray.runs.folder import reachable
 from atlas_ray.types import Message, Task, Usage
 
 if TYPE_CHECKING:
-    from vllm import SamplingParams
     from vllm.outputs import CompletionOutput
+    from vllm.sampling_params import SamplingParams
     from vllm.v1.engine.async_llm import AsyncLLM
 
 _ENVIRONMENT = {
@@ -76,6 +78,19 @@ class EngineSpec:
         policy = VllmPolicy(self)
         await policy.start()
         return policy
+
+
+class EngineModel(ModelConfig):
+    """A folder or hub id, played by vLLM engines."""
+
+    def models(self) -> list[ModelUse]:
+        """Itself."""
+        return [ModelUse(self.path, self.max_model_len, self.chat_template, self.revision)]
+
+    def spec(self, name: str, engine: EngineConfig) -> EngineSpec:
+        """An engine with as much context as all models of a comparison get, or less."""
+        capped = engine.capped(self.max_model_len)
+        return EngineSpec(name, reachable(self.path), capped, self.revision, self.chat_template)
 
 
 class VllmPolicy:
@@ -175,8 +190,7 @@ class VllmPolicy:
             ContextOverflow: If nothing more fits.
             ModelFailure: If the engine fails.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+        from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
         room = self.context - len(ids)
         if room < 1:
@@ -208,8 +222,7 @@ class VllmPolicy:
         Raises:
             ModelFailure: If the engine fails.
         """
-        from vllm import SamplingParams
-        from vllm.sampling_params import RequestOutputKind
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
 
         params = SamplingParams(
             temperature=0.0,

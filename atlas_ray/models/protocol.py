@@ -67,6 +67,23 @@ class Policy(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class ModelUse:
+    """A model that is loaded.
+
+    Attributes:
+        tokens: Longest conversation that it is given; None for as long as it takes.
+        chat_template: In place of its tokenizer's.
+        tokenizer_only: Whether its weights are left alone.
+    """
+
+    path: str
+    tokens: int | None = None
+    chat_template: str | None = None
+    revision: str | None = None
+    tokenizer_only: bool = False
+
+
 Made_co = TypeVar("Made_co", covariant=True)
 
 

@@ -16,7 +16,9 @@ from pydantic import BaseModel
 from atlas_ray.address import below
 from atlas_ray.config import CONTEXT, BackboneConfig, DataConfig, EngineConfig, validate
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.settings import EvaluateConfig, ModelConfig, VerifyConfig
+from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
+from atlas_ray.models.engine import EngineModel
+from atlas_ray.models.policies import ModelConfig, played_by
 from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig, SelectorConfig
@@ -54,7 +56,7 @@ class Recipe:
     def __init__(self, config: RecipeConfig, extra: Iterable[str] = (), tables: Collection[str] = ()) -> None:
         self.config = config
         self.root = below(config.runs, config.name)
-        paid = [name for name, model in config.models.items() if isinstance(model, ModelConfig) and model.endpoint]
+        paid = [name for name, model in config.models.items() if played_by(model).endpoint]
         if unknown := sorted(set(extra) - {*config.extra_arms, *paid}):
             valid = ", ".join([*config.extra_arms, *paid]) or "none"
             raise UserError(f"the recipe has no extra arm {unknown[0]!r}", f"valid: {valid}")
@@ -297,7 +299,7 @@ class Recipe:
 
 def _played(model: BackboneConfig) -> str | ModelConfig:
     """A model as evaluation takes it; by its path alone where nothing else is said of it."""
-    return ModelConfig(**_given(model)) if model.chat_template or model.max_model_len else model.path
+    return EngineModel(**_given(model)) if model.chat_template or model.max_model_len else model.path
 
 
 def _given(settings: BaseModel) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def _models(recipe: Recipe) -> Iterator[tuple[str, str | None]]:
     for name in recipe.backbones:
         yield recipe.start_of(name).path, None
     for evaluation in recipe.evaluations.values():
-        yield from ((m.path, m.revision) for m in evaluation.played.values() if m.endpoint is None)
+        yield from ((use.path, use.revision) for m in evaluation.played.values() for use in m.models())
     for selection in recipe.select.values():
         yield from ((model.path, None) for model in selection.selector.models())
     for verification in recipe.verify.values():

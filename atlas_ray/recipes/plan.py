@@ -225,7 +225,7 @@ def _evaluation(key: str, config: EvaluateConfig, shapes: Mapping[str, Shape]) -
     )
     played = [(shapes.get(e) or SHAPES.get(e) or OTHER)._replace(trajectories=n) for e, n in number.items()]
     asked = [model.path for model in config.played.values() if model.endpoint]
-    work = _played(models - len(asked), played)
+    work = _played(sum(bool(model.models()) for model in config.played.values()), played)
     if asked:
         # an endpoint reads the whole conversation at every turn
         turns = sum(s.trajectories * s.steps for s in played)

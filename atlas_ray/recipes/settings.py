@@ -23,7 +23,7 @@ from atlas_ray.config import (
     validate,
 )
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.models.policies import ModelSection
 from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.training.settings import TinyConfig
 from atlas_ray.trajectories.settings import CollectConfig
@@ -123,7 +123,7 @@ class RecipeConfig(FrozenConfig):
     expert: DataConfig | CollectConfig
     base: Backbone
     backbones: dict[str, Backbone] = {}
-    models: dict[str, str | ModelConfig] = {}
+    models: dict[str, ModelSection] = {}
     arms: dict[str, ArmConfig]
     extra_arms: dict[str, ArmConfig] = {}
     critical: str = "gold"

@@ -280,7 +280,7 @@ def _asked(config: EvaluateConfig, models: Iterable[str]) -> frozenset[str]:
 
 
 def _players(config: EvaluateConfig, models: Iterable[str], gpus: float) -> tuple[Bundle, ...]:
-    local = any(config.played[name].endpoint is None for name in models)
+    local = any(config.played[name].models() for name in models)
     return (_engines(config.engine, gpus),) if local else _ONE_CPU
 
 

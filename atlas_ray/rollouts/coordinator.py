@@ -46,11 +46,17 @@ def player_of(
         ModelFailure: If they die before they have started.
         AtlasError: If they do not start.
     """
-    number = min(engine.coordinators or math.ceil(engine.replicas / MOST_ENGINES), engine.replicas)
     settings: dict[str, Any] = {"environments": environments, "limits": limits, "retries": retries}
-    if number == 1:
+    if len(engine_shares(engine)) == 1:
         return LocalPlayer.of(spec, engine, **settings)
-    return CoordinatorSet(spec, engine, number, **settings)
+    return CoordinatorSet(spec, engine, **settings)
+
+
+def engine_shares(engine: EngineConfig) -> list[int]:
+    """How many engines each coordinator has, the largest share first."""
+    number = min(engine.coordinators or math.ceil(engine.replicas / MOST_ENGINES), engine.replicas)
+    each, more = divmod(engine.replicas, number)
+    return [each + (index < more) for index in range(number)]
 
 
 def table_of(request: EpisodeRequest) -> TableSpec[Episode]:
@@ -157,15 +163,15 @@ class CoordinatorSet(ReplicaSet[_Recorded, Episode]):
     result: ClassVar[str] = "an episode written"
     close_s: ClassVar[float] = 30.0  # a coordinator waits for its replicas, and writes
 
-    def __init__(self, policy: PolicySpec, engine: EngineConfig, number: int, **settings: Any) -> None:
+    def __init__(self, policy: PolicySpec, engine: EngineConfig, **settings: Any) -> None:
         place_engines(policy.gpus, engine.replicas, engine.label_selector)  # is there room for all?
-        self._number = number
+        self._shares = engine_shares(engine)
         settings["environments"] = self._environments = absolute(settings["environments"])
-        share = math.ceil(engine.replicas / number) * engine.episodes_in_flight
+        share = self._shares[0] * engine.episodes_in_flight
         super().__init__(
             Coordinator,
             _PoolSpec(policy, engine, settings),
-            replicas=number,
+            replicas=len(self._shares),
             in_flight=share + share // _AHEAD,
             place={"num_cpus": 0, "scheduling_strategy": "SPREAD"},
             start_s=math.inf,  # each sees to its engines
@@ -187,9 +193,7 @@ class CoordinatorSet(ReplicaSet[_Recorded, Episode]):
         super().load(replace(self._spec, policy=spec))
 
     def _spec_of(self, index: int) -> Any:
-        more = index < self._spec.engine.replicas % self._number
-        engines = self._spec.engine.replicas // self._number + more
-        return replace(self._spec, engine=self._spec.engine.model_copy(update={"replicas": engines}))
+        return replace(self._spec, engine=self._spec.engine.model_copy(update={"replicas": self._shares[index]}))
 
     def _given_up(self, recorded: _Recorded) -> Episode:
         error = f"{MAX_DEATHS} coordinators died while they played this episode"

@@ -6,7 +6,6 @@ process holds ids and counts, never trajectories or selections. No selector is k
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -20,12 +19,12 @@ import pyarrow.compute as pc
 from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, packed, stream, tables_on_ray
 from atlas_ray.errors import UserError
+from atlas_ray.plugins import register_for_workers
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.runs.units import rows_finished
 from atlas_ray.selection.protocol import Selector, Stage, StageContext
-from atlas_ray.selection.registry import is_own
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
@@ -105,7 +104,7 @@ def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: n
             yield from map(write, _rows_here(stage, index, todo))
             return
         connect(config.ray)
-        _send_modules(config.selector, stage)
+        register_for_workers([type(config.selector).__module__, *stage.modules])
         yield from stream(_on_ray(stage, index, todo, write), "selecting")
 
 
@@ -184,15 +183,6 @@ class _Writer:
         if selections.num_rows:
             self._folder.write_table(SELECTIONS, selections)
         return selections.select(_TOLD)
-
-
-def _send_modules(selector: Selector, stage: Stage) -> None:
-    """Has modules from outside of the package travel with what is sent to workers, which need not have them."""
-    from ray import cloudpickle
-
-    for name in (type(selector).__module__, *stage.modules):
-        if not is_own(name):
-            cloudpickle.register_pickle_by_value(sys.modules[name])
 
 
 def _sum(usage: pa.ChunkedArray) -> Usage:

@@ -1,6 +1,6 @@
 """What a selector is: its settings and, with them, all that the pipeline and the recipes ask of it; and its stage.
 
-A new selector is one file with one subclass of `Selector` and one line in `registry.py`; outside the package it is
+A new selector is one file with one subclass of `Selector` and one line in `SELECTORS`; outside the package it is
 named as `module:Class`, or by an entry point of the group `atlas_ray.selectors`.
 """
 
@@ -20,10 +20,10 @@ from atlas_ray.config import (
     FrozenConfig,
     RayConfig,
 )
-from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import ModelUse
+from atlas_ray.plugins import Registry, is_own, source_digest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TableSpec
-from atlas_ray.selection import registry
 from atlas_ray.trajectories.agenttraj import Shape
 from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Selection, Trajectory, Usage
@@ -88,22 +88,6 @@ class Stage(ABC):
 
 
 @dataclass(frozen=True, slots=True)
-class ModelUse:
-    """A model that a selector loads.
-
-    Attributes:
-        tokens: Longest text that it is given; None for as long as it takes.
-        chat_template: In place of its tokenizer's.
-        tokenizer_only: Whether its weights are left alone.
-    """
-
-    path: str
-    tokens: int | None = None
-    chat_template: str | None = None
-    tokenizer_only: bool = False
-
-
-@dataclass(frozen=True, slots=True)
 class Forecast:
     """What a selection takes, for a plan: `words` with the arithmetic; tokens that engines read and write, calls of an
     endpoint and their US dollars."""
@@ -135,11 +119,7 @@ class Selector(FrozenConfig, ABC):
         Raises:
             UserError: If no selector has its name.
         """
-        name = str(section.get("name", registry.DEFAULT))
-        found = registry.SELECTORS.find(name)
-        if not issubclass(found, Selector):
-            raise UserError(f"{name} is no selector", f"name a subclass of {Selector.__module__}:{Selector.__name__}")
-        return found
+        return SELECTORS.find(str(section.get("name", "llm")))  # the paper's
 
     # --- where it comes from ---
 
@@ -156,7 +136,7 @@ class Selector(FrozenConfig, ABC):
             UserError: If something cannot be read.
         """
         module = type(self).__module__
-        return {} if registry.is_own(module) else {module: registry.source_digest(module)}
+        return {} if is_own(module) else {module: source_digest(module)}
 
     def settled(self, run: str, ray: RayConfig, begun: Mapping[str, Any]) -> Self:
         """With everything that is decided before the run begins, for the manifest to name.
@@ -247,3 +227,24 @@ class Selector(FrozenConfig, ABC):
     def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
         """What the run's record holds besides what every selector's does; `selections` may be read once."""
         return {}
+
+
+SELECTORS: Registry[type[Selector]] = Registry(
+    "selector",
+    Selector,
+    {
+        "all": f"{__package__}.baselines:AllSelector",
+        "random": f"{__package__}.baselines:RandomSelector",
+        "gold": f"{__package__}.baselines:GoldSelector",
+        "complement": f"{__package__}.baselines:ComplementSelector",
+        "first": f"{__package__}.baselines:FirstSelector",
+        "last": f"{__package__}.baselines:LastSelector",
+        "file": f"{__package__}.file:FileSelector",
+        "python": f"{__package__}.python_function:PythonSelector",
+        "combine": f"{__package__}.combine:CombineSelector",
+        "perplexity": f"{__package__}.perplexity.selector:PerplexitySelector",
+        "value": f"{__package__}.value.selector:ValueSelector",
+        "llm": f"{__package__}.llm.selector:LlmSelector",
+    },
+    "atlas_ray.selectors",
+)

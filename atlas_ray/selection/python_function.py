@@ -13,11 +13,10 @@ from typing import Any, Literal
 from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.plugins import object_at
+from atlas_ray.plugins import object_at, source_digest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import budget, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
-from atlas_ray.selection.registry import source_digest
 from atlas_ray.selection.rows import RowSelector, RowStage, Rule
 from atlas_ray.types import Selection, Trajectory
 

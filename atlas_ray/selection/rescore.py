@@ -15,8 +15,9 @@ from pydantic import Field
 
 from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, FrozenConfig, RayConfig
 from atlas_ray.errors import UserError
+from atlas_ray.models.protocol import ModelUse
 from atlas_ray.selection.budget import record, recut
-from atlas_ray.selection.protocol import ModelUse, Selector, Stage, StageContext
+from atlas_ray.selection.protocol import Selector, Stage, StageContext
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.sources import find_source, read_source
 from atlas_ray.trajectories.index import Outline

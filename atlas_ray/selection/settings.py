@@ -5,29 +5,24 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, SerializeAsAny, ValidationInfo
+from pydantic import BeforeValidator, SerializeAsAny
 
 from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, FrozenConfig, RayConfig
-from atlas_ray.errors import UserError
+from atlas_ray.plugins import chosen_by
 from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.protocol import Selector
 
 
-def _read(section: Any, info: ValidationInfo) -> Any:
-    """A section with `combine` is a combination; one without a name is the paper's selector, the LLM."""
-    if not isinstance(section, Mapping):
-        return section
-    if "combine" in section and section.get("name", "combine") == "combine":
+def _named(section: Any) -> Any:
+    """A section with `combine` is a combination."""
+    if isinstance(section, Mapping) and "combine" in section and section.get("name", "combine") == "combine":
         section = {"name": "combine", **section}
         section["parts"] = section.pop("combine")
-    try:
-        kind = Selector.subclass_for(section)
-    except UserError as error:
-        raise ValueError(f"{error.what}; {error.remedy}") from None
-    return kind.model_validate(section, context=info.context)
+    return section
 
 
-SelectorConfig = Annotated[SerializeAsAny[Selector], BeforeValidator(_read)]
+# pydantic asks the last one first
+SelectorConfig = Annotated[SerializeAsAny[Selector], chosen_by(Selector.subclass_for), BeforeValidator(_named)]
 
 
 class SelectConfig(FrozenConfig):

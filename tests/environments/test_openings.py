@@ -46,6 +46,8 @@ class Mute:
     name: str
     model: str
     engine: object = None
+    revision: str | None = None
+    chat_template: str | None = None
     gpus: int = 0
 
     async def build(self) -> Policy:
@@ -89,7 +91,7 @@ def serving() -> Iterator[Any]:
 def test_evaluation_opens_as_the_training_data_in_each_of_the_twelve(
     tmp_path: Path, references: dict[str, Any], serving: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "EngineSpec", Mute)
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", Mute)
     data = written(tmp_path / "data.json", [r for env in TWELVE for r in rows_like(env, references[env])])
     found = settings(tmp_path, TWELVE, openings={"data": {"path": data}}, environments=serving(*map(server, TWELVE)))
     stage.evaluate(found)

@@ -23,7 +23,7 @@ from tests.support.evaluations import Scripted, config
 
 @pytest.fixture
 def scripted(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "EngineSpec", Scripted)
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", Scripted)
 
 
 def facts(run: Path, arm: str) -> list[Episode]:

@@ -169,7 +169,7 @@ def test_the_expert_speaks_where_the_policy_sees_what_it_saw() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_verification_resumes_and_prints_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "EngineSpec", Scripted)
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", Scripted)
     monkeypatch.setattr(Scripted, "build", _novice)
     data = asyncio.run(experts(6))
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, data)

@@ -22,7 +22,6 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.manifest import config_digest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.settings import SelectConfig
-from atlas_ray.selection.value import stage as value_stage
 from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.types import Selection
 
@@ -65,8 +64,6 @@ async def write_data(here: Path) -> None:
     [
         (stage, stage.evaluate, evaluation),
         (verification, verification.verify, verifying),
-        # its stage makes the pool in an actor
-        (value_stage, lambda config: value_stage.pool_of(config.selector, config.environments), valuing),
     ],
 )
 @pytest.mark.parametrize(("given", "expected"), [({"limits": LIMITS}, LIMITS), ({}, LimitsConfig().model_dump())])

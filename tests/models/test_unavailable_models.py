@@ -38,7 +38,7 @@ from tests.support.evaluations import UNUSABLE, Scripted, config, experts
 
 @pytest.fixture
 def scripted(ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stage, "EngineSpec", Scripted)
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", Scripted)
 
 
 def text_of(table: Any) -> str:
@@ -94,7 +94,7 @@ def test_what_concerns_every_model_ends_the_evaluation(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_a_verification_whose_model_cannot_be_loaded_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verification, "EngineSpec", Scripted)
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", Scripted)
     data = asyncio.run(experts(2))
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, data)
     chosen = [Selection(t.id, t.env, t.item_id, "x", None, len(t.steps), (2,)) for t in data]

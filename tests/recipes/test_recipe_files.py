@@ -11,7 +11,7 @@ from atlas_ray.chat_template import read_template
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.intervals import Interval
-from atlas_ray.evaluation.settings import ModelConfig
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.plan import plan_lines
@@ -317,7 +317,7 @@ def test_a_backbones_chat_template_goes_where_its_tokenizer_is_read(tmp_path: Pa
     assert [getattr(s, "model", "") for s in selectors] == ["org/base", "org/base", "org/w"]
     assert (found.train["p"].chat_template, found.verify[0].chat_template) == (template, template)
     models = found.evaluations[""].models
-    assert models["base"] == ModelConfig(path="org/base", chat_template="agentlm")
+    assert models["base"] == EngineModel(path="org/base", chat_template="agentlm")
     assert models["p"] == found.at("train", "p", "model")  # it brings its template along
 
 

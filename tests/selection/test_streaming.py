@@ -18,8 +18,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.pipeline import select_steps
-from atlas_ray.selection.protocol import Selector, Stage, StageContext
-from atlas_ray.selection.registry import SELECTORS
+from atlas_ray.selection.protocol import SELECTORS, Selector, Stage, StageContext
 from atlas_ray.trajectories import index
 from atlas_ray.trajectories.index import index_data
 from atlas_ray.types import Selection
@@ -175,7 +174,7 @@ def test_settings_of_a_selector_from_outside_are_checked(tmp_path: Path, monkeyp
     for wrong, said in (({"rato": 1}, "did you mean `ratio`"), ({"ratio": 2}, "selector.ratio")):
         with pytest.raises(UserError, match=said):
             config_of(tmp_path, {"path": "x"}, section | wrong)
-    with pytest.raises(UserError, match="is no selector"):
+    with pytest.raises(UserError, match="json has no selector JSONDecoder"):
         validate(
             type(config_of(tmp_path, {"path": "x"}, section)),
             {"data": {"path": "x"}, "selector": {"name": "json:JSONDecoder"}},

@@ -7,37 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_ray.errors import UserError
-from atlas_ray.evaluation.settings import ModelConfig
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.policies import ModelConfig
+from atlas_ray.models.protocol import ModelUse
 from atlas_ray.models.source import longest
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
 from atlas_ray.recipes.preflight.pending import Pending
 
 
-@dataclass(frozen=True, slots=True)
-class NeededModel:
-    """A model that a run loads.
-
-    Attributes:
-        tokens: Longest conversation that it is given; None for as long as it takes.
-        chat_template: In place of its tokenizer's.
-    """
-
-    path: str
-    revision: str | None = None
-    tokens: int | None = None
-    chat_template: str | None = None
-
-
 def check_models(pending: Pending) -> list[Finding]:
     """Every model that exists before the run: what the run trains itself is not looked for."""
     found: list[Finding] = []
-    needed: dict[tuple[str, str | None, str | None], NeededModel] = {}
+    needed: dict[tuple[str, str | None, str | None], ModelUse] = {}
     for model in _needed(pending):
         key = model.path, model.revision, model.chat_template
         known = needed.setdefault(key, model)
@@ -66,26 +51,20 @@ def check_keys(pending: Pending) -> list[Finding]:
     return found
 
 
-def _needed(pending: Pending) -> Iterator[NeededModel]:
+def _needed(pending: Pending) -> Iterator[ModelUse]:
     made = pending.made_here
     for train in pending.train.values():
         if train.model not in made:
-            yield NeededModel(train.model, tokens=train.max_length, chat_template=train.chat_template)
-    for select in pending.select.values():
-        for use in select.selector.models():
-            if not use.tokenizer_only and use.path not in made:
-                yield NeededModel(use.path, tokens=use.tokens, chat_template=use.chat_template)
-    # whoever plays gets the context that the comparison's cap and the model allow
-    for evaluation in pending.evaluations.values():
-        for own in evaluation.played.values():
-            if own.endpoint is None and own.path not in made:
-                yield NeededModel(own.path, own.revision, own.max_model_len, own.chat_template)
+            yield ModelUse(train.model, tokens=train.max_length, chat_template=train.chat_template)
+    selecting = [use for c in pending.select.values() for use in c.selector.models()]
+    playing = [use for c in pending.evaluations.values() for model in c.played.values() for use in model.models()]
+    yield from (use for use in [*selecting, *playing] if not use.tokenizer_only and use.path not in made)
     for verify in pending.verify:
         if verify.model not in made:
-            yield NeededModel(verify.model, chat_template=verify.chat_template)
+            yield ModelUse(verify.model, chat_template=verify.chat_template)
 
 
-def _usable(model: NeededModel) -> str:
+def _usable(model: ModelUse) -> str:
     """What a model's template and context are; raises where they do not do.
 
     Raises:

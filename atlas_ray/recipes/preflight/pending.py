@@ -97,7 +97,7 @@ class Pending:
     def engines(self) -> list[EngineConfig]:
         """Of all that plays or judges with engines of its own."""
         selecting = [engine for c in self.select.values() for engine in c.selector.engines()]
-        local = [c.engine for c in self.evaluations.values() for m in c.played.values() if m.endpoint is None]
+        local = [c.engine for c in self.evaluations.values() for m in c.played.values() if m.models()]
         return [*selecting, *local, *(c.engine for c in self.verify)]
 
     @property

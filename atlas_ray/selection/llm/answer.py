@@ -15,7 +15,7 @@ from itertools import zip_longest
 from atlas_ray.selection.llm.step_list import MENTION, Unreadable, ascii_digits, expand, read_steps
 from atlas_ray.types import Category
 
-PARSER_VERSION = 1  # raised with every change that can change what is read; replies kept are then read anew
+PARSER_VERSION = 2  # raised with every change that can change what is read; replies kept are then read anew
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from atlas_ray.config import EndpointConfig, EngineConfig
+from atlas_ray.models.protocol import ModelUse
 from atlas_ray.selection.llm.backends.submissions import BATCHES
 from atlas_ray.selection.llm.settings import LlmSettings
-from atlas_ray.selection.protocol import Forecast, ModelUse, Selector, Stage, StageContext
+from atlas_ray.selection.protocol import Forecast, Selector, Stage, StageContext
 from atlas_ray.types import Selection
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.cluster.dataset import map_on_ray
+from atlas_ray.cluster.placement import beside_driver
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.client import ChatClient, key_of
@@ -81,15 +82,12 @@ class LlmStage(Stage):
         """Selections of blocks, as their last trajectory is judged."""
         import ray
         from ray.data import ActorPoolStrategy
-        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         config, folder = self._config, self._context.folder
         if not folder.has(_READ_BY):
             folder.write_json(_READ_BY, {"parser": PARSER_VERSION})
-        # Beside the driver, to live as long as it does.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         coordinator: Any = ray.remote(Coordinator)
-        self._coordinator = coordinator.options(num_cpus=0, scheduling_strategy=here).remote(config, folder)
+        self._coordinator = coordinator.options(**beside_driver()).remote(config, folder)
         # Nobody waits here for what it finds: the judging actors do, and start meanwhile.
         self._coordinator.open.remote("" if config.engine else key_of(config.endpoint))
         workers = ActorPoolStrategy(

@@ -29,6 +29,7 @@ _MORE = re.compile(
     r"(?:[^\w.(]|_)*(?:(?:and|or|to|through|conversation|steps?)\b(?:[^\w.(]|_)*){0,4}[0-9]", re.IGNORECASE
 )
 _TAKEN_BACK = re.compile(r"\b(?:except|excluding|without|not|minus|other than|apart from)\b", re.IGNORECASE)
+_DOTS = re.compile(r"[0-9]\.\.+[0-9]")
 _FENCE = re.compile(r"^[ \t]*```\w*[ \t]*$", re.MULTILINE)
 _EMPHASIS = re.compile("(?<![0-9A-Za-z])[*_`\"'\u2018-\u201d]+|[*_`\"'\u2018-\u201d]+(?![0-9A-Za-z])")
 _LABEL = re.compile(rf"((?:steps?\s?)?)({_SPAN})(?:\s?[:\u2013\u2014-]\s?(?P<said>[^0-9#].*))?", re.IGNORECASE)
@@ -66,6 +67,8 @@ def read_steps(listed: str, n_steps: int) -> list[int]:
     text = _FENCE.sub("", listed)
     lists = _bracketed(text)
     if lists is None:
+        if _DOTS.search(text):
+            raise Unreadable("dots between numbers that stand in no brackets may be a range, or end a sentence")
         return expand(_lines(text), n_steps)
     if not any(map(_bare, lists)):
         raise Unreadable("the list of critical steps is empty")

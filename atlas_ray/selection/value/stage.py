@@ -6,18 +6,21 @@ Flows in: blocks of trajectories; flows out: selections, each as soon as its rol
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING
+from collections.abc import Awaitable, Callable, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
 
 from atlas_ray.cluster.dataset import map_on_ray
+from atlas_ray.cluster.placement import beside_driver, place_engines
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.errors import together
-from atlas_ray.models.engine import EngineSpec
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
+from atlas_ray.rollouts.coordinator import engine_shares
 from atlas_ray.rollouts.episode import EpisodeRequest
-from atlas_ray.rollouts.pool import RolloutPool
+from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -30,13 +33,13 @@ if TYPE_CHECKING:
 
     from atlas_ray.selection.value.settings import ValueSettings
 
-MAX_OPEN = 32  # trajectories whose rollouts a kill may cost
+_OPEN = 32  # trajectories to an engine whose rollouts a kill may cost
 
 Play = Callable[[EpisodeRequest], Awaitable[Episode]]
 
 
 class ValueStage(Stage):
-    """Plays rollouts on engines that an actor holds.
+    """Plays rollouts on as many actors as their engines need, each with a pool of its share of them.
 
     Raises:
         UserError: If a task has no number at the environment that would play it.
@@ -45,28 +48,65 @@ class ValueStage(Stage):
     rows_per_block = 1  # hundreds of episodes each
 
     def __init__(self, selector: ValueSettings, context: StageContext) -> None:
-        # The worker may have started elsewhere.
+        # Workers may have started elsewhere.
         selector = selector.model_copy(update={"model": reachable(selector.model)})
         self._given = selector, absolute(context.environments), context.seed
         tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
+        self._todo = len(tasks)
         if wrong := unplayable((Task(**task) for task in tasks), context.environments):
             raise together(wrong)
 
     def apply(self, trajectories: Dataset) -> Dataset:
+        """Plays the rollouts.
+
+        Raises:
+            UserError: If the cluster has no room for the engines.
+        """
+        import ray
         from ray.data import ActorPoolStrategy
 
+        selector, engine = self._given[0], self._given[0].engine
+        spec = EngineModel(path=selector.model, chat_template=selector.chat_template).spec("base", engine)
+        place_engines(spec.gpus, engine.replicas, engine.label_selector)  # is there room for all?
+        shares = engine_shares(engine)
+        # no actor takes what another, which has yet to start, is to play
+        most = min(_OPEN * shares[0], ceil(self._todo / len(shares)))
         workers = ActorPoolStrategy(
-            size=1, max_tasks_in_flight_per_actor=MAX_OPEN, max_concurrent_calls_per_actor=MAX_OPEN
+            size=len(shares), max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most
         )
-        return map_on_ray(trajectories, ValueWorker, *self._given, workers=workers, num_cpus=0)
+        shared = ray.remote(EngineShares).options(**beside_driver()).remote(shares)
+        return map_on_ray(trajectories, ValueWorker, shared, spec, *self._given, workers=workers, num_cpus=0)
+
+
+class EngineShares:
+    """An actor that says the others how many engines are theirs: as many as before to one that was started again."""
+
+    def __init__(self, shares: Sequence[int]) -> None:
+        self._left, self._given = list(shares), dict[str, int]()
+
+    def of(self, actor: str) -> int:
+        """The share of the actor with this id."""
+        if actor not in self._given:
+            self._given[actor] = self._left.pop()
+        return self._given[actor]
 
 
 class ValueWorker:
-    """One actor: all its trajectories' rollouts go through one pool of engines."""
+    """One actor: all its trajectories' rollouts go through one pool, of its share of the engines."""
 
-    def __init__(self, selector: ValueSettings, environments: EnvironmentsConfig, seed: int) -> None:
-        self._given = selector, seed, environments
-        self._engines = AsyncReplicaSet(lambda: pool_of(selector, environments))
+    def __init__(
+        self, shares: Any, spec: PolicySpec, selector: ValueSettings, environments: EnvironmentsConfig, seed: int
+    ) -> None:
+        self._shares, self._spec, self._given = shares, spec, (selector, seed, environments)
+        self._engines = AsyncReplicaSet(self._pool)
+
+    def _pool(self) -> RolloutPool:
+        import ray
+
+        selector, _, environments = self._given
+        share = ray.get(self._shares.of.remote(ray.get_runtime_context().get_actor_id()))
+        engine = selector.engine.model_copy(update={"replicas": share})
+        return RolloutPool.of(self._spec, engine, environments, limits=selector.limits)
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         """Selections of a block.
@@ -99,14 +139,3 @@ async def value_steps(
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):
             rollouts.add(request, episode)
     return rollouts.selection()
-
-
-def pool_of(selector: ValueSettings, environments: EnvironmentsConfig) -> RolloutPool:
-    """Engines of the configured model, in any process that is connected to Ray; all have started once it is made.
-
-    Raises:
-        AtlasError: If they do not start, or there is no room for them.
-    """
-    engine = selector.engine
-    spec = EngineSpec("base", selector.model, engine.capped(), chat_template=selector.chat_template)
-    return RolloutPool.of(spec, engine, environments, limits=selector.limits)

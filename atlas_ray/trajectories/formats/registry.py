@@ -9,7 +9,7 @@ from atlas_ray.plugins import Registry
 from atlas_ray.trajectories.formats.protocol import DataFormat
 
 # A row is held against them in this order: flagged turns say more than turns without flags.
-FORMATS = Registry(
+FORMATS: Registry[DataFormat] = Registry(
     "data format",
     DataFormat,
     {name: f"{__package__}.{name}:FORMAT" for name in ("atlas", "openai", "agenttraj", "sharegpt")},

@@ -39,6 +39,9 @@ TABLE: list[tuple[str, str, tuple[int, ...] | str]] = [
     ("range in words", ASKED + "steps 3 to 5", (3, 4, 5)),
     ("range backwards", ASKED + "conversation[5-3]", REPAIR),
     ("range beyond the end", ASKED + "conversation[9-12]", REPAIR),
+    ("range with dots", ASKED + "conversation[3..5]", (3, 4, 5)),
+    ("a full stop and more, or a range", ASKED + "1, 4..5", REPAIR),
+    ("a line's full stop and more, or a range", ASKED + "\n- Step 3\n- Step 4..5", REPAIR),
     ("range of three", ASKED + "conversation[3-5-7]", REPAIR),
     ("range with an exception", ASKED + "conversation[3-5] except step 4", REPAIR),
     ("ellipsis in a list", ASKED + "conversation[3, ..., 7]", REPAIR),
@@ -162,8 +165,9 @@ def inline(draw: st.DrawFn, steps: list[int], zero: int) -> str:
     """A list on one line: brackets or none, labels or none, separators, ranges for neighbours."""
     item = draw(st.sampled_from(ITEMS))
     comma = draw(st.sampled_from([", ", ",", " , ", "; ", " and ", " & ", ", and ", "\uff0c", "\u3001"]))
-    dash = draw(st.sampled_from(["", "-", " - ", "\u2013", " to ", ".."]))
     wrap = draw(st.sampled_from(["conversation[{}]", "conversation[{}]", "`conversation[{}]`", "[{}]", "{}", "{}."]))
+    dots = [".."] if "[" in wrap else []  # elsewhere one may end a sentence
+    dash = draw(st.sampled_from(["", "-", " - ", "\u2013", " to ", *dots]))
     parts, at = [], 0
     while at < len(steps):
         end = at

@@ -8,14 +8,17 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter, defaultdict
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from atlas_ray.config import validate
+from atlas_ray.config import LimitsConfig, validate
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
+from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
@@ -23,9 +26,12 @@ from atlas_ray.rollouts.pool import FixedSpec, RolloutPool
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import SelectConfig
+from atlas_ray.selection.value import stage
 from atlas_ray.selection.value.estimators import rescore
 from atlas_ray.selection.value.selector import ValueSelector
-from atlas_ray.selection.value.stage import value_steps
+from atlas_ray.selection.value.stage import ValueWorker, value_steps
 from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.types import Selection, Trajectory
 
@@ -68,9 +74,93 @@ def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> Non
             assert sum(one.rejoined) > 0
 
 
+class Noting(ValueWorker):
+    """Notes who plays what, on how many engines, in the folder that is named as the model."""
+
+    def _note(self, what: str) -> None:
+        (Path(self._given[0].model) / f"{what} {os.getpid()} {time.monotonic_ns()}").touch()
+
+    def _pool(self) -> RolloutPool:
+        pool = super()._pool()
+        self._note(f"{len(pool._handles)}-engines")
+        assert pool._arguments[1] == LimitsConfig(episode_s=345)
+        return pool
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        for name in table["item_id"].to_pylist():
+            self._note(name)
+        return await super().__call__(table)
+
+
+class Dying(Noting):
+    """Dies once, with a selection made that it does not hand over."""
+
+    async def __call__(self, table: pa.Table) -> pa.Table:
+        found = await super().__call__(table)
+        try:
+            (Path(self._given[0].model) / "died").open("x").write(str(os.getpid()))
+        except FileExistsError:
+            return found
+        os._exit(1)
+
+
+def selected(folder: Path, data: Path, coordinators: int, **engine: int) -> tuple[list[Selection], dict[str, set[str]]]:
+    """Selections by coordinators of scripted engines, and the processes that noted each thing."""
+    notes = folder / "notes"
+    notes.mkdir(parents=True)
+    engines = {"engine": engine | {"coordinators": coordinators}, "limits": {"episode_s": 345}}
+    selector = {"name": "value", "rollouts": 2, "model": str(notes)} | engines
+    values = {"run": str(folder / "run"), "data": {"path": str(data)}, "selector": selector}
+    found = select_steps(validate(SelectConfig, values)).read(SELECTIONS)
+    noted = defaultdict[str, set[str]](set)
+    for note in notes.glob("* *"):
+        noted[note.name.split()[0]].add(note.name.split()[1])
+    return [replace(s, model=None) for s in found], noted
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_coordinators_share_trajectories_and_engines_and_a_killed_one_costs_its_open_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(24)))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    monkeypatch.setattr(stage, "ValueWorker", Noting)
+    alone, noted = selected(tmp_path / "alone", tmp_path / "data", 1, replicas=2)
+    assert len(alone) == 24
+    assert not any(s.error for s in alone)
+    assert (len(noted.pop("2-engines")), {len(who) for who in noted.values()}) == (1, {1})
+
+    two, noted = selected(tmp_path / "two", tmp_path / "data", 2, replicas=3)
+    assert two == alone
+    actors = noted.pop("1-engines") | noted.pop("2-engines")
+    played = Counter(pid for who in noted.values() for pid in who)
+    assert (set(played), len(actors), played.total()) == (actors, 2, 24)
+    assert min(played.values()) >= 8
+
+    monkeypatch.setattr(stage, "ValueWorker", Dying)
+    killed, noted = selected(tmp_path / "killed", tmp_path / "data", 2, replicas=3)
+    assert killed == alone
+    dead = (tmp_path / "killed" / "notes" / "died").read_text()
+    [share] = {name for name, who in noted.items() if name.endswith("-engines") and dead in who}
+    again = {name: who for name, who in noted.items() if len(who) == 2}
+    assert again.pop(share) - {dead}  # as many engines as before
+    assert 1 <= len(again) < 24
+    assert all(dead in who for who in again.values())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_engines_that_find_no_room_are_told_before_an_actor_waits_for_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(1)))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    with pytest.raises(UserError, match="cannot place 7 engine replicas"):
+        selected(tmp_path, tmp_path / "data", 2, replicas=7)
+
+
 _DRIVER = """
 import sys
-from atlas_ray.config import validate
+from atlas_ray.config import LimitsConfig, validate
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.selection.settings import SelectConfig
 selector = {"name": "value", "mode": sys.argv[4], "rollouts": 2, "model": sys.argv[3], "max_tokens": 12}
