@@ -131,7 +131,11 @@ def split_react(reply: str) -> tuple[str, str]:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Step `index` (from 1) of a trajectory: a trainable assistant turn, found at `messages[position]`."""
+    """Step `index` (from 1) of a trajectory: a trainable assistant turn, found at `messages[position]`.
+
+    Attributes:
+        observation: What it answers: the texts of the turns since the last assistant turn.
+    """
 
     index: int
     position: int
@@ -183,11 +187,14 @@ class Trajectory:
     @property
     def steps(self) -> tuple[Step, ...]:
         """The trainable assistant turns in order, each with the observation it answers."""
-        found: list[Step] = []
+        found, seen = list[Step](), list[str]()
         for position, message in enumerate(self.messages):
-            if message.role == "assistant" and message.trainable:
-                before = self.messages[position - 1].content if position else ""
-                found.append(Step(len(found) + 1, position, message.content, before))
+            if message.role != "assistant":
+                seen.append(message.content)
+                continue
+            if message.trainable:
+                found.append(Step(len(found) + 1, position, message.content, "\n".join(seen)))
+            seen = []
         return tuple(found)
 
 

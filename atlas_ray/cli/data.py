@@ -93,7 +93,7 @@ def trajectories_stats(
     found = read_trajectories(settings, rejected)
     for table in statistics_tables(found) if found else ():
         output.print(table)
-    unusable = [row for row in rejected if row.unknown is None]
+    unusable = [row for row in rejected if row.is_unusable]
     for row in unusable[:5]:
         typer.echo(f"rejected: {row}", err=True)
     if rejected:

@@ -89,7 +89,7 @@ def item_lines(config: EvaluateConfig) -> list[str]:
     named, lines = _items_of(config), []
     if skipped := skipped_line(named.rejected):
         lines.append(f"items: {skipped}")
-    if rows := [row for row in named.rejected if row.unknown is None]:
+    if rows := [row for row in named.rejected if row.is_unusable]:
         lines.append(f"items: {len(rows)} rows name no task; the first: {rows[0]}")
     if others := [f"{env} {len(ids)}" for env, ids in named.ids.items() if env not in config.tasks]:
         lines.append(f"items: not asked for in evaluate.tasks: {', '.join(others)}")

@@ -176,7 +176,7 @@ class _Remote:
         if check is not None:
             check(sorted(found))
         if suffixes is not None and "" not in found:
-            found = {name: info for name, info in found.items() if name.endswith(suffixes)}
+            found = {name: info for name, info in found.items() if name.lower().endswith(suffixes)}
         if not found:
             raise UserError(f"{self.uri} holds no file{_ending(suffixes)}", "check the address")
         if strange := [name for name in found if ".." in PurePosixPath(name).parts or name.startswith("/")]:

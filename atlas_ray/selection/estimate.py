@@ -35,7 +35,7 @@ def estimate_lines(config: SelectConfig) -> list[str]:
     lines = config.selector.estimate(left)
     for _ in left:  # what the selector had no need to look at
         pass
-    check_environments(config.data, envs, [row for row in rejected if row.unknown is None])
+    check_environments(config.data, envs, [row for row in rejected if row.is_unusable])
     refused = rejected_figures(rejected)["rejected"]
     what = f"{counts['trajectories']} trajectories with {counts['steps']} steps to judge"
     return [f"{what}, {len(done)} done, {refused} rows rejected", *lines]

@@ -6,6 +6,7 @@ what is wrong in words for `rejected.jsonl`.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,24 +15,56 @@ from atlas_ray.types import Category, GoldStep, Message
 
 
 def check_messages(messages: Sequence[Message]) -> None:
-    """Checks the shape of a conversation; it may end with an observation that nobody answers.
+    """Checks the shape of a conversation; turns of one role may follow each other, and nobody need answer the last one.
 
     Raises:
         DataError: If turns are missing, empty or out of turn, or no assistant turn is trainable.
     """
     if not messages:
         raise DataError("the conversation is empty")
-    expected = "system" if messages[0].role == "system" else "user"
+    first = messages[0].role == "system"
     for turn, message in enumerate(messages, 1):
-        if message.role != expected:
-            raise DataError(f"turn {turn} is by {message.role!r} where {expected!r} must speak")
+        if message.role == "system" and turn > 1:
+            raise DataError(f"turn {turn} is by 'system', which may only open a conversation")
+        if turn == 1 + first and message.role != "user":
+            raise DataError(f"turn {turn} is by {message.role!r} where 'user' must speak")
         if not message.content.strip():
             raise DataError(f"turn {turn} ({message.role}) is empty")
         if message.trainable and message.role != "assistant":
             raise DataError(f"turn {turn} ({message.role}) is marked for training")
-        expected = "assistant" if message.role == "user" else "user"
     if not any(m.trainable for m in messages):
         raise DataError("no assistant turn is trainable")
+
+
+class RepeatedKey(ValueError):
+    """A JSON object that names a key twice; the standard library would let the last one win."""
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, as `json` hands it to its `object_pairs_hook`.
+
+    Raises:
+        RepeatedKey: If a key stands in it twice.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        key = next(key for n, (key, _) in enumerate(pairs) if key in dict(pairs[:n]))
+        raise RepeatedKey(f"the key {key!r} stands twice in one object; leave the one that is meant")
+    return found
+
+
+def check_json(text: str, what: str) -> Any:
+    """The value of a JSON text that a row holds.
+
+    Raises:
+        DataError: If it is none, or an object of it names a key twice.
+    """
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys)
+    except RepeatedKey as error:
+        raise DataError(f"{what}: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{what} is text that is not valid JSON: {error}") from None
 
 
 def check_text(value: Any, what: str) -> str:

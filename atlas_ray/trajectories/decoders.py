@@ -1,32 +1,37 @@
-"""Rows out of files, one at a time: JSON, JSONL and Parquet, cut into spans that can be read apart.
+"""Rows out of files, one at a time: JSON, JSONL, CSV and Parquet, cut into spans that can be read apart.
 
-Flows in: a file; flows out: spans of it, and the rows of each with their places in the file. No file is held in memory
-as a whole.
+Flows in: a file, compressed or not; flows out: spans of it, and the rows of each with their places in the file. No file
+is held in memory as a whole, but for a JSON file that is one object.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, BinaryIO, NamedTuple, TextIO, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.local_copy import origin
+from atlas_ray.trajectories.checks import RepeatedKey, unique_keys
 from atlas_ray.trajectories.formats.registry import detect
 
-SUFFIXES = (".json", ".jsonl", ".parquet")
+_CODECS = {"": None, ".gz": "gzip", ".zst": "zstd"}
+SUFFIXES = (*(kind + packed for kind in (".json", ".jsonl", ".csv") for packed in _CODECS), ".parquet")
 SPAN = 64 << 20  # bytes of a file from which on it is cut
 _CHUNK = 1 << 20  # bytes or characters that are read at once
 _CUT_OFF = 64  # characters before the end of a chunk within which an error may come of the cut
 _SPACE = re.compile(r"[ \t\n\r]*")
-_DECODER = json.JSONDecoder()
+_DECODER, _LENIENT = json.JSONDecoder(object_pairs_hook=unique_keys), json.JSONDecoder()
+csv.field_size_limit(1 << 30)  # a cell holds a conversation
 
 
 class Decoded(NamedTuple):
@@ -56,14 +61,13 @@ WHOLE = Span()
 
 
 def spans(file: Path) -> list[Span]:
-    """How a file can be cut: JSONL between lines, Parquet between row groups, JSON not at all.
+    """How a file can be cut: JSONL between lines, Parquet between row groups, others not at all.
 
     Raises:
         UserError: If it cannot be read.
     """
-    if file.suffix == ".json" or file.stat().st_size <= SPAN:
-        return [WHOLE]
-    return _line_spans(file) if file.suffix == ".jsonl" else _group_spans(file)
+    cut = {".jsonl": _line_spans, ".parquet": _group_spans}.get(file.suffix.lower())
+    return [WHOLE] if cut is None or file.stat().st_size <= SPAN else cut(file)
 
 
 def decode(file: Path, span: Span = WHOLE) -> Iterator[Decoded]:
@@ -72,9 +76,18 @@ def decode(file: Path, span: Span = WHOLE) -> Iterator[Decoded]:
     Raises:
         UserError: If the file cannot be read as a whole.
     """
-    if file.suffix == ".json":
-        return _json_rows(file)
-    return _jsonl_rows(file, span) if file.suffix == ".jsonl" else _parquet_rows(file, span)
+    if file.suffix.lower() == ".parquet":
+        return _parquet_rows(file, span)
+    kind = Path(file.stem if file.suffix.lower() in _CODECS else file.name).suffix.lower()
+    return _jsonl_rows(file, span) if kind == ".jsonl" else _csv_rows(file) if kind == ".csv" else _json_rows(file)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked."""
+    codec = _CODECS.get(file.suffix.lower())
+    with _readable(file), file.open("rb") as raw:
+        yield raw if codec is None else cast(BinaryIO, io.BufferedReader(pa.input_stream(raw, compression=codec)))
 
 
 def _line_spans(file: Path) -> list[Span]:
@@ -104,8 +117,8 @@ def _group_spans(file: Path) -> list[Span]:
 
 
 def _json_rows(file: Path) -> Iterator[Decoded]:
-    with _readable(file), file.open(encoding="utf-8-sig", newline="") as source:
-        text = _JsonText(source)
+    with _opened(file) as source:
+        text = _JsonText(io.TextIOWrapper(source, "utf-8-sig", newline=""))
         try:
             if text.peek() == "[":
                 yield from _elements(text)
@@ -117,9 +130,15 @@ def _json_rows(file: Path) -> Iterator[Decoded]:
                 f"{origin(file)} is not valid JSON: {text.place(error.pos)}: {error.msg}",
                 "mend the file or fetch it anew; name it .jsonl where it holds one object a line",
             ) from None
-        if not detect(value):
-            raise UserError(f"{origin(file)} holds no list of trajectories", "see the formats that `data.format` names")
-        yield Decoded(1, value)
+        lists = {key: rows for key, rows in value.items() if isinstance(rows, list)} if isinstance(value, dict) else {}
+        if lists and not detect(value):
+            if len(lists) > 1:
+                what = f"{origin(file)} is an object of several lists: {', '.join(lists)}"
+                raise UserError(what, "write the one that is meant into a file of its own")
+            (rows,) = lists.values()
+            yield from (Decoded(number, row) for number, row in enumerate(rows, 1))
+            return
+        yield _decoded(1, value)
 
 
 def _elements(text: _JsonText) -> Iterator[Decoded]:
@@ -131,12 +150,16 @@ def _elements(text: _JsonText) -> Iterator[Decoded]:
     while sign != "]":
         text.peek()
         row += 1
-        yield Decoded(row, text.value())
+        yield _decoded(row, text.value())
         sign = text.peek()
         if sign not in (",", "]"):
             raise json.JSONDecodeError("Expecting ',' delimiter", text.window, text.at)
         text.at += 1
     text.end()
+
+
+def _decoded(row: int, value: Any) -> Decoded:
+    return Decoded(row, None, str(value)) if isinstance(value, RepeatedKey) else Decoded(row, value)
 
 
 class _JsonText:
@@ -157,14 +180,17 @@ class _JsonText:
                 return ""
 
     def value(self) -> Any:
-        """The value that begins here.
+        """The value that begins here, or a `RepeatedKey` in place of one that holds such.
 
         Raises:
             JSONDecodeError: If none does.
         """
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.window, self.at)
+                try:
+                    value, end = _DECODER.raw_decode(self.window, self.at)
+                except RepeatedKey as error:
+                    value, end = error, _LENIENT.raw_decode(self.window, self.at)[1]
             except json.JSONDecodeError as error:
                 cut = error.pos > len(self.window) - _CUT_OFF or error.msg.startswith("Unterminated string")
                 if cut and self._read_on():
@@ -201,8 +227,8 @@ class _JsonText:
 
 
 def _jsonl_rows(file: Path, span: Span) -> Iterator[Decoded]:
-    with _readable(file), file.open("rb") as lines:
-        at = lines.seek(span.start)
+    with _opened(file) as lines:
+        at = lines.seek(span.start) if span.start else 0
         for row, line in enumerate(lines, span.row):
             if span.stop is not None and at >= span.stop:
                 return
@@ -211,12 +237,41 @@ def _jsonl_rows(file: Path, span: Span) -> Iterator[Decoded]:
                 text = line.decode("utf-8-sig" if row == 1 else "utf-8")
                 if not text.strip():
                     continue
-                decoded = Decoded(row, json.loads(text))
+                decoded = Decoded(row, json.loads(text, object_pairs_hook=unique_keys))
             except json.JSONDecodeError as error:
                 decoded = Decoded(row, None, f"not valid JSON: column {error.colno}: {error.msg}")
+            except RepeatedKey as error:
+                decoded = Decoded(row, None, str(error))
             except (ValueError, RecursionError) as error:
                 decoded = Decoded(row, None, f"unreadable: {_short(error)}")
             yield decoded
+
+
+def _csv_rows(file: Path) -> Iterator[Decoded]:
+    with _opened(file) as source:
+        try:
+            rows = csv.reader(io.TextIOWrapper(source, "utf-8-sig", newline=""), strict=True)
+            names = next(rows, [])
+            if len(set(names)) < len(names):
+                raise UserError(f"two columns of {origin(file)} have one name", "name each column once")
+            for number, cells in enumerate((cells for cells in rows if cells), 1):
+                if len(cells) != len(names):
+                    yield Decoded(number, None, f"the row has {len(cells)} cells for {len(names)} columns")
+                    continue
+                try:
+                    yield Decoded(number, dict(zip(names, map(_cell, cells), strict=True)))
+                except RepeatedKey as error:
+                    yield Decoded(number, None, str(error))
+        except csv.Error as error:
+            raise UserError(f"{origin(file)} is not valid CSV: {error}", "write it anew, each text in quotes") from None
+
+
+def _cell(text: str) -> Any:
+    """What a cell holds: JSON where it is JSON, nothing where it is empty, else its text."""
+    try:
+        return json.loads(text, object_pairs_hook=unique_keys) if text else None
+    except (json.JSONDecodeError, RecursionError):
+        return text
 
 
 def _parquet_rows(file: Path, span: Span) -> Iterator[Decoded]:
@@ -235,7 +290,8 @@ def _readable(file: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"cannot read {origin(file)}: {_short(error)}", "check its permissions, and that it is JSON in UTF-8"
+            f"cannot read {origin(file)}: {_short(error)}",
+            "check its permissions, and that it is whole and UTF-8",
         ) from None
 
 

@@ -175,7 +175,7 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
     pa.default_memory_pool().release_unused()
     if line := skipped_line(rejected):
         warn_once(f"{config.path}: {line}")
-    unusable = [row for row in rejected if row.unknown is None]
+    unusable = [row for row in rejected if row.is_unusable]
     check_environments(config, set(pc.unique(outline["env"]).to_pylist()), unusable)
     return DataIndex(
         config, parts, np.cumsum([0, *counts]), places, outline, rejected, size <= SMALL and outline.num_rows <= _FEW

@@ -24,7 +24,7 @@ def is_run(path: str) -> bool:
 
 def is_hub_id(path: str) -> bool:
     """Whether a name is one of the Hugging Face hub's rather than a path here."""
-    return bool(_HUB_ID.fullmatch(path)) and not path.endswith(SUFFIXES) and not Path(path).parent.exists()
+    return bool(_HUB_ID.fullmatch(path)) and not path.lower().endswith(SUFFIXES) and not Path(path).parent.exists()
 
 
 def locate(config: DataConfig) -> Path:
@@ -36,6 +36,8 @@ def locate(config: DataConfig) -> Path:
     path = local_copy(config.path, SUFFIXES)
     if path.exists():
         return path
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to {path.readlink()}, where nothing is", "mend the link")
     if is_hub_id(config.path):
         return _from_hub(config)
     parent = next((p for p in path.parents if p.is_dir()), Path())
@@ -45,25 +47,29 @@ def locate(config: DataConfig) -> Path:
     raise UserError(f"{path} does not exist", hint)
 
 
-def data_files(root: Path) -> list[Path]:
-    """The files of a data set in the order of their names.
+def data_files(root: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a data set in the order of their names, and those beside them that are of no kind that is read.
 
     Raises:
         UserError: If there is none.
     """
     if root.is_file():
-        if root.suffix not in SUFFIXES:
+        if not _is_read(root):
             raise UserError(f"{root} is no kind of file that is read", f"give one of {', '.join(SUFFIXES)}")
-        return [root]
+        return [root], []
     files = [
         file
         for file in sorted(root.rglob("*"))
-        if file.is_file() and file.suffix in SUFFIXES and file.name not in _NOT_DATA
+        if file.is_file() and file.name not in _NOT_DATA
         if not any(part.startswith(".") for part in file.relative_to(root).parts)
     ]
-    if not files:
+    if not any(map(_is_read, files)):
         raise UserError(f"the folder {root} holds no {', '.join(SUFFIXES)} file", "check `path`")
-    return files
+    return [file for file in files if _is_read(file)], [file for file in files if not _is_read(file)]
+
+
+def _is_read(file: Path) -> bool:
+    return file.name.lower().endswith(SUFFIXES)
 
 
 def _from_hub(config: DataConfig) -> Path:
@@ -75,7 +81,7 @@ def _from_hub(config: DataConfig) -> Path:
             f"{config.path} is not a local path, and huggingface_hub is not installed to look for it online",
             "check `path`, or install the extra `cpu` or `gpu`",
         ) from None
-    patterns = [f"*{suffix}" for suffix in SUFFIXES]
+    patterns = [f"*{form}" for suffix in SUFFIXES for form in (suffix, suffix.upper())]
     try:
         return Path(
             snapshot_download(config.path, repo_type="dataset", revision=config.revision, allow_patterns=patterns)

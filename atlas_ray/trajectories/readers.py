@@ -12,22 +12,25 @@ from __future__ import annotations
 
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.local_copy import origin
 from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.checks import kind
 from atlas_ray.trajectories.decoders import WHOLE, Decoded, Span, decode, spans
 from atlas_ray.trajectories.formats.protocol import DataFormat
-from atlas_ray.trajectories.formats.registry import FORMATS, detect_all
+from atlas_ray.trajectories.formats.registry import FORMATS, detect, detect_all
 from atlas_ray.trajectories.item_ids import UniqueIds, UnknownEnvironment
 from atlas_ray.trajectories.locate import data_files, is_run, locate
-from atlas_ray.trajectories.rejected import Rejected, skipped_line
+from atlas_ray.trajectories.rejected import Rejected, listed, skipped_line
 from atlas_ray.types import Trajectory
 
 _log = logging.getLogger(__name__)
@@ -65,7 +68,11 @@ def list_parts(config: DataConfig) -> list[Part]:
     if is_run(config.path):
         return [Part(config.path, None)]
     root, found = locate(config), list[Part]()
-    for file in data_files(root):
+    files, others = data_files(root)
+    if others:
+        named = listed([file.name for file in others])
+        warn_once(f"{config.path}: files of other kinds that are not read ({len(others)}): {named}")
+    for file in files:
         cut, form = spans(file), "" if config.format == "auto" else config.format
         if len(cut) > 1 and not form:
             form = detect_all(row.value for row in itertools.islice(decode(file), _PEEK))
@@ -88,15 +95,22 @@ def iter_part(part: Part, config: DataConfig) -> Iterator[Trajectory | Rejected]
         yield from (trajectory for trajectory in held if _is_asked(trajectory.env, config))
         return
     name, form, rows = _open(part, config)
+    if form is None:
+        yield Rejected(name, 0, "the file holds no trajectories")
+        return
+    unused = Counter[str]()
     for row in rows:
         found: Trajectory | Rejected | None = None
         try:
             if _task(row, form, config):
                 found = form.read(row.value)
+                unused.update(form.unused(row.value))
         except DataError as error:
             found = Rejected.of(name, row.row, error)
         if found is not None:
             yield found
+    for key, count in unused.items():
+        yield Rejected(name, 0, f"the key {key} is not used", key=key, rows=count)
 
 
 def iter_trajectories(config: DataConfig, rejected: list[Rejected]) -> Iterator[Trajectory]:
@@ -127,7 +141,7 @@ def read_trajectories(config: DataConfig, rejected: list[Rejected] | None = None
     """
     passed: list[Rejected] = []
     found = list(iter_trajectories(config, passed))
-    unusable = [row for row in passed if row.unknown is None]
+    unusable = [row for row in passed if row.is_unusable]
     if rejected is not None:
         rejected.extend(passed)
     elif unusable:
@@ -179,6 +193,9 @@ def read_items(config: DataConfig) -> Items:
                     found.setdefault(trajectory.env, {})[trajectory.item_id] = None
             continue
         name, form, rows = _open(part, config)
+        if form is None:
+            rejected.append(Rejected(name, 0, "the file names no tasks"))
+            continue
         for row in rows:
             try:
                 if task := _task(row, form, config):
@@ -194,15 +211,35 @@ def warn_once(line: str) -> None:
     _log.warning(line)
 
 
-def _open(part: Part, config: DataConfig) -> tuple[str, DataFormat, Iterator[Decoded]]:
-    """What a user calls a part's file, its format, and its rows."""
+def _open(part: Part, config: DataConfig) -> tuple[str, DataFormat | None, Iterator[Decoded]]:
+    """What a user calls a part's file, its format, and its rows; no format for a folder's file that holds no data.
+
+    Raises:
+        UserError: If the file that was asked for holds none.
+    """
     root = Path(part.root)
-    file = (root if root.exists() else locate(config)) / (part.file or "")
+    root = root if root.exists() else locate(config)
+    file = root / (part.file or "")
     rows = decode(file, part.span)
     if part.format:
         return origin(file), FORMATS.find(part.format), rows
     first = list(itertools.islice(rows, _PEEK))
+    if not any(row.error or _shows_data(row.value) for row in first):
+        if file != root:
+            return origin(file), None, rows
+        if first:
+            remedy = "write them in a form that `data.format` knows, or name your own (docs/own-data.md)"
+            raise UserError(f"{origin(file)} holds no trajectories: {_seen(first[0].value)}", remedy)
     return origin(file), FORMATS.find(detect_all(row.value for row in first)), itertools.chain(first, rows)
+
+
+def _shows_data(value: Any) -> bool:
+    """Whether a row has a conversation, or at least names a task."""
+    return isinstance(value, dict) and (detect(value) is not None or not value.keys().isdisjoint({"id", "item_id"}))
+
+
+def _seen(value: Any) -> str:
+    return f"its first row has the keys {listed(list(value))}" if isinstance(value, dict) else f"a row is {kind(value)}"
 
 
 def _task(row: Decoded, form: DataFormat, config: DataConfig) -> tuple[str, str] | None:

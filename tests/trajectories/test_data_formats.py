@@ -106,7 +106,7 @@ BROKEN: list[tuple[Any, str]] = [
     (AGENTTRAJ | {"conversations": ["hello"]}, "turn 1 is not an object but a string"),
     (AGENTTRAJ | {"conversations": AGENTTRAJ["conversations"][:2]}, "no assistant turn is trainable"),
     (AGENTTRAJ | {"conversations": AGENTTRAJ["conversations"][1:]}, "turn 1 is by 'assistant' where 'user' must speak"),
-    (changed(1, **{"from": "human"}), "turn 2 is by 'user' where 'assistant' must speak"),
+    (changed(2, **{"from": "system"}), "turn 3 is by 'system', which may only open a conversation"),
     (changed(4, **{"from": "robot"}), "turn 5: unknown from 'robot'"),
     (changed(4, **{"from": ["human"]}), "turn 5: unknown from ['human']"),
     (changed(4, value="  "), "turn 5 (user) is empty"),
@@ -114,7 +114,7 @@ BROKEN: list[tuple[Any, str]] = [
     (changed(4, value=None), "turn 5: value is not a string but null"),
     (changed(4, value="\ud800"), "turn 5: value holds half a surrogate pair"),
     (changed(4, loss=True), "turn 5 (user) is marked for training"),
-    (changed(3, loss="yes"), "turn 4: loss is neither true, false nor null but a string"),
+    (changed(3, loss="yes"), "turn 4: loss 'yes' is neither true nor false"),
     (changed(3, loss=None), "turn 4: an assistant turn has no loss flag"),
     (AGENTTRAJ | {"reward": float("nan")}, "the reward nan is not in [0, 1]"),
     (AGENTTRAJ | {"reward": 2}, "the reward 2 is not in [0, 1]"),
@@ -148,8 +148,12 @@ def test_a_broken_row_is_rejected_with_its_reason(tmp_path, suffix):
     [
         ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "turn 2 is a tool call"),
         ({"role": "tool", "content": "12"}, "turn 2 is a tool call"),
-        ({"role": "assistant", "content": "hi", "weight": 0.5}, "turn 2: weight 0.5 is neither 0 nor 1"),
-        ({"role": "assistant", "content": [{"type": "text"}]}, "turn 2: content is not a string but a list"),
+        ({"role": "assistant", "content": "hi", "weight": 0.5}, "turn 2: weight 0.5 is neither true nor false"),
+        ({"role": "assistant", "content": [{"type": "text"}]}, "turn 2: content: text is not a string but null"),
+        (
+            {"role": "assistant", "content": [{"type": "image_url"}]},
+            "turn 2: content holds a part of type 'image_url', and only text is read",
+        ),
     ],
 )
 def test_openai_rows_that_are_no_plain_text(tmp_path, turn, reason):
@@ -164,10 +168,8 @@ def test_broken_rows_do_not_hide_the_format(tmp_path):
     assert [t.messages for t in found] == [MESSAGES]
     assert [r.reason for r in rejected][1:] == [
         "the conversation is empty",
-        "turn 2: an assistant turn has no loss flag",
+        "turn 2: an assistant turn has no loss flag; mark all or none",
     ]
-    _, [entry] = read(write(tmp_path / "a.json", [AGENTTRAJ]), format="sharegpt")
-    assert entry.reason == "turn 2 has a loss flag, which ShareGPT has not; set `format: agenttraj`"
 
 
 OWN = """
@@ -226,7 +228,8 @@ def test_a_format_of_an_installed_package_is_known_by_its_entry_point(
     (tmp_path / "theirs-1.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
     (tmp_path / "theirs-1.dist-info" / "entry_points.txt").write_text("[atlas_ray.formats]\nlogs = their_logs:FORMAT\n")
     path = write(tmp_path / "data.jsonl", [LOG])
-    assert read(path)[0] == []
+    with pytest.raises(UserError, match="holds no trajectories: its first row has the keys task, score, log"):
+        read(path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(vars(FORMATS), "_places")  # looked up once
     monkeypatch.setattr(FORMATS, "_found", {})

@@ -55,8 +55,10 @@ def test_a_folder_is_read_in_order_of_names_and_ids_stay_unique(tmp_path):
     found, rejected = read(tmp_path)
     task = "maze/lmrlgym_maze_3"
     assert [t.id for t in found] == [task, f"{task}#2", f"{task}#3"]
-    # a file has one format
-    assert [(Path(r.file).name, r.row, r.reason) for r in rejected] == [("c.jsonl", 2, "the row has no conversations")]
+    [other] = rejected
+    assert (Path(other.file).name, other.row) == ("c.jsonl", 2)
+    remedy = "a file has one format: write rows of another one into another file"
+    assert other.reason == f"the row has no conversations; {remedy}"
 
 
 def test_a_truncated_line_rejects_one_row(tmp_path):
@@ -76,10 +78,16 @@ def test_a_truncated_line_rejects_one_row(tmp_path):
         ("a.json", json.dumps([AGENTTRAJ])[:-9], ["line 1, column", "a.json"]),
         ("a.json", '[{"a": 1},\n {]', ["line 2, column 3"]),
         ("a.json", "", ["line 1, column 1"]),
-        ("a.json", '{"a": 1}', ["holds no list"]),
+        ("a.json", '{"a": 1}', ["holds no trajectories", "keys a"]),
         ("a.json", "[" * 100_000, ["cannot read"]),
         ("a.parquet", "PAR1", ["not readable as Parquet"]),
-        ("a.csv", "a,b", [".jsonl"]),
+        ("a.json", '{"a": [], "b": [1]}', ["several lists: a, b"]),
+        ("a.csv", "a,b\n1,2", ["holds no trajectories", "keys a, b"]),
+        ("a.csv", "a,a\n1,2", ["two columns"]),
+        ("a.csv", 'a,b\n"1,2', ["not valid CSV"]),
+        ("a.jsonl.gz", "no archive", ["cannot read"]),
+        ("a.jsonl.zst", "no archive", ["cannot read"]),
+        ("a.txt", "a,b", [".jsonl"]),
     ],
 )
 def test_unreadable_files_are_named_with_a_remedy(tmp_path, name, content, words):
@@ -102,6 +110,12 @@ def test_a_missing_path_names_the_closest(tmp_path, monkeypatch):
         read("runs/collect")
     with pytest.raises(UserError, match=r"holds no \.json"):
         read((tmp_path / "runs").as_uri())
+
+
+def test_a_link_that_leads_nowhere_is_not_answered_with_its_own_name(tmp_path):
+    (tmp_path / "data.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"data\.json is a link to .*gone\.json, where nothing is"):
+        read_trajectories(DataConfig(path=str(tmp_path / "data.json")))
 
 
 def test_a_hub_id_is_fetched_at_its_revision(tmp_path, monkeypatch):

@@ -36,14 +36,15 @@ def check_data(pending: Pending) -> tuple[list[Finding], dict[str, Trajectory]]:
         rejected: list[Rejected] = []
         found = read_trajectories(config, rejected)
         if not found:
-            why = f"; the first of {len(rejected)} unusable rows: {rejected[0].reason}" if rejected else ""
+            unusable = [row for row in rejected if row.is_unusable]
+            why = f"; the first of {len(unusable)} unusable rows: {unusable[0].reason}" if unusable else ""
             raise UserError(f"{config.path} holds no usable trajectory{why}", "`atlas trajectories stats` says more")
         for t in found:
             if t.steps and (t.env not in recorded or len(t.steps) < len(recorded[t.env].steps)):
                 recorded[t.env] = t
-        counts, unusable = Counter(t.env for t in found), rejected_figures(rejected)["rejected"]
+        counts, refused = Counter(t.env for t in found), rejected_figures(rejected)["rejected"]
         told = ", ".join(f"{env} {n:,}" for env, n in counts.items())
-        said = f"{len(found):,} trajectories ({told})" + (f", {unusable:,} rows unusable" if unusable else "")
+        said = f"{len(found):,} trajectories ({told})" + (f", {refused:,} rows unusable" if refused else "")
         skipped = skipped_line(rejected)
         wrong = unplayable((t.task for t in found if pending.plays(t.env)), pending.recipe.config.environments)
         return [

@@ -10,26 +10,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from atlas_ray.errors import DataError
-from atlas_ray.trajectories.checks import kind
-from atlas_ray.trajectories.formats.protocol import DataFormat, conversation, holds, read_turn
+from atlas_ray.trajectories.formats.sharegpt import KEYS, message
+from atlas_ray.trajectories.formats.turns import chat_format
 from atlas_ray.trajectories.item_ids import UniqueIds, environment_of
 from atlas_ray.types import Message, Trajectory
 
-
-def _message(turn: Any, number: int) -> Message:
-    role, content = read_turn(turn, number, "from", "value")
-    loss = turn.get("loss")
-    if loss is not None and not isinstance(loss, bool):
-        raise DataError(f"turn {number}: loss is neither true, false nor null but {kind(loss)}")
-    if role == "assistant" and loss is None:
-        raise DataError(f"turn {number}: an assistant turn has no loss flag")
-    return Message(role, content, bool(loss))
-
-
-FORMAT = DataFormat(
-    recognises=lambda row: holds(row, "conversations", "loss"),
-    messages=lambda row: conversation(row, "conversations", _message),
-)
+FORMAT = chat_format("conversations", message, KEYS, flag="loss", named=True)
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 

@@ -1,35 +1,22 @@
-"""OpenAI's rows: `messages` of `role`, `content`; steps by `weight`, without any as in ShareGPT."""
+"""OpenAI's rows: `messages` of `role`, `content`."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from atlas_ray.errors import DataError
-from atlas_ray.trajectories.formats.protocol import (
-    DataFormat,
-    Row,
-    conversation,
-    holds,
-    read_turn,
-    without_acknowledgement,
-)
+from atlas_ray.trajectories.formats.turns import Turn, chat_format, role_and_text
 from atlas_ray.types import Message
 
-
-def _message(turn: Any, number: int) -> Message:
-    if isinstance(turn, dict):
-        if turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in ("tool", "function"):
-            raise DataError(f"turn {number} is a tool call", "write calls as text: `Action: ...`")
-        if turn.get("weight") not in (None, 0, 1):
-            raise DataError(f"turn {number}: weight {turn['weight']!r} is neither 0 nor 1")
-    role, content = read_turn(turn, number, "role", "content")
-    return Message(role, content, role == "assistant" and turn.get("weight") != 0)
+KEYS = {"role", "content"}
 
 
-def _messages(row: Row) -> list[Message]:
-    messages = conversation(row, "messages", _message)
-    flagged = any(turn.get("weight") is not None for turn in row["messages"])
-    return messages if flagged else without_acknowledgement(messages)
+def message(turn: Turn, number: int) -> Message:
+    """One turn."""
+    if turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in ("tool", "function"):
+        raise DataError(f"turn {number} is a tool call", "write calls as text: `Action: ...`")
+    for key in ("reasoning_content", "reasoning", "thinking"):
+        if turn.get(key):
+            raise DataError(f"turn {number} has thoughts apart from its content ({key})", "write them as text")
+    return Message(*role_and_text(turn, number, "role", "content"))
 
 
-FORMAT = DataFormat(recognises=lambda row: holds(row, "messages"), messages=_messages)
+FORMAT = chat_format("messages", message, KEYS)

@@ -6,31 +6,16 @@ repetitions), or a `DataError` with the reason.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from atlas_ray.errors import DataError
-from atlas_ray.trajectories.checks import check_gold, check_messages, check_reward, check_text, kind
+from atlas_ray.trajectories.checks import check_gold, check_messages, check_reward, kind
 from atlas_ray.trajectories.item_ids import own_id, task_of
-from atlas_ray.types import Message, Role, Trajectory
+from atlas_ray.types import Message, Trajectory
 
 Row = Mapping[str, Any]
-
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-}
-# the answer to an opening instruction: nobody should learn it
-_ACKNOWLEDGEMENT = re.compile(
-    r"(?:ok(?:ay)?|sure|got it|understood|i understand|i(?:'m| am) ready)(?:[.,!;](?!.*Action:)[^\n]{0,80})?",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -43,6 +28,7 @@ class DataFormat:
         task: Environment and item id of a row; rows of environments that are not asked for are read no further.
         reward: The final reward in [0, 1] of a row, or None.
         gold: The expert's annotation as rows of step, rank and category, or None.
+        unused: The keys of a row that are left aside; they are counted, and named once.
     """
 
     recognises: Callable[[Row], bool]
@@ -50,6 +36,7 @@ class DataFormat:
     task: Callable[[Row], tuple[str, str]] = task_of
     reward: Callable[[Row], Any] = lambda row: row.get("reward")
     gold: Callable[[Row], Any] = lambda row: row.get("gold")
+    unused: Callable[[Row], Iterable[str]] = lambda row: ()
 
     def read_task(self, row: Any) -> tuple[str, str]:
         """Environment and item id of a decoded value.
@@ -81,51 +68,3 @@ def _guarded(read: Callable[[Row], Any], row: Row) -> Any:
         return read(row)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise DataError(f"the row does not fit its format: {type(error).__name__}: {error}") from None
-
-
-def holds(row: Row, key: str, flag: str | None = None) -> bool:
-    """Whether a row has a conversation under `key`, of which some turn has `flag` where one is given."""
-    turns = row[key] if isinstance(row.get(key), list) else []
-    return any(flag is None or (isinstance(turn, dict) and flag in turn) for turn in turns)
-
-
-def conversation(row: Row, key: str, read: Callable[[Any, int], Message]) -> list[Message]:
-    """The turns under `key`, each read with its number from 1.
-
-    Raises:
-        DataError: If there is none.
-    """
-    turns = row.get(key)
-    if turns is None and key in row:
-        raise DataError(
-            f"the row names a task without a trajectory ({key} is null), as those of AgentEval do",
-            "name such a data set in evaluate.items, and one with conversations here",
-        )
-    if not isinstance(turns, list):
-        raise DataError(f"{key} is not a list but {kind(turns)}" if key in row else f"the row has no {key}")
-    return [read(turn, number) for number, turn in enumerate(turns, 1)]
-
-
-def read_turn(turn: Any, number: int, role_key: str, content_key: str) -> tuple[Role, str]:
-    """Role and text of a turn.
-
-    Args:
-        number: From 1, for messages.
-
-    Raises:
-        DataError: If it is no object, its role is unknown, or its content is no text.
-    """
-    if not isinstance(turn, dict):
-        raise DataError(f"turn {number} is not an object but {kind(turn)}")
-    role = turn.get(role_key)
-    if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"turn {number}: unknown {role_key} {role!r}")
-    return _ROLES[role], check_text(turn.get(content_key), f"turn {number}: {content_key}")
-
-
-def without_acknowledgement(messages: Sequence[Message]) -> list[Message]:
-    """Takes the opening "OK" out of training where the data has no flags of its own."""
-    first = next((i for i, m in enumerate(messages) if m.role == "assistant"), None)
-    if first is None or not _ACKNOWLEDGEMENT.fullmatch(messages[first].content.strip()):
-        return list(messages)
-    return [*messages[:first], Message("assistant", messages[first].content), *messages[first + 1 :]]

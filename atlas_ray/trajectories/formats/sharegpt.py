@@ -1,28 +1,16 @@
-"""ShareGPT's rows: `conversations` of `from`, `value`; all assistant turns but an opening "OK" are steps."""
+"""ShareGPT's rows: `conversations` of `from`, `value`."""
 
 from __future__ import annotations
 
-from typing import Any
-
-from atlas_ray.errors import DataError
-from atlas_ray.trajectories.formats.protocol import (
-    DataFormat,
-    conversation,
-    holds,
-    read_turn,
-    without_acknowledgement,
-)
+from atlas_ray.trajectories.formats.turns import Turn, chat_format, role_and_text
 from atlas_ray.types import Message
 
-
-def _message(turn: Any, number: int) -> Message:
-    role, content = read_turn(turn, number, "from", "value")
-    if turn.get("loss") is not None:
-        raise DataError(f"turn {number} has a loss flag, which ShareGPT has not", "set `format: agenttraj`")
-    return Message(role, content, role == "assistant")
+KEYS = {"from", "value"}
 
 
-FORMAT = DataFormat(
-    recognises=lambda row: holds(row, "conversations"),
-    messages=lambda row: without_acknowledgement(conversation(row, "conversations", _message)),
-)
+def message(turn: Turn, number: int) -> Message:
+    """One turn."""
+    return Message(*role_and_text(turn, number, "from", "value"))
+
+
+FORMAT = chat_format("conversations", message, KEYS)
