@@ -109,7 +109,7 @@ def write_untrained(
     Returns:
         Number of parameters.
     """
-    texts = {message.content for trajectory in trajectories for message in trajectory.messages}
+    texts = {message.text for trajectory in trajectories for message in trajectory.messages}
     tokenizer = build_tokenizer(texts, context)
     model = build_model(tokenizer, hidden_size=hidden_size, layers=layers, heads=heads, context=context, seed=seed)
     model.save_pretrained(folder)
