@@ -235,6 +235,6 @@ def test_a_format_of_an_installed_package_is_known_by_its_entry_point(
     with pytest.raises(UserError, match="holds no trajectories: its first row has the keys task, score, log"):
         read(path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(vars(FORMATS), "_places")  # looked up once
+    monkeypatch.delitem(vars(FORMATS), "_installed")  # looked up once
     monkeypatch.setattr(FORMATS, "_found", {})
     assert [t.reward for t in read(path)[0]] == [t.reward for t in read(path, format="logs")[0]] == [0.5]
