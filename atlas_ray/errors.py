@@ -56,8 +56,16 @@ class Stopped(AtlasError):
     exit_code = 143
 
 
-class StorageTimeout(AtlasError):
-    """A store is silent, and the call that waits for it cannot be taken back: leave without waiting for its end."""
+class Unresponsive(AtlasError):
+    """What a call waits for is silent or gone, and the call cannot be taken back: leave without waiting for its end."""
+
+
+class StorageTimeout(Unresponsive):
+    """A store is silent."""
+
+
+class RayLost(Unresponsive):
+    """The Ray that this process started has died."""
 
 
 def is_interrupted(error: BaseException | None) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import re
 import shutil
 import sys
@@ -13,11 +14,17 @@ from typing import Any
 
 import pytest
 
+from atlas_ray.config import DataConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.tiny import write_untrained
+from atlas_ray.recipes.settings import BASE
+from atlas_ray.recipes.stages import opened
 from atlas_ray.rollouts.scripted import ScriptedPolicy
+from atlas_ray.trajectories.collect import collect
+from atlas_ray.trajectories.readers import read_trajectories
 from tests.support.docs_blocks import DOCS, ROOT, Block, blocks, complaint, fail_at, run_block
 
 PAGES = sorted(DOCS.glob("*.md"))
@@ -26,27 +33,39 @@ INDEX = DOCS / "index.md"
 
 def play(page: Path, slow: bool = False) -> None:
     space: dict[str, Any] = {"__name__": "docs"}
+    printed = io.StringIO()
     for block in blocks(page):
         try:
-            run_block(block, space, slow)
+            run_block(block, space, slow, printed)
         except (Exception, SystemExit) as error:  # noqa: BLE001 (whatever an example raises is its failure)
             fail_at(block, error)
 
 
 @pytest.fixture(scope="module")
 def prepared(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder that index.md's own examples leave: the data and the model that the other pages use."""
+    """What index.md's own examples leave, and the quickstart: data and models that the other pages use."""
     folder = tmp_path_factory.mktemp("docs")
     with contextlib.chdir(folder):
         play(INDEX)
+        quickstart, _, _ = opened("quickstart")
+        expert, base = quickstart.collections()["expert"], quickstart.tiny[BASE]
+        collect(expert)
+        write_untrained(  # as large as the one that the quickstart trains for minutes
+            f"{quickstart.train[BASE].run}/model",
+            read_trajectories(DataConfig(path=expert.run)),
+            hidden_size=base.hidden_size,
+            layers=base.layers,
+            heads=base.heads,
+            context=base.context,
+            seed=0,
+        )
     return folder
 
 
 @pytest.fixture
 def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """A reader who has followed index.md, in a folder of their own with the recipes."""
+    """A reader who has followed index.md, in a folder of their own, far from a checkout."""
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
-    shutil.copytree(ROOT / "jobs", tmp_path / "jobs")
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))

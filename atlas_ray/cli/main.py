@@ -14,7 +14,7 @@ from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
-from atlas_ray.errors import AtlasError, StorageTimeout, is_interrupted
+from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
 from atlas_ray.text import printable
 
 _INTERRUPTED = 130  # exit code after Ctrl-C, as a shell's
@@ -265,7 +265,7 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         if isinstance(error, AtlasError):
             typer.secho(f"atlas: {error}", fg="red", err=True)
-            if isinstance(error, StorageTimeout):
+            if isinstance(error, Unresponsive):
                 sys.stdout.flush()
                 os._exit(error.exit_code)
             sys.exit(error.exit_code)

@@ -16,10 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray import plugins
+from atlas_ray.cluster.watchdog import watch
 from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.runs.progress import console
 
 START_SECONDS = 900.0  # that an actor may take to start
+_TEMP_DIR = "/tmp"
+_LONGEST_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of a socket's path
 _ANSWER_SECONDS = 10.0  # that an address may take to answer
 _TELL_SECONDS = 1.0  # that a replica may take to say what it does
 AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
@@ -54,9 +58,13 @@ def connect(config: RayConfig) -> None:
             log_to_driver=shown,
             # a worker finds this package where the driver found it, installed or not
             runtime_env=_runtime_env(local=address is None),
+            _temp_dir=_short_temp_dir() if address is None else None,
         )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise _unreachable(address or "this machine", str(error).splitlines()[0]) from None
+    except (OSError, RuntimeError, ValueError) as error:
+        why = str(error).splitlines()[0]
+        raise (_does_not_start(why) if address is None else _unreachable(address, why)) from None
+    if address is None:
+        _watch_own_ray()
     from ray.data import DataContext
 
     # Stages show their own progress.
@@ -76,6 +84,26 @@ def _runtime_env(*, local: bool) -> dict[str, Any] | None:
 def local_cpus(config: RayConfig) -> int:
     """CPUs that Ray counts where it is started here: a small machine's are shared by what mostly waits."""
     return config.num_cpus or max(4, os.cpu_count() or 1)
+
+
+def _short_temp_dir() -> str | None:
+    """Where Ray's files lie, if their usual place is too long for the Unix sockets among them; vLLM's follow."""
+    from ray._common.utils import get_default_ray_temp_dir
+
+    usual = get_default_ray_temp_dir()
+    if len(os.fsencode(usual)) <= _LONGEST_TEMP_DIR:
+        return None
+    short = f"{_TEMP_DIR}/ray"
+    console.print(f"{usual} (TMPDIR) is too long for sockets, whose paths have 107 bytes at most; Ray uses {short}")
+    os.environ.setdefault("VLLM_RPC_BASE_PATH", _TEMP_DIR)
+    return short
+
+
+def _watch_own_ray() -> None:
+    from ray._private.worker import _global_node
+
+    own: Any = _global_node
+    watch({name: own.all_processes[name][0].process for name in ("raylet", "gcs_server")})
 
 
 def _require_token() -> None:
@@ -140,6 +168,13 @@ def not_let_in(address: str) -> UserError:
         f"the cluster at {address} asks for a token: "
         + ("none was sent" if missing else "the one that was sent is wrong"),
         "set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN (or RAY_AUTH_TOKEN_PATH) to the cluster's token",
+    )
+
+
+def _does_not_start(why: str) -> AtlasError:
+    return AtlasError(
+        f"Ray does not start on this machine: {why}",
+        "check room and rights in the folder of its files (RAY_TMPDIR sets another); ATLAS_RAY_LOGS=1 shows more",
     )
 
 

@@ -26,22 +26,22 @@ GRACE_SECONDS = 10.0  # that a command has to end by itself
 _SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER: orphans among the descendants become children of this process
 
 
-def exit_with_parent(owner: int, end: Callable[[], object]) -> None:
-    """Calls `end` once process `owner` has ended, where the system can tell."""
+def when_ended(process: int, call: Callable[[], object]) -> None:
+    """Calls a function, in another thread, once a process has ended; where the system can tell."""
     if not hasattr(os, "pidfd_open"):
         return
     watched = select.poll()
     try:
-        watched.register(os.pidfd_open(owner), select.POLLIN)
+        watched.register(os.pidfd_open(process), select.POLLIN)
     except ProcessLookupError:
-        end()
+        call()
         return
 
     def watch() -> None:
         watched.poll()
-        end()
+        call()
 
-    threading.Thread(target=watch, name="exit_with_parent", daemon=True).start()
+    threading.Thread(target=watch, name="when_ended", daemon=True).start()
 
 
 def free_port(host: str = "127.0.0.1", wanted: int = 0) -> int:
@@ -127,7 +127,7 @@ def main() -> None:
         if not hasattr(os, "pidfd_open"):
             return
         over = threading.Event()
-        exit_with_parent(int(owner), over.set)
+        when_ended(int(owner), over.set)
         over.wait()
         _end_marked(int(owner))
         return
@@ -151,7 +151,7 @@ def main() -> None:
     code, child = 1, None
     try:
         child = subprocess.Popen(command, env=environment, cwd=folder)
-        exit_with_parent(int(owner), end)
+        when_ended(int(owner), end)
         code = child.wait()
     except _Stop:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from atlas_ray.address import refuse_credentials
 from atlas_ray.cluster.connection import not_let_in
+from atlas_ray.cluster.job_files import JobFiles
 from atlas_ray.cluster.placement import held, told
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.runs.progress import console
@@ -35,8 +36,6 @@ JOBS = {
     "run": "run_recipe",
 }
 SOURCE = Path(__file__).parents[2]  # the source tree, which is a job's working directory
-# What a node does not need of this folder; /runs is not atlas_ray/runs.
-_EXCLUDES = ["/.venv", "/runs", "/.git", "/bench", "**/__pycache__", "/.*_cache"]
 # `ray job stop` sends a SIGTERM, and a SIGKILL so much later: an optimizer step and a checkpoint may take minutes, and
 # Ray's own 3 s would end training without one.
 _STOP_SECONDS = 900
@@ -81,8 +80,8 @@ def submit(
         The job's id.
 
     Raises:
-        UserError: If the stage is unknown, an address in its arguments holds credentials, no cluster answers, or no
-            node takes the driver within a minute.
+        UserError: If the stage is unknown, an address in its arguments holds credentials, a file that they name is not
+            sent, the tree is larger than Ray takes, no cluster answers, or no node takes the driver within a minute.
         AtlasError: If the cluster does not take the job, or the job fails.
     """
     _check(stage, address)
@@ -93,6 +92,10 @@ def submit(
     refuse_credentials(arguments)  # Ray shows a job's command line to all who may see the dashboard
     if not (SOURCE / "jobs").is_dir():
         raise UserError("the jobs folder lies beside the package only in a source tree", "submit from a clone")
+    files = JobFiles.of(SOURCE)
+    arguments = files.arguments(stage, arguments)
+    if said := files.left_out():
+        console.print(said, style="yellow")
     try:
         client = JobSubmissionClient(address)
     except AuthenticationError:
@@ -109,7 +112,7 @@ def submit(
                 entrypoint=shlex.join(["python", f"jobs/{JOBS[stage]}.py", *arguments]),
                 runtime_env={
                     "working_dir": str(SOURCE),
-                    "excludes": _EXCLUDES,
+                    "excludes": files.excludes,
                     "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(_STOP_SECONDS)},
                 },
                 **asked,

@@ -103,6 +103,20 @@ class Simulator(Protocol):
         ...
 
 
+class Unscripted:
+    """A simulator without scripted agents: nobody has written any for what is not ours."""
+
+    def expert(self, rng: random.Random) -> Decision:
+        """Refuses.
+
+        Raises:
+            UserError: Always.
+        """
+        raise UserError("there is no scripted agent for material of your own", "play it with a model")
+
+    novice = expert
+
+
 # a name and one number; the last one in `trial_T20190907_174127_043461` belongs to a time
 _NUMBERED = re.compile(r"(?:[A-Za-z][A-Za-z0-9]*_)+([0-9]{1,18})")
 

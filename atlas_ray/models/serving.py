@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from atlas_ray.cluster.processes import exit_with_parent, free_port
+from atlas_ray.cluster.processes import free_port, when_ended
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import AtlasError
 from atlas_ray.models.engine import server_options
@@ -65,7 +65,7 @@ def serving(model: str, config: EngineConfig | None = None, *, name: str | None 
 
 def main() -> None:
     """The server's process: ends, with its group, when the process that started it does."""
-    exit_with_parent(int(sys.argv.pop(1)), lambda: os.killpg(0, signal.SIGKILL))
+    when_ended(int(sys.argv.pop(1)), lambda: os.killpg(0, signal.SIGKILL))
     # `vllm serve` asks for the version of a package that is called otherwise on CPU.
     runpy.run_module("vllm.entrypoints.openai.api_server", run_name="__main__", alter_sys=True)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atlas_ray.address import below
-from atlas_ray.cluster.submit import SOURCE
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.runs.folder import RunFolder
@@ -46,15 +45,15 @@ def report_to_fetch(stage: str, arguments: Sequence[str], *, wait: bool, folder:
     Raises:
         UserError: If the recipe is not valid, or a report is asked for that there will not be.
     """
-    report = report_of(stage, arguments, SOURCE)
+    report = report_of(stage, arguments)
     if folder is not None and (report is None or not wait):
         why = "the job is not waited for" if not wait else f"`{stage}` builds none that is known here"
         raise UserError(f"there is no report to fetch: {why}", "--fetch goes with `submit run` and `submit report`")
     return report if wait else None
 
 
-def report_of(stage: str, arguments: Sequence[str], root: Path) -> Report | None:
-    """The report that a job builds; None where it builds none, or only the cluster has the recipe at `root`."""
+def report_of(stage: str, arguments: Sequence[str]) -> Report | None:
+    """The report that a job builds; None where it builds none."""
     if stage not in ("run", "report"):
         return None
     parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
@@ -66,9 +65,9 @@ def report_of(stage: str, arguments: Sequence[str], root: Path) -> Report | None
         given, _ = parser.parse_known_args(arguments)
     except argparse.ArgumentError:
         return None  # the job says what is wrong
-    if given.recipe is None or not (root / given.recipe).is_file():
+    if given.recipe is None:
         return None
-    config = load_recipe(str(root / given.recipe), given.set)
+    config = load_recipe(given.recipe, given.set)
     return Report(below(config.runs, config.name, "report"), config.name)
 
 

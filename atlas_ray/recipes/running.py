@@ -21,7 +21,7 @@ from typing import Any
 from rich.text import Text
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, StorageTimeout, UserError, is_interrupted
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, Unresponsive, UserError, is_interrupted
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.nodes import named, nodes_at_hand
 from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan
@@ -162,7 +162,7 @@ class _Run:
         Raises:
             AtlasError: If it concerns the whole recipe.
         """
-        if isinstance(error, ConfigurationChanged | StorageTimeout | Stopped):
+        if isinstance(error, ConfigurationChanged | Stopped | Unresponsive):
             raise error
         (stage,) = (s for s in self._scheduler.of("running") if s.name == name)
         if (seconds := time.monotonic() - self._began[name]) > _PASSED_OVER:

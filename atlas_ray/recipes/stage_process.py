@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import IO, Any
 
-from atlas_ray.cluster.processes import exit_with_parent
-from atlas_ray.errors import AtlasError, StorageTimeout
+from atlas_ray.cluster.processes import when_ended
+from atlas_ray.errors import AtlasError, Unresponsive
 
 
 class StageProcess:
@@ -92,7 +92,7 @@ def main() -> None:
     from atlas_ray.runs.units import show_units
 
     owner, result = map(int, sys.argv[1:])
-    exit_with_parent(owner, lambda: os.killpg(0, signal.SIGKILL))
+    when_ended(owner, lambda: os.killpg(0, signal.SIGKILL))
     show_units()
     try:
         pickle.load(sys.stdin.buffer)()  # noqa: S301 (written above)
@@ -103,7 +103,7 @@ def main() -> None:
             traceback.print_exc()
         with os.fdopen(result, "wb") as out:
             out.write(pickle.dumps(as_ours(error)))
-        if isinstance(error, StorageTimeout):
+        if isinstance(error, Unresponsive):
             os._exit(1)
         sys.exit(1)
 

@@ -75,9 +75,11 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
             rows_finished(folder.stage, folder.uri, "selections", told)
             count, usage = count + told.num_rows, usage + _sum(told["usage"])
             tracker.advance(told.num_rows, selector.note(usage, count, total) if count else None)
+    figures = rejected_figures(index.rejected)
+    del index, todo, done  # the ids of what was written take their place
     for kept in (SELECTIONS, *selector.kept_on_clean()):
         folder.compact(kept)
-    figures = _figures(folder, selector) | rejected_figures(index.rejected)
+    figures = _figures(folder, selector) | figures
     folder.finish(**figures, seconds=round(time.monotonic() - begun, 3))
     return folder
 

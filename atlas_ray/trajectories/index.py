@@ -20,7 +20,7 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream
 from atlas_ray.config import DataConfig, RayConfig
 from atlas_ray.errors import UserError
-from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.folder import RunFolder, latest_places, reachable
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.decoders import Span
 from atlas_ray.trajectories.item_ids import UniqueIds
@@ -78,14 +78,13 @@ class DataIndex:
     rejected: list[Rejected]
     is_small: bool
 
-    def reads(self, wanted: np.ndarray, rows_per_block: int) -> list[PartRead]:
+    def reads(self, wanted: np.ndarray, rows_per_block: int) -> Iterator[PartRead]:
         """What is to be read of each part, where anything is.
 
         Args:
             wanted: Of each trajectory that counts, whether it is asked for.
             rows_per_block: Most trajectories of a block.
         """
-        found = []
         cuts = np.searchsorted(self.places, self.bounds)
         for number, part in enumerate(self.parts):
             inside = slice(cuts[number], cuts[number + 1])
@@ -93,8 +92,7 @@ class DataIndex:
             if mine.any():
                 rows = self.places[inside][mine] - self.bounds[number]
                 ids = self.outline["id"].slice(cuts[number], len(mine)).combine_chunks().filter(pa.array(mine))
-                found.append(PartRead(self.config, part, rows, ids, rows_per_block))
-        return found
+                yield PartRead(self.config, part, rows, ids, rows_per_block)
 
 
 @dataclass(frozen=True)
@@ -160,10 +158,12 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
     rejected = [row for _, rows in found for row in rows]
     outline = pa.concat_tables([table for table, _ in found])
     del found
-    places = _latest(outline["id"], config.limit is not None) if of_run else np.arange(outline.num_rows)
-    if len(places) < outline.num_rows or config.limit is not None:
+    latest = latest_places(outline["id"])
+    repeated, places = len(latest) < outline.num_rows, np.arange(outline.num_rows)
+    if of_run and (repeated or config.limit is not None):
+        places = np.sort(latest) if config.limit is None else latest
         outline = outline.take(places)
-    if config.limit is not None or (not of_run and pc.count_distinct(outline["id"]).as_py() < outline.num_rows):
+    if config.limit is not None or (repeated and not of_run):
         unique = UniqueIds(config.limit)
         pairs = zip(outline["env"].to_pylist(), outline["id"].to_pylist(), strict=True)
         ids = [unique.take(env, wanted) for env, wanted in pairs]
@@ -196,14 +196,6 @@ def _parts(config: DataConfig) -> tuple[list[Part], int]:
     parts = list_parts(config)
     files = {Path(part.root, part.file or "") for part in parts}
     return parts, sum(file.stat().st_size for file in files)
-
-
-def _latest(ids: pa.ChunkedArray, ordered: bool) -> np.ndarray:
-    """Places of a run's records: one per id, the latest written; by id where asked."""
-    codes = ids.combine_chunks().dictionary_encode()
-    last = np.zeros(len(codes.dictionary), np.int64)
-    last[codes.indices.to_numpy()] = np.arange(len(ids))
-    return last[pc.sort_indices(codes.dictionary).to_numpy()] if ordered else np.sort(last)
 
 
 def _outline(part: Part, config: DataConfig) -> tuple[pa.Table, list[Rejected]]:

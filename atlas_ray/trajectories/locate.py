@@ -36,6 +36,8 @@ def locate(config: DataConfig) -> Path:
     path = local_copy(config.path, SUFFIXES)
     if path.exists():
         return path
+    if path.is_symlink():
+        raise UserError(f"{path} is a link to {path.readlink()}, where nothing is", "mend the link")
     if is_hub_id(config.path):
         return _from_hub(config)
     parent = next((p for p in path.parents if p.is_dir()), Path())

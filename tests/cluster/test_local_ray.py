@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.cluster import connection
+from atlas_ray.config import RayConfig
 from atlas_ray.errors import AtlasError
 
 ASK = (
@@ -57,6 +58,35 @@ def test_an_address_where_nobody_listens_is_refused(address: str, monkeypatch: p
     with pytest.raises(AtlasError, match=r"cannot reach Ray at .*: ") as refused:
         connection._check_reachable(address)
     assert address in refused.value.what
+
+
+@pytest.mark.slow
+def test_ray_starts_where_temporary_files_lie_deep(tmp_path: Path) -> None:
+    deep = tmp_path / ("d" * 100)
+    deep.mkdir()
+    given = environment(tmp_path, TMPDIR=str(deep))
+    done = subprocess.run(
+        [sys.executable, "-c", START], env=given, input="", capture_output=True, text=True, check=True
+    )
+    assert f"{deep}/ray (TMPDIR) is too long for sockets" in " ".join(done.stderr.split())
+    assert ":" in done.stdout  # an address
+
+
+def test_a_ray_that_cannot_start_here_says_so_and_where_it_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(**_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/var/ray")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", refuse)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with pytest.raises(
+        AtlasError, match=r"Ray does not start on this machine: .*Permission denied.*/var/ray"
+    ) as refused:
+        connection.connect(RayConfig())
+    assert "RAY_TMPDIR" in refused.value.remedy
 
 
 @pytest.mark.slow

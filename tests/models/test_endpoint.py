@@ -95,7 +95,7 @@ async def test_only_a_key_is_hidden_in_an_error() -> None:
     await client.close()
 
 
-@pytest.mark.parametrize("key", ["sk-one\nsk-two", "schl\u00fcssel", "two words", "\u201csk\u201d", "sk\u200b"])
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "schl\u00fcssel", "\u201csk\u201d", "sk\u200b"])
 def test_what_no_request_can_carry_is_refused_by_the_name_of_its_variable(
     monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:

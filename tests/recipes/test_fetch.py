@@ -7,16 +7,13 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.address import below
-from atlas_ray.cluster.submit import SOURCE
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.recipes.fetch import Report, bring, report_of, report_to_fetch
 from atlas_ray.runs.folder import RunFolder
 from tests.support.store import Store
 
 
-@pytest.mark.parametrize(
-    ("stage", "arguments", "wait"), [("select", [], True), ("run", ["jobs/quickstart.yaml"], False)]
-)
+@pytest.mark.parametrize(("stage", "arguments", "wait"), [("select", [], True), ("run", ["quickstart"], False)])
 def test_a_report_that_no_job_will_build_cannot_be_asked_for(stage: str, arguments: list[str], wait: bool) -> None:
     with pytest.raises(UserError, match="there is no report to fetch"):
         report_to_fetch(stage, arguments, wait=wait, folder="here")
@@ -25,15 +22,19 @@ def test_a_report_that_no_job_will_build_cannot_be_asked_for(stage: str, argumen
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["jobs/quickstart.yaml", "--set", "runs=s3://b/x?region=r", "--with", "llm"],
-        ["--only", "table3", "-s", "runs=s3://b/x?region=r", "jobs/quickstart.yaml", "--clean"],
+        ["quickstart", "--set", "runs=s3://b/x?region=r", "--with", "llm"],
+        ["--only", "table3", "-s", "runs=s3://b/x?region=r", "quickstart", "--clean"],
     ],
 )
 def test_where_the_report_will_lie_is_known_from_the_arguments(arguments: list[str]) -> None:
     for stage in ("run", "report"):
-        assert report_of(stage, arguments, SOURCE) == Report("s3://b/x/quickstart/report?region=r", "quickstart")
-    assert report_of("select", arguments, SOURCE) is None
-    assert report_of("run", ["of/another/tree.yaml"], SOURCE) is None
+        assert report_of(stage, arguments) == Report("s3://b/x/quickstart/report?region=r", "quickstart")
+    assert report_of("select", arguments) is None
+
+
+def test_a_recipe_that_is_not_here_is_refused_before_anything_is_sent() -> None:
+    with pytest.raises(UserError, match=r"cannot read of/another/tree\.yaml"):
+        report_of("run", ["of/another/tree.yaml"])
 
 
 def written(uri: str) -> Report:

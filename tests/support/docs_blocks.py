@@ -2,11 +2,13 @@
 
 `sh` and `python` run in order in a page's folder; `slow` after them: in the slow set only; `sh cluster`: the command
 line is parsed, not run; `file=NAME`: the block is that file; `yaml KIND`: checked against that stage's settings;
-`text` shows output.
+`text` shows output; `text printed` what blocks before it print: lines, or their beginnings where they end in ` ...`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -78,8 +80,18 @@ def commands(block: Block) -> list[list[str]]:
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def run_block(block: Block, space: dict[str, Any], slow: bool) -> None:
-    """Runs, writes or checks one block in the working directory."""
+def run_block(block: Block, space: dict[str, Any], slow: bool, printed: io.StringIO) -> None:
+    """Runs, writes or checks one block in the working directory; what it prints is kept."""
+    with contextlib.redirect_stdout(printed):
+        _run_block(block, space, slow)
+    if "printed" in block.marks:
+        lines = [line.rstrip() for line in printed.getvalue().splitlines()]
+        for shown in block.text.splitlines():
+            begun = shown.removesuffix("...").rstrip()
+            assert any(line.startswith(begun) if shown.endswith("...") else line == shown for line in lines), shown
+
+
+def _run_block(block: Block, space: dict[str, Any], slow: bool) -> None:
     if block.file:
         Path(block.file).write_text(block.text)
     if block.language == "yaml":
@@ -164,7 +176,7 @@ def complaint(block: Block) -> str | None:
         "sh": {"slow", "cluster"},
         "python": {"slow"},
         "yaml": set(KINDS),
-        "text": set(),
+        "text": {"printed"},
         "json": set(),
         "csv": set(),
     }

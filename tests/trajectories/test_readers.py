@@ -112,6 +112,12 @@ def test_a_missing_path_names_the_closest(tmp_path, monkeypatch):
         read((tmp_path / "runs").as_uri())
 
 
+def test_a_link_that_leads_nowhere_is_not_answered_with_its_own_name(tmp_path):
+    (tmp_path / "data.json").symlink_to(tmp_path / "gone.json")
+    with pytest.raises(UserError, match=r"data\.json is a link to .*gone\.json, where nothing is"):
+        read_trajectories(DataConfig(path=str(tmp_path / "data.json")))
+
+
 def test_a_hub_id_is_fetched_at_its_revision(tmp_path, monkeypatch):
     hub = pytest.importorskip("huggingface_hub")
     write(tmp_path / "a.json", [AGENTTRAJ])

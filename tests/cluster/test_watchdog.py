@@ -1,0 +1,65 @@
+"""The end of a process that Ray cannot do without: an error in the main thread, and an end even where that hangs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import atexit, queue, subprocess, sys, threading
+from atlas_ray.cluster import watchdog
+from atlas_ray.errors import RayLost
+
+watchdog.UNWIND_SECONDS = 0.3
+raylet = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+
+def end():  # as Ray ends its processes, and takes its time
+    raylet.kill()
+    threading.Event().wait(1.0)
+
+atexit.register(end)
+watchdog.watch({{"raylet": raylet}})
+threading.Timer(0.1, {happens}).start()
+try:
+    queue.SimpleQueue().get(timeout={seconds})
+except queue.Empty:
+    print("nothing happened")
+except RayLost as lost:
+    print("written down")
+    {then}
+"""
+
+
+def run(happens: str, then: str = "sys.exit(str(lost))", seconds: float = 20.0) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROGRAM.format(happens=happens, then=then, seconds=seconds)],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_a_killed_raylet_is_an_error_where_the_process_waits() -> None:
+    done = run("raylet.kill")
+    assert (done.returncode, done.stdout) == (1, "written down\n")
+    assert done.stderr.startswith("Ray's raylet on this machine has died (process ")
+    assert "run the same command again" in done.stderr
+
+
+@pytest.mark.parametrize("then", ["queue.SimpleQueue().get()", "threading.Event().wait()"])
+def test_where_its_handling_hangs_the_process_ends_all_the_same(then: str) -> None:
+    done = run("raylet.kill", f"sys.stdout.flush(); {then}")
+    assert (done.returncode, done.stdout) == (1, "written down\n")
+    assert done.stderr.startswith("atlas: Ray's raylet on this machine has died")
+
+
+@pytest.mark.parametrize(("happens", "seconds"), [("raylet.stdin.close", 1.0), ("bool", 0.2)])
+def test_a_raylet_that_ends_in_order_is_not_lost(happens: str, seconds: float) -> None:
+    """By itself, or with this process."""
+    done = run(happens, seconds=seconds)
+    assert (done.returncode, done.stdout, "atlas:" in done.stderr) == (0, "nothing happened\n", False)
