@@ -111,7 +111,7 @@ def write_untrained(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    texts = {message.content for trajectory in trajectories for message in trajectory.messages}
+    texts = {message.text for trajectory in trajectories for message in trajectory.messages}
     tokenizer = build_tokenizer(texts, context)
     model = build_model(tokenizer, hidden_size=hidden_size, layers=layers, heads=heads, context=context, seed=seed)
     disable_progress_bar()  # this process writes other things on the screen
