@@ -212,6 +212,7 @@ class Trajectory:
         reward: Final reward in [0, 1], or None where the data does not say.
         gold: The expert's own annotation, uncut, or None where there is none.
         tools: Schemas of the tools that could be called, a JSON list of OpenAI's form as text; None: there were none.
+        budget: Steps that may be chosen in it, where a selection has decided that over the whole data set.
     """
 
     id: str
@@ -221,6 +222,7 @@ class Trajectory:
     reward: float | None = None
     gold: tuple[GoldStep, ...] | None = None
     tools: str | None = None
+    budget: int | None = None
 
     @property
     def task(self) -> Task:

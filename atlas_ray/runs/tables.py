@@ -142,7 +142,8 @@ def _schema(record: type, **wide: pa.DataType) -> pa.Schema:
     return pa.schema({name: wide.get(name) or _ARROW.get(kind, pa.string()) for name, kind in types.items()})
 
 
-TRAJECTORIES: TableSpec[Trajectory] = TableSpec("trajectories", _schema(Trajectory), _trajectory_row, _trajectory)
+_KEPT = pa.schema([column for column in _schema(Trajectory) if column.name != "budget"])  # which one selection says
+TRAJECTORIES: TableSpec[Trajectory] = TableSpec("trajectories", _KEPT, _trajectory_row, _trajectory)
 SELECTIONS: TableSpec[Selection] = TableSpec(
     "selections",
     pa.schema([pa.field("id", pa.string()), *_schema(Selection, shortened=pa.int64())]),
