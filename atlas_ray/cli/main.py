@@ -242,7 +242,8 @@ app.command(name="view-mask")(view_mask)
 def _print_figures(folder: Any, what: str) -> None:
     """Prints where a finished stage's records lie, and what it counted."""
     finished = folder.finished or {}
-    figures = ", ".join(f"{k} {v}" for k, v in finished.items() if not isinstance(v, dict | list))
+    told = {name: value for name, value in finished.items() if not isinstance(value, dict | list | None)}
+    figures = ", ".join(f"{k} {round(v, 3):g}" if isinstance(v, float) else f"{k} {v}" for k, v in told.items())
     typer.echo(f"{what}: {folder.uri} ({figures})")
     for env, causes in finished.get("excluded", {}).items():
         typer.echo(f"excluded in {env}: " + ", ".join(f"{n} {cause}" for cause, n in causes.items()))

@@ -136,6 +136,9 @@ def _plan(config: VerifyConfig) -> list[Planned]:
     found = [t for t in read_trajectories(config.data) if chosen.get(t.id)]
     if not found:
         raise UserError(f"{config.selection} chose no step in {config.data.path}", "select and verify the same data")
+    if calling := next((t for t in found if not t.is_text), None):
+        what = f"{calling.id} has tool calls or thoughts apart from its replies, which episodes do not repeat"
+        raise UserError(what, "verify on trajectories whose replies are text")
     if wrong := unplayable((t.task for t in found), config.environments):
         raise together(wrong)
     plan, scratched = list[Planned](), set[str]()

@@ -5,6 +5,7 @@ What is finished is reported; what is not is named as missing.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from atlas_ray.types import Episode, Task
 
 if TYPE_CHECKING:
     from atlas_ray.recipes.graph import Recipe
+    from atlas_ray.selection.protocol import Selector
 
 
 def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
@@ -180,9 +182,24 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
         losses=[step["loss"] for step in steps],
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
         start=recipe.arms[name].start if name in recipe.arms else name,
+        selection=recipe.arms[name].like if name in recipe.arms else None,
+        reference=getattr(selector, "reference", None),
+        words=_words(recipe, name, selector),
         runs=len(played),
         context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
     )
+
+
+def _words(recipe: Recipe, name: str, selector: Selector | None) -> str:
+    """What a model is: before fine-tuning, or which steps it was tuned on, as the selector says of itself."""
+    if selector is None:
+        tiny = recipe.tiny.get(name)
+        layers = f"{tiny.layers} layers of {tiny.hidden_size}" if tiny else ""
+        size = f": a tiny one ({layers}), trained here on a script's clumsy play" if tiny else ""
+        return f"The model before fine-tuning{size}." if name in recipe.backbones else "Another model, as it is."
+    said = (inspect.getdoc(type(selector)) or "").partition("\n\n")[0].replace("\n", " ")
+    reference = getattr(selector, "reference", None)
+    return said.replace("`reference`", reference).replace("the reference", reference) if reference else said
 
 
 def _as_sample(episode: Episode, sample: int) -> Episode:

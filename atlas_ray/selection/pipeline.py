@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from atlas_ray.selection.protocol import Selector, Stage, StageContext
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.trajectories.index import DataIndex, PartRead, index_data, outlines_of
+from atlas_ray.trajectories.index import BUDGET, DataIndex, PartRead, index_data, outlines_of
 from atlas_ray.trajectories.rejected import rejected_figures, write_rejected
 from atlas_ray.types import Usage
 
@@ -75,9 +75,11 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
             rows_finished(folder.stage, folder.uri, "selections", told)
             count, usage = count + told.num_rows, usage + _sum(told["usage"])
             tracker.advance(told.num_rows, selector.note(usage, count, total) if count else None)
+    figures = rejected_figures(index.rejected)
+    del index, todo, done  # the ids of what was written take their place
     for kept in (SELECTIONS, *selector.kept_on_clean()):
         folder.compact(kept)
-    figures = _figures(folder, selector) | rejected_figures(index.rejected)
+    figures = _figures(folder, selector) | figures
     folder.finish(**figures, seconds=round(time.monotonic() - begun, 3))
     return folder
 
@@ -90,6 +92,8 @@ def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfi
 
 def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
     """Has the selections of what is to do made and written; gives a few columns of each, as they are written."""
+    if (budgets := config.selector.budgets(index.outline)) is not None:
+        index = replace(index, outline=index.outline.append_column(BUDGET, budgets))
     outline = index.outline.append_column("todo", pa.array(todo))
     rejected = list(index.rejected)
     context = StageContext(folder, config.data, config.seed, config.environments, config.ray, outline, rejected)

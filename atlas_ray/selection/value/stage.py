@@ -23,6 +23,7 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.value.rollouts import rollouts_of
 from atlas_ray.types import Episode, Selection, Task, Trajectory
@@ -134,6 +135,8 @@ async def value_steps(
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
         environments: Of the run, for its tolerances; None: the usual ones.
     """
+    if not trajectory.is_text:
+        return record(trajectory, selector, error="it has tool calls or thoughts apart, which rollouts do not repeat")
     rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
     while requests := rollouts.more():
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):

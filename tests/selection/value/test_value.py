@@ -15,7 +15,7 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.selection.value.stage import ValueStage
-from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
+from atlas_ray.types import Episode, Message, StopReason, ToolCall, Trajectory, Usage
 from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
 
@@ -169,3 +169,10 @@ def test_workers_find_what_the_command_named(tmp_path: Path, monkeypatch: pytest
     context = replace(context_of([expert(4, 0)]), environments=environments)
     selector, given, _ = ValueStage(ValueSelector(model="model"), context)._given
     assert (selector.model, given.agentboard) == (str(tmp_path / "model"), {"pddl": str(tmp_path / "games")})
+
+
+def test_a_trajectory_of_tool_calls_is_not_played() -> None:
+    turns = (Message("user", "go"), Message("assistant", "", True, calls=(ToolCall("look"),)))
+    never = FakePool(lambda request: pytest.fail("it was played"))
+    (found,) = estimate_values(never, ValueSelector(), [Trajectory("maze/1", "maze", "1", turns)], seed=0)
+    assert found.error == "it has tool calls or thoughts apart, which rollouts do not repeat"
