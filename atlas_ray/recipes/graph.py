@@ -188,6 +188,7 @@ class Recipe:
             data=self._data(self.arms[arm].envs),
             selector=selector.for_arm(start, self._engine(), self._engine(start)),
             seed=seed if name != arm else self.config.seeds[0],
+            max_failed=self.config.max_failed,
             environments=self.config.environments,
             ray=self.config.ray,
         )
@@ -254,6 +255,7 @@ class Recipe:
                 "seed": self.config.seeds[0],
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
+                "max_failed": self.config.max_failed,
                 **settings,
                 "engine": _given(self._engine()),
                 "openings": self._openings(),
@@ -288,6 +290,7 @@ class Recipe:
                 "seed": seed,
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
+                "max_failed": self.config.max_failed,
                 "data": {**self.expert.model_dump(), **settings.pop("data", {})},
                 **settings,
                 "engine": _given(self._engine(start)) | (settings.get("engine") or {}),

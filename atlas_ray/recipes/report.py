@@ -113,12 +113,14 @@ def gather(recipe: Recipe) -> ReportInput:
     failures = {name: reason for name, folder in tried.items() if (reason := failure_of(folder)) is not None}
     empty = {f"evaluate/{name}" for name in failures}
     if missing := [name for name in stages if name not in finished and name not in empty]:
-        console.print(f"not finished, so not reported: {', '.join(missing)}")
+        causes = {name: f" ({why})" for name in missing if (why := failure_of(stages[name]))}
+        console.print(f"not finished, so not reported: {', '.join(name + causes.get(name, '') for name in missing)}")
     names = [*recipe.backbones, *(arm for arm in recipe.arms if recipe.group_of(arm) == ""), *recipe.models]
     arms = [arm for name in names if (arm := _arm(recipe, name, finished, failures)) is not None]
     begun = (folder for name in evaluation.models if (folder := RunFolder(evaluation.run).child(name)).exists)
     if not arms or (first := next(begun, None)) is None:
-        raise UserError(f"nothing is evaluated in {recipe.root}", "run the recipe first: atlas run RECIPE")
+        why = next((f"; {name} failed: {cause}" for name, f in stages.items() if (cause := failure_of(f))), "")
+        raise UserError(f"nothing is evaluated in {recipe.root}{why}", "run the recipe first: atlas run RECIPE")
     manifest = first.read_json("manifest.json")
     selections = {n: RunFolder(c.run) for n, c in recipe.select.items() if f"select/{n}" in finished}
     return ReportInput(

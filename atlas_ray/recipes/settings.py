@@ -18,6 +18,7 @@ from atlas_ray.config import (
     DataConfig,
     EnvironmentsConfig,
     FrozenConfig,
+    MaxFailed,
     RayConfig,
     assign,
     validate,
@@ -145,6 +146,7 @@ class RecipeConfig(FrozenConfig):
         verify: Settings of step verification, of the base model on `verify_arm`'s selection; none where None.
         tables: Which arm or model stands in which row of the paper's tables.
         stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
+        max_failed: Share of failures above which a selection, evaluation or verification has failed.
         jobs: Stages that run at once at most; as many as the cluster has room for where None, one on a laptop.
         assume: What `--dry-run` reckons with where nothing can be counted.
     """
@@ -166,6 +168,7 @@ class RecipeConfig(FrozenConfig):
     tables: dict[str, dict[str, str]] = {}
     stand_ins: dict[str, dict[str, str]] = {}
     jobs: Annotated[int | None, PLACEMENT] = Field(None, ge=1)
+    max_failed: MaxFailed = 0.5
     assume: AssumeConfig = AssumeConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()

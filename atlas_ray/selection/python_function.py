@@ -1,7 +1,7 @@
 """Steps that a function of the user's chooses. Flows in: `module:function` and a trajectory; flows out: a selection.
 
 The function takes a `Trajectory` and returns steps from 1, or one score a step; what it returns is checked, and where
-it fails only that trajectory is without a selection.
+it fails only that trajectory is without a selection. Where it does so many times in a row, it is called no more.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.plugins import object_at, source_digest
+from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.budget import BudgetSettings, Rounding, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -36,8 +37,14 @@ class PythonSelector(BudgetSettings, RowSelector):
         return {self.call: source_digest(load_call(self.call).__module__)}
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
-        call = load_call(self.call)
-        return lambda t: select_by_function(t, self, call)
+        call, watch = load_call(self.call), FailureWatch("selections")
+
+        def select(trajectory: Trajectory) -> Selection:
+            found = select_by_function(trajectory, self, call)
+            watch.add(found.error)
+            return found
+
+        return select
 
     def stage(self, context: StageContext) -> Stage:
         rule = self.make_rule({}, context.seed)
@@ -69,7 +76,7 @@ def select_by_function(trajectory: Trajectory, config: PythonSelector, call: Cal
         return record(trajectory, config, error=f"unusable answer: {error.what}")
     except Exception as error:  # noqa: BLE001 (somebody else's code)
         why = (str(error).strip() or "no message").splitlines()[0]
-        return record(trajectory, config, error=f"{config.call} failed: {type(error).__name__}: {why}")
+        return record(trajectory, config, error=f"failed call: {config.call}: {type(error).__name__}: {why}")
     return record(trajectory, config, top_k(scores, k, 0.0 if config.ratio is None else None), scores=scores)
 
 

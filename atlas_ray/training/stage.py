@@ -24,6 +24,7 @@ from atlas_ray.cluster import placement
 from atlas_ray.errors import AtlasError, Stopped
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import fetch_for_workers
+from atlas_ray.runs.failures import failure_recorded
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.training import estimate
@@ -104,12 +105,17 @@ def train_agent(config: TrainConfig, clean: bool = False, *, sample: bool = True
 
     Returns and raises what `train` does.
     """
-    from atlas_ray.trajectories.readers import read_trajectories
-    from atlas_ray.trajectories.rejected import Rejected, write_rejected
-
     folder = RunFolder(config.run)
     if (figures := begin(config, clean)) is not None:
         return figures
+    with failure_recorded(folder):
+        return _train_agent(config, folder, sample)
+
+
+def _train_agent(config: TrainConfig, folder: RunFolder, sample: bool) -> dict[str, Any]:
+    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.trajectories.rejected import Rejected, write_rejected
+
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
     write_rejected(folder, rejected)

@@ -12,6 +12,7 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.progress import console, output
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
@@ -93,7 +94,10 @@ def view(
     if selection is not None:
         by_id = {s.trajectory_id: s for s in RunFolder(selection).read(SELECTIONS)}
         if name not in by_id:
-            raise UserError(f"{selection} holds no selection for {name}", "name the run folder of `atlas select`")
+            why = f": {failed}" if (failed := failure_of(RunFolder(selection))) else ""
+            raise UserError(f"{selection} holds no selection for {name}{why}", "name the run folder of `atlas select`")
+        if error := by_id[name].error:
+            raise UserError(f"{selection} chose no step of {name}: {error}", "mend that and select again")
         chosen = by_id[name].chosen
     try:
         chat = ChatFormat.load(model, template=chat_template and read_template(chat_template))

@@ -123,3 +123,21 @@ def test_an_arm_is_held_against_its_own_control_whichever_model_it_starts_from(t
 def test_nothing_evaluated_is_refused(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="nothing is evaluated in"):
         gather(recipe)
+
+
+def test_what_has_failed_is_named_with_its_cause(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], played: Recipe
+) -> None:
+    chosen = RunFolder(played.select["gold"].run)
+    chosen.remove("finished.json")
+    chosen.write_json("failed.json", {"what": "42 of 42 selections failed; the first: no gold", "remedy": ""})
+    gather(played)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not finished, so not reported: select/gold (42 of 42 selections failed; the first: no gold)" in said
+
+
+def test_nothing_evaluated_for_something_failed_names_the_first_cause(recipe: Recipe) -> None:
+    folder = RunFolder(recipe.select["gold"].run)
+    folder.write_json("failed.json", {"what": "no gold", "remedy": ""})
+    with pytest.raises(UserError, match=r"nothing is evaluated in .*; select/gold failed: no gold"):
+        gather(recipe)

@@ -127,8 +127,10 @@ class Judge:
         asked["usage"] = sum((v.usage for v in verdicts), Usage())
         unreached = next((v for v in verdicts if not v.reached), None)
         judgements = [v.judgement for v in verdicts if v.judgement]
-        if unreached or not judgements:
-            return record(trajectory, config, error=(unreached or verdicts[0]).error, **asked)
+        why = (unreached or verdicts[0]).error if unreached or not judgements else None
+        self._link.tell("judged", why)
+        if why:
+            return record(trajectory, config, error=why, **asked)
         judgement = judgements[0]
         if config.votes > 1:
             judgement, asked["scores"] = tally(judgements, n_steps, k)
