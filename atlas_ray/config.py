@@ -108,6 +108,13 @@ class RayConfig(FrozenConfig):
 LabelSelector = dict[str, str]
 
 
+MaxFailed = Annotated[
+    float,
+    PLACEMENT,
+    Field(ge=0, le=1, description="share of failures above which a run has failed; all are too many in any case"),
+]
+
+
 class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 
@@ -159,7 +166,9 @@ class EnvironmentsConfig(FrozenConfig):
     """Servers by environment; an environment without one is the built-in of that name."""
 
     register: dict[str, str] = Field(
-        {}, description="environments of your own by name, each as `module:SPEC`; the module is sent to Ray's workers"
+        {},
+        description="further environments by name, each as `module:SPEC` (the module is sent to Ray's workers), "
+        "`textarena:ID`, `gymnasium:ID` or `openenv:URL`",
     )
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
@@ -181,7 +190,7 @@ class EnvironmentsConfig(FrozenConfig):
     @model_validator(mode="after")
     def _register(self) -> Self:
         for name, place in self.register.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:\w+", place):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:[\w.:/-]+", place):
                 raise ValueError(f"register.{name}: {place} is none of the form NAME: module:SPEC")
         if self.register:
             add_named("atlas_ray.environments", self.register)

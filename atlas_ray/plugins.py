@@ -97,14 +97,15 @@ def add_named(group: str, places: Mapping[str, str]) -> None:
 
 
 def runtime_env() -> dict[str, Any]:
-    """What Ray's workers need for the parts that were named: the names, and the files of their modules.
+    """What Ray's workers need for the parts that were named: the names, and the files of modules that lie elsewhere
+    than where packages are installed.
 
     Raises:
         UserError: If a module is not found.
     """
     named = json.loads(os.environ.get(_NAMED, "{}"))
     modules = {place.partition(":")[0].partition(".")[0] for places in named.values() for place in places.values()}
-    files = sorted(map(_file_of, modules))
+    files = [file for file in map(_file_of, sorted(modules)) if "site-packages" not in Path(file).parts]
     return {"env_vars": {_NAMED: os.environ[_NAMED]}, "py_modules": files} if named else {}
 
 
@@ -126,10 +127,14 @@ class Registry(MutableMapping[str, T], Generic[T]):
         kind: Their class, or the one that they are subclasses of.
         own: `module:NAME` of each of the package's own.
         group: Entry points (`name = "module:NAME"`) by which installed packages add theirs.
+        makers: By what stands before the colon, `module:FUNCTION` that makes a part from its name and what follows.
     """
 
-    def __init__(self, what: str, kind: type[Any], own: Mapping[str, str], group: str) -> None:
+    def __init__(
+        self, what: str, kind: type[Any], own: Mapping[str, str], group: str, makers: Mapping[str, str] | None = None
+    ) -> None:
         self._what, self._kind, self._own, self._group = what, kind, dict(own), group
+        self._makers = dict(makers or {})
         self._found: dict[str, T] = {}
 
     @cached_property
@@ -152,11 +157,15 @@ class Registry(MutableMapping[str, T], Generic[T]):
             if name not in self._places and ":" not in name:
                 close = difflib.get_close_matches(name, self) or list(self)
                 raise UserError(f"no {self._what} is called {name!r}", f"did you mean {', '.join(close)}?")
-            self._found[name] = self._load(self._places.get(name, name))
+            self._found[name] = self._load(name, self._places.get(name, name))
         return self._found[name]
 
-    def _load(self, place: str) -> T:
+    def _load(self, name: str, place: str) -> T:
         module, _, attribute = place.partition(":")
+        if module in self._makers:
+            make: Any = object_at(self._makers[module], "", "")
+            made: T = make(name, attribute)
+            return made
         found = object_at(place, f" of the {self._what} {place}", "check its name")
         if isinstance(found, self._kind) or (isinstance(found, type) and issubclass(found, self._kind)):
             return cast("T", found)

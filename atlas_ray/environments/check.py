@@ -17,6 +17,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, Session, StepResult
+from atlas_ray.errors import UserError
 from atlas_ray.types import Task
 
 NONSENSE = (
@@ -105,6 +106,8 @@ def _expert(spec: EnvironmentSpec, task: Task) -> list[str]:
             replies.append(simulator.expert(rng).reply)
             if simulator.step(spec.take_action(replies[-1]) or "").done:
                 break
+    except UserError:  # there is none for what is not ours
+        return []
     finally:
         if hasattr(simulator, "close"):
             simulator.close()

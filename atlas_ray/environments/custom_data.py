@@ -7,12 +7,11 @@ for the built-in one.
 from __future__ import annotations
 
 import itertools
-import random
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 
-from atlas_ray.environments.protocol import Decision, Simulator
+from atlas_ray.environments.protocol import Simulator
 from atlas_ray.environments.registry import ENVIRONMENTS
 from atlas_ray.errors import UserError
 
@@ -40,20 +39,6 @@ class CustomData:
             told.append(f"{part} {first}" + (f" to {first + size - 1}" if size > 1 else ""))
             first += size
         return ", ".join(told)
-
-
-class Unscripted:
-    """A simulator without scripted agents: nobody has written any for material that is not known."""
-
-    def expert(self, rng: random.Random) -> Decision:
-        """Refuses.
-
-        Raises:
-            UserError: Always.
-        """
-        raise UserError("there is no scripted agent for material of your own", "play it with a model")
-
-    novice = expert
 
 
 def load_custom_data(given: Iterable[str], served: Iterable[str] | None = None) -> dict[str, CustomData]:

@@ -37,6 +37,7 @@ ENVIRONMENTS: Registry[EnvironmentSpec] = Registry(
     EnvironmentSpec,
     {name: f"{__package__}.builtin.{module}:SPEC" for name, module in _MODULES.items()},
     group="atlas_ray.environments",
+    makers={name: f"{__package__}.foreign.{name}:environment" for name in ("gymnasium", "openenv", "textarena")},
 )
 
 
@@ -46,6 +47,8 @@ def get(name: str) -> EnvironmentSpec:
     Raises:
         UserError: If there is none, or the one that a configuration names so is called otherwise.
     """
+    if ":" in name:
+        raise UserError(f"the environment {name} needs a name", f"environments.register.NAME={name}")
     found = ENVIRONMENTS.find(name)
     if found.name != name:
         raise UserError(

@@ -359,7 +359,7 @@ def key_of(endpoint: EndpointConfig) -> str:
     """
     variable = endpoint.api_key_env
     key = os.environ.get(variable, "").strip()
-    if strange := next((c for c in key if not "!" <= c <= "~"), None):
+    if strange := next((c for c in key if not " " <= c <= "~"), None):
         raise UserError(
             f"the key in {variable} holds {unicodedata.name(strange, 'a line break or another control character')},"
             " which no request can carry",

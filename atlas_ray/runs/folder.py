@@ -17,6 +17,7 @@ from typing import Any, Generic
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel
@@ -228,11 +229,9 @@ class RunFolder:
         """Batches of what was written, each id once: as it was written last."""
         shards = self.shards(table)
         ids = [id_ for shard in shards for batch in self._batches(shard, ["id"]) for id_ in batch["id"].chunks]
-        codes = pa.chunked_array(ids, pa.string()).combine_chunks().dictionary_encode()
-        place = np.arange(len(codes))
-        last = np.zeros(len(codes.dictionary), np.int64)
-        last[codes.indices.to_numpy()] = place  # the last one stays
-        counts = last[codes.indices.to_numpy()] == place
+        counts = np.zeros(sum(map(len, ids)), bool)
+        counts[latest_places(pa.chunked_array(ids, pa.string()))] = True
+        del ids
         at = 0
         for shard in shards:
             for batch in self._batches(shard, columns):
@@ -295,6 +294,19 @@ class RunFolder:
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
+
+
+def latest_places(ids: pa.ChunkedArray) -> np.ndarray:
+    """Of records in the order of writing: the places of those that are the last of their id, ordered by id.
+
+    Sorted, for a hash table takes many times the memory of the ids.
+    """
+    whole = ids.combine_chunks()
+    order = pc.array_sort_indices(whole)  # stable
+    ordered = whole.take(order)
+    ends = np.ones(len(ordered), bool)
+    ends[:-1] = pc.not_equal(ordered[:-1], ordered[1:]).to_numpy(zero_copy_only=False)
+    return order.to_numpy()[ends].astype(np.int64)
 
 
 class ShardWriter(Generic[Record]):

@@ -20,7 +20,7 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream
 from atlas_ray.config import DataConfig, RayConfig
 from atlas_ray.errors import UserError
-from atlas_ray.runs.folder import RunFolder, reachable
+from atlas_ray.runs.folder import RunFolder, latest_places, reachable
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.trajectories.decoders import Span
 from atlas_ray.trajectories.item_ids import UniqueIds
@@ -30,6 +30,7 @@ from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
+BUDGET = "budget"  # a further column of an outline: see `Trajectory`
 SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started,
 _FEW = 20_000  # and how many trajectories that may be: Parquet may hold many in few bytes
 _ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
@@ -43,6 +44,7 @@ class Outline:
     env: str
     item_id: str
     n_steps: int
+    budget: int | None = None
 
     @property
     def steps(self) -> range:
@@ -51,8 +53,9 @@ class Outline:
 
 
 def outlines_of(table: pa.Table) -> Iterator[Outline]:
-    """Rows of the schema of `OUTLINE`."""
-    return map(Outline, *(table[name].to_pylist() for name in OUTLINE.names))
+    """Rows of the schema of `OUTLINE`, with budgets where there are any."""
+    names = [*OUTLINE.names, *({BUDGET} & {*table.column_names})]
+    return map(Outline, *(table[name].to_pylist() for name in names))
 
 
 @dataclass(frozen=True)
@@ -78,33 +81,33 @@ class DataIndex:
     rejected: list[Rejected]
     is_small: bool
 
-    def reads(self, wanted: np.ndarray, rows_per_block: int) -> list[PartRead]:
+    def reads(self, wanted: np.ndarray, rows_per_block: int) -> Iterator[PartRead]:
         """What is to be read of each part, where anything is.
 
         Args:
             wanted: Of each trajectory that counts, whether it is asked for.
             rows_per_block: Most trajectories of a block.
         """
-        found = []
         cuts = np.searchsorted(self.places, self.bounds)
         for number, part in enumerate(self.parts):
             inside = slice(cuts[number], cuts[number + 1])
             mine = wanted[inside]
             if mine.any():
                 rows = self.places[inside][mine] - self.bounds[number]
-                ids = self.outline["id"].slice(cuts[number], len(mine)).combine_chunks().filter(pa.array(mine))
-                found.append(PartRead(self.config, part, rows, ids, rows_per_block))
-        return found
+                own = self.outline.slice(cuts[number], len(mine)).filter(pa.array(mine)).combine_chunks()
+                budgets = own[BUDGET] if BUDGET in own.column_names else None
+                yield PartRead(self.config, part, rows, own["id"], budgets, rows_per_block)
 
 
 @dataclass(frozen=True)
 class PartRead:
-    """Trajectories of one part: their places in it, and the ids that they have in the data set."""
+    """Trajectories of one part: their places in it, and the ids and budgets that they have in the data set."""
 
     config: DataConfig
     part: Part
     rows: np.ndarray
-    ids: pa.Array
+    ids: pa.ChunkedArray
+    budgets: pa.ChunkedArray | None
     rows_per_block: int
 
     def trajectories(self) -> Iterator[list[Trajectory]]:
@@ -116,15 +119,17 @@ class PartRead:
         if self.part.file is None:
             yield from map(TRAJECTORIES.from_table, self.blocks())
             return
-        ids = zip(self.rows.tolist(), self.ids.to_pylist(), strict=True)
+        budgets = [None] * len(self.rows) if self.budgets is None else self.budgets.to_pylist()
+        wanted = zip(self.rows.tolist(), self.ids.to_pylist(), budgets, strict=True)
         block: list[Trajectory] = []
         usable = (found for found in iter_part(self.part, self.config) if isinstance(found, Trajectory))
-        place, id_ = next(ids)
+        place, id_, budget = next(wanted)
         for number, found in enumerate(usable):
             if number < place:
                 continue
-            block.append(found if found.id == id_ else replace(found, id=id_))
-            place, id_ = next(ids, (-1, ""))
+            same = found.id == id_ and budget is None
+            block.append(found if same else replace(found, id=id_, budget=budget))
+            place, id_, budget = next(wanted, (-1, "", None))
             if len(block) == self.rows_per_block or place < 0:
                 yield block
                 block = []
@@ -133,11 +138,16 @@ class PartRead:
         raise UserError(f"{self.config.path} changed while it was read", "run the same command again")
 
     def blocks(self) -> Iterator[pa.Table]:
-        """The same as rows of `TRAJECTORIES`."""
+        """The same as rows of `TRAJECTORIES`, with their budgets where there are any."""
         if self.part.file is not None:
-            yield from map(TRAJECTORIES.to_table, self.trajectories())
+            for block in self.trajectories():
+                table = TRAJECTORIES.to_table(block)
+                budgets = pa.array([t.budget for t in block])
+                yield table if self.budgets is None else table.append_column(BUDGET, budgets)
             return
         table = _run_table(self.part, self.config).take(self.rows)
+        if self.budgets is not None:
+            table = table.append_column(BUDGET, self.budgets)
         for start in range(0, table.num_rows, self.rows_per_block):
             yield table.slice(start, self.rows_per_block)
 
@@ -160,10 +170,12 @@ def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:
     rejected = [row for _, rows in found for row in rows]
     outline = pa.concat_tables([table for table, _ in found])
     del found
-    places = _latest(outline["id"], config.limit is not None) if of_run else np.arange(outline.num_rows)
-    if len(places) < outline.num_rows or config.limit is not None:
+    latest = latest_places(outline["id"])
+    repeated, places = len(latest) < outline.num_rows, np.arange(outline.num_rows)
+    if of_run and (repeated or config.limit is not None):
+        places = np.sort(latest) if config.limit is None else latest
         outline = outline.take(places)
-    if config.limit is not None or (not of_run and pc.count_distinct(outline["id"]).as_py() < outline.num_rows):
+    if config.limit is not None or (repeated and not of_run):
         unique = UniqueIds(config.limit)
         pairs = zip(outline["env"].to_pylist(), outline["id"].to_pylist(), strict=True)
         ids = [unique.take(env, wanted) for env, wanted in pairs]
@@ -196,14 +208,6 @@ def _parts(config: DataConfig) -> tuple[list[Part], int]:
     parts = list_parts(config)
     files = {Path(part.root, part.file or "") for part in parts}
     return parts, sum(file.stat().st_size for file in files)
-
-
-def _latest(ids: pa.ChunkedArray, ordered: bool) -> np.ndarray:
-    """Places of a run's records: one per id, the latest written; by id where asked."""
-    codes = ids.combine_chunks().dictionary_encode()
-    last = np.zeros(len(codes.dictionary), np.int64)
-    last[codes.indices.to_numpy()] = np.arange(len(ids))
-    return last[pc.sort_indices(codes.dictionary).to_numpy()] if ordered else np.sort(last)
 
 
 def _outline(part: Part, config: DataConfig) -> tuple[pa.Table, list[Rejected]]:

@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from atlas_ray.config import validate
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig
-from atlas_ray.runs.folder import COMPACT_FROM, RunFolder
+from atlas_ray.runs.folder import COMPACT_FROM, RunFolder, latest_places
 from atlas_ray.runs.manifest import config_digest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES, TableSpec
@@ -38,11 +39,13 @@ def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record)
 
 
 def test_the_columns_on_disk_stay_as_they_are() -> None:
-    messages = "list<item: struct<role: string, content: string, trainable: bool>>"
+    calls = "calls: list<item: struct<name: string, arguments: string, id: string>>"
+    texts = "role: string, content: string, trainable: bool, thought: string"
+    messages = f"list<item: struct<{texts}, {calls}, call_id: string>>"
     gold = "list<item: struct<step: int32, rank: int32, category: string>>"
     usage = "prompt_tokens: int64, cached_tokens: int64, completion_tokens: int64, calls: int64, cost: double"
     text = dict.fromkeys(["id", "env", "item_id"], "string")
-    assert columns(TRAJECTORIES) == {**text, "messages": messages, "reward": "double", "gold": gold}
+    assert columns(TRAJECTORIES) == {**text, "messages": messages, "reward": "double", "gold": gold, "tools": "string"}
     assert columns(SELECTIONS) == {
         **text,
         **dict.fromkeys(["trajectory_id", "selector", "excluded", "replays", "categories", "plan"], "string"),
@@ -78,6 +81,27 @@ def test_an_episode_written_twice_is_counted_once_and_the_latest_wins(tmp_path: 
     folder.write_shard(EPISODES, [an_episode(1, error="engine died", reward=0.0), an_episode(2)])
     folder.write_shard(EPISODES, [an_episode(1), an_episode(2)])
     assert folder.read(EPISODES) == [an_episode(1), an_episode(2)]
+
+
+def test_ids_of_many_records_are_not_held_while_the_records_are_read(tmp_path: Path) -> None:
+    folder, number = RunFolder(str(tmp_path)), 100_000
+    ids = pa.array([f"maze/maze_{n}" for n in range(number)])
+    rest = [pa.nulls(number, field.type) for field in SELECTIONS.schema if field.name != "id"]
+    names = [name for name in SELECTIONS.schema.names if name != "id"]
+    folder.write_table(SELECTIONS, pa.table([ids, *rest], ["id", *names]))
+    before = pa.total_allocated_bytes()
+    batches = folder.latest(SELECTIONS, ["n_steps"])
+    read = next(batches).num_rows
+    assert pa.total_allocated_bytes() - before < ids.nbytes
+    assert read + sum(batch.num_rows for batch in batches) == number
+
+
+@pytest.mark.parametrize(
+    ("ids", "places"),
+    [([], []), (["b"], [0]), (["b", "a", "c"], [1, 0, 2]), (["b", "a", "b", "b", "a"], [4, 3])],
+)
+def test_the_last_of_each_id_is_found_in_the_order_of_ids(ids: list[str], places: list[int]) -> None:
+    assert latest_places(pa.chunked_array([ids[:2], ids[2:]], pa.string())).tolist() == places
 
 
 def test_failed_units_are_not_done(tmp_path: Path) -> None:

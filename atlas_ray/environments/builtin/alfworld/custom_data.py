@@ -15,9 +15,9 @@ from pathlib import Path
 from atlas_ray.environments.builtin.alfworld.game import Engine, require
 from atlas_ray.environments.builtin.alfworld.simulator import INSTRUCTION, known
 from atlas_ray.environments.builtin.scripted import task_at
-from atlas_ray.environments.custom_data import CustomData, Unscripted
+from atlas_ray.environments.custom_data import CustomData
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS
-from atlas_ray.environments.protocol import Opening, StepResult
+from atlas_ray.environments.protocol import Opening, StepResult, Unscripted
 from atlas_ray.errors import EnvironmentFailure, UserError
 
 _PARTS = ("valid_unseen", "train", "valid_seen")  # test tasks come first

@@ -19,8 +19,8 @@ import yaml
 from atlas_ray.environments.agentgym.agentboard import Row, find_rows, folder_with
 from atlas_ray.environments.builtin.jericho.simulator import INSTRUCTION, interpreter, understand
 from atlas_ray.environments.builtin.scripted import task_at
-from atlas_ray.environments.custom_data import CustomData, Unscripted
-from atlas_ray.environments.protocol import Opening, StepResult
+from atlas_ray.environments.custom_data import CustomData
+from atlas_ray.environments.protocol import Opening, StepResult, Unscripted
 from atlas_ray.errors import UserError
 
 _VERSIONS = {".z3": (3, 2), ".z5": (5, 4), ".z8": (8, 8)}  # the story format, and the unit of the length in its header

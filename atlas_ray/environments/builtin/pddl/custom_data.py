@@ -19,8 +19,8 @@ from atlas_ray.environments.builtin.pddl.play import PlanningSimulator
 from atlas_ray.environments.builtin.pddl.problem import Problem
 from atlas_ray.environments.builtin.pddl.strips import Domain, parse_domain, parse_problem
 from atlas_ray.environments.builtin.scripted import task_at
-from atlas_ray.environments.custom_data import CustomData, Unscripted
-from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.custom_data import CustomData
+from atlas_ray.environments.protocol import Opening, Unscripted
 from atlas_ray.errors import UserError
 
 _PLACES = ("agentboard/environment/pddl_env/pddlgym/pddl", "pddl", "data/pddl", ".")

@@ -26,8 +26,8 @@ from atlas_ray.environments.builtin.webshop.goals import N_TEST, N_TRAIN, Goal
 from atlas_ray.environments.builtin.webshop.pages import Visit, Visiting
 from atlas_ray.environments.builtin.webshop.search import Search
 from atlas_ray.environments.builtin.webshop.simulator import INSTRUCTION, WebShop
-from atlas_ray.environments.custom_data import CustomData, Unscripted
-from atlas_ray.environments.protocol import Opening, StepResult
+from atlas_ray.environments.custom_data import CustomData
+from atlas_ray.environments.protocol import Opening, StepResult, Unscripted
 from atlas_ray.errors import UserError
 
 Form = TypeVar("Form", bound=BaseModel)
