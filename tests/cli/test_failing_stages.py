@@ -206,6 +206,22 @@ def test_a_python_function_is_not_called_after_as_many_failures_in_a_row_as_make
     assert len(faults.asked) == 190
 
 
+def test_a_finished_selection_of_which_more_failed_than_may_is_no_longer_one(
+    tmp_path: Path, data: list[str], atlas: Atlas
+) -> None:
+    """As versions left it that knew no such limit."""
+    rows = "".join(f"maze/maze_{i},{i}\n" for i in range(UNITS))
+    (tmp_path / "t.csv").write_text(f"trajectory_id,chosen\n{rows}")  # steps are counted from 1
+    settings = ["--set", "selector.name=file", "--set", f"selector.path={tmp_path}/t.csv"]
+    command = ["select", *data, "--run", str(tmp_path / "run"), *settings]
+    assert atlas(*command)[0] == 0
+    code, said = atlas(*command, "--set", "max_failed=0.05")
+    assert code == 1
+    assert "1 of 10 selections failed, more than max_failed=0.05 allows; the first: rejected row: line 2" in said
+    assert "failed" in atlas("status", str(tmp_path / "run"))[1]
+    assert atlas(*command)[0] == 0
+
+
 def test_training_on_a_selection_that_failed_names_the_cause(
     tmp_path: Path, data: list[str], failed: str, atlas: Atlas
 ) -> None:
