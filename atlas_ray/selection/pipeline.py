@@ -77,7 +77,8 @@ def _select(config: SelectConfig, folder: RunFolder, outdated: bool, begun: floa
     selector, index = config.selector, index_data(config.data, config.ray)
     write_rejected(folder, index.rejected)
     if not index.outline.num_rows:
-        raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
+        why = next((f"; the first reason: {row}" for row in index.rejected), "")
+        raise UserError(f"{config.data.path} holds no usable trajectory{why}", f"see rejected.jsonl in {config.run}")
     done = pa.array([], pa.string()) if outdated else folder.done_ids(SELECTIONS)
     todo = pc.invert(pc.is_in(index.outline["id"], done))
     total, count, failed, usage = pc.sum(todo).as_py(), 0, 0, Usage()
