@@ -108,6 +108,13 @@ class RayConfig(FrozenConfig):
 LabelSelector = dict[str, str]
 
 
+MaxFailed = Annotated[
+    float,
+    PLACEMENT,
+    Field(ge=0, le=1, description="share of failures above which a run has failed; all are too many in any case"),
+]
+
+
 class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 

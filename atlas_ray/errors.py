@@ -38,6 +38,10 @@ class ModelUnavailable(AtlasError):
     """A model cannot be loaded; the reason is written down, and what does not need it is done or goes on."""
 
 
+class TooManyFailed(AtlasError):
+    """So much of a stage's work has failed that the stage has; what is done is kept, and the same command goes on."""
+
+
 def together(problems: Sequence[UserError]) -> UserError:
     """One error of several, each with its own remedy.
 

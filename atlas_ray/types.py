@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Literal
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "user", "assistant", "tool"]
 # how answers compare with the recorded ones: the same, within the environment's tolerance, or neither
 Replay = Literal["exact", "near", "differs"]
 
@@ -100,12 +100,47 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """One call of a tool.
+
+    Attributes:
+        arguments: A JSON object, as text.
+        id: By which its result names it, or empty.
+    """
+
+    name: str
+    arguments: str = "{}"
+    id: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}({self.arguments})"
+
+
+@dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `trainable` marks the assistant turns that are steps."""
+    """One turn of a conversation.
+
+    Attributes:
+        content: Its text; may be empty where an assistant calls tools, or a tool returns nothing.
+        trainable: Marks the assistant turns that are steps.
+        thought: What an assistant thought before it replied, apart from the reply.
+        calls: The tools that an assistant calls, all at once.
+        call_id: Of the call that a tool's result answers.
+    """
 
     role: Role
     content: str
     trainable: bool = False
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
+    call_id: str = ""
+
+    @property
+    def text(self) -> str:
+        """All of it, for reading: thought, content and calls."""
+        thought = [f"Thinking: {self.thought}"] if self.thought else []
+        content = [self.content] if self.content else []
+        return "\n".join([*thought, *content, *(f"Call: {call}" for call in self.calls)])
 
 
 def first_observation(messages: Sequence[Message]) -> str:
@@ -139,18 +174,24 @@ class Step:
 
     index: int
     position: int
-    reply: str
+    message: Message
     observation: str
 
     @property
+    def reply(self) -> str:
+        """Its text, without thoughts and calls that stand apart."""
+        return self.message.content
+
+    @property
     def thought(self) -> str:
-        """h_t of the paper."""
-        return split_react(self.reply)[0]
+        """h_t of the paper: what stands before the action, apart from it or in the reply."""
+        before = self.reply if self.message.calls else split_react(self.reply)[0]
+        return "\n".join(filter(None, (self.message.thought, before)))
 
     @property
     def action(self) -> str:
-        """a_t of the paper."""
-        return split_react(self.reply)[1]
+        """a_t of the paper: the calls, else the reply's action."""
+        return "\n".join(map(str, self.message.calls)) or split_react(self.reply)[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +211,8 @@ class Trajectory:
         id: Unique in a data set: the task's id, with `#2`, `#3`, ... for further trajectories of the same task.
         reward: Final reward in [0, 1], or None where the data does not say.
         gold: The expert's own annotation, uncut, or None where there is none.
+        tools: Schemas of the tools that could be called, a JSON list of OpenAI's form as text; None: there were none.
+        budget: Steps that may be chosen in it, where a selection has decided that over the whole data set.
     """
 
     id: str
@@ -178,11 +221,18 @@ class Trajectory:
     messages: tuple[Message, ...]
     reward: float | None = None
     gold: tuple[GoldStep, ...] | None = None
+    tools: str | None = None
+    budget: int | None = None
 
     @property
     def task(self) -> Task:
         """The task that this trajectory solves."""
         return Task(self.env, self.item_id)
+
+    @property
+    def is_text(self) -> bool:
+        """Whether replies are text alone, as episodes play them: without tool calls, and thoughts apart."""
+        return self.tools is None and not any(m.role == "tool" or m.calls or m.thought for m in self.messages)
 
     @property
     def steps(self) -> tuple[Step, ...]:
@@ -193,7 +243,7 @@ class Trajectory:
                 seen.append(message.content)
                 continue
             if message.trainable:
-                found.append(Step(len(found) + 1, position, message.content, "\n".join(seen)))
+                found.append(Step(len(found) + 1, position, message, "\n".join(seen)))
             seen = []
         return tuple(found)
 

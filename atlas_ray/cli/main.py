@@ -112,12 +112,12 @@ def evaluate(
 
     if dry_run:
         return show_plan(settings, *stage.plan_lines(settings))
-    from atlas_ray.errors import ModelUnavailable
+    from atlas_ray.errors import ModelUnavailable, TooManyFailed
     from atlas_ray.report.terminal import print_evaluation
 
     try:
         stage.evaluate(settings, clean=clean)
-    except ModelUnavailable:  # what the others reached is shown as well
+    except (ModelUnavailable, TooManyFailed):  # what the others reached is shown as well
         print_evaluation(settings)
         raise
     print_evaluation(settings)
@@ -241,11 +241,9 @@ app.command(name="view-mask")(view_mask)
 
 def _print_figures(folder: Any, what: str) -> None:
     """Prints where a finished stage's records lie, and what it counted."""
-    finished = folder.finished or {}
-    figures = ", ".join(f"{k} {v}" for k, v in finished.items() if not isinstance(v, dict | list))
-    typer.echo(f"{what}: {folder.uri} ({figures})")
-    for env, causes in finished.get("excluded", {}).items():
-        typer.echo(f"excluded in {env}: " + ", ".join(f"{n} {cause}" for cause, n in causes.items()))
+    from atlas_ray.runs.status import figures_line
+
+    typer.echo(printable(f"{what}: {folder.uri} ({figures_line(folder.finished or {})})"))
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -16,6 +16,7 @@ from atlas_ray.config import (
     EnvironmentsConfig,
     FrozenConfig,
     LimitsConfig,
+    MaxFailed,
     OpeningsConfig,
     RayConfig,
 )
@@ -46,6 +47,7 @@ class PlayConfig(FrozenConfig):
     temperature: float = Field(0.0, ge=0)
     max_tokens: int = Field(512, ge=1)
     max_excluded: float = Field(0.02, ge=0, le=1, description="share of infrastructure failures that flags a cell")
+    max_failed: MaxFailed = 0.5
     retries: Annotated[int, PLACEMENT] = Field(2, ge=0)
     limits: Annotated[LimitsConfig, PLACEMENT] = LimitsConfig()
     seed: int = 0

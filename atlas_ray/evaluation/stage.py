@@ -17,7 +17,7 @@ from rich.text import Text
 from atlas_ray.cluster.connection import connect
 from atlas_ray.config import EngineConfig
 from atlas_ray.environments import registry
-from atlas_ray.errors import AtlasError, ModelUnavailable, UserError, together
+from atlas_ray.errors import AtlasError, ModelUnavailable, TooManyFailed, UserError, together
 from atlas_ray.evaluation.items import item_figures, item_lines, problems, test_tasks, wrong_servers
 from atlas_ray.evaluation.metrics import EnvironmentResult, summarise
 from atlas_ray.evaluation.openings import Openings, find_openings
@@ -28,14 +28,12 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.plugins import register_for_workers
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.loading import failure_of, loading, unavailable
+from atlas_ray.runs.loading import AGAIN, failure_of, loading, unavailable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.runs.tables import EPISODES
 from atlas_ray.types import Episode, Usage
-
-# Infrastructure failures in a row, each after its retries, from which going on makes no sense.
-_HOPELESS = 32
 
 
 def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[EnvironmentResult]]:
@@ -55,6 +53,8 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
         UserError: If a folder holds a run of another configuration, or an environment has neither a server nor a
             built-in simulator.
         ModelUnavailable: If models could not be loaded; all others are evaluated then.
+        TooManyFailed: If hardly any episode of a model was played; all others are evaluated then, unless so many failed
+            in a row that it makes no sense.
         AtlasError: If engines or environments fail as a whole.
     """
     if wrong := problems(config, ask=False):
@@ -64,6 +64,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
     requests = {r.id: r for r in _requests(config)}
     folders = {arm: RunFolder(config.run).child(arm) for arm in config.models}
     missing: dict[str, ModelUnavailable] = {}
+    failed: list[AtlasError] = []
     with ExitStack() as stack:
         player: EpisodePlayer | None = None
         held: tuple[type, EngineConfig] | None = None
@@ -105,12 +106,12 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                     stack.close()  # the next model gets engines that hold no part of this one
                     continue
                 context = player.context
-                _play(player, left, folder, f"evaluate {arm}", len(requests))
+                with failure_recorded(folder):
+                    _play(player, left, folder, f"evaluate {arm}", len(requests))
             folder.compact(EPISODES)
-            _finish(folder, own, time.monotonic() - begun, context)
+            failed += _finish(folder, own, time.monotonic() - begun, context, len(requests))
     write_comparisons(config)
-    if missing:
-        raise _without(missing, any(folder.finished is not None for folder in folders.values()))
+    _raise_together(failed, missing, any(folder.finished is not None for folder in folders.values()))
     return played(config)
 
 
@@ -125,6 +126,13 @@ def failures(config: EvaluateConfig) -> dict[str, str]:
     """Why arms could not be loaded, by name."""
     found = {arm: failure_of(RunFolder(config.run).child(arm)) for arm in config.models}
     return {arm: reason for arm, reason in found.items() if reason is not None}
+
+
+def _raise_together(failed: list[AtlasError], missing: dict[str, ModelUnavailable], others: bool) -> None:
+    """Says of which models there are no figures, if of any."""
+    errors = [*failed, *([_without(missing, others)] if missing else [])]
+    if errors:
+        raise errors[0] if len(errors) == 1 else TooManyFailed("\n  ".join(error.what for error in errors), AGAIN)
 
 
 def _without(errors: dict[str, ModelUnavailable], others: bool) -> AtlasError:
@@ -199,35 +207,50 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
     """Plays what is left and writes it down.
 
     Raises:
-        AtlasError: If nothing but infrastructure failures comes back.
+        TooManyFailed: If nothing but infrastructure failures comes back.
     """
-    failures = successes = played = 0
-    usage = Usage()
+    watch, usage = FailureWatch("episodes"), Usage()
+    successes = played = 0
     with closing(player.play(left, folder)) as episodes, Tracker(title, total, total - len(left)) as tracker:
         for _, episode in episodes:
             failed = episode.stop_reason.is_infrastructure
-            failures = failures + 1 if failed else 0
             played, successes = played + (not failed), successes + episode.success
             usage += episode.usage
             note = f"success {successes / max(1, played):.0%}, prefix cache {usage.hit_rate:.0%}"
             tracker.advance(note=note)
-            if failures == min(_HOPELESS, total):
-                raise AtlasError(
-                    f"{failures} episodes in a row failed, the last in {episode.env}: {episode.error}",
-                    "mend the cause and run the same command again; `atlas doctor` checks environment servers",
-                )
+            watch.add(cause_of(episode) if failed else None)
 
 
-def _finish(folder: RunFolder, config: EvaluateConfig, seconds: float, context: int | None) -> None:
-    episodes = folder.read(EPISODES)
-    (model,) = config.played.values()
+def cause_of(episode: Episode) -> str:
+    """Why infrastructure spoilt it, and where."""
+    return f"{episode.env}: {episode.error}"
+
+
+def check_played(folder: RunFolder, episodes: Sequence[Episode], total: int, most: float) -> None:
+    """Ends a stage that has hardly any episode; see `check_failed`."""
+    causes = [cause_of(episode) for episode in episodes if episode.stop_reason.is_infrastructure]
+    check_failed(folder, "episodes", len(causes), total, next(iter(causes), None), most)
+
+
+def _finish(
+    folder: RunFolder, config: EvaluateConfig, seconds: float, context: int | None, total: int
+) -> list[AtlasError]:
+    """Marks an arm finished; or says that too much of it failed."""
+    episodes, ((arm, model),) = folder.read(EPISODES), config.played.items()
+    try:
+        with failure_recorded(folder):
+            check_played(folder, episodes, total, config.max_failed)
+    except TooManyFailed as error:
+        return [TooManyFailed(f"{arm}: {error.what}", error.remedy)]
     paid = {}
     if model.endpoint is not None:
         known = price(model.path)
         usage = sum((e.usage for e in episodes), Usage())
-        paid = {"dollars": None if known is None else round(known.of(usage), 6)}
+        # an endpoint that reports no tokens is not free
+        paid = {"dollars": None if known is None or not usage.prompt_tokens else round(known.of(usage), 6)}
     told = [asdict(result) for result in results(episodes, config)]
     record_played(folder, episodes, seconds, context, **paid, **item_figures(config), results=told)
+    return []
 
 
 def record_played(

@@ -21,13 +21,14 @@ from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
-from atlas_ray.evaluation.stage import record_played
+from atlas_ray.evaluation.stage import cause_of, check_played, record_played
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
+from atlas_ray.runs.failures import FailureWatch, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import loading
 from atlas_ray.runs.progress import Tracker
@@ -58,10 +59,16 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
     Raises:
         UserError: If no selected trajectory is left.
         ModelUnavailable: If the model could not be loaded.
+        TooManyFailed: If hardly any episode was played.
         AtlasError: If engines or environments fail as a whole.
     """
     folder = RunFolder(config.run)
     folder.begin(config, stage="verify", clean=clean)
+    with failure_recorded(folder):
+        return _verify(config, folder)
+
+
+def _verify(config: VerifyConfig, folder: RunFolder) -> list[Row]:
     begun, context = time.monotonic(), None
     plan = _plan(config)
     requests = [request for task in plan for request in _requests(task, config)]
@@ -76,13 +83,15 @@ def verify(config: VerifyConfig, *, clean: bool = False) -> list[Row]:
             closing(player.play(left, folder)) as playing,
             Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
-            usage, context = Usage(), player.context
+            usage, context, watch = Usage(), player.context, FailureWatch("episodes")
             for _, episode in playing:
+                watch.add(cause_of(episode) if episode.stop_reason.is_infrastructure else None)
                 usage += episode.usage
                 tracker.advance(note=f"prefix cache {usage.hit_rate:.0%}")
         folder.compact(EPISODES)
         folder.compact(ITERATIVE)
     episodes, iterative = folder.read(EPISODES), folder.read(ITERATIVE)
+    check_played(folder, [*episodes, *iterative], len(requests), config.max_failed)
     found = rows(
         {t.trajectory.id: t.starts for t in plan},
         {t.trajectory.id: _given(t) for t in plan},
@@ -132,10 +141,17 @@ def _plan(config: VerifyConfig) -> list[Planned]:
     Raises:
         UserError: If there is none, or a task has no number at the environment that would play it.
     """
-    chosen = {s.trajectory_id: s.chosen for s in RunFolder(config.selection).read(SELECTIONS) if s.error is None}
+    selections = RunFolder(config.selection).read(SELECTIONS)
+    chosen = {s.trajectory_id: s.chosen for s in selections if s.error is None}
     found = [t for t in read_trajectories(config.data) if chosen.get(t.id)]
     if not found:
-        raise UserError(f"{config.selection} chose no step in {config.data.path}", "select and verify the same data")
+        why = next((f"; the first failed: {s.error}" for s in selections if s.error), "")
+        raise UserError(
+            f"{config.selection} chose no step in {config.data.path}{why}", "select and verify the same data"
+        )
+    if calling := next((t for t in found if not t.is_text), None):
+        what = f"{calling.id} has tool calls or thoughts apart from its replies, which episodes do not repeat"
+        raise UserError(what, "verify on trajectories whose replies are text")
     if wrong := unplayable((t.task for t in found), config.environments):
         raise together(wrong)
     plan, scratched = list[Planned](), set[str]()

@@ -187,6 +187,8 @@ class ChatFormat:
     def _turns(self, messages: Sequence[Message]) -> list[tuple[Message, str]]:
         """Each message with its text; a template's own preamble and the system turn go with the first user turn."""
         roles = [m.role for m in messages]
+        if any(m.role == "tool" or m.calls or m.thought for m in messages):
+            raise UserError("tool calls, and thoughts apart from replies, are not rendered", "write them as text")
         first = 1 if roles[:1] == ["system"] else 0
         if roles[first : first + 1] != ["user"] or "system" in roles[1:]:
             raise DataError("a conversation must start with a user turn, behind at most one system turn")

@@ -109,9 +109,12 @@ def write_untrained(
     Returns:
         Number of parameters.
     """
-    texts = {message.content for trajectory in trajectories for message in trajectory.messages}
+    from transformers.utils.logging import disable_progress_bar
+
+    texts = {message.text for trajectory in trajectories for message in trajectory.messages}
     tokenizer = build_tokenizer(texts, context)
     model = build_model(tokenizer, hidden_size=hidden_size, layers=layers, heads=heads, context=context, seed=seed)
+    disable_progress_bar()  # this process writes other things on the screen
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return model.num_parameters()

@@ -19,7 +19,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation.settings import EvaluateConfig, VerifyConfig
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.models.policies import ModelConfig, played_by
-from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig
+from atlas_ray.recipes.settings import BASE, Backbone, RecipeConfig, control_of, with_controls
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig, SelectorConfig
 from atlas_ray.training.settings import TinyConfig, TrainConfig
@@ -60,7 +60,9 @@ class Recipe:
         if unknown := sorted(set(extra) - {*config.extra_arms, *paid}):
             valid = ", ".join([*config.extra_arms, *paid]) or "none"
             raise UserError(f"the recipe has no extra arm {unknown[0]!r}", f"valid: {valid}")
-        self.arms = config.arms | {name: arm for name, arm in config.extra_arms.items() if name in set(extra)}
+        included = {name: arm for name, arm in config.extra_arms.items() if name in set(extra)}
+        trained = config.train.get("max_length", TrainConfig.model_fields["max_length"].default)
+        self.arms = with_controls(config.arms | included, trained if isinstance(trained, int) else None)
         self.models = {name: model for name, model in config.models.items() if name not in set(paid) - set(extra)}
         self.backbones: dict[str, Backbone] = {BASE: config.base} | config.backbones
         self.verifies = config.verify is not None
@@ -122,6 +124,7 @@ class Recipe:
         if unknown := sorted(tables - set(self.config.tables)):
             raise UserError(f"the recipe has no table {unknown[0]!r}", f"valid: {', '.join(self.config.tables)}")
         wanted = {name for table in tables for name in self.config.tables[table].values()}
+        wanted |= {control_of(name) for name in wanted if name in self.arms and self.arms[name].control is not None}
         self.verifies = self.verifies and "table6" in tables
         if self.verifies:
             wanted.add(self.config.verify_arm)
@@ -185,6 +188,7 @@ class Recipe:
             data=self._data(self.arms[arm].envs),
             selector=selector.for_arm(start, self._engine(), self._engine(start)),
             seed=seed if name != arm else self.config.seeds[0],
+            max_failed=self.config.max_failed,
             environments=self.config.environments,
             ray=self.config.ray,
         )
@@ -251,6 +255,7 @@ class Recipe:
                 "seed": self.config.seeds[0],
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
+                "max_failed": self.config.max_failed,
                 **settings,
                 "engine": _given(self._engine()),
                 "openings": self._openings(),
@@ -285,6 +290,7 @@ class Recipe:
                 "seed": seed,
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
+                "max_failed": self.config.max_failed,
                 "data": {**self.expert.model_dump(), **settings.pop("data", {})},
                 **settings,
                 "engine": _given(self._engine(start)) | (settings.get("engine") or {}),
@@ -318,6 +324,7 @@ def untrained(backbone: str) -> str:
 
 def selector_words(selector: SelectorConfig) -> str:
     """A selector and its budget in words."""
-    ratio = getattr(selector, "ratio", None)
+    ratio, reference = getattr(selector, "ratio", None), getattr(selector, "reference", None)
     prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
-    return f"steps by `{selector.name}`" + (f", at most {ratio:.0%}" if ratio else "") + prompt
+    of = f" to `{reference}`" if reference else ""
+    return f"steps by `{selector.name}`{of}" + (f", at most {ratio:.0%}" if ratio else "") + prompt

@@ -171,7 +171,7 @@ def _shapes(recipe: Recipe) -> tuple[dict[str, Shape], str]:
     found: dict[str, Shape] = {}
     by_env: dict[str, list[tuple[int, int]]] = {}
     for t in read_trajectories(recipe.expert):
-        by_env.setdefault(t.env, []).append((len(t.steps), sum(len(m.content.split()) for m in t.messages)))
+        by_env.setdefault(t.env, []).append((len(t.steps), sum(len(m.text.split()) for m in t.messages)))
     for env, counts in by_env.items():
         steps, words = (sum(column) / len(counts) for column in zip(*counts, strict=True))
         turn = words / (2 * steps + 2)

@@ -5,6 +5,7 @@ What is finished is reported; what is not is named as missing.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ from atlas_ray.types import Episode, Task
 
 if TYPE_CHECKING:
     from atlas_ray.recipes.graph import Recipe
+    from atlas_ray.selection.protocol import Selector
 
 
 def report_recipe(recipe: Recipe, shown: Collection[str] | None = None) -> str:
@@ -111,12 +113,14 @@ def gather(recipe: Recipe) -> ReportInput:
     failures = {name: reason for name, folder in tried.items() if (reason := failure_of(folder)) is not None}
     empty = {f"evaluate/{name}" for name in failures}
     if missing := [name for name in stages if name not in finished and name not in empty]:
-        console.print(f"not finished, so not reported: {', '.join(missing)}")
+        causes = {name: f" ({why})" for name in missing if (why := failure_of(stages[name]))}
+        console.print(f"not finished, so not reported: {', '.join(name + causes.get(name, '') for name in missing)}")
     names = [*recipe.backbones, *(arm for arm in recipe.arms if recipe.group_of(arm) == ""), *recipe.models]
     arms = [arm for name in names if (arm := _arm(recipe, name, finished, failures)) is not None]
     begun = (folder for name in evaluation.models if (folder := RunFolder(evaluation.run).child(name)).exists)
     if not arms or (first := next(begun, None)) is None:
-        raise UserError(f"nothing is evaluated in {recipe.root}", "run the recipe first: atlas run RECIPE")
+        why = next((f"; {name} failed: {cause}" for name, f in stages.items() if (cause := failure_of(f))), "")
+        raise UserError(f"nothing is evaluated in {recipe.root}{why}", "run the recipe first: atlas run RECIPE")
     manifest = first.read_json("manifest.json")
     selections = {n: RunFolder(c.run) for n, c in recipe.select.items() if f"select/{n}" in finished}
     return ReportInput(
@@ -180,9 +184,24 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
         losses=[step["loss"] for step in steps],
         validation=[(step["step"], step["validation_loss"]) for step in steps if "validation_loss" in step],
         start=recipe.arms[name].start if name in recipe.arms else name,
+        selection=recipe.arms[name].like if name in recipe.arms else None,
+        reference=getattr(selector, "reference", None),
+        words=_words(recipe, name, selector),
         runs=len(played),
         context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
     )
+
+
+def _words(recipe: Recipe, name: str, selector: Selector | None) -> str:
+    """What a model is: before fine-tuning, or which steps it was tuned on, as the selector says of itself."""
+    if selector is None:
+        tiny = recipe.tiny.get(name)
+        layers = f"{tiny.layers} layers of {tiny.hidden_size}" if tiny else ""
+        size = f": a tiny one ({layers}), trained here on a script's clumsy play" if tiny else ""
+        return f"The model before fine-tuning{size}." if name in recipe.backbones else "Another model, as it is."
+    said = (inspect.getdoc(type(selector)) or "").partition("\n\n")[0].replace("\n", " ")
+    reference = getattr(selector, "reference", None)
+    return said.replace("`reference`", reference).replace("the reference", reference) if reference else said
 
 
 def _as_sample(episode: Episode, sample: int) -> Episode:

@@ -34,6 +34,7 @@ from atlas_ray.runs.status import StageRecord
 from atlas_ray.runs.units import is_unit_line
 
 _PASSED_OVER = 2.0  # seconds; a stage that takes no longer was finished before, and says nothing about the pace
+_EXPECTED = 60.0  # seconds of the plan that count as timed already, lest one short stage sets the pace
 
 
 def run(
@@ -100,9 +101,8 @@ class _Run:
         total = len(self._scheduler.states)
         while (stage := self._scheduler.next()) is not None:
             number = total - len(self._scheduler.of("waiting"))
-            left = self._pace() * sum(s.seconds for s in self._scheduler.of("waiting", "running"))
-            words = f"  about {left / 60:.0f} min left in all; {stage.description}"  # narrow screens cut the end off
-            console.rule(Text.assemble((f"{number}/{total} {stage.name}", "bold"), words), align="left")
+            planned = sum(s.seconds for s in self._scheduler.of("waiting", "running"))
+            self._say_begun(f"{number}/{total} {stage.name}", self._left(planned), stage.description)
             self._run_here(stage)
 
     def at_once(self) -> None:
@@ -117,7 +117,9 @@ class _Run:
                     continue
                 while (stage := self._scheduler.next()) is not None:
                     self._announce(stage)
-                    process = StageProcess(environment, partial(_say, stage.name), partial(ended.put, stage.name))
+                    width = {"COLUMNS": str(console.width - len(_prefix(stage.name)))}
+                    said, over = partial(_say, stage.name), partial(ended.put, stage.name)
+                    process = StageProcess(environment | width, said, over)
                     self._processes[stage.name] = process  # first: a signal from here on ends it too
                     process.begin(self._call(stage))
                 self.record.write()
@@ -182,18 +184,20 @@ class _Run:
     def _announce(self, stage: Stage) -> None:
         self._began[stage.name] = time.monotonic()
         running, waiting = (self._scheduler.of(state) for state in ("running", "waiting"))
-        left = self._pace() * makespan([*running, *waiting], self._scheduler.nodes, self._scheduler.jobs)
+        left = self._left(makespan([*running, *waiting], self._scheduler.nodes, self._scheduler.jobs))
         begun = len(self._scheduler.states) - len(waiting)
-        console.print(
-            Text.assemble(
-                (f"{begun}/{len(self._scheduler.states)} {stage.name}", "bold"),
-                f"  {stage.description}  (running: {', '.join(s.name for s in running)}; {len(waiting)} waiting; "
-                f"about {left / 60:.0f} min left in all)",
-            )
-        )
+        together = f"{len(waiting)} waiting, running: {', '.join(s.name for s in running)}"
+        self._say_begun(f"{begun}/{len(self._scheduler.states)} {stage.name}", left, together)
 
-    def _pace(self) -> float:
-        return self._spent / self._weighed if self._weighed else 1.0
+    @staticmethod
+    def _say_begun(name: str, *words: str) -> None:
+        """One line, whose end narrow screens cut off."""
+        console.rule(Text.assemble((name, "bold"), f"  {'; '.join(filter(None, words))}"), align="left")
+
+    def _left(self, planned: float) -> str:
+        """How long what is planned at so many seconds takes at the pace so far; nothing while no stage was timed."""
+        pace = (self._spent + _EXPECTED) / (self._weighed + _EXPECTED)
+        return f"about {max(1, round(planned * pace / 60))} min left in all" if self._weighed else ""
 
     def _states(self) -> dict[str, dict[str, Any]]:
         scheduler = self._scheduler
@@ -242,6 +246,11 @@ class _Run:
             signal.signal(signal.SIGTERM, before)
 
 
+def _prefix(stage: str) -> str:
+    """What stands before the lines of a stage that does not run alone."""
+    return f"{stage} | "
+
+
 def _say(stage: str, line: str) -> None:
     """A line of a stage's process, under its name; those for log collectors as they are."""
-    console.print(Text(line if is_unit_line(line) else f"{stage} | {line}"), soft_wrap=True)
+    console.print(Text(line if is_unit_line(line) else f"{_prefix(stage)}{line}"), soft_wrap=True)

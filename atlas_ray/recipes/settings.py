@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
@@ -18,12 +18,14 @@ from atlas_ray.config import (
     DataConfig,
     EnvironmentsConfig,
     FrozenConfig,
+    MaxFailed,
     RayConfig,
     assign,
     validate,
 )
 from atlas_ray.errors import UserError
 from atlas_ray.models.policies import ModelSection
+from atlas_ray.selection.matched import MatchedRandomSelector
 from atlas_ray.selection.settings import SelectorConfig
 from atlas_ray.training.settings import TinyConfig
 from atlas_ray.trajectories.settings import CollectConfig
@@ -34,7 +36,7 @@ BASE = "base"
 
 
 class ArmConfig(FrozenConfig):
-    """A model fine-tuned on chosen steps. A selector's section by itself is short for `{select: SECTION}`.
+    """A model fine-tuned on chosen steps. A selector's section is short for `{select: SECTION}`, `control` beside it.
 
     Attributes:
         select: The selector whose steps it is trained on.
@@ -42,6 +44,7 @@ class ArmConfig(FrozenConfig):
         start: The model it starts from: `base`, or one of the recipe's `backbones`.
         envs: Environments that it is trained and evaluated on; the recipe's where None.
         train: False: nothing is trained and evaluated, its selection alone is made and counted.
+        control: `random`: a further arm, `ARM-random`, is trained on random steps with as many loss tokens.
         stand_in: What stands here in the place of the paper's, in words for the tables.
     """
 
@@ -50,13 +53,16 @@ class ArmConfig(FrozenConfig):
     start: str = BASE
     envs: list[str] | None = None
     train: bool = True
+    control: Literal["random"] | None = None
     stand_in: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _short(cls, given: Any) -> Any:
-        bare = isinstance(given, Mapping) and bool({"name", "combine"} & set(given))
-        return {"select": given} if bare else given
+        if not isinstance(given, Mapping) or not {"name", "combine"} & set(given):
+            return given
+        section = dict(given)
+        return {"control": section.pop("control", None), "select": section}
 
     @model_validator(mode="after")
     def _one_selection(self) -> Self:
@@ -64,7 +70,34 @@ class ArmConfig(FrozenConfig):
             raise ValueError("an arm has either `select` or `like`")
         if not self.train and self.select is None:
             raise ValueError("an arm that is not trained has a selection of its own: `select`, not `like`")
+        if not self.train and self.control is not None:
+            raise ValueError("an arm that is not trained has no control: leave out `control`")
         return self
+
+
+def control_of(arm: str) -> str:
+    """Name of an arm's control."""
+    return f"{arm}-random"
+
+
+def with_controls(arms: Mapping[str, ArmConfig], max_length: int | None = None) -> dict[str, ArmConfig]:
+    """Arms by name, each with its control behind it where it has one.
+
+    Args:
+        max_length: Of training.
+
+    Raises:
+        ValueError: If an arm has the name of another one's control.
+    """
+    found: dict[str, ArmConfig] = {}
+    for name, arm in arms.items():
+        found[name] = arm
+        if arm.control is not None:
+            if control_of(name) in arms:
+                raise ValueError(f"the arm `{control_of(name)}` has the name of the control of `{name}`")
+            select = MatchedRandomSelector(reference=arm.like or name, max_length=max_length)
+            found[control_of(name)] = ArmConfig(select=select, start=arm.start, envs=arm.envs)
+    return found
 
 
 class AssumeConfig(FrozenConfig):
@@ -113,6 +146,7 @@ class RecipeConfig(FrozenConfig):
         verify: Settings of step verification, of the base model on `verify_arm`'s selection; none where None.
         tables: Which arm or model stands in which row of the paper's tables.
         stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
+        max_failed: Share of failures above which a selection, evaluation or verification has failed.
         jobs: Stages that run at once at most; as many as the cluster has room for where None, one on a laptop.
         assume: What `--dry-run` reckons with where nothing can be counted.
     """
@@ -134,6 +168,7 @@ class RecipeConfig(FrozenConfig):
     tables: dict[str, dict[str, str]] = {}
     stand_ins: dict[str, dict[str, str]] = {}
     jobs: Annotated[int | None, PLACEMENT] = Field(None, ge=1)
+    max_failed: MaxFailed = 0.5
     assume: AssumeConfig = AssumeConfig()
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: RayConfig = RayConfig()
@@ -152,7 +187,7 @@ class RecipeConfig(FrozenConfig):
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
-        arms = self.arms | self.extra_arms
+        arms = with_controls(self.arms | self.extra_arms)
         for name, arm in arms.items():
             if arm.start != BASE and arm.start not in self.backbones:
                 raise ValueError(f"arm `{name}` starts from `{arm.start}`, which is neither `base` nor a backbone")

@@ -157,7 +157,7 @@ def _selections(recipe: Recipe, gpus: float) -> Iterator[Stage]:
             seconds, takes = 30.0 + number, tuple(_engines(engine, gpus) for engine in engines)
         elif selector.paid_endpoint is not None:
             seconds = 15 + number / 5
-        elif selector.models():
+        elif any(not use.tokenizer_only for use in selector.models()):
             workers = int(getattr(selector, "num_workers", None) or gpus or 1)
             seconds, takes = 15 + number / 50, (Bundle({"CPU": 1, "GPU": min(1, gpus)}, workers),)
         sources = {f"select/{source}" for source in selector.sources()}
@@ -192,7 +192,7 @@ def _trainings(recipe: Recipe, gpus: float, at_once: bool) -> Iterator[Stage]:
         yield Stage(
             f"train/{unit.name}",
             f"on steps by `{unit.selection}`",
-            partial(train_agent, config),
+            partial(train_agent, config, sample=unit.name == recipe.config.critical),  # once is enough
             10 + _collected(recipe, "expert") * config.epochs / 100,
             needs=needs | {f"select/{unit.selection}"},
             takes=_workers(config, gpus),
@@ -342,7 +342,7 @@ def _train_tiny(recipe: Recipe, name: str) -> None:
             RunFolder(recipe.at("collect", untrained(name))).copy_from(Path(made))
         what = "tiny model" if name == BASE else f"tiny model {name}"
         console.print(f"{what}: {size / 1e6:.2f} M parameters")
-    train_agent(train)
+    train_agent(train, sample=False)
 
 
 def _report(recipe: Recipe, tables: Sequence[str]) -> None:

@@ -5,17 +5,15 @@ Flows in: `results.json` as a dict; flows out: SVG by name, byte for byte the sa
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib import style
-from matplotlib.figure import Figure as Drawing
 
 from atlas_ray.evaluation.intervals import percent
-from atlas_ray.report.drawing import ACCENT, INK, LINE, MUTED, PAPER, STYLE, Figure, block, named_rows, panel, short
+from atlas_ray.report.drawing import ACCENT, INK, LINE, PAPER, STYLE, Figure, block, named_rows, panel
+from atlas_ray.report.scatter import Dot, scatter
 from atlas_ray.report.tables import HELD
-
-_Dot = tuple[float, Mapping[str, Any], str]
 
 
 def draw(results: Mapping[str, Any]) -> dict[str, list[Figure]]:
@@ -58,15 +56,19 @@ def _cost(results: Mapping[str, Any]) -> list[Figure]:
     for held, name in HELD.items():
         scores = [(arm, _group_score(arm, held)) for arm in results["arms"]]
         dots = [
-            (100 * (arm["loss_token_fraction"] or 0.0), score, arm["name"])
+            Dot(arm["name"], 100 * (arm["loss_token_fraction"] or 0.0), *_percents(score["success"], *score["ci95"]))
             for arm, score in scores
             if score is not None and score["success"] is not None
         ]
         if dots:
-            figure = _scatter(dots, results["verdict"]["critical"])
+            figure = scatter(dots, results["verdict"]["critical"], "tokens with loss, %", "success, %")
             label = f"Success {name} against tokens trained on"
             panels.append(Figure.of(figure, f"cost-{held}", label, "", group=name))
     return panels
+
+
+def _percents(*shares: float) -> list[float]:
+    return [100 * share for share in shares]
 
 
 def _selectors(results: Mapping[str, Any]) -> list[Figure]:
@@ -127,57 +129,3 @@ def _group_score(arm: Mapping[str, Any], held: str) -> Mapping[str, Any] | None:
     """The average of a group, or its only environment."""
     cells = [cell for cell in arm["environments"] if cell["held"] == held]
     return next((m for m in arm["averages"] if m["held"] == held), cells[0] if len(cells) == 1 else None)
-
-
-def _scatter(dots: Sequence[_Dot], critical: str) -> Drawing:
-    figure, axes = panel(2.9, 0.13, 0.17, 0.97, 0.97, grid="both")
-    axes.set(xlim=(-4, 107), ylim=(0, 104), xticks=[0, 25, 50, 75, 100], yticks=[0, 25, 50, 75, 100])
-    axes.set_xlabel("tokens with loss, %")
-    axes.set_ylabel("success, %")
-    for x, score, name in dots:
-        colour = ACCENT if name == critical else INK
-        axes.plot([x, x], [100 * limit for limit in score["ci95"]], color=colour, linewidth=1.2, alpha=0.3)
-        axes.plot([x], [100 * score["success"]], "o", color=colour, markersize=5.5, zorder=3 + (name == critical))
-    for cluster in _clusters(dots):
-        side = -1 if cluster[0][0] > 75 else 1
-        at = max(side * x for x, _, _ in cluster) * side + 7 * side
-        heights = _spread([100 * score["success"] for _, score, _ in cluster], 6.4)
-        for (x, score, name), height in zip(cluster, heights, strict=True):
-            colour = ACCENT if name == critical else INK
-            axes.plot(
-                [x + 1.8 * side, at - 0.8 * side],
-                [100 * score["success"], height],
-                color=MUTED,
-                linewidth=0.6,
-                alpha=0.5,
-            )
-            axes.text(at, height, short(name), va="center", ha="left" if side > 0 else "right", color=colour)
-    return figure
-
-
-def _clusters(dots: Sequence[_Dot]) -> list[list[_Dot]]:
-    """Neighbours along the axis, whose labels stand in one column beside them."""
-    found: list[list[_Dot]] = []
-    for dot in sorted(dots, key=lambda dot: dot[0]):
-        if found and dot[0] - found[-1][-1][0] < 14:
-            found[-1].append(dot)
-        else:
-            found.append([dot])
-    return found
-
-
-def _spread(heights: Sequence[float], gap: float) -> list[float]:
-    """Heights of labels, moved apart by at least `gap` and as little as order allows."""
-    order = sorted(range(len(heights)), key=lambda i: (heights[i], i))
-    runs: list[list[int]] = []
-    for i in order:
-        runs.append([i])
-        while len(runs) > 1 and _foot(runs[-1], heights, gap) < _foot(runs[-2], heights, gap) + gap * len(runs[-2]):
-            runs[-2:] = [runs[-2] + runs[-1]]
-    placed = {i: _foot(run, heights, gap) + gap * k for run in runs for k, i in enumerate(run)}
-    return [placed[i] for i in range(len(heights))]
-
-
-def _foot(run: Sequence[int], heights: Sequence[float], gap: float) -> float:
-    """Where the lowest label of a run stands when the run is centred on its points."""
-    return sum(heights[i] for i in run) / len(run) - gap * (len(run) - 1) / 2

@@ -84,6 +84,7 @@ def render_page(results: Mapping[str, Any], site: SiteInput, meta: Mapping[str, 
         },
         seconds=_by_stage(results["seconds"]),
         flag=tables.FLAG,
+        group_words=tables.GROUP_WORDS,
         scripts=SCRIPTS,
     )
 

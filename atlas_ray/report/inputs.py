@@ -22,6 +22,9 @@ class Arm:
         losses: Training loss of every optimizer step.
         validation: Step and validation loss, where tasks were held back.
         start: Name of the model that it was trained from, or its own where it was not trained.
+        selection: Name of the selection whose steps it was trained on; the arm's own where None.
+        reference: Name of the selection that its steps are the control or the rest of, if of any.
+        words: What it is, for who has not seen the recipe.
         runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
             one's.
         context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
@@ -38,6 +41,9 @@ class Arm:
     losses: Sequence[float] = ()
     validation: Sequence[tuple[int, float]] = ()
     start: str = "base"
+    selection: str | None = None
+    reference: str | None = None
+    words: str = ""
     runs: int = 1
     context: int | None = None
 

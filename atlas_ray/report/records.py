@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atlas_ray.environments.registry import ENVIRONMENTS
-from atlas_ray.types import Episode, GoldStep, Message, Selection, Trajectory, first_observation, split_react
+from atlas_ray.types import Episode, GoldStep, Message, Selection, Step, Trajectory, first_observation
 
 TRAJECTORY_OUTCOMES = ("success", "partial", "failure", "not recorded")
 EPISODE_OUTCOMES = ("success", "failure", "excluded")
@@ -47,7 +47,7 @@ def trajectory_texts(trajectory: Trajectory, selections: Chosen) -> Iterator[str
     """What a search looks through."""
     yield trajectory.id
     yield trajectory.env
-    yield from (message.content for message in trajectory.messages)
+    yield from (message.text for message in trajectory.messages)
     for selection in selections:
         if selection is not None:
             yield from (text for text in (selection.plan, selection.reason, selection.error) if text)
@@ -87,7 +87,7 @@ def episode_texts(episode: Episode) -> Iterator[str]:
     """What a search looks through."""
     yield episode.id
     yield episode.env
-    yield from (message.content for message in episode.messages)
+    yield from (message.text for message in episode.messages)
     if episode.error:
         yield episode.error
 
@@ -101,13 +101,15 @@ def natural(text: str) -> list[tuple[int, int, str]]:
 
 def _turns(messages: Sequence[Message]) -> list[list[str]]:
     """Steps as `["step", thought, action]`, with the whole reply where it says more; other turns as role and text."""
-    return [_step(m.content) if m.role == "assistant" and m.trainable else [str(m.role), m.content] for m in messages]
+    return [_step(m) if m.role == "assistant" and m.trainable else [str(m.role), m.text] for m in messages]
 
 
-def _step(reply: str) -> list[str]:
-    thought, action = split_react(reply)
+def _step(message: Message) -> list[str]:
+    step = Step(0, 0, message, "")
+    thought, action, reply = step.thought, step.action, step.reply
     plain = f"Thought: {thought} Action: {action}" if thought else f"Action: {action}"
-    return ["step", thought, action] if plain.split() == reply.split() else ["step", thought, action, reply]
+    is_whole = message.thought or message.calls or plain.split() == reply.split()
+    return ["step", thought, action] if is_whole else ["step", thought, action, reply]
 
 
 def _gold(gold: Sequence[GoldStep] | None) -> list[list[Any]] | None:

@@ -20,7 +20,9 @@ from atlas_ray.selection.compare.agreement import compare_selections
 
 SCHEMA_VERSION = 1
 CURVE_POINTS = 120
-_AS_GIVEN = ("name", "model", "selector", "ratio", "step_fraction", "loss_token_fraction", "train_steps", "context")
+_AS_GIVEN = (
+    *("name", "words", "model", "selector", "ratio", "step_fraction", "loss_token_fraction", "train_steps", "context"),
+)
 
 
 def build_results(given: ReportInput) -> dict[str, Any]:

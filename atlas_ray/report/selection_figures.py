@@ -94,15 +94,12 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         scores = sorted(chosen + others)
         if len(set(scores)) < 3:
             continue
-        # the outermost 1 % would flatten all else
-        low, high = scores[len(scores) // 100], scores[-1 - len(scores) // 100]
-        if low == high:
-            continue
         # perplexities span powers of ten
-        wide = scores[0] > 0 and high > 20 * low
+        wide = scores[0] > 0 and scores[-1] > 20 * scores[0]
         if wide:
-            low, high = log10(low), log10(high)
-            chosen, others = [log10(x) for x in chosen], [log10(x) for x in others]
+            scores, chosen, others = ([log10(x) for x in given] for given in (scores, chosen, others))
+        low, high = _fences(scores)
+        outside = sum(not low <= score <= high for score in scores)
         figure, axes = panel(1.7, 0.04, 0.27, 0.96, 0.95)
         for values, sign, colour in ((chosen, 1, ACCENT), (others, -1, INK)):
             within = [min(max(value, low), high) for value in values]
@@ -113,9 +110,18 @@ def _scores(selections: Mapping[str, Sequence[Selection]], critical: str) -> lis
         axes.axhline(0, color=LINE, linewidth=0.8)
         axes.set_yticks([])
         axes.set_xlabel("score, power of ten" if wide else "score")
-        caption = f"{len(chosen)} chosen steps above, {len(others)} others below; the outermost 1 % at the edges."
+        edges = f"; {outside} outside of the range stand at its edges" if outside else ""
+        caption = f"{len(chosen)} chosen steps above, {len(others)} others below{edges}."
         found.append(Figure.of(figure, f"scores-{place}", f"Scores of {name}", f"Scores of {name}", caption))
     return found
+
+
+def _fences(scores: Sequence[float]) -> tuple[float, float]:
+    """The range without far outliers, which would flatten all else: Tukey's outer fences; of sorted scores."""
+    first, third = scores[len(scores) // 4], scores[-1 - len(scores) // 4]
+    low, high = first - 3 * (third - first), third + 3 * (third - first)
+    within = [score for score in scores if low <= score <= high]
+    return (within[0], within[-1]) if within[0] < within[-1] else (scores[0], scores[-1])
 
 
 def _values(selections: Mapping[str, Sequence[Selection]]) -> list[Figure]:

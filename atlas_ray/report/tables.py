@@ -16,11 +16,12 @@ from rich.text import Text
 
 from atlas_ray.evaluation.intervals import OUTCOME_WORDS, limits, percent, points
 from atlas_ray.evaluation.metrics import many_overflowed
-from atlas_ray.report.verdict import GROUPS
+from atlas_ray.report.verdict import GROUPS, ROLES
 from atlas_ray.runs.progress import output
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
+GROUP_WORDS = "Held in: environments that the arms were trained on. Held out: environments that they never saw."
 OVERFLOW = "¶"
 AVERAGE = "average"
 
@@ -138,21 +139,24 @@ def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:
 
 
 def verdict_table(results: Mapping[str, Any]) -> Table:
-    """The critical arm's difference from each rival, in points, by environment and group."""
+    """Every selector's difference from what it is held against, in points, by environment and group."""
     statements = results["verdict"]["statements"]
-    rivals = list(dict.fromkeys(s["against"] for s in statements))
-    scopes = dict.fromkeys((s["held"], s["scope"]) for s in statements)
-    by_place = {(s["scope"], s["against"]): s for s in statements}
+    roles = [role for role in ROLES if any(s["role"] == role for s in statements)]
+    places = dict.fromkeys((s["arm"], s["held"], s["scope"]) for s in statements)
+    found = {(s["arm"], s["scope"], s["role"]): s for s in statements}
     rows = [
         [
+            Cell(arm),
             Cell(marked(scope, results["other_tasks"]), HELD[held] if scope != GROUPS[held] else ""),
-            *(_difference(by_place.get((scope, rival))) for rival in rivals),
+            *(_difference(found.get((arm, scope, role))) for role in roles),
         ]
-        for held, scope in scopes
+        for arm, held, scope in places
     ]
-    heads = columns("environment", *(("against", rival) for rival in rivals))
-    notes = [results["verdict"]["method"], *task_notes(results["other_tasks"])]
-    return Table(f"What {results['verdict']['critical']} gains, in points of success", heads, rows, notes)
+    heads = columns("arm", "environment", *(("against", ROLES[role]) for role in roles), words=2)
+    pairs = dict.fromkeys((s["arm"], s["against"]) for s in statements if s["role"] == "random")
+    notes = [f"Random steps: {', '.join(f'{theirs} for {ours}' for ours, theirs in pairs)}."] if pairs else []
+    notes += [results["verdict"]["method"], *task_notes(results["other_tasks"])]
+    return Table("What each selector gains, in points of success", heads, rows, notes)
 
 
 def _difference(statement: Mapping[str, Any] | None) -> Cell:
@@ -254,8 +258,11 @@ def replay_table(results: Mapping[str, Any]) -> Table:
 
 
 def print_tables(results: Mapping[str, Any], console: Console | None = None) -> None:
-    """Prints the headline, the arms and the selectors."""
+    """Prints what the arms are, their figures, the selectors and the headline."""
     console = console or output
+    for words in (*(f"{arm['name']}: {arm['words']}" for arm in results["arms"] if arm["words"]), GROUP_WORDS):
+        console.print(Text(words, "dim"))
+    console.print()
     print_table(*(t for t in (success_table(results), selector_table(results)) if t.rows), console=console)
     for sentence in results["verdict"]["headline"]:
         console.print(Text(sentence, "bold"))

@@ -1,12 +1,13 @@
 """Does training on critical steps help? Sentences computed from numbers, never claiming more than the interval.
 
-Flows in: the arms' episodes; flows out: one statement per comparison (environment or group), a headline, caveats. All
-arms play the same tasks, so differences are taken task by task.
+Flows in: the arms' episodes; flows out: of every selector one statement per comparison (environment or group), a
+headline, caveats. All arms play the same tasks, so differences are taken task by task.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
@@ -21,7 +22,8 @@ METHOD = (
     "Difference in success per task, averaged over the tasks that count for both arms; 95 % interval for matched pairs "
     "(adjusted Wald, Agresti and Min 2005, with Student's quantile). Averages weigh environments equally."
 )
-AGAINST: tuple[str | None, ...] = (None, "all", "random", "complement")
+NO_CLAIM = (None, "all", "random", "matched_random", "complement", "first", "last")  # of these nothing is asked
+ROLES = {"start": "the model it starts from", "all": "all steps", "random": "random steps", "rest": "the steps left"}
 FEW_TASKS = 30
 
 GROUPS = {"in": "held-in average", "out": "held-out average"}
@@ -33,7 +35,7 @@ _WORDS = {
 
 
 def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The verdict on the critical arm.
+    """The verdict on every selector's arm, the best one first.
 
     Args:
         given: The records.
@@ -43,31 +45,56 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
     Returns:
         question, critical, method, headline (sentences), statements (one per comparison), caveats (sentences).
     """
-    ours = next((arm for arm in given.arms if arm.name == given.critical), None)
-    rivals = [arm for arm in given.arms if ours and _is_rival(arm, ours)]
-    statements = [s for rival in rivals for s in _compare(given, ours, rival)] if ours else []
+    judged = [arm for arm in given.arms if arm.selector not in NO_CLAIM or arm.name == given.critical]
+    judged.sort(key=lambda arm: -_standing(given, arm))
+    statements = [
+        statement
+        for ours in judged
+        for theirs in given.arms
+        if (role := _role(theirs, ours)) is not None
+        for statement in _compare(given, ours, theirs, role)
+    ]
     return {
         "question": QUESTION,
         "critical": given.critical,
         "method": METHOD,
-        "headline": _headline(given, statements, {arm.name: arm.selector for arm in rivals}),
+        "headline": list(_headline(given, statements)),
         "statements": statements,
         "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms), *_not_loaded(given)],
     }
 
 
-def _is_rival(arm: Arm, ours: Arm) -> bool:
-    """Whether an arm differs from ours in its steps alone: from the same model, at the same budget if it has one."""
-    if arm.name == ours.name or arm.selector not in AGAINST or arm.start != ours.start:
-        return False
-    return arm.selector not in ("random", "complement") or arm.ratio == ours.ratio
+def _standing(given: ReportInput, arm: Arm) -> float:
+    """Mean success over the environments that were trained on, each weighing the same; by it the best is told."""
+    held_in = [by_task([e for e in arm.episodes if e.env == env], "success") for env in _held(given, "in")]
+    return fmean([fmean(tasks.values()) for tasks in held_in if tasks] or [0.0])
 
 
-def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, Any]]:
+def _held(given: ReportInput, held: str) -> list[str]:
+    return [env for env, spec in given.specs.items() if spec.held == held]
+
+
+def _role(theirs: Arm, ours: Arm) -> str | None:
+    """What an arm is to ours, if it differs from it in its steps alone: one of `ROLES`."""
+    if theirs.name == ours.name or theirs.start != ours.start:
+        return None
+    if theirs.selector is None:
+        return "start"
+    own = theirs.reference == (ours.selection or ours.name)
+    same_budget = theirs.ratio == ours.ratio
+    is_role = {
+        "all": theirs.selector == "all",
+        "random": (theirs.selector == "matched_random" and own) or (theirs.selector == "random" and same_budget),
+        "rest": theirs.selector == "complement" and own,
+    }
+    return next((role for role, holds in is_role.items() if holds), None)
+
+
+def _compare(given: ReportInput, ours: Arm, theirs: Arm, role: str) -> Iterator[dict[str, Any]]:
     """Statements on one rival: each environment, then each group of two or more that is complete."""
     for held, group in GROUPS.items():
         parts: dict[str, tuple[Interval, int]] = {}
-        environments = [env for env, spec in given.specs.items() if spec.held == held]
+        environments = _held(given, held)
         for env in environments:
             left, right = (by_task([e for e in arm.episodes if e.env == env], "success") for arm in (ours, theirs))
             if common := left.keys() & right.keys():
@@ -76,8 +103,8 @@ def _compare(given: ReportInput, ours: Arm, theirs: Arm) -> Iterator[dict[str, A
             parts[group] = average([found for found, _ in parts.values()]), sum(n for _, n in parts.values())
         for scope, (found, tasks) in parts.items():
             said = {
-                **{"arm": ours.name, "against": theirs.name, "scope": scope, "held": held, "tasks": tasks},
-                **{"difference": found.value, "ci95": found.limits, "outcome": found.outcome},
+                **{"arm": ours.name, "against": theirs.name, "role": role, "scope": scope, "held": held},
+                **{"tasks": tasks, "difference": found.value, "ci95": found.limits, "outcome": found.outcome},
             }
             yield {**said, "sentence": _sentence(said)}
 
@@ -98,30 +125,31 @@ def _numbers(said: Mapping[str, Any], *, with_tasks: bool = False) -> str:
     return f"{points(said['difference'])} points (95 % interval {points(low)} to {points(high)}{includes}{tasks})"
 
 
-def _headline(
-    given: ReportInput, statements: Sequence[Mapping[str, Any]], selectors: Mapping[str, str | None]
-) -> list[str]:
-    """A sentence for each group of environments, and one on random steps: the control that matters most."""
+def _headline(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Of the best arm a sentence for each group of environments, and one on random steps, the control that matters
+    most; of every other arm all in one."""
     if not statements:
-        return [f"No arm `{given.critical}` and rival of it played the same tasks, so nothing can be said."]
-    sentences = []
-    for held, name in (("in", "held-in"), ("out", "held-out")):
-        deciding = [s for s in statements if s["held"] == held and _decides(s, statements)]
-        for scope in dict.fromkeys(s["scope"] for s in deciding):
-            here = [s for s in deciding if s["scope"] == scope]
-            where = f"On the {name} environments" if scope == GROUPS[held] else f"On {scope} ({name})"
-            sentences.append(_summary(where, given.critical, here))
-            sentences += [_on_random(s, name) for s in here if selectors[s["against"]] == "random"]
-    return sentences
+        yield f"No arm `{given.critical}` and rival of it played the same tasks, so nothing can be said."
+    for place, arm in enumerate(dict.fromkeys(s["arm"] for s in statements)):
+        said, own = list[str](), [s for s in statements if s["arm"] == arm]
+        for held, name in (("in", "held-in"), ("out", "held-out")):
+            deciding = [s for s in own if s["held"] == held and _decides(s, own)]
+            for scope in dict.fromkeys(s["scope"] for s in deciding):
+                here = [s for s in deciding if s["scope"] == scope]
+                where = f"On the {name} environments" if scope == GROUPS[held] else f"On {scope} ({name})"
+                said.append(_summary(where, arm, here))
+                if place == 0:
+                    said += [_on_random(s, name) for s in here if s["role"] == "random"]
+        yield from said if place == 0 else [" ".join(said)]
 
 
-def _summary(where: str, critical: str, statements: Sequence[Mapping[str, Any]]) -> str:
+def _summary(where: str, arm: str, statements: Sequence[Mapping[str, Any]]) -> str:
     by = {o: [s["against"] for s in statements if s["outcome"] == o] for o in _WORDS}
     parts = [f"{outcome} than {listed(by[outcome])}" for outcome in ("better", "worse") if by[outcome]]
-    said = f"{where}, {critical} is {' and '.join(parts)}" if parts else where
+    said = [f"{arm} is {' and '.join(parts)}"] if parts else []
     if by["none"]:
-        said += f"{';' if parts else ','} no difference from {listed(by['none'])} is shown"
-    return f"{said}."
+        said.append(f"no difference {'' if parts else f'of {arm} '}from {listed(by['none'])} is shown")
+    return f"{where}, {'; '.join(said)}."
 
 
 def _decides(statement: Mapping[str, Any], statements: Sequence[Mapping[str, Any]]) -> bool:
@@ -151,6 +179,8 @@ def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Ite
             "Every arm was trained once. The intervals cover the choice of test tasks, not the luck of training: "
             "another seed may move an arm by more."
         )
+    if len(arms := list(dict.fromkeys(s["arm"] for s in statements))) > 1:
+        yield f"{arms[0]} stands first for it did best here of {len(arms)} selectors: some of its lead is luck."
     if len(statements) > 1:
         yield (
             f"{len(statements)} comparisons are made, each with its own 95 % interval. Were there no true difference "

@@ -13,7 +13,7 @@ from atlas_ray.errors import AtlasError, ModelFailure, ModelUnavailable, Placeme
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.text import printable
 
-_FAILED = "failed.json"
+FAILED = "failed.json"
 AGAIN = "mend that and run the same command again: only these are tried"
 
 
@@ -36,19 +36,19 @@ def loading(folder: RunFolder, model: str) -> Iterator[None]:
     except (UserError, ModelFailure) as error:
         record_failure(folder, error)
         raise unavailable({model: error}) from error
-    folder.remove(_FAILED)
+    folder.remove(FAILED)
 
 
 def record_failure(folder: RunFolder, error: AtlasError) -> None:
     """Writes down why nothing is made in a folder."""
-    folder.write_json(_FAILED, {"what": error.what, "remedy": error.remedy})
+    folder.write_json(FAILED, {"what": error.what, "remedy": error.remedy})
 
 
 def failure_of(folder: RunFolder) -> str | None:
     """Why an unfinished stage has nothing to show, in one line; None where it was not tried in vain."""
-    if folder.finished is not None or not folder.has(_FAILED):
+    if folder.finished is not None or not folder.has(FAILED):
         return None
-    return printable(" ".join(str(folder.read_json(_FAILED)["what"]).split()))
+    return printable(" ".join(str(folder.read_json(FAILED)["what"]).split()))
 
 
 def unavailable(errors: Mapping[str, AtlasError]) -> ModelUnavailable:

@@ -8,19 +8,12 @@ from types import TracebackType
 from typing import TypeVar
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 console = Console(stderr=True, highlight=False, markup=False)
 output = Console(markup=False)  # what a verb was asked for; names in it are those of data, and no markup
 _LINE_SECONDS = 10.0
+_SURE_SECONDS = 5.0  # behind the first unit, from which on a rate says how long the rest takes
 _Item = TypeVar("_Item")
 
 
@@ -34,22 +27,20 @@ class Tracker:
     """
 
     def __init__(self, description: str, total: int | None, done: int = 0) -> None:
-        self._description, self._total, self._done, self._before = description, total, done, done
+        self._description, self._total, self._done = description, total, done
         self._note = ""
         self._begun = self._printed = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first units were done, and how many there were then
         self._bar: Progress | None = None
 
     def __enter__(self) -> Tracker:
         resumed = f" ({self._done} done before)" if self._done else ""
         if console.is_terminal:
             self._bar = Progress(
-                SpinnerColumn(),
                 TextColumn("{task.description}"),
-                BarColumn(),
+                BarColumn(bar_width=10),  # with all else it fits 80 columns
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
-                TextColumn("eta"),
-                TimeRemainingColumn(),
                 TextColumn("{task.fields[note]}"),
                 console=console,
             )
@@ -63,18 +54,28 @@ class Tracker:
         """Counts finished units; `note` is a short figure shown beside them."""
         self._done += units
         self._note = self._note if note is None else note
+        now = time.monotonic()
+        self._first = self._first or (now, self._done)
         if self._bar:
-            self._bar.update(self._bar.task_ids[0], completed=self._done, note=self._note)
-        elif time.monotonic() - self._printed > _LINE_SECONDS:
+            notes = ", ".join(filter(None, [self._left(now), self._note]))
+            self._bar.update(self._bar.task_ids[0], completed=self._done, note=notes)
+        elif now - self._printed > _LINE_SECONDS:
             self._print()
 
     def _print(self) -> None:
         self._printed = now = time.monotonic()
-        rate = (self._done - self._before) / max(now - self._begun, 1e-9)
-        eta = f", eta {_clock((self._total - self._done) / rate)}" if self._total and rate else ""
-        note = f", {self._note}" if self._note else ""
         total = f"/{self._total}" if self._total is not None else ""
-        console.print(f"{self._description}: {self._done}{total}, {_clock(now - self._begun)}{eta}{note}")
+        parts = [f"{self._done}{total}", _clock(now - self._begun), self._left(now), self._note]
+        console.print(f"{self._description}: {', '.join(filter(None, parts))}")
+
+    def _left(self, now: float) -> str:
+        """The time left; nothing until it can be right: what starts before the first unit says nothing of the rest."""
+        if self._first is None or self._total is None:
+            return ""
+        since, done = now - self._first[0], self._done - self._first[1]
+        if self._done == self._total or since < _SURE_SECONDS or not done:
+            return ""
+        return f"eta {_clock((self._total - self._done) * since / done)}"
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         if self._bar:
@@ -93,4 +94,5 @@ def track(items: Iterable[_Item], total: int | None, description: str, done: int
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
-    return f"{minutes}:{rest:02d}"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

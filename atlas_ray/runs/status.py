@@ -27,7 +27,7 @@ _AWAITED = 3  # names of stages that one waits for
 _WATCH_SECONDS = 5.0
 _SEEN_SECONDS = 30.0  # between signs of life
 _GONE_SECONDS = 150.0  # without one, a recipe's process is taken to have ended
-_FINISHED, _UNFINISHED, _FAILED = "finished", "unfinished", "not loaded"
+_FINISHED, _UNFINISHED, _FAILED = "finished", "unfinished", "failed"
 _OPEN = {_UNFINISHED, "running", "waiting"}
 
 
@@ -80,7 +80,7 @@ def status_table(uris: Sequence[str]) -> Table:
             finished = folder.finished
             counts = {spec.name: len(folder.done(spec)) for spec in (TRAJECTORIES, SELECTIONS, EPISODES)}
             recorded = ", ".join(f"{count} {name}" for name, count in counts.items() if count)
-            figures = ", ".join(f"{k} {v}" for k, v in (finished or {}).items() if not isinstance(v, dict | list))
+            figures = figures_line(finished or {})
             stage = str(folder.read_json("manifest.json")["stage"])
             if finished is not None:
                 state = _FINISHED
@@ -95,6 +95,18 @@ def status_table(uris: Sequence[str]) -> Table:
     if not table.row_count:
         raise UserError(f"no run lies below {', '.join(uris)}", "name a run folder or a recipe's folder under runs/")
     return table
+
+
+def figures_line(figures: Mapping[str, Any]) -> str:
+    """What a stage counted, in a line: mappings by their keys, without what is 0 in them; no lists, and no None."""
+    told = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            if inner := figures_line({key: part for key, part in value.items() if part}):
+                told.append(f"{name} ({inner})")
+        elif not isinstance(value, list | None):
+            told.append(f"{name} {round(value, 4):g}" if isinstance(value, float) else f"{name} {value}")
+    return ", ".join(told)
 
 
 def watch_status(uris: Sequence[str], console: Console) -> None:

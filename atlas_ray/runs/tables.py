@@ -9,11 +9,14 @@ from typing import Any, Generic, TypeVar, get_args, get_type_hints
 
 import pyarrow as pa
 
-from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory, Usage
+from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, ToolCall, Trajectory, Usage
 
 Record = TypeVar("Record")
 
 _USAGE = {"prompt_tokens": "int64", "cached_tokens": "int64", "completion_tokens": "int64", "calls": "int64"}
+_CALL = pa.struct({"name": "string", "arguments": "string", "id": "string"})
+_MESSAGE = {"role": "string", "content": "string", "trainable": "bool"}
+_MESSAGE |= {"thought": "string", "calls": pa.list_(_CALL), "call_id": "string"}
 _ARROW: dict[Any, Any] = {
     bool: pa.bool_(),
     int: pa.int32(),
@@ -22,7 +25,7 @@ _ARROW: dict[Any, Any] = {
     tuple[float, ...]: pa.list_(pa.float64()),
     tuple[tuple[int, ...], ...]: pa.list_(pa.list_(pa.int32())),
     tuple[tuple[float, ...], ...]: pa.list_(pa.list_(pa.float64())),
-    tuple[Message, ...]: pa.list_(pa.struct({"role": "string", "content": "string", "trainable": "bool"})),
+    tuple[Message, ...]: pa.list_(pa.struct(_MESSAGE)),
     tuple[GoldStep, ...]: pa.list_(pa.struct({"step": "int32", "rank": "int32", "category": "string"})),
     Usage: pa.struct(_USAGE | {"cost": "float64"}),
 }
@@ -47,7 +50,13 @@ class TableSpec(Generic[Record]):
 
 
 def _messages(rows: list[dict[str, Any]]) -> tuple[Message, ...]:
-    return tuple(Message(**row) for row in rows)
+    return tuple(Message(**row | _since_tools(row)) for row in rows)
+
+
+def _since_tools(row: dict[str, Any]) -> dict[str, Any]:
+    """The columns of a message that older tables do not have."""
+    calls = tuple(ToolCall(**call) for call in row.get("calls") or ())
+    return {"thought": row.get("thought") or "", "calls": calls, "call_id": row.get("call_id") or ""}
 
 
 def _gold(rows: list[dict[str, Any]] | None) -> tuple[GoldStep, ...] | None:
@@ -64,7 +73,11 @@ def _fields(record: Any) -> dict[str, Any]:
 
 
 def _trajectory_row(t: Trajectory) -> dict[str, Any]:
-    return _fields(t) | {"messages": [_fields(m) for m in t.messages], "gold": _gold_rows(t.gold)}
+    return _fields(t) | {"messages": [_message_row(m) for m in t.messages], "gold": _gold_rows(t.gold)}
+
+
+def _message_row(message: Message) -> dict[str, Any]:
+    return _fields(message) | {"calls": [_fields(call) for call in message.calls]}
 
 
 def _trajectory(row: dict[str, Any]) -> Trajectory:
@@ -129,7 +142,8 @@ def _schema(record: type, **wide: pa.DataType) -> pa.Schema:
     return pa.schema({name: wide.get(name) or _ARROW.get(kind, pa.string()) for name, kind in types.items()})
 
 
-TRAJECTORIES: TableSpec[Trajectory] = TableSpec("trajectories", _schema(Trajectory), _trajectory_row, _trajectory)
+_KEPT = pa.schema([column for column in _schema(Trajectory) if column.name != "budget"])  # which one selection says
+TRAJECTORIES: TableSpec[Trajectory] = TableSpec("trajectories", _KEPT, _trajectory_row, _trajectory)
 SELECTIONS: TableSpec[Selection] = TableSpec(
     "selections",
     pa.schema([pa.field("id", pa.string()), *_schema(Selection, shortened=pa.int64())]),

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.budget import BudgetSettings, record, top_k
 from atlas_ray.selection.rows import RowSelector, Rule
 from atlas_ray.selection.sources import of_trajectory, read_source
 from atlas_ray.trajectories.index import Outline
@@ -31,7 +31,7 @@ class AllSelector(RowSelector):
         return lambda t: select_all(t, self)
 
 
-class RandomSelector(RowSelector):
+class RandomSelector(BudgetSettings, RowSelector):
     """Steps drawn uniformly (section 4.5.3)."""
 
     drawn: ClassVar[bool] = True
@@ -44,8 +44,8 @@ class RandomSelector(RowSelector):
         return lambda t: select_random(t, self, seed)
 
 
-class GoldSelector(RowSelector):
-    """The built-in expert's own annotation, cut to the budget by its ranks."""
+class GoldSelector(BudgetSettings, RowSelector):
+    """The steps that the built-in expert itself marks as critical (gold), cut to the budget by its ranks."""
 
     name: Literal["gold"] = "gold"
     ratio: float = Field(0.3, gt=0, le=1)
@@ -55,7 +55,7 @@ class GoldSelector(RowSelector):
         return lambda t: select_gold(t, self, seed)
 
 
-class ComplementSelector(RowSelector):
+class ComplementSelector(BudgetSettings, RowSelector):
     """As many steps as the reference chose, drawn from those it did not choose (section 4.5.1)."""
 
     drawn: ClassVar[bool] = True
@@ -75,7 +75,7 @@ class ComplementSelector(RowSelector):
         return self.model_copy(update={"reference": named(self.reference)}) if self.sources() else self
 
 
-class FirstSelector(RowSelector):
+class FirstSelector(BudgetSettings, RowSelector):
     """The first steps: what a selector must beat to say more than "early"."""
 
     reads_texts: ClassVar[bool] = False
@@ -87,7 +87,7 @@ class FirstSelector(RowSelector):
         return lambda t: select_end(t, self)
 
 
-class LastSelector(RowSelector):
+class LastSelector(BudgetSettings, RowSelector):
     """The last steps: what a selector must beat to say more than "late"."""
 
     reads_texts: ClassVar[bool] = False
@@ -108,13 +108,13 @@ def select_random(trajectory: Trajectory | Outline, config: RandomSelector, seed
     """As many steps as the ratio allows, uniformly without replacement (section 4.5.3)."""
     steps = range(1, len(trajectory.steps) + 1)
     draw = random.Random(derive_seed(seed, "random", trajectory.id))
-    return record(trajectory, config, draw.sample(steps, budget(config.ratio, len(steps))))
+    return record(trajectory, config, draw.sample(steps, config.budget(trajectory)))
 
 
 def select_end(trajectory: Trajectory | Outline, config: FirstSelector | LastSelector) -> Selection:
     """The steps at one end, as many as the ratio allows."""
     n_steps = len(trajectory.steps)
-    k = budget(config.ratio, n_steps)
+    k = config.budget(trajectory)
     first = 1 if config.name == "first" else n_steps - k + 1
     return record(trajectory, config, range(first, first + k))
 
@@ -131,7 +131,7 @@ def select_gold(trajectory: Trajectory, config: GoldSelector, seed: int = 0) -> 
     scores = [0.0] * n_steps
     for above, mark in enumerate(sorted(trajectory.gold, key=lambda g: (g.rank, g.step))):
         scores[mark.step - 1] = float(len(trajectory.gold) - above)
-    chosen = top_k(scores, budget(config.ratio, n_steps), above=0.0)
+    chosen = top_k(scores, config.budget(trajectory), above=0.0)
     if config.noise:
         draw = random.Random(derive_seed(seed, "gold", trajectory.id))
         gone = [t for t in chosen if draw.random() < config.noise]
@@ -160,7 +160,7 @@ def select_complement(
     """
     n_steps = len(trajectory.steps)
     chosen: Selection | str = (
-        select_gold(trajectory, GoldSelector(ratio=config.ratio))  # type: ignore[arg-type]
+        select_gold(trajectory, GoldSelector(ratio=config.ratio, rounding=config.rounding))  # type: ignore[arg-type]
         if reference is None
         else of_trajectory(trajectory, config.reference, reference)
     )

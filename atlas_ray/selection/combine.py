@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.budget import BudgetSettings, record, top_k
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.rows import RowSelector, Rule
 from atlas_ray.selection.sources import find_source, of_trajectory, read_source
@@ -23,7 +23,7 @@ from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory
 
 
-class CombineSelector(RowSelector):
+class CombineSelector(BudgetSettings, RowSelector):
     """Finished selections of the same trajectories, combined. `{combine: {llm: 0.5, value: 0.5}}` is short for it.
 
     `weighted_rank` takes the steps that the parts rank highest; `union` and `intersection` take what any, or every,
@@ -112,8 +112,7 @@ def select_combined(
     weights = {name: Fraction(str(weight)) for name, weight in config.parts.items()}
     by_part = [(weights[name] / sum(weights.values()), ranks(part)) for name, part in found.items()]
     scores = tuple(float(sum(w * r[t - 1] for w, r in by_part)) if t in eligible else 0.0 for t in steps)
-    k = len(steps) if config.ratio is None else budget(config.ratio, len(steps))
-    winners = top_k(scores, k, above=0.0)
+    winners = top_k(scores, config.budget(trajectory), above=0.0)
     heaviest = sorted(found, key=lambda name: -weights[name])
     categories = {
         t: next(found[n].categories[t] for n in heaviest if t in found[n].categories)

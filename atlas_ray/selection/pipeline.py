@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, packed, stream, tables_on_ray
 from atlas_ray.errors import UserError
 from atlas_ray.plugins import register_for_workers
+from atlas_ray.runs.failures import check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
 from atlas_ray.runs.tables import SELECTIONS
@@ -28,7 +29,7 @@ from atlas_ray.selection.protocol import Selector, Stage, StageContext
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.trajectories.index import DataIndex, PartRead, index_data, outlines_of
+from atlas_ray.trajectories.index import BUDGET, DataIndex, PartRead, index_data, outlines_of
 from atlas_ray.trajectories.rejected import rejected_figures, write_rejected
 from atlas_ray.types import Usage
 
@@ -51,6 +52,7 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     Raises:
         UserError: If the folder holds a run of another configuration, the data set is unusable, or a selector's
             setting is.
+        TooManyFailed: If no selection was made, or too few.
         AtlasError: If a model, an endpoint or Ray fails as a whole.
     """
     begun = time.monotonic()
@@ -63,7 +65,14 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     if finished is not None and not outdated and not (finished["errors"] and selector.retries_failures):
         return folder
 
-    index = index_data(config.data, config.ray)
+    with failure_recorded(folder):
+        _select(config, folder, outdated, begun)
+    return folder
+
+
+def _select(config: SelectConfig, folder: RunFolder, outdated: bool, begun: float) -> None:
+    """Selects what is to do, and marks the run finished, unless too much of it failed."""
+    selector, index = config.selector, index_data(config.data, config.ray)
     write_rejected(folder, index.rejected)
     if not index.outline.num_rows:
         raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
@@ -80,8 +89,9 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     for kept in (SELECTIONS, *selector.kept_on_clean()):
         folder.compact(kept)
     figures = _figures(folder, selector) | figures
+    failed = sum(figures["errors"].values())
+    check_failed(folder, "selections", failed, figures["trajectories"], figures.get("first_error"), config.max_failed)
     folder.finish(**figures, seconds=round(time.monotonic() - begun, 3))
-    return folder
 
 
 def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfig:
@@ -92,6 +102,8 @@ def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfi
 
 def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
     """Has the selections of what is to do made and written; gives a few columns of each, as they are written."""
+    if (budgets := config.selector.budgets(index.outline)) is not None:
+        index = replace(index, outline=index.outline.append_column(BUDGET, budgets))
     outline = index.outline.append_column("todo", pa.array(todo))
     rejected = list(index.rejected)
     context = StageContext(folder, config.data, config.seed, config.environments, config.ray, outline, rejected)
@@ -113,10 +125,11 @@ def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: n
 def _rows_here(stage: RowStage, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
     """A rule applied in this process: small data is done before Ray has started."""
     if stage.outlines:
-        yield stage.select(outlines_of(index.outline.filter(pa.array(todo))))
+        yield from stage.select(outlines_of(index.outline.filter(pa.array(todo))))
         return
     for read in index.reads(todo, stage.rows_per_block):
-        yield from map(stage.select, read.trajectories())
+        for rows in read.trajectories():
+            yield from stage.select(rows)
 
 
 def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) -> Dataset:
@@ -126,7 +139,7 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
     if isinstance(stage, RowStage) and stage.outlines:
         rows = index.outline if todo.all() else index.outline.filter(pa.array(todo))
         slices = (rows.slice(start, _OUTLINES) for start in range(0, rows.num_rows, _OUTLINES))
-        return map_on_ray(slices, lambda table: write(stage.select(outlines_of(table))))
+        return map_on_ray(slices, lambda table: map(write, stage.select(outlines_of(table))))
     wanted = _whole_blocks(index, todo, stage.rows_per_block) if stage.whole_blocks else todo
     reads = index.reads(wanted, stage.rows_per_block)
     if index.is_small:
@@ -152,7 +165,7 @@ def _read_and_select(table: pa.Table, refs: list[Any], stage: RowStage, write: _
     """Selections of a part by a rule, without a table of its texts in between."""
     for read in _parts(table, refs):
         for rows in read.trajectories():
-            yield write(stage.select(rows))
+            yield from map(write, stage.select(rows))
 
 
 def _read_packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
@@ -195,10 +208,12 @@ def _sum(usage: pa.ChunkedArray) -> Usage:
 def _figures(folder: RunFolder, selector: Selector) -> dict[str, Any]:
     """What the run found, counted over all attempts."""
     number = steps = chosen = empty = 0
-    errors, usage = Counter[str](), Usage()
+    errors, first, usage = Counter[str](), None, Usage()
     for batch in folder.latest(SELECTIONS, ["n_steps", "chosen", "error", "usage"]):
         number, usage = number + batch.num_rows, usage + _sum(batch["usage"])
-        errors.update(error.split(":")[0] for error in batch["error"].drop_null().to_pylist() if error)
+        failed = [error for error in batch["error"].drop_null().to_pylist() if error]
+        errors.update(error.split(":")[0] for error in failed)
+        first = first or next(iter(failed), None)
         good = batch.filter(batch["error"].is_null())
         counts = pc.list_value_length(good["chosen"])
         steps, chosen = steps + (pc.sum(good["n_steps"]).as_py() or 0), chosen + (pc.sum(counts).as_py() or 0)
@@ -211,6 +226,7 @@ def _figures(folder: RunFolder, selector: Selector) -> dict[str, Any]:
         "actual": chosen / steps if steps else None,
         "empty": empty,
         "errors": dict(errors),
+        **({"first_error": first} if first else {}),
         "usage": asdict(usage),
     }
     return figures | selector.figures(folder.stream(SELECTIONS))

@@ -200,6 +200,14 @@ class Selector(FrozenConfig, ABC):
 
     # --- in a run ---
 
+    def budgets(self, outline: pa.Table) -> pa.Array | None:
+        """Steps that may be chosen in each trajectory, where that is decided over all of them: `Trajectory.budget`.
+
+        Args:
+            outline: Of all trajectories of the data: see `atlas_ray.trajectories.index:OUTLINE`.
+        """
+        return None
+
     def estimate(self, trajectories: Iterable[Trajectory]) -> list[str]:
         """What selecting in these would ask for, in lines; nothing is called."""
         return ["no model call, no dollars"]
@@ -235,6 +243,7 @@ SELECTORS: Registry[type[Selector]] = Registry(
     {
         "all": f"{__package__}.baselines:AllSelector",
         "random": f"{__package__}.baselines:RandomSelector",
+        "matched_random": f"{__package__}.matched:MatchedRandomSelector",
         "gold": f"{__package__}.baselines:GoldSelector",
         "complement": f"{__package__}.baselines:ComplementSelector",
         "first": f"{__package__}.baselines:FirstSelector",

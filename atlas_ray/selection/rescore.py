@@ -13,23 +13,22 @@ from typing import Any, Self
 
 from pydantic import Field
 
-from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, FrozenConfig, RayConfig
+from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import ModelUse
-from atlas_ray.selection.budget import record, recut
+from atlas_ray.selection.budget import BudgetSettings, record, recut
 from atlas_ray.selection.protocol import Selector, Stage, StageContext
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.sources import find_source, read_source
 from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection, Trajectory, Usage
 
-_CUT = {"ratio", "threshold", "scores"}  # what chooses among scores; all other keys made them
+_CUT = {"ratio", "rounding", "threshold", "scores"}  # what chooses among scores; all other keys made them
 
 
-class ScoringSettings(FrozenConfig):
+class ScoringSettings(BudgetSettings):
     """By which model steps are scored, or whose scores are used."""
 
-    ratio: float | None = Field(None, gt=0, le=1)
     model: str = "meta-llama/Llama-3.1-8B-Instruct"
     chat_template: ChatTemplate | None = Field(None, description="of the model, where its tokenizer's is not used")
     scores: str | None = Field(None, description="run folder of a finished selection whose scores are used")
@@ -107,6 +106,7 @@ def rescored(selector: ScoringSelector, held: Mapping[str, Selection]) -> Callab
         if found.n_steps != len(trajectory.steps):
             why = f"{selector.scores} counted {found.n_steps} steps, the data has {len(trajectory.steps)}"
             return record(trajectory, selector, error=f"no scores: {why}")
-        return replace(recut(found, selector.ratio, selector.eligible_above), usage=Usage())
+        k = selector.budget(trajectory)
+        return replace(recut(found, selector.ratio, selector.eligible_above, k), usage=Usage())
 
     return of

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
 
 from atlas_ray.cluster.dataset import map_on_ray
+from atlas_ray.errors import AtlasError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.protocol import Selector, Stage, StageContext
@@ -40,12 +41,19 @@ class RowStage(Stage):
         self.outlines, self.modules = outlines, modules
         self._make, self._key = make, uuid.uuid4().hex
 
-    def select(self, rows: Iterable[Trajectory] | Iterable[Outline]) -> pa.Table:
-        """Selections of rows, in their order; in any process."""
+    def select(self, rows: Iterable[Trajectory] | Iterable[Outline]) -> Iterator[pa.Table]:
+        """Selections of rows, in their order; in any process. Those before an error that ends the run come first."""
         if self._key not in _made:
             _made.clear()
             _made[self._key] = self._make()
-        return SELECTIONS.to_table(map(_made[self._key], rows))
+        rule, selections = _made[self._key], list[Selection]()
+        try:
+            for row in rows:
+                selections.append(rule(row))
+        except AtlasError:
+            yield SELECTIONS.to_table(selections)
+            raise
+        yield SELECTIONS.to_table(selections)
 
     def apply(self, trajectories: Dataset) -> Dataset:
         """The same of blocks."""

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, SerializeAsAny
 
-from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, FrozenConfig, RayConfig
+from atlas_ray.config import PLACEMENT, DataConfig, EnvironmentsConfig, FrozenConfig, MaxFailed, RayConfig
 from atlas_ray.plugins import chosen_by
 from atlas_ray.selection.llm.selector import LlmSelector
 from atlas_ray.selection.protocol import Selector
@@ -32,5 +32,6 @@ class SelectConfig(FrozenConfig):
     data: DataConfig
     selector: SelectorConfig = LlmSelector()
     seed: int = 0
+    max_failed: MaxFailed = 0.5
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

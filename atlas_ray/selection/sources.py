@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from atlas_ray.address import beside
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.protocol import Selector
 from atlas_ray.trajectories.index import Outline
@@ -29,7 +30,8 @@ def find_source(name: str, run: str) -> RunFolder:
     folder = neighbour if neighbour is not None and neighbour.exists else RunFolder(name)
     if not folder.exists or folder.finished is None or folder.read_json("manifest.json")["stage"] != "select":
         where = f"{name}, here or beside {run}," if "/" not in name else name
-        raise UserError(f"{where} holds no finished selection", "finish that selection first, or correct its name")
+        why = f": {failed}" if (failed := failure_of(folder)) else ""
+        raise UserError(f"{where} holds no finished selection{why}", "finish that selection first, or correct its name")
     return folder
 
 

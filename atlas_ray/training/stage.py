@@ -24,6 +24,7 @@ from atlas_ray.cluster import placement
 from atlas_ray.errors import AtlasError, Stopped
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import fetch_for_workers
+from atlas_ray.runs.failures import failure_recorded
 from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.progress import Tracker, console
 from atlas_ray.training import estimate
@@ -95,20 +96,26 @@ def plan_lines(config: TrainConfig) -> list[str]:
     return [*lines, estimate.check_memory(config), str(disk)]
 
 
-def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
+def train_agent(config: TrainConfig, clean: bool = False, *, sample: bool = True) -> dict[str, Any]:
     """The training stage: reads, trains, and shows how it goes. A finished run returns at once.
 
     Args:
         clean: Start anew where the run folder holds an earlier run.
+        sample: Shows a trajectory with its loss tokens.
 
     Returns and raises what `train` does.
     """
-    from atlas_ray.trajectories.readers import read_trajectories
-    from atlas_ray.trajectories.rejected import Rejected, write_rejected
-
     folder = RunFolder(config.run)
     if (figures := begin(config, clean)) is not None:
         return figures
+    with failure_recorded(folder):
+        return _train_agent(config, folder, sample)
+
+
+def _train_agent(config: TrainConfig, folder: RunFolder, sample: bool) -> dict[str, Any]:
+    from atlas_ray.trajectories.readers import read_trajectories
+    from atlas_ray.trajectories.rejected import Rejected, write_rejected
+
     rejected: list[Rejected] = []
     trajectories = read_trajectories(config.data, rejected)
     write_rejected(folder, rejected)
@@ -122,7 +129,7 @@ def train_agent(config: TrainConfig, clean: bool = False) -> dict[str, Any]:
                 tracker = stack.enter_context(Tracker("train", metrics["total_steps"], done=metrics["step"] - 1))
             tracker.advance(note=f"loss {metrics['loss']:.4f}, {metrics['tokens_per_second']:,.0f} tokens/s")
 
-        return train(config, trajectories, selections, show_step)
+        return train(config, trajectories, selections, show_step, sample=sample)
 
 
 def begin(config: TrainConfig, clean: bool = False) -> dict[str, Any] | None:
@@ -139,12 +146,15 @@ def train(
     trajectories: Sequence[Trajectory],
     selections: Sequence[Selection] | None,
     progress: Progress | None = None,
+    *,
+    sample: bool = False,
 ) -> dict[str, Any]:
     """Fine-tunes a model with loss on the chosen steps only, and writes the run folder.
 
     Args:
         selections: One per trajectory; None chooses all steps. A trajectory without one is left out and counted.
         progress: Called with the metrics of each optimizer step, soon after it.
+        sample: Shows a trajectory with its loss tokens.
 
     Returns:
         The run's figures, as in `finished.json`.
@@ -163,7 +173,7 @@ def train(
 
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
-    show(prepared, chat, unknown_words(corpus, trajectories, chat))
+    show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=sample)
     console.print(estimate.check_memory(config))
     with open_loggers(config) as log:
 

@@ -55,7 +55,7 @@ def train_here(config: TrainConfig, device: torch.device) -> None:
         dist.barrier()
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     if first:
-        show(prepared, chat, unknown_words(corpus, trajectories, chat))
+        show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=True)
     stopping: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
     reached = run_worker(job, device, lambda: bool(stopping))

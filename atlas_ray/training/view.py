@@ -1,9 +1,10 @@
-"""A trajectory's tokens on the terminal: those that carry loss are coloured."""
+"""A trajectory's tokens on the screen: those that carry loss are coloured, or stand in >> <<."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
+from rich.console import Console
 from rich.text import Text
 
 from atlas_ray.chat_template import read_template
@@ -11,7 +12,8 @@ from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.progress import console
+from atlas_ray.runs.loading import failure_of
+from atlas_ray.runs.progress import console, output
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
 from atlas_ray.training.data.corpus import Corpus, unknown_words
@@ -22,23 +24,38 @@ LOSS_STYLE = "bold black on green"
 CONTEXT_STYLE = "dim"
 
 
-def render_mask(example: Example, chat: ChatFormat) -> Text:
-    """The example's text, run by run: tokens with loss stand out, context is dim."""
+def render_mask(example: Example, chat: ChatFormat, *, marks: bool = False) -> Text:
+    """The example's text, run by run: tokens with loss stand out, context is dim.
+
+    Args:
+        marks: Puts them between `>>` and `<<` as well, for where there are no colours.
+    """
     text = Text()
     mask = example.loss_mask
     changes = [i for i in range(1, example.length) if mask[i] != mask[i - 1]]
     for start, end in pairwise([0, *changes, example.length]):
-        style = LOSS_STYLE if end > start and mask[start] else CONTEXT_STYLE
-        text.append(printable(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False)), style)
+        loss = end > start and bool(mask[start])
+        words = printable(chat.tokenizer.decode(example.ids[start:end].tolist(), skip_special_tokens=False))
+        text.append(f">>{words}<<" if loss and marks else words, LOSS_STYLE if loss else CONTEXT_STYLE)
     return text
 
 
-def show(prepared: ExampleSet, chat: ChatFormat, unknown: str) -> None:
-    """Prints the first example with its mask, what carries loss or is left out, and the warning of unknown words."""
+def _colourless(screen: Console) -> bool:
+    return screen.no_color or screen.color_system is None
+
+
+def show(prepared: ExampleSet, chat: ChatFormat, unknown: str, *, sample: bool) -> None:
+    """Prints what carries loss or is left out, and the warning of unknown words.
+
+    Args:
+        sample: Shows the first example with its mask before.
+    """
     statistics = prepared.statistics
-    first = printable(prepared.examples[0].trajectory_id)
-    console.print(f"first trajectory ({first}), loss on the coloured tokens:")
-    console.print(render_mask(prepared.examples[0], chat))
+    if sample:
+        first, marks = prepared.examples[0], _colourless(console)
+        how = "between >> and <<" if marks else "coloured"
+        console.print(f"the first trajectory as it is trained on, {printable(first.trajectory_id)}; with loss: {how}")
+        console.print(render_mask(first, chat, marks=marks))
     console.print(
         f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
         f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"
@@ -77,7 +94,10 @@ def view(
     if selection is not None:
         by_id = {s.trajectory_id: s for s in RunFolder(selection).read(SELECTIONS)}
         if name not in by_id:
-            raise UserError(f"{selection} holds no selection for {name}", "name the run folder of `atlas select`")
+            why = f": {failed}" if (failed := failure_of(RunFolder(selection))) else ""
+            raise UserError(f"{selection} holds no selection for {name}{why}", "name the run folder of `atlas select`")
+        if error := by_id[name].error:
+            raise UserError(f"{selection} chose no step of {name}: {error}", "mend that and select again")
         chosen = by_id[name].chosen
     try:
         chat = ChatFormat.load(model, template=chat_template and read_template(chat_template))
@@ -86,4 +106,5 @@ def view(
     corpus = Corpus.of([found[name]], chat)
     if unknown := unknown_words(corpus, [found[name]], chat):
         console.print(unknown, style="yellow")
-    return render_mask(training_example(corpus[name], chosen, max_length=1 << 30), chat)
+    whole = training_example(corpus[name], chosen, max_length=1 << 30)
+    return render_mask(whole, chat, marks=_colourless(output))

@@ -22,16 +22,23 @@ def check_messages(messages: Sequence[Message]) -> None:
     """
     if not messages:
         raise DataError("the conversation is empty")
-    first = messages[0].role == "system"
+    first, called = messages[0].role == "system", set[str]()
     for turn, message in enumerate(messages, 1):
         if message.role == "system" and turn > 1:
             raise DataError(f"turn {turn} is by 'system', which may only open a conversation")
         if turn == 1 + first and message.role != "user":
             raise DataError(f"turn {turn} is by {message.role!r} where 'user' must speak")
-        if not message.content.strip():
+        if not message.content.strip() and not message.calls and message.role != "tool":
             raise DataError(f"turn {turn} ({message.role}) is empty")
-        if message.trainable and message.role != "assistant":
+        if message.role == "assistant":
+            called = {call.id for call in message.calls} or called
+            continue
+        if message.trainable:
             raise DataError(f"turn {turn} ({message.role}) is marked for training")
+        if message.calls or message.thought:
+            raise DataError(f"turn {turn} ({message.role}) has calls or thoughts, which are an assistant's")
+        if message.call_id and message.call_id not in called:
+            raise DataError(f"turn {turn} answers the call {message.call_id!r}, which the assistant did not make")
     if not any(m.trainable for m in messages):
         raise DataError("no assistant turn is trainable")
 

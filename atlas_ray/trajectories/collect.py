@@ -17,9 +17,11 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
+from atlas_ray.errors import TooManyFailed
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
+from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
 from atlas_ray.runs.tables import TRAJECTORIES
@@ -29,6 +31,7 @@ from atlas_ray.types import Episode, Task, Trajectory
 
 _BATCH = 32
 _UNIT = ["env", "item_id", "sample"]
+_ENDS = ["success", "spoilt_by"]  # of an episode, beside its trajectory
 FAILURES = replace(TRAJECTORIES, name="failures")
 
 
@@ -37,31 +40,51 @@ def collect(config: CollectConfig, *, clean: bool = False) -> RunFolder:
 
     Returns:
         The run folder; its `finished.json` counts episodes, successes and kept trajectories.
+
+    Raises:
+        TooManyFailed: If no trajectory was kept, or hardly any episode played.
     """
     folder = RunFolder(config.run)
     folder.begin(config, stage="collect", clean=clean)
-    if folder.finished is not None:
+    finished = folder.finished
+    if finished is not None and not finished.get("errors"):
         return folder
-    begun = time.monotonic()
+    with failure_recorded(folder):
+        _collect(config, folder)
+    return folder
+
+
+def _collect(config: CollectConfig, folder: RunFolder) -> None:
+    begun, watch = time.monotonic(), FailureWatch("episodes")
     units = episodes_of(config)
     done = folder.done(TRAJECTORIES) | folder.done(FAILURES)
     left = [unit for unit in units if _trajectory_id(*unit) not in done]
     connect(config.ray)
     with folder.writer(TRAJECTORIES) as kept, folder.writer(FAILURES) as failures:
-        played = _play(left, config)
-        for trajectory, success in track(played, len(units), f"collect {config.role}s", len(units) - len(left)):
+        played, causes = _play(left, config), list[str]()
+        for trajectory, success, error in track(played, len(units), f"collect {config.role}s", len(units) - len(left)):
+            watch.add(error)
+            if error is not None:  # it says nothing of the agent, and is played again in the next run
+                causes.append(error)
+                continue
             (kept if success or config.keep_failures else failures).add(trajectory)
     for table_spec in (TRAJECTORIES, FAILURES):
         folder.compact(table_spec)
+    check_failed(folder, "episodes", len(causes), len(units), next(iter(causes), None), config.max_failed)
     trajectories = folder.read(TRAJECTORIES)
+    if not trajectories:
+        raise TooManyFailed(
+            f"no {config.role} reached the goal in {len(units)} episodes: no trajectory was kept",
+            "raise max_rounds, or keep them as they are: keep_failures=true",
+        )
     folder.write_json("agenttraj.json", to_agenttraj(trajectories))
     folder.finish(
         episodes=len(units),
         kept=len(trajectories),
         failed=len(units) - len(trajectories),
+        **({"errors": len(causes), "first_error": causes[0]} if causes else {}),
         seconds=round(time.monotonic() - begun, 1),
     )
-    return folder
 
 
 def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
@@ -82,15 +105,15 @@ def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
     ]
 
 
-def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool]]:
+def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool, str | None]]:
     if not units:
         return
     rows = [(task.env, task.item_id, sample) for task, sample in units]
     batches = (pa.table([*zip(*rows[i : i + _BATCH], strict=True)], _UNIT) for i in range(0, len(rows), _BATCH))
     played = map_on_ray(batches, _play_batch, config.role, config.seed, config.max_rounds)
     for batch in stream(played, "collecting"):
-        successes = batch["success"].to_pylist()
-        yield from zip(TRAJECTORIES.from_table(batch.drop_columns(["success"])), successes, strict=True)
+        ends = (batch[name].to_pylist() for name in _ENDS)
+        yield from zip(TRAJECTORIES.from_table(batch.drop_columns(_ENDS)), *ends, strict=True)
 
 
 def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, max_rounds: int | None) -> pa.Table:
@@ -108,7 +131,10 @@ def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, m
 
     episodes = asyncio.run(play())
     trajectories = TRAJECTORIES.to_table(to_trajectory(e) for e in episodes)
-    return trajectories.append_column("success", pa.array([e.success for e in episodes]))
+    ends = [[e.success for e in episodes], [e.error if e.stop_reason.is_infrastructure else None for e in episodes]]
+    for name, end, kind in zip(_ENDS, ends, (pa.bool_(), pa.string()), strict=True):
+        trajectories = trajectories.append_column(name, pa.array(end, kind))
+    return trajectories
 
 
 def to_trajectory(episode: Episode) -> Trajectory:

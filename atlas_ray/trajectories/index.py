@@ -30,6 +30,7 @@ from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
+BUDGET = "budget"  # a further column of an outline: see `Trajectory`
 SMALL = 16 << 20  # bytes of data that are read faster here than Ray's tasks are started,
 _FEW = 20_000  # and how many trajectories that may be: Parquet may hold many in few bytes
 _ROLES = ["messages.list.element.role", "messages.list.element.trainable"]
@@ -43,6 +44,7 @@ class Outline:
     env: str
     item_id: str
     n_steps: int
+    budget: int | None = None
 
     @property
     def steps(self) -> range:
@@ -51,8 +53,9 @@ class Outline:
 
 
 def outlines_of(table: pa.Table) -> Iterator[Outline]:
-    """Rows of the schema of `OUTLINE`."""
-    return map(Outline, *(table[name].to_pylist() for name in OUTLINE.names))
+    """Rows of the schema of `OUTLINE`, with budgets where there are any."""
+    names = [*OUTLINE.names, *({BUDGET} & {*table.column_names})]
+    return map(Outline, *(table[name].to_pylist() for name in names))
 
 
 @dataclass(frozen=True)
@@ -91,18 +94,20 @@ class DataIndex:
             mine = wanted[inside]
             if mine.any():
                 rows = self.places[inside][mine] - self.bounds[number]
-                ids = self.outline["id"].slice(cuts[number], len(mine)).combine_chunks().filter(pa.array(mine))
-                yield PartRead(self.config, part, rows, ids, rows_per_block)
+                own = self.outline.slice(cuts[number], len(mine)).filter(pa.array(mine)).combine_chunks()
+                budgets = own[BUDGET] if BUDGET in own.column_names else None
+                yield PartRead(self.config, part, rows, own["id"], budgets, rows_per_block)
 
 
 @dataclass(frozen=True)
 class PartRead:
-    """Trajectories of one part: their places in it, and the ids that they have in the data set."""
+    """Trajectories of one part: their places in it, and the ids and budgets that they have in the data set."""
 
     config: DataConfig
     part: Part
     rows: np.ndarray
-    ids: pa.Array
+    ids: pa.ChunkedArray
+    budgets: pa.ChunkedArray | None
     rows_per_block: int
 
     def trajectories(self) -> Iterator[list[Trajectory]]:
@@ -114,15 +119,17 @@ class PartRead:
         if self.part.file is None:
             yield from map(TRAJECTORIES.from_table, self.blocks())
             return
-        ids = zip(self.rows.tolist(), self.ids.to_pylist(), strict=True)
+        budgets = [None] * len(self.rows) if self.budgets is None else self.budgets.to_pylist()
+        wanted = zip(self.rows.tolist(), self.ids.to_pylist(), budgets, strict=True)
         block: list[Trajectory] = []
         usable = (found for found in iter_part(self.part, self.config) if isinstance(found, Trajectory))
-        place, id_ = next(ids)
+        place, id_, budget = next(wanted)
         for number, found in enumerate(usable):
             if number < place:
                 continue
-            block.append(found if found.id == id_ else replace(found, id=id_))
-            place, id_ = next(ids, (-1, ""))
+            same = found.id == id_ and budget is None
+            block.append(found if same else replace(found, id=id_, budget=budget))
+            place, id_, budget = next(wanted, (-1, "", None))
             if len(block) == self.rows_per_block or place < 0:
                 yield block
                 block = []
@@ -131,11 +138,16 @@ class PartRead:
         raise UserError(f"{self.config.path} changed while it was read", "run the same command again")
 
     def blocks(self) -> Iterator[pa.Table]:
-        """The same as rows of `TRAJECTORIES`."""
+        """The same as rows of `TRAJECTORIES`, with their budgets where there are any."""
         if self.part.file is not None:
-            yield from map(TRAJECTORIES.to_table, self.trajectories())
+            for block in self.trajectories():
+                table = TRAJECTORIES.to_table(block)
+                budgets = pa.array([t.budget for t in block])
+                yield table if self.budgets is None else table.append_column(BUDGET, budgets)
             return
         table = _run_table(self.part, self.config).take(self.rows)
+        if self.budgets is not None:
+            table = table.append_column(BUDGET, self.budgets)
         for start in range(0, table.num_rows, self.rows_per_block):
             yield table.slice(start, self.rows_per_block)
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atlas_ray.config import PLACEMENT, EnvironmentsConfig, FrozenConfig, RayConfig
+from atlas_ray.config import PLACEMENT, EnvironmentsConfig, FrozenConfig, MaxFailed, RayConfig
 
 
 class CollectConfig(FrozenConfig):
@@ -21,5 +21,6 @@ class CollectConfig(FrozenConfig):
     max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
     keep_failures: bool = False
     seed: int = 0
+    max_failed: MaxFailed = 0.5
     environments: EnvironmentsConfig = EnvironmentsConfig()
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import TooManyFailed, UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
@@ -71,7 +71,7 @@ def test_excluded_episodes_are_played_again(tmp_path: Path) -> None:
 def test_hanging_episodes_end_in_time_and_are_counted(tmp_path: Path) -> None:
     silent, run = tmp_path / "silent", tmp_path / "run"
     silent.mkdir()
-    found = stage.evaluate(config(run, {"arm": str(silent)}, limits={"turn_s": 0.2}))["arm"]
+    found = stage.evaluate(config(run, {"arm": str(silent)}, limits={"turn_s": 0.2}, max_failed=0.6))["arm"]
     assert [(r.n, r.excluded) for r in found] == [(0, {"model_error": 8}), (6, {})]
     assert {e.error for e in facts(run, "arm") if e.env == "maze"} == {"no answer within 0.2 s"}
     silent.rmdir()
@@ -81,12 +81,28 @@ def test_hanging_episodes_end_in_time_and_are_counted(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("scripted")
-@pytest.mark.parametrize("hopeless", [3, 1000], ids=["many", "all there are"])
-def test_nothing_but_failures_end_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hopeless: int) -> None:
-    monkeypatch.setattr(stage, "_HOPELESS", hopeless)
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [(40, "32 episodes in a row failed; the first: maze: no answer"), (5, "5 of 5 episodes failed")],
+)
+def test_nothing_but_failures_end_the_run(tmp_path: Path, samples: int, words: str) -> None:
     (tmp_path / "broken").touch()
-    with pytest.raises(AtlasError, match="in a row"):
-        stage.evaluate(config(tmp_path / "run", {"arm": str(tmp_path / "broken")}, samples=5, tasks={"maze": 1}))
+    settings = config(tmp_path / "run", {"arm": str(tmp_path / "broken")}, samples=samples, tasks={"maze": 1})
+    with pytest.raises(TooManyFailed, match=words):
+        stage.evaluate(settings)
+    assert words in stage.failures(settings)["arm"]
+
+
+@pytest.mark.usefixtures("scripted")
+def test_a_model_of_which_too_much_failed_has_no_figures_and_the_others_have(tmp_path: Path) -> None:
+    (tmp_path / "broken").touch()
+    models = {"flaky": str(tmp_path / "broken"), "good": "expert"}
+    settings = config(tmp_path / "run", models, max_failed=0.2)
+    with pytest.raises(TooManyFailed, match=r"flaky: 7 of 14 episodes failed, more than max_failed=0\.2"):
+        stage.evaluate(settings)
+    assert set(stage.played(settings)) == {"good"}
+    (tmp_path / "broken").unlink()
+    assert set(stage.evaluate(settings)) == {"flaky", "good"}
 
 
 @pytest.mark.usefixtures("scripted")

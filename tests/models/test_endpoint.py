@@ -169,8 +169,12 @@ def test_what_an_endpoint_refuses_is_not_asked_again_by_further_attempts_at_the_
     tmp_path: Path, endpoint: FakeEndpoint
 ) -> None:
     """The client has tried again what another attempt might mend."""
-    refused = web.json_response({"error": {"message": "no such option"}}, status=400)
-    endpoint.answer = lambda _, call: "OK" if len(endpoint.calls) == 1 else refused
+
+    def answer(body: dict[str, Any], call: int) -> web.Response | str:
+        refused = {"error": {"message": "no such option"}}
+        return "OK" if len(endpoint.calls) == 1 else web.json_response(refused, status=400)
+
+    endpoint.answer = answer
     address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
     models = {"m": {"path": "m", "endpoint": address}}
     config = EvaluateConfig.model_validate({"run": str(tmp_path), "models": models, "tasks": {"maze": 4}})

@@ -68,7 +68,7 @@ def test_the_others_are_evaluated_and_the_same_command_tries_again(tmp_path: Pat
     assert shown.count("not loaded") == 2
     listed = text_of(status_table([str(tmp_path / "run")]))
     assert "it has no chat template" in listed
-    assert listed.count("not loaded") == 2
+    assert listed.count("failed") == 2
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "good").rglob("*")}
 
     for name in UNUSABLE:
@@ -77,7 +77,7 @@ def test_the_others_are_evaluated_and_the_same_command_tries_again(tmp_path: Pat
         arm: [8, 6] for arm in models
     }
     assert stage.failures(settings) == {}
-    assert "not loaded" not in text_of(status_table([str(tmp_path / "run")]))
+    assert "failed" not in text_of(status_table([str(tmp_path / "run")]))
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "good").rglob("*")} == before
 
 

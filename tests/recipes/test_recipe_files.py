@@ -69,7 +69,7 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
     )
     selector = load_recipe(file).arms["gold"].select
     assert selector is not None
-    assert selector.model_dump() == {"name": "gold", "ratio": 0.2, "noise": 0.0}
+    assert selector.model_dump() == {"name": "gold", "ratio": 0.2, "rounding": "carry", "noise": 0.0}
 
 
 @pytest.mark.parametrize(
@@ -88,6 +88,8 @@ def test_replace_takes_the_place_of_what_is_included(tmp_path: Path) -> None:
         (COMMON + "arms: {a: {}}", "either `select` or `like`"),
         (COMMON + "arms: {a: {name: all}, b: {like: a, train: false}}", "not trained has a selection of its own"),
         (COMMON + "arms: {a: {name: golb}}", "did you mean gold"),
+        (COMMON + "arms: {a: {select: {name: gold}, train: false, control: random}}", "has no control"),
+        (COMMON + "arms: {a: {name: gold, control: random}, a-random: {name: all}}", "of the control of `a`"),
     ],
 )
 def test_a_wrong_file_is_refused_with_what_is_wrong(tmp_path: Path, text: str, complaint: str) -> None:
@@ -120,6 +122,31 @@ def test_seeds_repeat_what_is_drawn_and_share_what_is_not(tmp_path: Path) -> Non
     # one seed more leaves the folders of the first ones as they are
     single = recipe(tmp_path, "arms: {gold: {name: gold}, random: {name: random}}")
     assert single.train["random"] == found.train["random"]
+
+
+def test_a_control_is_an_arm_with_as_many_loss_tokens_in_random_steps(tmp_path: Path) -> None:
+    text = """
+seeds: 2
+train: {max_length: 512}
+backbones: {other: models/other}
+arms: {gold: {name: gold, control: random}, far: {like: gold, start: other, control: random}, all: {name: all}}
+extra_arms: {llm: {name: llm, control: random}}
+tables: {table1: {all: all}, table2: {atlas: gold}}
+"""
+    found = recipe(tmp_path, text)
+    assert list(found.arms) == ["gold", "gold-random", "far", "far-random", "all"]
+    selector = found.select["gold-random.seed1"].selector
+    assert selector.model_dump() == {
+        **{"name": "matched_random", "reference": "gold", "model": "some/model"},
+        **{"chat_template": None, "max_length": 512},
+    }
+    assert found.select["far-random"].selector == selector.model_copy(update={"model": "models/other"})
+    assert found.train["far-random"].model == "models/other"
+    assert found.train["far-random"].selection == found.select["far-random"].run
+    config = load_recipe(write(tmp_path, own=COMMON + text))
+    assert "llm-random" in Recipe(config, ["llm"]).arms
+    assert list(Recipe(config, tables=["table2"]).arms) == ["gold", "gold-random"]
+    assert list(Recipe(config, tables=["table1"]).arms) == ["all"]
 
 
 def test_every_seed_draws_its_own_starts_near_by_for_table_6(tmp_path: Path) -> None:
@@ -244,8 +271,8 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     assert plan[0].startswith("data: 11,485 trajectories")
     # 5 rollouts from each of 810 x 5.7 steps
     assert any("23,085 rollouts = 5 x 4,617 starts" in line for line in plan)
-    # 6 x 8.03 G x 2.92 G tokens / (0.45 x 312 T) is 278 h; the rest is reading and writing
-    assert any(line.startswith("GPU-hours: 283 = 6 x 8.0 G parameters x 2.92 G") for line in plan)
+    # 6 x 8.03 G x 3.52 G tokens / (0.45 x 312 T) is 336 h; the rest is reading and writing
+    assert any(line.startswith("GPU-hours: 341 = 6 x 8.0 G parameters x 3.52 G") for line in plan)
     assert any(line.startswith("dollars for endpoints: $") and "57,425 calls" in line for line in plan)
     # Table 3's two rows above 30 % are asked for and not trained on
     assert {"atlas-40", "atlas-50"} <= set(found.select) - set(found.train)
@@ -355,7 +382,7 @@ def plan_needs(config: Any) -> list[str]:
 def test_a_tables_name_narrows_and_a_stages_name_picks() -> None:
     wanted, whole, names = opened(str(JOBS / "paper.yaml"), only=["table2", "select"])
     assert names == ["select"]
-    assert set(wanted.arms) == {"all", "atlas", "non-critical"} < set(whole.arms)
+    assert set(wanted.arms) == {"all", "atlas", "atlas-random", "non-critical"} < set(whole.arms)
 
 
 def test_the_plan_counts_what_training_takes_on_disk(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,14 +14,14 @@ from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.report import gather
 from atlas_ray.recipes.settings import load_recipe
+from atlas_ray.report.results import build_results
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES, SELECTIONS, TRAJECTORIES
 from atlas_ray.types import StopReason
 from tests.support.records import a_selection, a_trajectory, an_episode
 
 
-@pytest.fixture
-def recipe(tmp_path: Path) -> Recipe:
+def a_recipe(tmp_path: Path, **changes: Any) -> Recipe:
     """Two arms under two seeds, and a base model."""
     file = tmp_path / "recipe.yaml"
     given = {
@@ -30,8 +31,13 @@ def recipe(tmp_path: Path) -> Recipe:
         **{"evaluate": {"tasks": {"maze": 2}}, "train": {"max_length": 512}},
         "tables": {"table1": {"atlas": "gold", "all": "all"}},
     }
-    file.write_text(yaml.safe_dump(given, sort_keys=False))
+    file.write_text(yaml.safe_dump({**given, **changes}, sort_keys=False))
     return Recipe(load_recipe(str(file)))
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Recipe:
+    return a_recipe(tmp_path)
 
 
 def play(recipe: Recipe, unit: str, *rewards: float, lost: int = 0) -> None:
@@ -89,11 +95,49 @@ def test_the_report_shows_an_arms_seeds_as_samples_of_the_same_tasks(played: Rec
         *(("maze_0", 1), ("maze_1", 1)),
     ]
     assert {name: arm.runs for name, arm in arms.items()} == {"base": 1, "gold": 2, "all": 1}
+    assert [arm.words.split()[0] for arm in arms.values()] == ["The", "The", "Every"]
     assert given.failures == {"all.seed1": "it has no chat template"}
     assert (given.n_expected, given.seeds) == ({"maze": 2}, [0, 1])
     assert set(given.selections) == set(played.select)
 
 
+def test_an_arm_is_held_against_its_own_control_whichever_model_it_starts_from(tmp_path: Path) -> None:
+    arms = {"gold": {"name": "gold", "control": "random"}, "far": {"like": "gold", "start": "b", "control": "random"}}
+    tables = {"figure2": {"llama/atlas": "gold", "mistral/atlas": "far"}}
+    recipe = a_recipe(tmp_path, seeds=2, arms=arms, backbones={"b": "b/model"}, tables=tables)
+    expert = RunFolder(recipe.expert.path)
+    expert.begin(recipe.collections()["expert"], stage="collect")
+    expert.write_shard(TRAJECTORIES, [a_trajectory()])
+    expert.finish(seconds=1.0)
+    played = {"gold": (1.0, 1.0), "gold-random.seed1": (1.0, 0.0), "far": (0.0,), "far-random": (1.0,)}
+    for unit, rewards in played.items():
+        play(recipe, unit, *rewards)
+    given = gather(recipe)
+    words = {arm.name: arm.words for arm in given.arms}
+    assert words["far-random"].startswith("Random steps with as many loss tokens as gold chose")
+    said = build_results(given)["verdict"]["statements"]
+    pairs = {(s["arm"], s["against"]): s["difference"] for s in said if s["role"] == "random"}
+    assert pairs == {("gold", "gold-random"): 0.5, ("far", "far-random"): -1.0}
+
+
 def test_nothing_evaluated_is_refused(recipe: Recipe) -> None:
     with pytest.raises(UserError, match="nothing is evaluated in"):
+        gather(recipe)
+
+
+def test_what_has_failed_is_named_with_its_cause(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str], played: Recipe
+) -> None:
+    chosen = RunFolder(played.select["gold"].run)
+    chosen.remove("finished.json")
+    chosen.write_json("failed.json", {"what": "42 of 42 selections failed; the first: no gold", "remedy": ""})
+    gather(played)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "not finished, so not reported: select/gold (42 of 42 selections failed; the first: no gold)" in said
+
+
+def test_nothing_evaluated_for_something_failed_names_the_first_cause(recipe: Recipe) -> None:
+    folder = RunFolder(recipe.select["gold"].run)
+    folder.write_json("failed.json", {"what": "no gold", "remedy": ""})
+    with pytest.raises(UserError, match=r"nothing is evaluated in .*; select/gold failed: no gold"):
         gather(recipe)

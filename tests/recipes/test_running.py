@@ -79,8 +79,26 @@ def test_two_stages_run_at_the_same_time_and_the_last_one_here(
     assert len(set(pids.values())) == 3
     said = capfd.readouterr().err
     assert "train/a | a waits for b" in said
-    assert "running: train/a, train/b; 1 waiting" in said
+    assert "1 waiting, running: train/a, train/b" in said
     assert set(states(recipe).values()) == {"finished"}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_lines_of_stages_fit_80_columns_and_tell_the_time_left_once_a_stage_was_timed(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: int
+) -> None:
+    screen = Console(file=io.StringIO(), width=80)
+    monkeypatch.setattr(running, "console", screen)
+    monkeypatch.setattr(running, "_PASSED_OVER", 0.0)
+    call = partial(does.done, tmp_path, "done")
+    names = [f"train/{letter}" for letter in "abcd"]
+    needs = [frozenset(names[:n]) for n in range(4)]
+    planned = [Stage(n, "many words " * 20, call, 90.0, needs=all_) for n, all_ in zip(names, needs, strict=True)]
+    run(recipe, planned, monkeypatch, jobs)
+    lines = [line for line in screen.file.getvalue().splitlines() if line[:1].isdigit()]  # type: ignore[attr-defined]
+    assert [line.split()[:2] for line in lines] == [[f"{n}/4", f"train/{c}"] for n, c in enumerate("abcd", 1)]
+    assert all(len(line) <= 80 for line in lines)
+    assert ["min left in all" in line for line in lines] == [False, True, True, True]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

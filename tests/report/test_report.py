@@ -152,7 +152,7 @@ def test_the_verdict_says_what_the_interval_says(gold_wins: int, random_wins: in
     assert ("includes 0" in said["sentence"]) == (outcome == "none")
     first, second = verdict["headline"]
     if outcome == "none":
-        assert first == "On maze (held-in), no difference from random is shown."
+        assert first == "On maze (held-in), no difference of gold from random is shown."
         assert second.startswith("On held-in tasks, gold does not beat random steps here")
         assert second.endswith("That the choice of critical steps helps is not shown.")
     else:
@@ -170,7 +170,7 @@ def test_the_headline_sums_up_groups() -> None:
     assert verdict["headline"][0] == (
         "On the held-in environments, gold is better than base; no difference from random is shown."
     )
-    assert verdict["headline"][2] == "On blocksworld (held-out), no difference from base and random is shown."
+    assert verdict["headline"][2] == "On blocksworld (held-out), no difference of gold from base and random is shown."
     assert any(sentence.startswith("Every arm was trained once.") for sentence in verdict["caveats"])
 
 
@@ -204,6 +204,40 @@ def test_rivals_start_from_the_same_model_and_have_the_same_budget() -> None:
     assert {s["against"] for s in statements} == {"all", "random", "base"}
 
 
+def test_every_selector_is_judged_beside_its_own_control_and_the_best_comes_first() -> None:
+    arms = [
+        arm("base", {"maze": 5}),
+        arm("all", {"maze": 30}, selector="all"),
+        arm("gold", {"maze": 10}, selector="gold", ratio=0.3),
+        arm("gold-random", {"maze": 10}, selector="matched_random", reference="gold"),
+        arm("rest", {"maze": 2}, selector="complement", ratio=0.3, reference="gold"),
+        arm("value", {"maze": 25}, selector="value"),
+        arm("value-random", {"maze": 8}, selector="matched_random", reference="value"),
+        arm("far", {"maze": 9}, selector="value", start="other", selection="value"),
+        arm("far-random", {"maze": 9}, selector="matched_random", reference="value", start="other"),
+    ]
+    results = build_results(report_input(*arms))
+    statements, headline = results["verdict"]["statements"], results["verdict"]["headline"]
+    assert list(dict.fromkeys(s["arm"] for s in statements)) == ["value", "gold", "far"]
+    pairs = {(s["arm"], s["role"]): s["against"] for s in statements}
+    assert pairs == {
+        **{("value", "start"): "base", ("value", "all"): "all", ("value", "random"): "value-random"},
+        **{("gold", "start"): "base", ("gold", "all"): "all", ("gold", "random"): "gold-random"},
+        **{("gold", "rest"): "rest", ("far", "random"): "far-random"},
+    }
+    assert headline[0] == "On maze (held-in), value is better than base and value-random and worse than all."
+    assert headline[1].startswith("On held-in tasks, value beats random steps (value-random): +42.5 points")
+    assert headline[2] == (
+        "On maze (held-in), gold is better than base and rest and worse than all; "
+        "no difference from gold-random is shown."
+    )
+    assert len(headline) == 4
+    assert any(caveat.startswith("value stands first for it did best") for caveat in results["verdict"]["caveats"])
+    table = verdict_table(results)
+    assert [cell.text for cell in table.rows[0]] == ["value", "maze", "+50.0", "−12.5", "+42.5", "–"]
+    assert table.notes[0] == "Random steps: value-random for value, gold-random for gold, far-random for far."
+
+
 def test_without_a_critical_arm_nothing_is_claimed() -> None:
     verdict = build_results(report_input(arm("base", {"maze": 3})))["verdict"]
     assert verdict["statements"] == []
@@ -217,12 +251,13 @@ def test_tables_mark_the_best_and_name_the_groups() -> None:
     assert [column.title for column in table.columns][1:5] == ["maze", "wordle", "average", "blocksworld"]
     assert [row[2].best for row in table.rows] == [False, True, False]
     assert table.strong == 1
-    assert [cell.tone for cell in verdict_table(results).rows[0]] == ["", "better", "no difference shown"]
+    assert [cell.tone for cell in verdict_table(results).rows[0]] == ["", "", "better", "no difference shown"]
     console = Console(width=100, record=True, file=io.StringIO())
     print_tables(results, console)
     text = console.export_text()
     assert "[60–86]" in text
     assert "gold is better than base" in text
+    assert "Held in: environments that the arms were trained on." in text
 
 
 def test_a_table_wider_than_the_screen_is_turned() -> None:

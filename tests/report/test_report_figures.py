@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from atlas_ray.report.figures import draw
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.ours import PaperRuns, TrainingCost
 from atlas_ray.report.results import build_results
-from atlas_ray.report.selection_figures import _along, selection_figures
+from atlas_ray.report.scatter import _spread
+from atlas_ray.report.selection_figures import _along, _fences, selection_figures
 from atlas_ray.selection.compare.agreement import compare_selections
 from atlas_ray.types import Category, GoldStep, Selection
 from tests.support.paper_runs import arm
@@ -84,11 +88,30 @@ def test_figure_2_shows_ours_beside_the_papers() -> None:
 
 
 def test_cost_is_held_against_success_where_arms_played_the_same() -> None:
-    cost = {0: TrainingCost(device_seconds=60.0)}
+    cost = {0: TrainingCost(flops=6e12, device_seconds=60.0)}
     arms = {name: arm(name, {"maze": [1, 0]}, training=cost) for name in ("all", "atlas")}
+    arms["untimed"] = arm("untimed", {"maze": [1, 0]}, training={0: TrainingCost(device_seconds=60.0)})
     arms["one"] = arm("one", {"maze": [1, 0], "wordle": [1, 0]}, training=cost)
     (found,) = cost_figures(PaperRuns(arms | {"base": arm("base", {"maze": [1]})}, {}))
     assert found.caption == "maze; 4 episodes of 2 arms."
+    assert "operations of training, % of 6e+12" in found.svg
+
+
+@given(st.lists(st.floats(0, 100), min_size=1, max_size=16))
+def test_no_name_stands_on_another_nor_outside_of_the_axis(heights: list[float]) -> None:
+    placed = _spread(heights)
+    ordered = sorted(placed)
+    assert all(above - below >= min(6.4, 104 / len(heights)) - 1e-9 for below, above in pairwise(ordered))
+    assert ordered[0] > 0
+    assert ordered[-1] < 104
+    assert [placed[i] for i in sorted(range(len(heights)), key=lambda i: (heights[i], i))] == ordered
+
+
+def test_far_outliers_do_not_flatten_a_histogram() -> None:
+    scores = [1.0 + i / 100 for i in range(100)]
+    assert _fences(scores) == (1.0, 1.99)
+    assert _fences([*scores, 1e6, 1e7, 1e8]) == (1.0, 1.99)
+    assert _fences([0.0] * 90 + [1.0] * 10) == (0.0, 1.0)
 
 
 def test_training_curves_are_thinned_and_drawn_per_arm(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from PIL import Image
 
+from atlas_ray.report.tables import Cell, Column, Table
 from tests.support.viewer_records import HOSTILE_ID, IMAGE, SCRIPT, site, write
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
@@ -291,6 +293,36 @@ def test_light_and_dark_follow_the_system_until_one_is_chosen(browser: Any, fold
     assert page.evaluate(ground) == "rgb(253, 252, 249)"
     page.keyboard.press("t")
     assert page.evaluate(ground) == "rgb(23, 24, 26)"
+    viewer.close()
+
+
+def test_on_a_phone_every_tab_is_in_sight_and_a_wide_table_shows_that_it_scrolls(browser: Any, tmp_path: Path) -> None:
+    wide = Table("Wide", [Column(f"column {i}") for i in range(20)], [[Cell("figure")] * 20])
+    write(tmp_path, site(many=3, tables=[wide]))
+    viewer = Viewer(browser, tmp_path, viewport={"width": 390, "height": 800})
+    page = viewer.open("#/tables")
+    tabs = [tab.bounding_box() for tab in page.locator(".views a").all()]
+    assert len(tabs) == 5
+    assert all(box["x"] >= 0 and box["x"] + box["width"] <= 390 for box in tabs)
+    buttons = page.locator(".tools").bounding_box()
+    assert all(box["y"] >= buttons["y"] + buttons["height"] or box["x"] + box["width"] <= buttons["x"] for box in tabs)
+    page.locator(".views a", has_text="Episodes").click()
+    viewer.see(".count", "9")
+    viewer.open("#/tables")
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    box = page.locator("#tables-1 .scroll")
+    assert box.evaluate("e => e.scrollWidth > e.clientWidth")
+
+    def edge() -> tuple[int, int, int]:
+        """The colour in the middle of the table's right edge."""
+        box.screenshot(path=str(tmp_path / "table.png"))
+        image = Image.open(tmp_path / "table.png").convert("RGB")
+        red, green, blue = image.getpixel((image.width - 2, image.height // 2))
+        return red, green, blue
+
+    begun = edge()
+    box.evaluate("e => e.scrollTo(e.scrollWidth, 0)")
+    assert sum(begun) < sum(edge()) - 60  # darker as long as more follows
     viewer.close()
 
 

@@ -39,11 +39,13 @@ def test_records_survive_the_way_to_disk_and_back(tmp_path: Path, table, record)
 
 
 def test_the_columns_on_disk_stay_as_they_are() -> None:
-    messages = "list<item: struct<role: string, content: string, trainable: bool>>"
+    calls = "calls: list<item: struct<name: string, arguments: string, id: string>>"
+    texts = "role: string, content: string, trainable: bool, thought: string"
+    messages = f"list<item: struct<{texts}, {calls}, call_id: string>>"
     gold = "list<item: struct<step: int32, rank: int32, category: string>>"
     usage = "prompt_tokens: int64, cached_tokens: int64, completion_tokens: int64, calls: int64, cost: double"
     text = dict.fromkeys(["id", "env", "item_id"], "string")
-    assert columns(TRAJECTORIES) == {**text, "messages": messages, "reward": "double", "gold": gold}
+    assert columns(TRAJECTORIES) == {**text, "messages": messages, "reward": "double", "gold": gold, "tools": "string"}
     assert columns(SELECTIONS) == {
         **text,
         **dict.fromkeys(["trajectory_id", "selector", "excluded", "replays", "categories", "plan"], "string"),

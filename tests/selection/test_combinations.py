@@ -349,7 +349,7 @@ def test_the_stage_imports_a_table_counts_refusals_and_notices_an_edit(tmp_path:
     data = data_in(tmp_path / "data", [expert(10, i) for i in range(3)])
     rows = [{"trajectory_id": f"maze/maze_{i}", "chosen": c} for i, c in enumerate(["1 2", "99"])]
     path = table_in(tmp_path, "t.csv", rows)
-    config = config_of(tmp_path / "file", data, {"name": "file", "path": str(path)})
+    config = config_of(tmp_path / "file", data, {"name": "file", "path": str(path)}, max_failed=0.7)
     folder = select_steps(config)
     figures = folder.finished or {}
     assert (figures["errors"], figures["rejected"], figures["chosen"]) == ({"no row": 1, "rejected row": 1}, 1, 2)

@@ -38,8 +38,8 @@ def data_in(folder: Path, trajectories: list[Trajectory]) -> dict[str, Any]:
     return {"path": run.uri}
 
 
-def config_of(folder: Path, data: dict[str, Any], selector: dict[str, Any], seed: int = 0) -> SelectConfig:
-    return validate(SelectConfig, {"run": str(folder), "data": data, "selector": selector, "seed": seed})
+def config_of(folder: Path, data: dict[str, Any], selector: dict[str, Any], seed: int = 0, **more: Any) -> SelectConfig:
+    return validate(SelectConfig, {"run": str(folder), "data": data, "selector": selector, "seed": seed} | more)
 
 
 GOLD = (GoldStep(7, 1, ACTION), GoldStep(2, 2, PLAN), GoldStep(9, 3, ACTION), GoldStep(4, 4, ACTION))

@@ -30,4 +30,5 @@ def selected(selector: Selector, trajectories: Sequence[Trajectory]) -> tuple[li
     stage = selector.stage(context)
     assert isinstance(stage, RowStage)
     rows = outlines_of(context.index) if stage.outlines else trajectories
-    return SELECTIONS.from_table(stage.select(rows)), context.rejected
+    found = [selection for table in stage.select(rows) for selection in SELECTIONS.from_table(table)]
+    return found, context.rejected

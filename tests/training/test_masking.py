@@ -148,5 +148,9 @@ def test_the_view_colours_the_loss_tokens() -> None:
         ["Thought:", "d", "Action:", "win", "<|eot_id|>"],
     ]
     assert [s.style for s in text.spans] == [CONTEXT_STYLE, LOSS_STYLE] * 2
+    marked = render_mask(example, LLAMA, marks=True).plain
+    assert marked.count(">>") == marked.count("<<") == 2
+    assert [part.partition("<<")[0].split() for part in marked.split(">>")[1:]] == coloured
+    assert marked.replace(">>", "").replace("<<", "") == text.plain
     empty = Example("x", np.zeros(0, np.int32), np.zeros((0, 2), np.int32), 0, 0, 0, 0)
     assert render_mask(empty, LLAMA).plain == ""

@@ -146,8 +146,12 @@ def test_a_broken_row_is_rejected_with_its_reason(tmp_path, suffix):
 @pytest.mark.parametrize(
     ("turn", "reason"),
     [
-        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "turn 2 is a tool call"),
-        ({"role": "tool", "content": "12"}, "turn 2 is a tool call"),
+        ({"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}, "turn 2: the name of a tool call is not"),
+        (
+            {"role": "tool", "tool_call_id": "c", "content": "12"},
+            "turn 2 answers the call 'c', which the assistant",
+        ),
+        ({"role": "user", "content": "12", "tool_calls": [{"name": "f"}]}, "turn 2 (user) has calls or thoughts"),
         ({"role": "assistant", "content": "hi", "weight": 0.5}, "turn 2: weight 0.5 is neither true nor false"),
         ({"role": "assistant", "content": [{"type": "text"}]}, "turn 2: content: text is not a string but null"),
         (
@@ -156,7 +160,7 @@ def test_a_broken_row_is_rejected_with_its_reason(tmp_path, suffix):
         ),
     ],
 )
-def test_openai_rows_that_are_no_plain_text(tmp_path, turn, reason):
+def test_openai_rows_that_cannot_be_used(tmp_path, turn, reason):
     row = {"item_id": "maze_1", "messages": [{"role": "user", "content": "Play."}, turn]}
     _, [entry] = read(write(tmp_path / "a.jsonl", [row]))
     assert entry.reason.startswith(reason)
@@ -231,6 +235,6 @@ def test_a_format_of_an_installed_package_is_known_by_its_entry_point(
     with pytest.raises(UserError, match="holds no trajectories: its first row has the keys task, score, log"):
         read(path)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(vars(FORMATS), "_places")  # looked up once
+    monkeypatch.delitem(vars(FORMATS), "_installed")  # looked up once
     monkeypatch.setattr(FORMATS, "_found", {})
     assert [t.reward for t in read(path)[0]] == [t.reward for t in read(path, format="logs")[0]] == [0.5]

@@ -3,7 +3,7 @@
 
 const Turns = (() => {
   const { el } = Dom;
-  const ROLES = { user: "observation", assistant: "reply, not trained on", system: "system" };
+  const ROLES = { user: "observation", assistant: "reply, not trained on", system: "system", tool: "result of a tool" };
 
   // turns: [role, text] or ["step", thought, action(, reply)]. The opening is all before what the first step answers.
   const group = (turns) => {

@@ -6,10 +6,11 @@ from collections import Counter
 
 from matplotlib import style
 
-from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, Figure, panel, short
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, Figure, panel
 from atlas_ray.report.paper.ours import ArmRuns, PaperRuns
 from atlas_ray.report.paper.printed import printed
 from atlas_ray.report.paper.tables import GROUPS, members
+from atlas_ray.report.scatter import Dot, scatter
 
 _BACKBONES = {
     "Llama-3.1-8B": ("llama", "table1", "all", "atlas"),
@@ -62,32 +63,25 @@ def _shown(runs: PaperRuns) -> list[ArmRuns]:
 
 
 def cost_figures(runs: PaperRuns) -> list[Figure]:
-    """Success against what training took, in device-seconds: arms that were played in the same environments."""
+    """Success against what training took, in counted operations: arms that were played in the same environments."""
     found = []
     for average, group in GROUPS.items():
-        dots = []
+        means = []
         for arm in runs.arms.values():
-            seconds = [cost.device_seconds for cost in arm.training.values() if cost.device_seconds]
+            counted = [cost.flops for cost in arm.training.values() if cost.flops]
             mean = runs.mean(arm, members(average))
-            if seconds and mean is not None:
-                dots.append((sum(seconds) / len(seconds), mean, arm.name))
-        played = Counter(mean.of for _, mean, _ in dots)
-        dots = [dot for dot in dots if dot[1].of == played.most_common(1)[0][0]]
-        if len(dots) < 2:
+            if counted and mean is not None:
+                means.append((sum(counted) / len(counted), mean, arm.name))
+        played = Counter(mean.of for _, mean, _ in means)
+        means = [one for one in means if one[1].of == played.most_common(1)[0][0]]
+        if len(means) < 2:
             continue
         with style.context(["default", STYLE]):
-            figure, axes = panel(2.6, 0.13, 0.18, 0.95, 0.96, grid="both")
-            for x, mean, name in dots:
-                colour = ACCENT if name == "atlas" else INK
-                axes.plot([x, x], [mean.low, mean.high], color=colour, linewidth=1.2, alpha=0.3)
-                axes.plot([x], [mean.value], "o", color=colour, markersize=5)
-                axes.annotate(short(name), (x, mean.value), (5, 3), textcoords="offset points", color=colour, size=7)
-            axes.set_ylim(0, 104)
-            axes.margins(x=0.15)
-            axes.set_xlabel("device-seconds of training")
-            axes.set_ylabel(f"{group} average, %")
-            of = ", ".join(dots[0][1].of) or "all environments of the group"
-            caption = f"{of}; {sum(mean.n for _, mean, _ in dots)} episodes of {len(dots)} arms."
+            most = max(flops for flops, _, _ in means)
+            dots = [Dot(name, 100 * flops / most, m.value, m.low, m.high) for flops, m, name in means]
+            figure = scatter(dots, "atlas", f"operations of training, % of {most:.2g}", f"{group} average, %")
+            of = ", ".join(means[0][1].of) or "all environments of the group"
+            caption = f"{of}; {sum(mean.n for _, mean, _ in means)} episodes of {len(means)} arms."
             slug, label = f"training-cost-{average.replace('_', '-')}", f"Cost of training against success, {group}"
             found.append(Figure.of(figure, slug, label, f"What training costs and brings, {group}", caption))
     return found

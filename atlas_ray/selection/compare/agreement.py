@@ -53,7 +53,7 @@ def cohens_kappa(a: _Steps, b: _Steps, n_steps: int) -> float | None:
 
 def words(trajectory: Trajectory) -> list[int]:
     """Words of each step's thought and action: its weight in the loss, where no tokenizer is at hand."""
-    return [len(step.reply.split()) for step in trajectory.steps]
+    return [len(step.message.text.split()) for step in trajectory.steps]
 
 
 def tokens_of(trajectories: Iterable[Trajectory], model: str) -> dict[str, list[int]]:

@@ -16,9 +16,10 @@ from inspect import isawaitable
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, TooManyFailed
 from atlas_ray.models.client import ChatClient
 from atlas_ray.models.throttle import Throttle
+from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.journal import Journal, PaidReply
 
@@ -62,6 +63,7 @@ class Coordinator:
         self._journal = Journal(folder, RunFolder(config.cache) if config.cache else None)
         self._throttle = Throttle.of(config.endpoint)
         self._settled = asyncio.Event()  # a new one each time
+        self._watch = FailureWatch("judgements")
         self._workers: dict[str, _Worker] = {}
         self._overrun = 0.0  # US dollars that replies report beyond what they can have cost
         # The first reply shows what the endpoint reports; a batch's come together.
@@ -174,6 +176,14 @@ class Coordinator:
                 "raise --max-cost (selector.max_cost) and run the same command again; it goes on from here",
             )
         return None
+
+    def judged(self, worker: str, error: str | None) -> None:
+        """Takes why a judgement failed, None where it did not; so many in a row end the run."""
+        try:
+            self._watch.add(error)
+        except TooManyFailed as failed:
+            self._throttle.stop(failed)
+            self._tell_of_settled()
 
     def release(self, worker: str, key: str) -> None:
         """A claim is settled, or nothing came of it."""

@@ -65,7 +65,7 @@ def estimate(trajectories: Iterable[Trajectory], config: LlmSettings) -> Estimat
         nonlocal asked, shortened, too_long
         for t in trajectories:
             try:
-                messages, left_out = fitted(prompt, t, budget(config.ratio, len(t.steps)), form, limit, count)
+                messages, left_out = fitted(prompt, t, config.budget(t), form, limit, count)
             except DataError:
                 too_long += 1
                 continue

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from atlas_ray.errors import AtlasError, ContextOverflow, DataError, ModelFailure, UserError
 from atlas_ray.models.client import ChatMessages, Completion, CompletionRequest, RefusedReply, SchemaRefusal
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.selection.budget import budget, record
+from atlas_ray.selection.budget import record
 from atlas_ray.selection.llm.answer import Judgement, parse_answer
 from atlas_ray.selection.llm.backends.protocol import Backend
 from atlas_ray.selection.llm.coordinator import CREDIBLE, Link
@@ -107,7 +107,7 @@ class Judge:
 
     async def _judge(self, trajectory: Trajectory) -> Selection:
         config, n_steps = self._config, len(trajectory.steps)
-        k = budget(config.ratio, n_steps)
+        k = config.budget(trajectory)
         asked: dict[str, Any] = {"model": config.model, "prompt_hash": self._prompt.hash}
         while True:
             form = self._form
@@ -127,8 +127,10 @@ class Judge:
         asked["usage"] = sum((v.usage for v in verdicts), Usage())
         unreached = next((v for v in verdicts if not v.reached), None)
         judgements = [v.judgement for v in verdicts if v.judgement]
-        if unreached or not judgements:
-            return record(trajectory, config, error=(unreached or verdicts[0]).error, **asked)
+        why = (unreached or verdicts[0]).error if unreached or not judgements else None
+        self._link.tell("judged", why)
+        if why:
+            return record(trajectory, config, error=why, **asked)
         judgement = judgements[0]
         if config.votes > 1:
             judgement, asked["scores"] = tally(judgements, n_steps, k)

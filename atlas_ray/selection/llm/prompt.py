@@ -25,10 +25,10 @@ from atlas_ray.types import Trajectory
 _PACKAGED = {"improved": "critical_steps_v2.j2", "paper": "paper.j2"}
 # What could pass for our own labels, tags and answers inside a conversation.
 _LABEL = re.compile(
-    r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
+    r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system|tool)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
 )
 _TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,80})>", re.IGNORECASE)
-_SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System"}
+_SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System", "tool": "Tool"}
 
 
 ReplyForm = Literal["text", "json"]  # the paper's three lines, or an object
@@ -119,7 +119,7 @@ def disarmed(text: str) -> str:
 
 def observations(trajectory: Trajectory) -> list[int]:
     """Positions of the messages that may be shortened: what the environment said after the opening instruction."""
-    return [i for i, m in enumerate(trajectory.messages) if i and m.role == "user"]
+    return [i for i, m in enumerate(trajectory.messages) if i and m.role in ("user", "tool")]
 
 
 def conversation(trajectory: Trajectory, longest: int | None = None) -> str:
@@ -134,7 +134,7 @@ def conversation(trajectory: Trajectory, longest: int | None = None) -> str:
     parts = []
     for position, message in enumerate(trajectory.messages):
         label = f"Step {numbers[position]}" if position in numbers else _SPEAKER[message.role]
-        text = disarmed(message.content)
+        text = disarmed(message.text)
         parts.append(f"[{label}]\n" + (_shortened(text, longest) if longest is not None and position in cut else text))
     return "\n\n".join(parts)
 

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from atlas_ray.config import PLACEMENT, EndpointConfig, EngineConfig, FrozenConfig
+from atlas_ray.config import PLACEMENT, EndpointConfig, EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.prices import Price, price
+from atlas_ray.selection.budget import BudgetSettings
 from atlas_ray.selection.llm.backends.submissions import MOST_BATCHED
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _REPAIR_TOKENS = 200  # of the request that says what was wrong
 
 
-class LlmSettings(FrozenConfig):
+class LlmSettings(BudgetSettings):
     """How an LLM is asked for critical steps."""
 
     name: Literal["llm"] = "llm"

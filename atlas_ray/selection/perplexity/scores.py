@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.selection.budget import budget, record, top_k
+from atlas_ray.selection.budget import record, top_k
 from atlas_ray.types import Selection, Trajectory
 
 if TYPE_CHECKING:
@@ -97,5 +97,5 @@ def select_perplexity(trajectory: Trajectory, config: PerplexitySettings, scores
     if not any(scores):
         why = f"too long: every step reaches beyond max_length={config.max_length} tokens or the model's context"
         return record(trajectory, config, scores=scores, model=config.model, error=why)
-    chosen = top_k(scores, budget(config.ratio, len(scores)), above=UNSCORED)
+    chosen = top_k(scores, config.budget(trajectory), above=UNSCORED)
     return record(trajectory, config, chosen, scores=scores, model=config.model)

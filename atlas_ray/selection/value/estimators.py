@@ -72,10 +72,10 @@ def critical(q: Sequence[float], threshold: float = 0.1, ratio: float | None = N
         threshold: The paper's 0.1.
         ratio: Where given, only the highest differences within this budget.
     """
-    return _above(differences(q), threshold, ratio)
+    return _above(differences(q), threshold, None if ratio is None else budget(ratio, len(q) - 1))
 
 
-def rescore(selection: Selection, selector: ValueSettings) -> Selection:
+def rescore(selection: Selection, selector: ValueSettings, k: int | None = None) -> Selection:
     """Scores and critical steps from the rewards that a selection keeps; nothing is played.
 
     In the exhaustive mode a score is the difference of two means, in the economical mode the point that the difference
@@ -84,6 +84,7 @@ def rescore(selection: Selection, selector: ValueSettings) -> Selection:
     Args:
         selection: With rewards and rounds.
         selector: Estimator, gamma, threshold, ratio, and the mode that the rewards come from.
+        k: Steps that may be chosen; None: as many as exceed the threshold.
     """
     if selector.mode == "exhaustive":
         q = values(selection.rewards, selector.estimator, selector.gamma, selection.rounds)
@@ -94,9 +95,7 @@ def rescore(selection: Selection, selector: ValueSettings) -> Selection:
         gamma = selector.gamma if selector.estimator == "discounted" else 1.0
         found = posteriors([Evidence(*row) for row in rows], reward, gamma, share=selector.economy.share)
         scores = tuple(round(posterior.score, _DIGITS) for posterior in found)
-    return replace(
-        selection, ratio=selector.ratio, scores=scores, chosen=_above(scores, selector.threshold, selector.ratio)
-    )
+    return replace(selection, ratio=selector.ratio, scores=scores, chosen=_above(scores, selector.threshold, k))
 
 
 def value_figures(selections: Iterable[Selection], selector: ValueSettings) -> dict[str, Any]:
@@ -129,6 +128,5 @@ def _sorted(counts: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, int]
     return {env: dict(sorted(found.items())) for env, found in sorted(counts.items())}
 
 
-def _above(scores: Sequence[float], threshold: float, ratio: float | None) -> tuple[int, ...]:
-    k = len(scores) if ratio is None else budget(ratio, len(scores))
-    return top_k(scores, k, above=round(threshold, _DIGITS))
+def _above(scores: Sequence[float], threshold: float, k: int | None) -> tuple[int, ...]:
+    return top_k(scores, len(scores) if k is None else k, above=round(threshold, _DIGITS))

@@ -94,7 +94,8 @@ class Rollouts(ABC):
             why = f"no rollout: none after step {empty} was valid ({left_out}; {min(self._errors)})"
             return record(self.trajectory, self.selector, error=why, **kept)
         reason = f"rollouts left out: {left_out}" if left_out else None
-        return rescore(record(self.trajectory, self.selector, reason=reason, **kept), self.selector)
+        scored = record(self.trajectory, self.selector, reason=reason, **kept)
+        return rescore(scored, self.selector, self.selector.budget(self.trajectory))
 
     @abstractmethod
     def _take(self, request: EpisodeRequest, episode: Episode) -> None:

@@ -21,8 +21,10 @@ from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.coordinator import engine_shares
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
+from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.value.rollouts import rollouts_of
 from atlas_ray.types import Episode, Selection, Task, Trajectory
@@ -99,6 +101,7 @@ class ValueWorker:
     ) -> None:
         self._shares, self._spec, self._given = shares, spec, (selector, seed, environments)
         self._engines = AsyncReplicaSet(self._pool)
+        self._watch = FailureWatch("selections")
 
     def _pool(self) -> RolloutPool:
         import ray
@@ -112,10 +115,14 @@ class ValueWorker:
         """Selections of a block.
 
         Raises:
-            AtlasError: If the engines do not start or keep dying.
+            AtlasError: If the engines do not start or keep dying, or no trajectory's rollouts are of use any more.
         """
         values = (value_steps(t, self._engines.result, *self._given) for t in TRAJECTORIES.from_table(table))
-        return SELECTIONS.to_table(await asyncio.gather(*values))
+        found = await asyncio.gather(*values)
+        for selection in found:
+            if selection.excluded or not selection.error:  # what was played: others cost nothing
+                self._watch.add(selection.error)
+        return SELECTIONS.to_table(found)
 
 
 async def value_steps(
@@ -134,6 +141,8 @@ async def value_steps(
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
         environments: Of the run, for its tolerances; None: the usual ones.
     """
+    if not trajectory.is_text:
+        return record(trajectory, selector, error="it has tool calls or thoughts apart, which rollouts do not repeat")
     rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
     while requests := rollouts.more():
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):

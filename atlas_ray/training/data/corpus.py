@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cache
 from itertools import islice
 from typing import Any
@@ -185,5 +185,5 @@ def _digest(trajectories: Iterable[Trajectory], chat: ChatFormat) -> str:
     shaped_by = [_VERSION, type(tokenizer).__name__, words, tokenizer.chat_template, tokenizer.special_tokens_map]
     digest = hashlib.sha256(json.dumps(shaped_by, sort_keys=True, default=str).encode())
     for t in sorted(trajectories, key=lambda t: t.id):
-        digest.update(json.dumps([t.id, [(m.role, m.content, m.trainable) for m in t.messages]]).encode())
+        digest.update(json.dumps([t.id, t.tools, [astuple(m) for m in t.messages]]).encode())
     return digest.hexdigest()[:12]

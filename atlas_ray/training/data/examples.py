@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.models.source import longest
 from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.loading import failure_of
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.training.data.corpus import Corpus, Tokens
@@ -178,10 +179,11 @@ def build_examples(
         found.append(training_example(corpus[t.id], selection.chosen if selection else None, config.max_length))
     examples = [example for example in found if example.loss_tokens]
     if not examples:
+        none = "" if not found else f", and none of these has a chosen step within {config.max_length} tokens"
+        why = next((f"; the first selection failed: {s.error}" for s in selections or () if s.error), "")
         raise UserError(
-            f"nothing to train on: of {len(trajectories)} trajectories {len(found)} have a selection, and none of "
-            f"these has a chosen step within {config.max_length} tokens",
-            "select on the same data, or raise max_length",
+            f"nothing to train on: of {len(trajectories)} trajectories {len(found)} have a selection{none}{why}",
+            "mend that and select again" if why else "select on the same data, or raise max_length",
         )
     long = max(examples, key=lambda example: example.length)
     context = longest(config.model)
@@ -226,5 +228,7 @@ def read_selection(uri: str) -> list[Selection]:
     if not folder.exists:
         raise UserError(f"{uri} holds no selection", "run `atlas select` first, or correct `selection`")
     if folder.finished is None:
-        raise UserError(f"the selection in {uri} is not finished", "finish it: run its `atlas select` again")
+        why = failure_of(folder)
+        what = f"the selection in {uri} " + (f"has failed: {why}" if why else "is not finished")
+        raise UserError(what, "run its `atlas select` again" if why is None else "mend that and select again")
     return folder.read(SELECTIONS)

@@ -11,11 +11,18 @@ from typing import Any
 
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.formats.sharegpt import KEYS, message
-from atlas_ray.trajectories.formats.turns import chat_format
-from atlas_ray.trajectories.item_ids import UniqueIds, environment_of
+from atlas_ray.trajectories.formats.turns import chat_format, holds
+from atlas_ray.trajectories.item_ids import UniqueIds, environment_of, task_of
 from atlas_ray.types import Message, Trajectory
 
-FORMAT = chat_format("conversations", message, KEYS, flag="loss", named=True)
+FORMAT = chat_format(
+    "conversations",
+    message,
+    KEYS,
+    recognises=lambda row: holds(row, "conversations", lambda turn: "loss" in turn),
+    flagged=True,
+    task=task_of,
+)
 _SPEAKERS = {"system": "system", "user": "human", "assistant": "gpt"}
 
 

@@ -1,22 +1,18 @@
-"""OpenAI's rows: `messages` of `role`, `content`."""
+"""OpenAI's rows: `messages` of `role`, `content`, `tool_calls`; thoughts as the servers of open models write them."""
 
 from __future__ import annotations
 
-from atlas_ray.errors import DataError
-from atlas_ray.trajectories.formats.turns import Turn, chat_format, role_and_text
+from atlas_ray.trajectories.formats.turns import Turn, chat_format, message_of
 from atlas_ray.types import Message
 
-KEYS = {"role", "content"}
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 
 
-def message(turn: Turn, number: int) -> Message:
-    """One turn."""
-    if turn.get("tool_calls") or turn.get("function_call") or turn.get("role") in ("tool", "function"):
-        raise DataError(f"turn {number} is a tool call", "write calls as text: `Action: ...`")
-    for key in ("reasoning_content", "reasoning", "thinking"):
-        if turn.get(key):
-            raise DataError(f"turn {number} has thoughts apart from its content ({key})", "write them as text")
-    return Message(*role_and_text(turn, number, "role", "content"))
+def _message(turn: Turn, number: int) -> list[Message]:
+    calls = turn.get("tool_calls") or turn.get("function_call")
+    return [message_of(turn, number, "role", "content", calls, _THOUGHTS)]
 
 
-FORMAT = chat_format("messages", message, KEYS)
+FORMAT = chat_format(
+    "messages", _message, {"role", "content", "tool_calls", "function_call", "tool_call_id", *_THOUGHTS}
+)

@@ -28,6 +28,7 @@ class DataFormat:
         task: Environment and item id of a row; rows of environments that are not asked for are read no further.
         reward: The final reward in [0, 1] of a row, or None.
         gold: The expert's annotation as rows of step, rank and category, or None.
+        tools: Schemas of the tools that could be called, as a JSON list of OpenAI's form, or None.
         unused: The keys of a row that are left aside; they are counted, and named once.
     """
 
@@ -36,6 +37,7 @@ class DataFormat:
     task: Callable[[Row], tuple[str, str]] = task_of
     reward: Callable[[Row], Any] = lambda row: row.get("reward")
     gold: Callable[[Row], Any] = lambda row: row.get("gold")
+    tools: Callable[[Row], str | None] = lambda row: None
     unused: Callable[[Row], Iterable[str]] = lambda row: ()
 
     def read_task(self, row: Any) -> tuple[str, str]:
@@ -59,7 +61,8 @@ class DataFormat:
         check_messages(messages)
         gold = check_gold(_guarded(self.gold, row), sum(m.trainable for m in messages))
         reward = check_reward(_guarded(self.reward, row))
-        return Trajectory(own_id(row, env, item_id), env, item_id, messages, reward, gold)
+        tools = _guarded(self.tools, row)
+        return Trajectory(own_id(row, env, item_id), env, item_id, messages, reward, gold, tools)
 
 
 def _guarded(read: Callable[[Row], Any], row: Row) -> Any:

@@ -8,11 +8,14 @@ from typing import Any
 from atlas_ray.plugins import Registry
 from atlas_ray.trajectories.formats.protocol import DataFormat
 
-# A row is held against them in this order: flagged turns say more than turns without flags.
+# A row is held against them in this order: what shows in fewer rows says more.
 FORMATS: Registry[DataFormat] = Registry(
     "data format",
     DataFormat,
-    {name: f"{__package__}.{name}:FORMAT" for name in ("atlas", "openai", "agenttraj", "sharegpt")},
+    {
+        name: f"{__package__}.{name}:FORMAT"
+        for name in ("atlas", "anthropic", "responses", "openai", "agenttraj", "sharegpt")
+    },
     group="atlas_ray.formats",
 )
 

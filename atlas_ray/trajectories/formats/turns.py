@@ -15,6 +15,7 @@ from typing import Any
 
 from atlas_ray.errors import DataError
 from atlas_ray.trajectories.checks import check_json, check_text, kind
+from atlas_ray.trajectories.formats.calls import calls_of, tools_of
 from atlas_ray.trajectories.formats.flags import FLAGS, flag_of, learnt
 from atlas_ray.trajectories.formats.protocol import DataFormat, Row
 from atlas_ray.trajectories.item_ids import task_of
@@ -28,8 +29,17 @@ _ROLES: dict[str, Role] = {
     "user": "user",
     "gpt": "assistant",
     "assistant": "assistant",
+    "function_call": "assistant",
+    "tool_call": "assistant",
+    "tool": "tool",
+    "function": "tool",
+    "observation": "tool",
+    "tool_response": "tool",
 }
-_ROW_KEYS = {"id", "item_id", "env", "reward", "gold", *FLAGS}
+CALLING = ("function_call", "tool_call")  # roles whose content is calls
+_TOOLS = ("tools", "functions")
+_ROW_KEYS = {"id", "item_id", "env", "reward", "gold", *_TOOLS, *FLAGS}
+_THINK = "<think>"
 _TEXT_PARTS = ("text", "input_text", "output_text")
 # the answer to an opening instruction: nobody should learn it
 _ACKNOWLEDGEMENT = re.compile(
@@ -40,35 +50,67 @@ Turn = dict[str, Any]
 
 
 def chat_format(
-    key: str, read: Callable[[Turn, int], Message], turn_keys: set[str], flag: str | None = None, named: bool = False
+    key: str,
+    read: Callable[[Turn, int], Sequence[Message]],
+    turn_keys: set[str],
+    recognises: Callable[[Row], bool] | None = None,
+    flagged: bool = False,
+    task: Callable[[Row], tuple[str, str]] | None = None,
+    system: str = "system",
+    belong: Callable[[Message, Message], bool] = lambda last, m: False,
 ) -> DataFormat:
-    """A format whose rows hold turns under one key.
+    """A format whose rows hold turns under one key, and a system prompt under another where they have one.
 
     Args:
         key: Of the turns.
-        read: Makes a message of a turn, with its number from 1.
+        read: Makes the messages of a turn, with its number from 1.
         turn_keys: The keys of a turn that `read` looks at.
-        flag: The flag that every assistant turn has, by which rows are told from others.
-        named: Whether every row names its task; else those without an id get one of their content.
+        recognises: Tells its rows from others; None: they have the key.
+        flagged: Whether every assistant turn has a flag.
+        task: Environment and item id of a row; None: rows without an id get one of their content.
+        system: Key of the system prompt.
+        belong: Whether two assistant messages in a row are parts of one turn.
     """
     return DataFormat(
-        recognises=lambda row: _holds(row, key, flag),
-        messages=lambda row: _messages(row, key, read, flag is not None),
-        task=task_of if named else _task,
-        unused=lambda row: _unused(row, key, turn_keys),
+        recognises=recognises or (lambda row: holds(row, key)),
+        messages=lambda row: _joined(_messages(row, key, read, flagged, system), belong),
+        task=task or _task,
+        tools=lambda row: tools_of(next((row[name] for name in _TOOLS if row.get(name)), None)),
+        unused=lambda row: _unused(row, {key, system}, key, turn_keys),
     )
 
 
-def role_and_text(turn: Turn, number: int, role_key: str, content_key: str) -> tuple[Role, str]:
-    """Role and text of a turn.
+def message_of(
+    turn: Turn, number: int, role_key: str, content_key: str, calls: Any = None, thoughts: Sequence[str] = ()
+) -> Message:
+    """A turn of a role and a text, calls and thoughts.
+
+    Args:
+        calls: As `calls_of` reads them.
+        thoughts: Keys under which thoughts may stand; in the text they stand first, in `<think>`.
 
     Raises:
-        DataError: If its role is unknown, or its content is no text.
+        DataError: If its role is unknown, its content is no text, or it has two different thoughts.
     """
-    role = turn.get(role_key)
+    role, where = turn.get(role_key), f"turn {number}"
     if not isinstance(role, str) or role not in _ROLES:
-        raise DataError(f"turn {number}: unknown {role_key} {role!r}")
-    return _ROLES[role], text_of(turn.get(content_key), f"turn {number}: {content_key}")
+        raise DataError(f"{where}: unknown {role_key} {role!r}")
+    content = turn.get(content_key)
+    made = calls_of(calls, where)
+    text = "" if content is None and made else text_of(content, f"{where}: {content_key}")
+    said = {key: check_text(turn[key], f"{where}: {key}") for key in thoughts if turn.get(key)}
+    if _ROLES[role] == "assistant" and text.lstrip().startswith(_THINK):
+        inside, end, rest = text.lstrip().removeprefix(_THINK).partition("</think>")
+        if not end:
+            raise DataError(f"{where}: <think> has no end", "leave such rows out")
+        said["<think>"], text = inside, rest.lstrip("\n")
+    found = {thought.strip() for thought in said.values() if thought.strip()}
+    if len(found) > 1:
+        raise DataError(f"{where} has different thoughts: {', '.join(said)}", "leave the one that is meant")
+    if _ROLES[role] == "assistant" and role in CALLING:
+        made, text = calls_of(text, where), ""
+    call_id = (turn.get("tool_call_id") or turn.get("call_id")) if _ROLES[role] == "tool" else None
+    return Message(_ROLES[role], text, thought="".join(found), calls=made, call_id=str(call_id or ""))
 
 
 def text_of(content: Any, what: str) -> str:
@@ -88,12 +130,13 @@ def text_of(content: Any, what: str) -> str:
     return "\n".join(texts)
 
 
-def _holds(row: Row, key: str, flag: str | None) -> bool:
+def holds(row: Row, key: str, shows: Callable[[Turn], bool] | None = None) -> bool:
+    """Whether a row has turns under `key`, of which some turn shows something where that is asked for."""
     try:
         turns = json.loads(row[key]) if isinstance(row.get(key), str) else row.get(key)
     except ValueError:
         return False
-    return isinstance(turns, list) and (flag is None or any(isinstance(t, dict) and flag in t for t in turns))
+    return isinstance(turns, list) and (shows is None or any(isinstance(turn, dict) and shows(turn) for turn in turns))
 
 
 def _turns(row: Row, key: str) -> list[Turn]:
@@ -119,15 +162,18 @@ def _turns(row: Row, key: str) -> list[Turn]:
     return turns
 
 
-def _messages(row: Row, key: str, read: Callable[[Turn, int], Message], flagged: bool) -> list[Message]:
+def _messages(
+    row: Row, key: str, read: Callable[[Turn, int], Sequence[Message]], flagged: bool, system: str
+) -> list[Message]:
     turns = _turns(row, key)
-    messages = [read(turn, number) for number, turn in enumerate(turns, 1)]
+    made = [list(read(turn, number)) for number, turn in enumerate(turns, 1)]
     if flag_of(row, "the row") is False:
         raise DataError("the row is marked as not to be trained on")
-    marks = learnt(turns, [m.role == "assistant" for m in messages], flagged)
-    if marks is None:
-        return _without_acknowledgement(messages)
-    return [replace(message, trainable=mark) for message, mark in zip(messages, marks, strict=True)]
+    marks = learnt(turns, [any(m.role == "assistant" for m in messages) for messages in made], flagged)
+    found = [Message("system", text_of(row[system], system))] if row.get(system) else []
+    for number, messages in enumerate(made):
+        found += [replace(m, trainable=marks[number]) if marks else m for m in messages]
+    return found if marks else _without_acknowledgement(found)
 
 
 def _without_acknowledgement(messages: Sequence[Message]) -> list[Message]:
@@ -146,7 +192,27 @@ def _task(row: Row) -> tuple[str, str]:
     return task_of({"env": env, "id": f"{env}_{digest}"})
 
 
-def _unused(row: Row, key: str, turn_keys: set[str]) -> Iterator[str]:
-    yield from (name for name, value in row.items() if value is not None and name not in {*_ROW_KEYS, key})
+def _unused(row: Row, read: set[str], key: str, turn_keys: set[str]) -> Iterator[str]:
+    yield from (name for name, value in row.items() if value is not None and name not in _ROW_KEYS | read)
     names = {name for turn in _turns(row, key) for name, value in turn.items() if value is not None}
     yield from (f"{key}.{name}" for name in sorted(names - turn_keys - set(FLAGS)))
+
+
+def _joined(messages: Sequence[Message], belong: Callable[[Message, Message], bool]) -> list[Message]:
+    """Messages with neighbours of one assistant turn put together.
+
+    Raises:
+        DataError: If one of them is to be learnt and another not.
+    """
+    found: list[Message] = []
+    for m in messages:
+        last = found[-1] if found else None
+        if last is None or last.role != "assistant" or m.role != "assistant" or not belong(last, m):
+            found.append(m)
+            continue
+        if last.trainable != m.trainable:
+            raise DataError("parts of one assistant turn are marked differently", "mark them alike")
+        pairs = (last.thought, m.thought), (last.content, m.content)
+        thought, content = ("\n".join(filter(None, pair)) for pair in pairs)
+        found[-1] = replace(last, thought=thought, content=content, calls=last.calls + m.calls)
+    return found

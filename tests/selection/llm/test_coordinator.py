@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, TooManyFailed, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm import coordinator
 from atlas_ray.selection.llm.coordinator import Coordinator, Link, SharedThrottle, SpentError
@@ -167,3 +167,15 @@ async def test_a_reply_that_cannot_be_kept_ends_the_run(tmp_path: Path, monkeypa
     async with asyncio.timeout(5):
         with pytest.raises(UserError, match="no space"):
             await link.ask("end", UserError("no space left on device"))
+
+
+async def test_as_many_failed_judgements_in_a_row_as_make_no_sense_end_the_run(tmp_path: Path) -> None:
+    handle = Handle(tmp_path)
+    one, other = await handle.link("one"), await handle.link("other")
+    for error in ["no answer: HTTP 500"] * 31 + [None, "no answer: HTTP 502"] + ["no answer: HTTP 500"] * 30:
+        one.tell("judged", error)
+    assert await other.ask("claim", "a", 0.0) is None
+    other.tell("release", "a")
+    other.tell("judged", "no answer: HTTP 503")
+    with pytest.raises(TooManyFailed, match="32 judgements in a row failed; the first: no answer: HTTP 502"):
+        await one.ask("claim", "b", 0.0)

@@ -183,7 +183,7 @@ def test_over_budget_is_cut_and_garbage_is_an_error(tmp_path: Path, endpoint: Fa
 
     endpoint.answer = answer
     data_in(tmp_path / "data", [named(i) for i in range(3)])
-    config = ask(tmp_path, endpoint.port)
+    config = ask(tmp_path, endpoint.port).model_copy(update={"max_failed": 0.7})
     found = chosen(config)
     assert found["maze_0"].chosen == (3, 5, 9)
     assert found["maze_0"].usage.calls == 2

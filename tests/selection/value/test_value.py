@@ -6,16 +6,20 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.config import EngineConfig, EnvironmentsConfig
 from atlas_ray.environments.openings import OpeningTemplate
+from atlas_ray.errors import TooManyFailed
+from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.selector import ValueSelector
-from atlas_ray.selection.value.stage import ValueStage
-from atlas_ray.types import Episode, Message, StopReason, Trajectory, Usage
+from atlas_ray.selection.value.stage import ValueStage, ValueWorker
+from atlas_ray.types import Episode, Message, StopReason, ToolCall, Trajectory, Usage
 from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
 
@@ -169,3 +173,26 @@ def test_workers_find_what_the_command_named(tmp_path: Path, monkeypatch: pytest
     context = replace(context_of([expert(4, 0)]), environments=environments)
     selector, given, _ = ValueStage(ValueSelector(model="model"), context)._given
     assert (selector.model, given.agentboard) == (str(tmp_path / "model"), {"pddl": str(tmp_path / "games")})
+
+
+async def test_rollouts_that_are_of_no_use_many_times_in_a_row_end_the_run() -> None:
+    async def play(request: EpisodeRequest) -> Episode:
+        return request.episode("m", StopReason.MODEL_ERROR, "the engine is lost")
+
+    spec = EngineModel(path="m").spec("base", EngineConfig())
+    worker = ValueWorker(None, spec, ValueSelector(model="m", rollouts=1), EnvironmentsConfig(), 0)
+    worker._engines = SimpleNamespace(result=play)  # type: ignore[assignment]
+    for i in range(31):
+        (failed,) = SELECTIONS.from_table(await worker(TRAJECTORIES.to_table([expert(2, i)])))
+        assert "the engine is lost" in (failed.error or "")
+    with pytest.raises(
+        TooManyFailed, match=r"32 selections in a row failed; the first: no rollout: .*the engine is lost"
+    ):
+        await worker(TRAJECTORIES.to_table([expert(2, 31)]))
+
+
+def test_a_trajectory_of_tool_calls_is_not_played() -> None:
+    turns = (Message("user", "go"), Message("assistant", "", True, calls=(ToolCall("look"),)))
+    never = FakePool(lambda request: pytest.fail("it was played"))
+    (found,) = estimate_values(never, ValueSelector(), [Trajectory("maze/1", "maze", "1", turns)], seed=0)
+    assert found.error == "it has tool calls or thoughts apart, which rollouts do not repeat"
