@@ -168,7 +168,7 @@ class EnvironmentsConfig(FrozenConfig):
     register: dict[str, str] = Field(
         {},
         description="further environments by name, each as `module:SPEC` (the module is sent to Ray's workers), "
-        "`textarena:ID` or `gymnasium:ID`",
+        "`textarena:ID`, `gymnasium:ID` or `openenv:URL`",
     )
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(

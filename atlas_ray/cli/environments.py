@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -28,11 +28,12 @@ def serve(
             "--data", metavar="NAME=PATH", help="Your own games, products or problems in place of the built-in ones."
         ),
     ] = None,
+    protocol: Annotated[Literal["agentgym", "openenv"], typer.Option(help="As whose server it answers.")] = "agentgym",
 ) -> None:
-    """Serve built-in environments over HTTP, as AgentGym's servers do."""
+    """Serve built-in environments over HTTP, as AgentGym's servers or OpenEnv's do."""
     from atlas_ray.environments.http.server import serve as run_server
 
-    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or ())
+    run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or (), protocol)
 
 
 def servers_table(servers: Sequence[str]) -> tuple[Table, bool]:

@@ -46,6 +46,8 @@ def open_session(spec: EnvironmentSpec, config: EnvironmentsConfig) -> Session:
     spec = with_tolerance(spec, config)
     if servers:
         return HttpSession(spec, servers, config.timeout_s)
+    if spec.session:
+        return spec.session(spec)
     return LocalSession(with_agentboard(spec, config))
 
 

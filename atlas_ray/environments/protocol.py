@@ -134,6 +134,7 @@ class EnvironmentSpec:
         reward_scale: The raw reward is multiplied by this and clipped to [0, 1].
         instruction: What opens a conversation, where nothing else is given and the environment is built in.
         simulator: Makes the built-in simulator, or None where there is none.
+        session: Opens a session with a server of another kind than AgentGym's; None: it has none.
         quick: Whether each call of the simulator is a computation of well below a millisecond, and waits for nothing:
             then it needs no thread.
         n_train, n_test: Sizes of the built-in splits; test tasks come first, train tasks next.
@@ -162,6 +163,7 @@ class EnvironmentSpec:
     reward_scale: float = 1.0
     instruction: str | None = None
     simulator: Callable[[], Simulator] | None = None
+    session: Callable[[EnvironmentSpec], Session] | None = None
     quick: bool = False
     n_train: int = 0
     n_test: int = 0

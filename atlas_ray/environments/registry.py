@@ -37,7 +37,7 @@ ENVIRONMENTS: Registry[EnvironmentSpec] = Registry(
     EnvironmentSpec,
     {name: f"{__package__}.builtin.{module}:SPEC" for name, module in _MODULES.items()},
     group="atlas_ray.environments",
-    makers={name: f"{__package__}.foreign.{name}:environment" for name in ("gymnasium", "textarena")},
+    makers={name: f"{__package__}.foreign.{name}:environment" for name in ("gymnasium", "openenv", "textarena")},
 )
 
 

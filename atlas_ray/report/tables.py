@@ -21,7 +21,10 @@ from atlas_ray.runs.progress import output
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
-GROUP_WORDS = "Held in: environments that the arms were trained on. Held out: environments that they never saw."
+GROUP_WORDS = (
+    "Arm: a model fine-tuned on the steps of one selector. Held in: environments that the arms were trained on; "
+    "held out: those that they never saw."
+)
 OVERFLOW = "¶"
 AVERAGE = "average"
 
@@ -297,7 +300,7 @@ def _width(table: Table) -> int:
     """Characters of a line where none is folded."""
     found = 0
     for column, *cells in zip(table.columns, *table.rows, strict=True):
-        found += 2 + max(map(len, (column.group, column.title, *(t for cell in cells for t in (cell.text, cell.note)))))
+        found += 1 + max(map(len, (column.group, column.title, *(t for cell in cells for t in (cell.text, cell.note)))))
     return found
 
 
@@ -308,7 +311,7 @@ def to_rich(table: Table) -> RichTable:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,
+        padding=0,
         show_edge=False,
     )
     grouped = any(column.group for column in table.columns)

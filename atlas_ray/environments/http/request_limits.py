@@ -7,6 +7,7 @@ end of the connection. aiohttp alone waits for ever.
 from __future__ import annotations
 
 import asyncio
+import hmac
 import json
 import weakref
 from typing import Any
@@ -96,3 +97,27 @@ def checked(form: type[Any], value: Any, where: str) -> Any:
     except ValidationError as error:
         details = error.errors(include_url=False)
         raise Malformed(*({**d, "loc": [where, *d["loc"]]} for d in details)) from None
+
+
+@web.middleware
+async def plain_errors(request: web.Request, handler: Any) -> web.StreamResponse:
+    """Errors outside the endpoints in FastAPI's form."""
+    note(request)
+    try:
+        return await handler(request)
+    except web.HTTPException as error:
+        return web.json_response({"detail": error.reason}, status=error.status)
+
+
+def guard(token: str | None) -> Any:
+    """Lets through what carries the token, if there is one; `GET /` is open to all."""
+    expected = f"Bearer {token}".encode()
+
+    @web.middleware
+    async def guard(request: web.Request, handler: Any) -> web.StreamResponse:
+        given = request.headers.get("Authorization", "").encode(errors="replace")
+        if token is not None and request.path != "/" and not hmac.compare_digest(given, expected):
+            return web.json_response({"detail": "Not authenticated"}, status=401)
+        return await handler(request)
+
+    return guard

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hmac
 import ipaddress
 import itertools
 import random
@@ -16,7 +15,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 from pydantic import Field, create_model
@@ -25,13 +24,15 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.custom_data import CustomData, load_custom_data
 from atlas_ray.environments.http.client_pool import TOKEN_VARIABLE
 from atlas_ray.environments.http.dialects import AVAILABLE_ACTIONS, OWN_SERVER
+from atlas_ray.environments.http.openenv_server import add_openenv
 from atlas_ray.environments.http.request_limits import (
     KEEP_SECONDS,
     MAX_BODY,
     Malformed,
     checked,
     close_idle_connections,
-    note,
+    guard,
+    plain_errors,
     read_form,
 )
 from atlas_ray.environments.local import SimulatorCalls
@@ -41,6 +42,7 @@ from atlas_ray.errors import EnvironmentFailure, UserError
 _NOTHING = StepResult("", 0.0, False)
 _GREETING = "Let's start Wordle!"  # AgentGym's answer to a reset, where the first observation is the vocabulary
 
+Protocol = Literal["agentgym", "openenv"]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -50,6 +52,7 @@ def create_app(
     max_sessions: int = 4096,
     idle_seconds: float = 3600.0,
     token: str | None = None,
+    protocol: Protocol = "agentgym",
     clock: Callable[[], float] = time.monotonic,
     custom_data: Mapping[str, CustomData] | None = None,
 ) -> web.Application:
@@ -60,21 +63,27 @@ def create_app(
         max_sessions: Episodes held at once, of each environment.
         idle_seconds: After so long without a request an episode may be forgotten.
         token: What requests must carry (`Authorization: Bearer ...`), or None; `GET /` is open to all.
+        protocol: As whose server it answers; OpenEnv's has one environment.
         clock: Seconds that never run backwards.
         custom_data: What the user gives in place of some environments' own material.
 
     Raises:
-        UserError: If no name is given, one is unknown, or its simulator is not built in.
+        UserError: If no name is given, or several to OpenEnv, one is unknown, or its simulator is not built in.
     """
     if not names:
         raise UserError("no environment to serve", "name at least one, e.g. maze")
-    app = web.Application(client_max_size=MAX_BODY, middlewares=[_plain_errors, _guard(token)])
+    app = web.Application(client_max_size=MAX_BODY, middlewares=[plain_errors, guard(token)])
     tests: dict[str, int] = {}
 
     async def root(_: web.Request) -> web.StreamResponse:
         return web.json_response({OWN_SERVER: tests})
 
     app.router.add_get("/", root)
+    if protocol == "openenv":
+        if len(names) > 1:
+            raise UserError("a server of OpenEnv's kind has one environment", "serve each at a port of its own")
+        add_openenv(app, names[0])
+        return app
     for name in dict.fromkeys(names):
         spec = registry.get(name)
         if custom_data and name in custom_data:
@@ -88,12 +97,18 @@ def create_app(
 
 
 def serve(
-    names: list[str], host: str = "127.0.0.1", port: int = 0, token: str | None = None, data: Iterable[str] = ()
+    names: list[str],
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token: str | None = None,
+    data: Iterable[str] = (),
+    protocol: Protocol = "agentgym",
 ) -> None:
     """Serves until interrupted; prints the address (port 0 takes a free one) once requests are answered.
 
     Args:
         data: The user's own data, as NAME=PATH; which task numbers it has is printed.
+        protocol: As whose server it answers.
 
     Raises:
         UserError: As `create_app` and `load_custom_data`; if the address cannot be bound, or others could connect
@@ -105,7 +120,7 @@ def serve(
             f"serving at {host} would let anybody in", f"set {TOKEN_VARIABLE} on both sides, or serve at 127.0.0.1"
         )
     custom_data = load_custom_data(data, names)
-    app = create_app(names, token=token, custom_data=custom_data)
+    app = create_app(names, token=token, protocol=protocol, custom_data=custom_data)
     for name, what in custom_data.items():
         print(f"tasks of {name}: {what}", flush=True)
     asyncio.run(_serve(app, names, host, port))
@@ -362,26 +377,3 @@ _PAGES: dict[str, Callable[[_Episode], Any]] = {
 
 def _detail(episode: _Episode) -> dict[str, Any]:
     return _fields(episode.result, ("observation", "reward", "done", "progress")) if episode.result else {}
-
-
-@web.middleware
-async def _plain_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Errors outside the endpoints in FastAPI's form."""
-    note(request)
-    try:
-        return await handler(request)
-    except web.HTTPException as error:
-        return web.json_response({"detail": error.reason}, status=error.status)
-
-
-def _guard(token: str | None) -> Any:
-    expected = f"Bearer {token}".encode()
-
-    @web.middleware
-    async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode(errors="replace")
-        if token is not None and request.path != "/" and not hmac.compare_digest(given, expected):
-            return web.json_response({"detail": "Not authenticated"}, status=401)
-        return await handler(request)
-
-    return guard
