@@ -69,7 +69,7 @@ class StorageTimeout(Unresponsive):
 
 
 class RayLost(Unresponsive):
-    """The Ray that this process started has died."""
+    """Ray has died under this process."""
 
 
 def is_interrupted(error: BaseException | None) -> bool:

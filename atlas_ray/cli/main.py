@@ -14,6 +14,7 @@ from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
+from atlas_ray.cluster.watchdog import lost
 from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
 from atlas_ray.text import printable
 
@@ -254,7 +255,10 @@ def main(arguments: list[str] | None = None) -> None:
     """
     try:
         app(arguments)
-    except (Exception, KeyboardInterrupt, SystemExit) as error:
+    except (Exception, KeyboardInterrupt, SystemExit) as raised:
+        if isinstance(raised, SystemExit) and not raised.code:
+            raise
+        error = lost() or raised
         if is_interrupted(error):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # another one would break into Ray's own end
             typer.secho("atlas: stopped; the same command goes on from here", fg="yellow", err=True)

@@ -18,7 +18,7 @@ from typing import Any
 from atlas_ray import plugins
 from atlas_ray.cluster.watchdog import watch
 from atlas_ray.config import RayConfig
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, RayLost, UserError
 from atlas_ray.runs.progress import console
 
 START_SECONDS = 900.0  # that an actor may take to start
@@ -222,10 +222,15 @@ def waiting_for(starting: int, replicas: int, seconds: float, gpus: int) -> str:
         replicas: Of how many.
         seconds: Since when.
         gpus: That one needs, where the cluster has any.
+
+    Raises:
+        RayLost: If the cluster has no node any more.
     """
     import ray
 
     held, free = ray.cluster_resources(), ray.available_resources()
+    if not held:
+        raise RayLost("no node of the Ray cluster is alive", f"start the cluster again, then {AGAIN}")
     sizes = ", ".join(f"{free.get(kind, 0):g} of {held.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
     need = f"1 CPU and {gpus} GPUs" if held.get("GPU") else "1 CPU"
     return (

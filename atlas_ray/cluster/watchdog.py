@@ -21,27 +21,32 @@ from atlas_ray.cluster.processes import when_ended
 from atlas_ray.errors import RayLost
 
 UNWIND_SECONDS = 20.0  # that the process has to write down what is done: a call of Ray's may never return
+_lost: list[RayLost] = []
+
+
+def lost() -> RayLost | None:
+    """How this process lost its Ray, which is the cause of whatever it ends with; None where it has not."""
+    return _lost[0] if _lost else None
 
 
 def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
-    """Has the main thread raise `RayLost` once one of Ray's processes is lost; soon after, the process ends.
+    """Interrupts the main thread, as Ctrl-C does, once one of Ray's processes is lost; soon after, the process ends.
 
     Args:
         processes: By what people call them.
     """
     over, main = threading.Event(), threading.main_thread()
     atexit.register(over.set)  # from here on it is Ray's own end
-    lost: list[RayLost] = []
 
     def break_in(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-        raise lost[0]
+        raise KeyboardInterrupt  # the one exception that comes through a call of Ray's
 
     def ended(name: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() == 0 or over.is_set():
             return
         over.set()
-        lost.append(
+        _lost.append(
             RayLost(
                 f"Ray's {name} on this machine has died (process {process.pid}, exit code {process.returncode}), "
                 "and all that ran on it",
@@ -51,7 +56,7 @@ def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
         if signal.getsignal(signal.SIGUSR1) is break_in:
             signal.pthread_kill(main.ident or 0, signal.SIGUSR1)
         time.sleep(UNWIND_SECONDS)
-        sys.stderr.write(f"atlas: {lost[0]}\n")
+        sys.stderr.write(f"atlas: {_lost[0]}\n")
         sys.stderr.flush()
         os._exit(RayLost.exit_code)
 

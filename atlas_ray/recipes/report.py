@@ -6,6 +6,7 @@ What is finished is reported; what is not is named as missing.
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -200,6 +201,7 @@ def _words(recipe: Recipe, name: str, selector: Selector | None) -> str:
         size = f": a tiny one ({layers}), trained here on a script's clumsy play" if tiny else ""
         return f"The model before fine-tuning{size}." if name in recipe.backbones else "Another model, as it is."
     said = (inspect.getdoc(type(selector)) or "").partition("\n\n")[0].replace("\n", " ")
+    said = re.sub(r" \((section|App\.)[^)]*\)", "", said)  # where the paper speaks of it
     reference = getattr(selector, "reference", None)
     return said.replace("`reference`", reference).replace("the reference", reference) if reference else said
 

@@ -21,7 +21,10 @@ from atlas_ray.runs.progress import output
 
 HELD = {"in": "held in", "out": "held out"}
 FLAG = "†"
-GROUP_WORDS = "Held in: environments that the arms were trained on. Held out: environments that they never saw."
+GROUP_WORDS = (
+    "Arm: a model fine-tuned on the steps of one selector. Held in: environments that the arms were trained on; "
+    "held out: those that they never saw."
+)
 OVERFLOW = "¶"
 AVERAGE = "average"
 
@@ -100,7 +103,8 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes += task_notes(results["other_tasks"])
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
     notes += [
-        f"{name} could not be made or loaded, so it has no figures: {why}" for name, why in results["failures"].items()
+        f"{name} could not be made, loaded or played, so it has no figures: {why}"
+        for name, why in results["failures"].items()
     ]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
@@ -183,7 +187,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
                     Cell(percent(cell.get("overflowed"), 0)),
-                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
+                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "failed")),
                 ]
             )
     titles = ("arm", "environment", "episodes", "tasks", "success", "reward", "progress", "context full, %")
@@ -296,7 +300,7 @@ def _width(table: Table) -> int:
     """Characters of a line where none is folded."""
     found = 0
     for column, *cells in zip(table.columns, *table.rows, strict=True):
-        found += 2 + max(map(len, (column.group, column.title, *(t for cell in cells for t in (cell.text, cell.note)))))
+        found += 1 + max(map(len, (column.group, column.title, *(t for cell in cells for t in (cell.text, cell.note)))))
     return found
 
 
@@ -307,7 +311,7 @@ def to_rich(table: Table) -> RichTable:
         title_justify="left",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
-        collapse_padding=True,
+        padding=0,
         show_edge=False,
     )
     grouped = any(column.group for column in table.columns)

@@ -101,7 +101,7 @@ def train_agent(config: TrainConfig, clean: bool = False, *, sample: bool = True
 
     Args:
         clean: Start anew where the run folder holds an earlier run.
-        sample: Shows a trajectory with its loss tokens.
+        sample: Shows a trajectory with its loss tokens, and what memory is needed.
 
     Returns and raises what `train` does.
     """
@@ -154,7 +154,7 @@ def train(
     Args:
         selections: One per trajectory; None chooses all steps. A trajectory without one is left out and counted.
         progress: Called with the metrics of each optimizer step, soon after it.
-        sample: Shows a trajectory with its loss tokens.
+        sample: Shows a trajectory with its loss tokens, and what memory is needed.
 
     Returns:
         The run's figures, as in `finished.json`.
@@ -174,7 +174,9 @@ def train(
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=sample)
-    console.print(estimate.check_memory(config))
+    memory = estimate.check_memory(config)
+    if sample:
+        console.print(memory)
     with open_loggers(config) as log:
 
         def on_step(metrics: dict[str, Any]) -> None:

@@ -53,8 +53,8 @@ def show(prepared: ExampleSet, chat: ChatFormat, unknown: str, *, sample: bool) 
     statistics = prepared.statistics
     if sample:
         first, marks = prepared.examples[0], _colourless(console)
-        how = "between >> and <<" if marks else "coloured"
-        console.print(f"the first trajectory as it is trained on, {printable(first.trajectory_id)}; with loss: {how}")
+        where = "between >> and <<" if marks else "in colour"
+        console.print(f"{printable(first.trajectory_id)} as the model reads it; the loss falls on what stands {where}:")
         console.print(render_mask(first, chat, marks=marks))
     console.print(
         f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
@@ -62,7 +62,7 @@ def show(prepared: ExampleSet, chat: ChatFormat, unknown: str, *, sample: bool) 
     )
     for count, why in (
         (prepared.unselected, "left out: no selection"),
-        (statistics.dropped, "left out: no chosen step within max_length"),
+        (statistics.dropped, "left out: no step is chosen, or none within max_length"),
         (statistics.steps_lost, "chosen steps lost: behind max_length"),
     ):
         if count:

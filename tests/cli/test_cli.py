@@ -16,6 +16,8 @@ from atlas_ray.selection.baselines import AllSelector
 from atlas_ray.selection.settings import SelectConfig
 from tests.support.command_line import atlas
 from tests.support.records import a_row
+from tests.support.rows import write_agenttraj
+from tests.support.training import a_trajectory, write_base
 
 HEAVY = ("torch", "ray", "vllm", "transformers", "matplotlib", "openai")
 
@@ -29,13 +31,29 @@ def test_light_imports_pull_nothing_heavy(module: str) -> None:
     assert out.strip() == "[]"
 
 
+def imported_by(arguments: list[str], folder: Path) -> tuple[str, list[str]]:
+    """What a command prints, and which heavy libraries it has imported by its end."""
+    listing = f"atexit.register(lambda: print([m for m in {HEAVY!r} if m in sys.modules]))"
+    code = f"import atexit, sys; {listing}; from atlas_ray.cli.main import main; main({arguments!r})"
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
+    *said, listed = done.stdout.splitlines()
+    return "\n".join(said), json.loads(listed.replace("'", '"'))
+
+
 def test_a_recipes_plan_needs_no_model_library(tmp_path: Path) -> None:
     """It comes at once: torch alone takes longer to import than the plan to make."""
-    code = "from atlas_ray.cli.main import main; import sys; main(['run', 'quickstart', '--dry-run'])"
-    said = f"import atexit, sys; atexit.register(lambda: print([m for m in {HEAVY!r} if m in sys.modules])); {code}"
-    out = subprocess.run([sys.executable, "-c", said], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
-    assert "# makespan" in out
-    assert out.splitlines()[-1] == "[]"
+    said, heavy = imported_by(["run", "quickstart", "--dry-run"], tmp_path)
+    assert "# makespan" in said
+    assert heavy == []
+
+
+@pytest.mark.parametrize("arguments", [["train", "--dry-run", "--set", "model=base"], ["view-mask", "--model", "base"]])
+def test_a_look_at_what_is_trained_starts_no_cluster_and_no_engine(arguments: list[str], tmp_path: Path) -> None:
+    write_base(tmp_path / "base")
+    write_agenttraj(tmp_path / "data.json", [a_trajectory(1, 3)])
+    said, heavy = imported_by([*arguments, "--data", "data.json"], tmp_path)
+    assert said
+    assert set(heavy) <= {"torch", "transformers"}
 
 
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from atlas_ray.cluster import connection
 from atlas_ray.config import RayConfig
-from atlas_ray.errors import AtlasError
+from atlas_ray.errors import AtlasError, RayLost
 
 ASK = (
     "import os; from atlas_ray.cluster.connection import _require_token as ask; "
@@ -87,6 +87,15 @@ def test_a_ray_that_cannot_start_here_says_so_and_where_it_tried(monkeypatch: py
     ) as refused:
         connection.connect(RayConfig())
     assert "RAY_TMPDIR" in refused.value.remedy
+
+
+def test_a_cluster_without_nodes_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "cluster_resources", dict)
+    monkeypatch.setattr(ray, "available_resources", dict)
+    with pytest.raises(RayLost, match="no node of the Ray cluster is alive\n  start the cluster again"):
+        connection.waiting_for(1, 2, 61.0, 0)
 
 
 @pytest.mark.slow

@@ -257,7 +257,7 @@ def test_tables_mark_the_best_and_name_the_groups() -> None:
     text = console.export_text()
     assert "[60–86]" in text
     assert "gold is better than base" in text
-    assert "Held in: environments that the arms were trained on." in text
+    assert "Arm: a model fine-tuned on the steps of one selector. Held in: " in text
 
 
 def test_a_table_wider_than_the_screen_is_turned() -> None:
