@@ -326,5 +326,5 @@ def selector_words(selector: SelectorConfig) -> str:
     """A selector and its budget in words."""
     ratio, reference = getattr(selector, "ratio", None), getattr(selector, "reference", None)
     prompt = ", by the paper's prompt" if getattr(selector, "prompt", None) == "paper" else ""
-    of = f" to `{reference}`" if reference else ""
+    of = f" for `{reference}`" if reference else ""
     return f"steps by `{selector.name}`{of}" + (f", at most {ratio:.0%}" if ratio else "") + prompt

@@ -103,7 +103,8 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes += task_notes(results["other_tasks"])
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
     notes += [
-        f"{name} could not be made or loaded, so it has no figures: {why}" for name, why in results["failures"].items()
+        f"{name} could not be made, loaded or played, so it has no figures: {why}"
+        for name, why in results["failures"].items()
     ]
     names = [arm["name"] for arm in arms]
     critical = results["verdict"]["critical"]
@@ -186,7 +187,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
                     Cell(_figure(cell["reward"]), _limits(cell["reward_ci95"])),
                     Cell(_figure(cell["progress"])),
                     Cell(percent(cell.get("overflowed"), 0)),
-                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "not loaded")),
+                    Cell(excluded or ("none" if cell["n"] or cell["flagged"] else "failed")),
                 ]
             )
     titles = ("arm", "environment", "episodes", "tasks", "success", "reward", "progress", "context full, %")

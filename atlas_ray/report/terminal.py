@@ -21,7 +21,7 @@ from atlas_ray.runs.progress import output
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
-    """Prints what models reached, why others could not be made or loaded, and how far the models differ."""
+    """Prints what models reached, why others could not be made, loaded or played, and how far the models differ."""
     others = other_tasks(config.tasks, config.environments)
     output.print(evaluation_table(played(config), others, failures(config)))
     if found := comparisons(config):
@@ -38,7 +38,7 @@ def evaluation_table(
     Args:
         results: By model.
         other_tasks: Environments whose tasks are not the paper's, and whose they are.
-        failures: Why models could not be made or loaded: they stand there without figures.
+        failures: Why models could not be made, loaded or played: they stand there without figures.
     """
     others = other_tasks or {}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
@@ -59,10 +59,10 @@ def evaluation_table(
             if cell.flagged:
                 flags.append(f"{FLAG} {model}, {cell.env}: the figures are of {cell.n} episodes alone{_why(cell)}")
     for model in failures or {}:
-        table.add_row(model, *["–"] * (len(columns) - 2), "not loaded")
+        table.add_row(model, *["–"] * (len(columns) - 2), "failed")
     overflows = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
     said = [*task_notes(others), *flags, *overflow_notes(overflows)]
-    said += [f"{model} could not be made or loaded: {why}" for model, why in (failures or {}).items()]
+    said += [f"{model} could not be made, loaded or played: {why}" for model, why in (failures or {}).items()]
     table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
 

@@ -196,7 +196,7 @@ def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Ite
 def _not_loaded(given: ReportInput) -> Iterator[str]:
     if given.failures:
         names = listed(list(given.failures))
-        yield f"Without figures, for they could not be made or loaded: {names}. The tables say why."
+        yield f"Without figures, for they could not be made, loaded or played: {names}. The tables say why."
 
 
 def _excluded(arms: Sequence[Mapping[str, Any]]) -> Iterator[str]:

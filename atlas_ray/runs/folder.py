@@ -33,7 +33,7 @@ FLUSH_UNITS = 32
 FLUSH_SECONDS = 60.0
 COMPACT_FROM = 64
 _WHOLE = 64 << 10  # mean bytes of shards from which on they are not small
-_MERGED = 64 << 20  # bytes in memory of a merged shard, about
+_MERGED = 16 << 20  # bytes in memory of a merged shard, about
 _BATCH = 8192  # rows that are read at once
 
 

@@ -44,6 +44,21 @@ def carried(ratio: float, counts: Iterable[int]) -> Iterator[int]:
         yield k
 
 
+def carried_budgets(ratio: float, outline: pa.Table) -> pa.Array:
+    """The budgets of all trajectories of a data set, carried over in each environment in the order of their ids.
+
+    Args:
+        outline: `id`, `env` and `n_steps` of each, in any order.
+    """
+    order = pc.sort_indices(outline, [("env", "ascending"), ("id", "ascending")])
+    rows = outline.select(["env", "n_steps"]).take(order)
+    envs = rows["env"].combine_chunks().dictionary_encode().indices  # a million names would fill memory
+    by_env = groupby(zip(envs.to_pylist(), rows["n_steps"].to_pylist(), strict=True), itemgetter(0))
+    found = np.empty(len(order), np.int32)
+    found[order.to_numpy()] = [k for _, group in by_env for k in carried(ratio, (n for _, n in group))]
+    return pa.array(found)
+
+
 Rounding = Literal["floor", "nearest", "carry"]
 
 
@@ -74,14 +89,7 @@ class BudgetSettings(FrozenConfig):
 
     def budgets(self, outline: pa.Table) -> pa.Array | None:
         """The budget of every trajectory, where one depends on others; it is the same wherever they are selected in."""
-        if self.ratio is None or self.rounding != "carry":
-            return None
-        order = pc.sort_indices(outline, [("env", "ascending"), ("id", "ascending")])
-        rows = outline.select(["env", "n_steps"]).take(order)
-        by_env = groupby(zip(rows["env"].to_pylist(), rows["n_steps"].to_pylist(), strict=True), itemgetter(0))
-        found = np.empty(len(order), np.int32)
-        found[order.to_numpy()] = [k for _, group in by_env for k in carried(self.ratio, (n for _, n in group))]
-        return pa.array(found)
+        return carried_budgets(self.ratio, outline) if self.ratio is not None and self.rounding == "carry" else None
 
 
 def top_k(scores: Sequence[float], k: int, above: float | None = None) -> tuple[int, ...]:

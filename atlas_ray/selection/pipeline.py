@@ -62,8 +62,10 @@ def select_steps(config: SelectConfig, *, clean: bool = False) -> RunFolder:
     folder.begin(config, stage="select", clean=clean, keep=selector.kept_on_clean())
     watch_sources(folder, selector, config.run)
     finished, outdated = folder.finished, selector.outdated(folder)
-    if finished is not None and not outdated and not (finished["errors"] and selector.retries_failures):
-        return folder
+    if finished is not None and not outdated:
+        failed = sum(finished["errors"].values())
+        if not failed or not (selector.retries_failures or failed > config.max_failed * finished["trajectories"]):
+            return folder
 
     with failure_recorded(folder):
         _select(config, folder, outdated, begun)
@@ -75,15 +77,18 @@ def _select(config: SelectConfig, folder: RunFolder, outdated: bool, begun: floa
     selector, index = config.selector, index_data(config.data, config.ray)
     write_rejected(folder, index.rejected)
     if not index.outline.num_rows:
-        raise UserError(f"{config.data.path} holds no usable trajectory", f"see rejected.jsonl in {config.run}")
+        why = next((f"; the first reason: {row}" for row in index.rejected), "")
+        raise UserError(f"{config.data.path} holds no usable trajectory{why}", f"see rejected.jsonl in {config.run}")
     done = pa.array([], pa.string()) if outdated else folder.done_ids(SELECTIONS)
     todo = pc.invert(pc.is_in(index.outline["id"], done))
-    total, count, usage = pc.sum(todo).as_py(), 0, Usage()
+    total, count, failed, usage = pc.sum(todo).as_py(), 0, 0, Usage()
     with Tracker(f"select ({selector.name})", len(todo), len(todo) - total) as tracker:
         for told in _selected(config, folder, index, todo.to_numpy()) if total else ():
             rows_finished(folder.stage, folder.uri, "selections", told)
             count, usage = count + told.num_rows, usage + _sum(told["usage"])
-            tracker.advance(told.num_rows, selector.note(usage, count, total) if count else None)
+            failed += told.num_rows - told["error"].null_count
+            note = [selector.note(usage, count, total) if count else None, f"{failed} failed" if failed else None]
+            tracker.advance(told.num_rows, ", ".join(filter(None, note)) or None)
     figures = rejected_figures(index.rejected)
     del index, todo, done  # the ids of what was written take their place
     for kept in (SELECTIONS, *selector.kept_on_clean()):

@@ -22,7 +22,6 @@ ALL, ONE = set(range(UNITS)), {3}
 
 @pytest.fixture(params=list(STAGES))
 def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    monkeypatch.setenv("COLUMNS", "500")
     faults.failing, faults.interrupted, faults.asked = set(), None, []
     handler = signal.getsignal(signal.SIGINT)
     yield a_stage(request.param, tmp_path, monkeypatch)
@@ -30,7 +29,8 @@ def stage(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.fixture
-def atlas(capsys: pytest.CaptureFixture[str]) -> Atlas:
+def atlas(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Atlas:
+    monkeypatch.setenv("COLUMNS", "500")  # no line of a table is broken
     return Atlas(capsys)
 
 
@@ -156,9 +156,8 @@ def data(tmp_path: Path) -> list[str]:
 
 
 @pytest.fixture
-def failed(tmp_path: Path, data: list[str], atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A selection of which nothing came, with another cause for each trajectory."""
-    monkeypatch.setenv("COLUMNS", "500")
+def failed(tmp_path: Path, data: list[str], atlas: Atlas) -> str:
+    """A selection of which nothing came."""
     run = str(tmp_path / "failed")
     code, said = atlas("select", *data, "--run", run, "--set", "selector.name=gold")
     assert code == 1
@@ -176,6 +175,16 @@ def test_a_table_whose_rows_are_refused_exits_1_with_the_first_reason(
     assert code == 1
     first = "rejected row: line 2: step 99 does not exist: the steps are 1 to 10"
     assert f"10 of 10 selections failed; the first: {first}" in said
+
+
+def test_data_without_a_usable_row_names_the_first_reason(tmp_path: Path, atlas: Atlas) -> None:
+    (tmp_path / "rows.jsonl").write_text('{"item_id": "maze_1", "conversations": []}\nno JSON\n')
+    run = str(tmp_path / "run")
+    code, said = atlas("select", "--data", str(tmp_path / "rows.jsonl"), "--run", run, "--set", "selector.name=all")
+    assert code == 2
+    assert "holds no usable trajectory; the first reason: " in said
+    assert "rows.jsonl, row 1: " in said
+    assert "rows.jsonl, row 1: " in " ".join(atlas("status", run)[1].split())
 
 
 def test_what_fails_by_kinds_and_what_it_cost_is_on_the_screen(tmp_path: Path, data: list[str], atlas: Atlas) -> None:
@@ -204,6 +213,22 @@ def test_a_python_function_is_not_called_after_as_many_failures_in_a_row_as_make
     faults.failing = set()
     assert atlas(*command)[0] == 0
     assert len(faults.asked) == 190
+
+
+def test_a_finished_selection_of_which_more_failed_than_may_is_no_longer_one(
+    tmp_path: Path, data: list[str], atlas: Atlas
+) -> None:
+    """As versions left it that knew no such limit."""
+    rows = "".join(f"maze/maze_{i},{i}\n" for i in range(UNITS))
+    (tmp_path / "t.csv").write_text(f"trajectory_id,chosen\n{rows}")  # steps are counted from 1
+    settings = ["--set", "selector.name=file", "--set", f"selector.path={tmp_path}/t.csv"]
+    command = ["select", *data, "--run", str(tmp_path / "run"), *settings]
+    assert atlas(*command)[0] == 0
+    code, said = atlas(*command, "--set", "max_failed=0.05")
+    assert code == 1
+    assert "1 of 10 selections failed, more than max_failed=0.05 allows; the first: rejected row: line 2" in said
+    assert "failed" in atlas("status", str(tmp_path / "run"))[1]
+    assert atlas(*command)[0] == 0
 
 
 def test_training_on_a_selection_that_failed_names_the_cause(

@@ -19,7 +19,7 @@ from atlas_ray.evaluation.stage import evaluate, failures
 from atlas_ray.runs.failures import IN_A_ROW
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.journal import REPLIES
-from tests.selection.llm.test_llm_answers import GOOD
+from tests.support.endpoints import completion
 from tests.support.fake_endpoint import FakeEndpoint, ask, chosen
 
 AT_ONCE, RETRIES, UNITS = 8, 1, 60
@@ -123,8 +123,11 @@ def test_an_evaluation_behind_an_endpoint_that_fails_on_the_way(
             return "Action: move up"
         if answer is not None:
             return answer()
-        asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(endpoint._runner.cleanup()))
-        return "Action: move up"
+        if len(endpoint.calls) == GOOD_CALLS + 1:  # it listens no longer, and closes what is open
+            asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(endpoint._runner.cleanup()))
+        last = completion("Action: move up")
+        last.force_close()
+        return last
 
     endpoint.answer = late
     config = evaluation(tmp_path, endpoint)
@@ -136,4 +139,3 @@ def test_an_evaluation_behind_an_endpoint_that_fails_on_the_way(
         endpoint.answer = lambda *_: "Action: move up"
         assert [result.n for result in evaluate(config)["m"]] == [UNITS]  # what was played is kept
         assert failures(config) == {}
-    assert GOOD

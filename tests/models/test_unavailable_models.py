@@ -64,8 +64,8 @@ def test_the_others_are_evaluated_and_the_same_command_tries_again(tmp_path: Pat
     assert stage.failures(settings) == why
     assert {(c.ours, c.theirs) for c in stage.comparisons(settings)} == {("poor", "good")}
     shown = text_of(evaluation_table(stage.played(settings), failures=stage.failures(settings)))
-    assert "a could not be made or loaded: it has no chat template" in shown
-    assert shown.count("not loaded") == 2
+    assert "a could not be made, loaded or played: it has no chat template" in shown
+    assert shown.count("failed") == 2
     listed = text_of(status_table([str(tmp_path / "run")]))
     assert "it has no chat template" in listed
     assert listed.count("failed") == 2
@@ -163,16 +163,18 @@ def test_the_report_has_empty_cells_with_their_reasons(evaluated: Recipe, capsys
     ]
     shown = success_table(results)
     assert [cell.text for cell in shown.rows[2]][:3] == ["agentlm", "–", "–"]
-    assert f"agentlm could not be made or loaded, so it has no figures: {why}" in shown.notes
+    assert f"agentlm could not be made, loaded or played, so it has no figures: {why}" in shown.notes
     assert "Context: 1,024 tokens; less, for they were made for less: base 512." in shown.notes
-    assert any("could not be made or loaded: agentlm and verify" in said for said in results["verdict"]["caveats"])
+    assert any(
+        "could not be made, loaded or played: agentlm and verify" in said for said in results["verdict"]["caveats"]
+    )
 
 
 def test_the_papers_tables_have_empty_cells_with_their_reasons(evaluated: Recipe) -> None:
     tables = {table.name: table for table in paper_tables(gather_paper(evaluated))}
     row = next(row for row in tables["table1"].rows if row.key == "agentlm-7b")
     assert all(cell.ours is None for cell in row.cells)
-    why = "it could not be made or loaded: the tokenizer of org/agentlm has no chat template"
+    why = "it could not be made, loaded or played: the tokenizer of org/agentlm has no chat template"
     assert f"Cells of `agentlm` are empty, for {why}" in tables["table1"].notes
     assert any("the engine does not start with org/base" in note for note in tables["table6"].notes)
     assert not any("could not be" in note for note in tables["table2"].notes)
@@ -182,7 +184,7 @@ def test_the_report_is_built_of_what_is_there(evaluated: Recipe, capsys: pytest.
     page = Path(report_recipe(evaluated))
     assert "has no chat template" in page.read_text()
     assert "has no chat template" in (page.parent / "tables" / "table1.md").read_text()
-    assert "could not be made or loaded" in " ".join(capsys.readouterr().out.split())
+    assert "could not be made, loaded or played" in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_recipe_goes_on_to_its_report_and_fails_at_the_end(

@@ -121,6 +121,12 @@ def test_scored_selections_appear_at_the_budget_too() -> None:
     assert list(dict(at_budget([("value", value)], None))) == ["value"]
 
 
+def test_the_budget_of_scored_selections_keeps_the_share_of_all_of_them() -> None:
+    value = [chosen("value", i, (1,), n_steps=6, ratio=None, scores=(6, 5, 4, 3, 2, 1)) for i in range(10)]
+    found = dict(at_budget([("value", value)], 0.3))["value, top 30%"]
+    assert sum(len(s.chosen) for s in found) == 18
+
+
 def runs_in(folder: Path, **selectors: dict[str, Any]) -> tuple[str, list[str]]:
     data = data_in(folder / "data", [expert(10, i, GOLD) for i in range(4)])
     for name, selector in selectors.items():

@@ -13,7 +13,7 @@ import pytest
 
 from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.config import DataConfig, RayConfig, validate
-from atlas_ray.errors import UserError
+from atlas_ray.errors import TooManyFailed, UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
@@ -33,6 +33,12 @@ def last_but_one(trajectory):
 
 def late(trajectory):
     return range(len(trajectory.steps))
+
+
+def only_the_first_ten(trajectory):
+    if len(trajectory.item_id) > len("maze_0"):
+        raise ValueError("not this one")
+    return [1]
 """
 ROWS = [
     {"item_id": f"maze_{number % 7}", "conversations": conversations}
@@ -65,6 +71,19 @@ def write_files(folder: Path) -> dict[str, Any]:
     (folder / "a.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "b.json").write_text(json.dumps([*ROWS[25:], {"item_id": "nowhere_1", "conversations": []}]))
     return {"path": str(folder)}
+
+
+def test_what_a_worker_chose_before_too_many_failures_in_a_row_is_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: Callable[[], None]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_rule_of_this_test.py").write_text(RULE)
+    data = data_in(tmp_path / "data", [expert(4, i) for i in range(100)])
+    large()
+    config = config_of(tmp_path / "run", data, {"name": "python", "call": "a_rule_of_this_test:only_the_first_ten"})
+    with pytest.raises(TooManyFailed, match=r"32 selections in a row failed; the first: failed call: .*not this one"):
+        select_steps(config)
+    assert len(RunFolder(config.run).done(SELECTIONS)) == 10
 
 
 @pytest.mark.parametrize("limit", [None, 11])

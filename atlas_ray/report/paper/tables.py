@@ -280,9 +280,9 @@ def _not_loaded(given: PrintedTable, runs: PaperRuns) -> Iterator[str]:
     for name in dict.fromkeys(runs.rows.get(given.name, {}).values()):
         if name in runs.failures:
             few = "lack a seed" if name in runs.arms else "are empty"
-            yield f"Cells of `{name}` {few}, for it could not be made or loaded: {runs.failures[name]}"
+            yield f"Cells of `{name}` {few}, for it could not be made, loaded or played: {runs.failures[name]}"
     if given.name == "table6" and runs.unverified:
-        yield f"The cells of its model are empty, for it could not be made or loaded: {runs.unverified}"
+        yield f"The cells of its model are empty, for it could not be made, loaded or played: {runs.unverified}"
 
 
 def _notes(

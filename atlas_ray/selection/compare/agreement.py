@@ -10,12 +10,14 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
+import pyarrow as pa
+
 from atlas_ray.address import name_of
 from atlas_ray.config import DataConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
-from atlas_ray.selection.budget import recut
+from atlas_ray.selection.budget import carried_budgets, recut
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.types import Category, Selection, Trajectory, Usage
 
@@ -153,7 +155,10 @@ def at_budget(named: Named, ratio: float | None) -> Iterator[tuple[str, Sequence
         if ratio is not None and scored and (by_threshold or any(s.ratio != ratio for s in records)):
             own = any(s.selector == "python" for s in records)  # its scores may be of any size too
             above = -inf if by_threshold or own else 0.0
-            yield f"{name}, top {ratio:.0%}", [recut(s, ratio, above) for s in records]
+            outline = pa.table({key: [getattr(s, key) for s in records] for key in ("id", "env", "n_steps")})
+            budgets = carried_budgets(ratio, outline).to_pylist()
+            cut = [recut(s, ratio, above, k) for s, k in zip(records, budgets, strict=True)]
+            yield f"{name}, top {ratio:.0%}", cut
 
 
 def _rows(

@@ -11,6 +11,7 @@ from atlas_ray.cluster import placement
 from atlas_ray.cluster.dataset import map_on_ray
 from atlas_ray.errors import ModelFailure, UserError
 from atlas_ray.models.source import fetch_for_workers
+from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.store import first_line
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
@@ -83,6 +84,7 @@ class PerplexityWorker:
         self._config, self._engine, self._model = config, engine, model
         self._workers, self._gpu_share = workers, gpu_share
         self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
+        self._watch = FailureWatch("selections")
 
     def __call__(self, table: pa.Table) -> pa.Table:
         c, trajectories = self._config, TRAJECTORIES.from_table(table)
@@ -94,6 +96,7 @@ class PerplexityWorker:
                 raise UserError(what, "check selector.model, or try another selector.engine") from None
         try:
             scores = self._score(trajectories)
+            self._watch.add(None)
             return SELECTIONS.to_table(select_perplexity(t, c, s) for t, s in zip(trajectories, scores, strict=True))
         except ModelFailure:
             raise  # an engine that broke would fail every trajectory to come
@@ -122,7 +125,10 @@ class PerplexityWorker:
     def _alone(self, trajectory: Trajectory) -> Selection:
         assert self._score is not None
         try:
-            return select_perplexity(trajectory, self._config, self._score([trajectory])[0])
+            found = select_perplexity(trajectory, self._config, self._score([trajectory])[0])
+            self._watch.add(None)
         except Exception as error:  # noqa: BLE001 (a row's failure is data)
             why = f"cannot be scored: {first_line(error)}"
+            self._watch.add(why)
             return record(trajectory, self._config, model=self._config.model, error=why)
+        return found

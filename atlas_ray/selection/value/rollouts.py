@@ -53,7 +53,6 @@ class Rollouts(ABC):
     ) -> None:
         self.trajectory, self.selector = trajectory, selector
         self._spec = with_tolerance(registry.get(trajectory.env), environments)
-        self.missing = 0
         self._seed, self._steps, self._reward = seed, trajectory.steps, trajectory.reward
         self._opening = Opening.recorded(trajectory)
         self._excluded: Counter[StopReason] = Counter()
@@ -61,15 +60,12 @@ class Rollouts(ABC):
         self._errors: list[str] = []
         self._usage = Usage()
 
+    @abstractmethod
     def more(self) -> list[EpisodeRequest]:
-        """The next round; nothing where the selection can be made."""
-        asked = self._next()
-        self.missing += len(asked)
-        return asked
+        """The next round, once all of the last is back; nothing where the selection can be made."""
 
     def add(self, request: EpisodeRequest, episode: Episode) -> None:
         """Takes one episode; what infrastructure spoilt is counted and left out."""
-        self.missing -= 1
         self._usage += episode.usage
         self._replays.append((len(request.prefix), episode.replay))
         if episode.stop_reason.is_infrastructure:
@@ -100,10 +96,6 @@ class Rollouts(ABC):
         reason = f"rollouts left out: {left_out}" if left_out else None
         scored = record(self.trajectory, self.selector, reason=reason, **kept)
         return rescore(scored, self.selector, self.selector.budget(self.trajectory))
-
-    @abstractmethod
-    def _next(self) -> list[EpisodeRequest]:
-        """What to play once everything is back."""
 
     @abstractmethod
     def _take(self, request: EpisodeRequest, episode: Episode) -> None:
@@ -157,7 +149,7 @@ class Exhaustive(Rollouts):
         self._asked = False
         self._done: list[tuple[int, int, float, int]] = []  # start, sample, reward, rounds
 
-    def _next(self) -> list[EpisodeRequest]:
+    def more(self) -> list[EpisodeRequest]:
         if self._asked:
             return []
         self._asked = True
@@ -190,7 +182,7 @@ class Economical(Rollouts):
         self._asks: dict[int, Ask] = {}
         self._replayed = False
 
-    def _next(self) -> list[EpisodeRequest]:
+    def more(self) -> list[EpisodeRequest]:
         if self._reward is None:
             asked = [] if self._replayed else self._replay()
             self._replayed = True

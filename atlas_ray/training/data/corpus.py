@@ -184,7 +184,7 @@ def open_corpus(place: str, trajectories: Sequence[Trajectory], chat: ChatFormat
     if folder.finished is None:
         done = folder.done(TOKENS)
         missing = [t for t in trajectories if t.id not in done]
-        with Tracker("tokens", len(trajectories), len(trajectories) - len(missing)) as tracker:
+        with Tracker("trajectories to tokens", len(trajectories), len(trajectories) - len(missing)) as tracker:
             for table in by(missing):
                 folder.write_table(TOKENS, table)
                 tracker.advance(table.num_rows)

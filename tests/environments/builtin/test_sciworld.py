@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -152,3 +153,12 @@ def test_a_machine_without_java_is_told_what_to_install(monkeypatch: pytest.Monk
     with pytest.raises(UserError, match="needs Java") as caught:
         SciWorld()
     assert "openjdk-17-jre-headless" in caught.value.remedy
+
+
+def test_games_of_one_machine_may_be_called_from_many_threads() -> None:
+    with ThreadPoolExecutor(8) as pool:
+        games = list(pool.map(lambda _: JavaGame(), range(8)))
+        told = set(pool.map(lambda game: game.load("find-animal", 0), games))
+    for game in games:
+        game.close()
+    assert len(told) == 1

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import TooManyFailed, UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
+from atlas_ray.runs.tables import TRAJECTORIES as TRAJECTORY_TABLE
 from atlas_ray.selection.budget import budget, top_k
 from atlas_ray.selection.perplexity.scores import dtype_of, engine_of, readable, select_perplexity, workers_of
 from atlas_ray.selection.perplexity.selector import PerplexitySelector
+from atlas_ray.selection.perplexity.stage import PerplexityWorker
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer, packs
 from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 from atlas_ray.selection.pipeline import select_steps, settled
@@ -250,3 +253,18 @@ def test_the_vllm_engine_works_in_a_worker(model: str, tmp_path: Path) -> None:
     for one, other in zip(*found, strict=True):
         assert (one.id, one.chosen, one.error) == (other.id, other.chosen, None)
         assert one.scores == pytest.approx(other.scores, rel=1e-4)
+
+
+def test_trajectories_that_cannot_be_scored_many_times_in_a_row_end_the_run() -> None:
+    def score(trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
+        if any(t.item_id != "maze_1" for t in trajectories):
+            raise RuntimeError("out of memory")
+        return [(1.0,) * len(t.steps) for t in trajectories]
+
+    worker = PerplexityWorker(PerplexitySelector(model="m"), "torch", "m", 1, 0.0)
+    worker._score = score
+    good, bad = TRAJECTORIES[:1], [TRAJECTORIES[1]]
+    for block in (bad * 31, good + bad * 20, bad * 11):
+        assert len(worker(TRAJECTORY_TABLE.to_table(block))) == len(block)
+    with pytest.raises(TooManyFailed, match="32 selections in a row failed; the first: cannot be scored: out"):
+        worker(TRAJECTORY_TABLE.to_table(bad))

@@ -69,6 +69,7 @@ class _Machine:
             raise EnvironmentFailure(f"sciworld's Java machine does not start: {error}") from None
         self.gateway: Any = JavaGateway(gateway_parameters=GatewayParameters(port=port, auth_token=token))
         self.used, self.idle = 0, cast("threading.Timer | None", None)
+        self.turn = threading.Lock()  # ScienceWorld numbers its objects for all games of a process
 
     def end(self) -> None:
         """Ends the process."""
@@ -130,7 +131,8 @@ class JavaGame:
     def __init__(self) -> None:
         self._machine = machine = _take()
         try:
-            self._java = machine.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
+            with machine.turn:
+                self._java = machine.gateway.jvm.scienceworld.runtime.pythonapi.PythonInterface()
         except BaseException:
             _give_back(machine, None)
             raise
@@ -196,7 +198,8 @@ class JavaGame:
         from py4j.protocol import Py4JError
 
         try:
-            return getattr(self._java, name)(*given)
+            with self._machine.turn:
+                return getattr(self._java, name)(*given)
         except (Py4JError, OSError) as error:
             why = str(getattr(error, "java_exception", error)).splitlines()[0]
             raise EnvironmentFailure(f"sciworld's Java machine failed at {name}: {why}") from None
