@@ -14,6 +14,7 @@ from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, status
+from atlas_ray.cluster.processes import kill_descendants
 from atlas_ray.cluster.watchdog import lost
 from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
 from atlas_ray.text import printable
@@ -269,6 +270,7 @@ def main(arguments: list[str] | None = None) -> None:
             typer.secho(f"atlas: {error}", fg="red", err=True)
             if isinstance(error, Unresponsive):
                 sys.stdout.flush()
+                kill_descendants()  # parts of Ray, which look for each other for a minute
                 os._exit(error.exit_code)
             sys.exit(error.exit_code)
         typer.secho(printable(f"atlas: {type(error).__name__}: {str(error).strip()[-1500:]}"), fg="red", err=True)

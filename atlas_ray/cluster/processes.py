@@ -144,7 +144,7 @@ def main() -> None:
         raise _Stop
 
     def end() -> None:
-        _kill_descendants()
+        kill_descendants()
         os._exit(1)
 
     signal.signal(signal.SIGTERM, stop)
@@ -164,7 +164,7 @@ def main() -> None:
     except OSError as error:
         print(f"cannot start {command[0]}: {error.strerror}", flush=True)
         code = 127
-    _kill_descendants()
+    kill_descendants()
     os._exit(code if code >= 0 else 128 - code)
 
 
@@ -182,8 +182,8 @@ def _descendants() -> list[int]:
     return found
 
 
-def _kill_descendants() -> None:
-    """Ends them until none is left: a process that loses its parent becomes a child of this one."""
+def kill_descendants() -> None:
+    """Ends the processes below this one until none is left; orphans too, where they become children of this one."""
     while pids := _descendants():
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from functools import partial
 from types import FrameType
 
-from atlas_ray.cluster.processes import when_ended
+from atlas_ray.cluster.processes import kill_descendants, when_ended
 from atlas_ray.errors import RayLost
 
 UNWIND_SECONDS = 20.0  # that the process has to write down what is done: a call of Ray's may never return
@@ -58,6 +58,7 @@ def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
         time.sleep(UNWIND_SECONDS)
         sys.stderr.write(f"atlas: {_lost[0]}\n")
         sys.stderr.flush()
+        kill_descendants()
         os._exit(RayLost.exit_code)
 
     if threading.current_thread() is main:

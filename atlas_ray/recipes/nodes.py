@@ -25,12 +25,13 @@ def nodes_at_hand(config: RayConfig) -> list[Node]:
         AtlasError: If the cluster does not answer.
     """
     if not named(config):
-        return [Node({"CPU": local_cpus(config), "GPU": _gpus_here()})]
+        return [Node({"CPU": local_cpus(config), "GPU": gpus_here()})]
     connect(config)
     return [Node(resources, labels) for resources, labels in placement.nodes_at_most()]
 
 
-def _gpus_here() -> int:
+def gpus_here() -> int:
+    """GPUs of this machine."""
     if not any(Path(driver).exists() for driver in _DRIVERS):
         return 0  # torch would say the same, a second later
     import torch

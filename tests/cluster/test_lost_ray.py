@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -47,6 +48,12 @@ def start(stage: str, folder: Path) -> subprocess.Popen[bytes]:
         )
 
 
+def is_called(process: psutil.Process, title: str) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return title in " ".join(process.cmdline())
+    return False
+
+
 def units(folder: Path) -> list[str]:
     """What the log says to be finished, in order."""
     lines = (folder / "log").read_text(errors="replace").splitlines()
@@ -85,7 +92,7 @@ def test_a_stage_whose_ray_is_killed_ends_soon_and_completes_when_run_again(
         if lost == "driver":
             driver.kill()
         else:
-            [process] = [one for one in rays if TITLES[lost] in " ".join(one.cmdline())]
+            [process] = [one for one in rays if is_called(one, TITLES[lost])]
             process.kill()
         killed = time.monotonic()
         code = driver.wait(60 if lost != "dashboard" else 180)

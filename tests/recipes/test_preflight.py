@@ -269,9 +269,9 @@ def test_endpoints_are_asked_for_one_token(
 def test_gpus_and_disk_are_counted(tmp_path: Path, recipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     recipe["train"] |= {"use_gpu": True, "num_workers": 4}
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("atlas_ray.recipes.nodes.gpus_here", lambda: 2)
     assert "4 are wanted, this machine has 2" in wrong_in(tmp_path, recipe)["GPUs 4 for training"]
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 4)
+    monkeypatch.setattr("atlas_ray.recipes.nodes.gpus_here", lambda: 4)
     assert not any(key.startswith(("GPUs", "disk")) for key in wrong_in(tmp_path, recipe))
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
     (wrong,) = (words for key, words in wrong_in(tmp_path, recipe).items() if key.startswith("disk"))
@@ -286,7 +286,7 @@ def test_engines_take_gpus_where_there_are_any_and_split_ones_need_them(
     recipe["train"] = {"max_length": 1024, "num_workers": 2}  # on GPUs where there are any
 
     def found(gpus: int) -> dict[str, str]:
-        monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+        monkeypatch.setattr("atlas_ray.recipes.nodes.gpus_here", lambda: gpus)
         return {f.subject: f.result for f in found_in(tmp_path, recipe) if f.check == "GPUs"}
 
     assert found(0) == {}
