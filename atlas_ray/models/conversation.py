@@ -6,21 +6,26 @@ Flows in: replies and observations; flows out: the token ids that the engine goe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.models.stops import STOP
-from atlas_ray.types import Message
+from atlas_ray.types import Message, Usage
 
-if TYPE_CHECKING:
-    from atlas_ray.models.engine import VllmPolicy
+
+class Engine(Protocol):
+    """What draws replies (`atlas_ray.models.engine:VllmPolicy`)."""
+
+    async def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> tuple[Any, Usage]:
+        """What follows a prompt, as vLLM gives it."""
+        ...
 
 
 class EngineConversation:
     """One conversation, kept as token ids: the history is never rendered or tokenized again."""
 
-    def __init__(self, policy: VllmPolicy, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
+    def __init__(self, policy: Engine, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
         self._policy, self.chat, self._ids, self._sampling = policy, chat, ids, sampling
 
     async def generate(self, seed: int) -> Reply:
@@ -51,8 +56,8 @@ class EngineConversation:
 class RenderedConversation:
     """One conversation whose chat template writes earlier turns anew: each prompt is rendered as a whole."""
 
-    def __init__(self, policy: VllmPolicy, opening: Sequence[Message], sampling: Sampling) -> None:
-        self._policy, self._messages, self._sampling = policy, list(opening), sampling
+    def __init__(self, policy: Engine, chat: ChatFormat, opening: Sequence[Message], sampling: Sampling) -> None:
+        self._policy, self.chat, self._messages, self._sampling = policy, chat, list(opening), sampling
 
     async def generate(self, seed: int) -> Reply:
         """Draws the next reply and appends it.
@@ -61,7 +66,7 @@ class RenderedConversation:
             ContextOverflow: If the conversation no longer fits.
             ModelFailure: If the engine fails.
         """
-        made, usage = await self._policy.generate(self._policy.chat.opening(self._messages), self._sampling, seed)
+        made, usage = await self._policy.generate(self.chat.opening(self._messages), self._sampling, seed)
         self.append_reply(made.text)
         return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
 

@@ -158,7 +158,7 @@ class VllmPolicy:
         """Starts a conversation."""
         if self.chat.appends(opening):
             return EngineConversation(self, self.chat, self.chat.opening(opening), sampling)
-        return RenderedConversation(self, opening, sampling)
+        return RenderedConversation(self, self.chat, opening, sampling)
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None

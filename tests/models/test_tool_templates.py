@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +14,11 @@ from hypothesis import strategies as st
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.conversation import RenderedConversation
+from atlas_ray.models.protocol import Sampling
 from atlas_ray.training.data.corpus import tokens_of
 from atlas_ray.training.data.examples import training_examples
-from atlas_ray.types import Message, ToolCall, Trajectory
+from atlas_ray.types import Message, ToolCall, Trajectory, Usage
 from tests.support.tool_formats import TEMPLATES, tool_tokenizer
 
 PARAMETERS = {"type": "object", "properties": {"q": {"type": "string"}}}
@@ -134,6 +138,25 @@ def test_a_prompt_is_the_tokenizers_own(name: str) -> None:
     given: Any = {"tools": json.loads(TOOLS), "add_generation_prompt": True, "return_dict": False}
     own = chat.tokenizer.apply_chat_template(turns, **given)
     assert chat.opening([Message(t["role"], t["content"]) for t in turns], TOOLS) == own  # type: ignore[arg-type]
+
+
+async def test_play_gives_the_engine_the_prompts_of_training() -> None:
+    chat, given = chat_of("qwen3"), list[list[int]]()
+
+    class Scripted:
+        async def generate(self, ids: Sequence[int], sampling: Sampling, seed: int) -> tuple[Any, Usage]:
+            given.append(list(ids))
+            return SimpleNamespace(text="<think>\nHm.\n</think>\n\nup", finish_reason="stop"), Usage()
+
+    conversation = RenderedConversation(Scripted(), chat, [Message("user", "go")], Sampling())
+    for seen in ("wall", "door"):
+        assert (await conversation.generate(0)).text.endswith("up")
+        conversation.append_observation(seen)
+    step = Message("assistant", "up", True, "Hm.")
+    sequences = chat.render([Message("user", "go"), step, Message("user", "wall"), step])
+    trained = [s.ids[: span[0]] for s in sequences for span in s.spans if span]
+    assert given == trained
+    assert len(sequences) == 2
 
 
 def test_a_template_without_a_place_for_what_is_learnt_is_refused() -> None:
