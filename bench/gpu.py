@@ -181,7 +181,7 @@ def roll_out(folder: str, size: Size) -> dict[str, Any]:
     connect(RayConfig())
     config = EngineConfig(max_num_seqs=size.episodes, max_model_len=4096, dtype=size.dtype)  # type: ignore[arg-type]
     spec = EngineSpec("random", folder, config)
-    with RolloutPool(spec, in_flight=size.episodes) as pool:
+    with RolloutPool(spec, EngineConfig(episodes_in_flight=size.episodes)) as pool:
         rollouts.play(pool, size.alone, size.alone)  # what is compiled at first use
         pool.load(spec)
         seconds, tokens = rollouts.play(pool, size.episodes, size.episodes)

@@ -157,7 +157,7 @@ def engine_entries(model: str, runs: int) -> list[Entry]:
     rival, wide = list[float](), list[float]()
     with tempfile.TemporaryDirectory() as folder:
         spec = RecordingSpec("tiny", model, config, log=f"{folder}/log")
-        with RolloutPool(spec, in_flight=EPISODES) as pool:
+        with RolloutPool(spec, EngineConfig(episodes_in_flight=EPISODES)) as pool:
             play(pool, EPISODES, EPISODES)
             pool.load(spec)
             prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())  # noqa: S301 (its own)
@@ -242,7 +242,7 @@ def orchestrate(in_flight: int, waves: int = WAVES) -> Load:
     """Plays `waves * in_flight` episodes, `in_flight` at once, on one actor."""
     import psutil
 
-    with RolloutPool(Sleeper(), in_flight=in_flight) as pool:
+    with RolloutPool(Sleeper(), EngineConfig(episodes_in_flight=in_flight)) as pool:
         processes = [psutil.Process(), psutil.Process(pool._handles[0].pid)]
 
         def cpu() -> list[float]:

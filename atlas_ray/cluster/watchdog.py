@@ -21,6 +21,7 @@ from atlas_ray.cluster.processes import kill_descendants, when_ended
 from atlas_ray.errors import RayLost
 
 UNWIND_SECONDS = 20.0  # that the process has to write down what is done: a call of Ray's may never return
+ENDING_SECONDS = 10.0  # that it may take to end once it is told to
 _lost: list[RayLost] = []
 
 
@@ -43,7 +44,9 @@ def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
         raise KeyboardInterrupt  # the one exception that comes through a call of Ray's
 
     def ended(name: str, process: subprocess.Popen[bytes]) -> None:
-        if process.poll() == 0 or over.is_set():
+        if process.poll() in (0, -signal.SIGTERM):  # as Ray ends them where this process is told to end
+            over.wait(ENDING_SECONDS)
+        if over.is_set():
             return
         over.set()
         _lost.append(

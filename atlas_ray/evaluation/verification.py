@@ -25,7 +25,7 @@ from atlas_ray.evaluation.stage import cause_of, check_played, record_played
 from atlas_ray.evaluation.table6 import Row, Start, rows
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
+from atlas_ray.rollouts.coordinator import player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
 from atlas_ray.runs.failures import FailureWatch, failure_recorded
@@ -77,7 +77,8 @@ def _verify(config: VerifyConfig, folder: RunFolder) -> list[Row]:
     if left:
         connect(config.ray)
         with loading(folder, config.model):
-            player = _player(config)
+            spec = EngineModel(path=config.model, chat_template=config.chat_template).spec("base", config.engine)
+            player = player_of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
         with (
             player,
             closing(player.play(left, folder)) as playing,
@@ -103,11 +104,6 @@ def _verify(config: VerifyConfig, folder: RunFolder) -> list[Row]:
     folder.write_json("results.json", {"rows": [asdict(row) for row in found]})
     record_played(folder, [*episodes, *iterative], time.monotonic() - begun, context)
     return found
-
-
-def _player(config: VerifyConfig) -> EpisodePlayer:
-    spec = EngineModel(path=config.model, chat_template=config.chat_template).spec("base", config.engine)
-    return player_of(spec, config.engine, config.environments, limits=config.limits, retries=config.retries)
 
 
 def plan_lines(config: VerifyConfig) -> list[str]:

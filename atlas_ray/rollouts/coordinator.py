@@ -48,7 +48,7 @@ def player_of(
     """
     settings: dict[str, Any] = {"environments": environments, "limits": limits, "retries": retries}
     if len(engine_shares(engine)) == 1:
-        return LocalPlayer.of(spec, engine, **settings)
+        return LocalPlayer(spec, engine, **settings)
     return CoordinatorSet(spec, engine, **settings)
 
 
@@ -94,7 +94,7 @@ class _PoolSpec:
 
     async def build(self) -> AsyncReplicaSet[EpisodeRequest, Episode]:
         """The pool, started."""
-        made = AsyncReplicaSet(lambda: RolloutPool.of(self.policy, self.engine, **self.settings))
+        made = AsyncReplicaSet(lambda: RolloutPool(self.policy, self.engine, **self.settings))
         await asyncio.to_thread(made.open)
         return made
 

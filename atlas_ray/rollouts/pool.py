@@ -6,10 +6,9 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar
 
-from atlas_ray.cluster.connection import START_SECONDS
-from atlas_ray.cluster.placement import Labels, place_engines
+from atlas_ray.cluster.placement import place_engines
 from atlas_ray.config import EngineConfig, EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import numbered
@@ -69,13 +68,10 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
 
     Args:
         spec: What every replica makes its policy from.
-        replicas: How many.
-        in_flight: Episodes that a replica plays at once.
+        engine: How many replicas, on which nodes, and how many episodes each plays at once.
         environments: Servers of environments that are not built in.
         limits: Seconds for a turn and for an episode.
         retries: Further attempts at an episode that infrastructure spoilt, on other replicas where there are any.
-        labels: Of the nodes that replicas run on; None: those of the group for rollouts, where they need GPUs.
-        start_s: Seconds that a replica may take to start.
 
     Raises:
         UserError: If the cluster has no room for them.
@@ -88,41 +84,25 @@ class RolloutPool(ReplicaSet[EpisodeRequest, Episode]):
     def __init__(
         self,
         spec: PolicySpec,
-        *,
-        replicas: int = 1,
-        in_flight: int = 256,
+        engine: EngineConfig | None = None,
         environments: EnvironmentsConfig | None = None,
         limits: LimitsConfig | None = None,
         retries: int = 2,
-        labels: Labels | None = None,
-        start_s: float = START_SECONDS,
     ) -> None:
+        engine = engine or EngineConfig()
         self._environments = absolute(environments or EnvironmentsConfig())
         super().__init__(
             EpisodeReplica,
             spec,
             self._environments,
             limits or LimitsConfig(),
-            replicas=replicas,
-            in_flight=in_flight,
-            place=place_engines(spec.gpus, replicas, labels),
-            retries=retries,
-            start_s=start_s,
-        )
-        self.wait_until_started()
-
-    @classmethod
-    def of(cls, spec: PolicySpec, engine: EngineConfig, environments: EnvironmentsConfig, **given: Any) -> Self:
-        """A pool as the settings of engines have it; `given` are `limits` and `retries`."""
-        return cls(
-            spec,
             replicas=engine.replicas,
             in_flight=engine.episodes_in_flight,
-            labels=engine.label_selector,
+            place=place_engines(spec.gpus, engine.replicas, engine.label_selector),
+            retries=retries,
             start_s=engine.start_s,
-            environments=environments,
-            **given,
         )
+        self.wait_until_started()
 
     def run(self, requests: Iterable[EpisodeRequest | None]) -> Generator[tuple[EpisodeRequest, Episode], None, None]:
         """See `ReplicaSet.run`; a `UserError` where an environment or a task of a request cannot be played."""

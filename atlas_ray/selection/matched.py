@@ -15,7 +15,7 @@ from atlas_ray.config import BackboneConfig, ChatTemplate, EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import ModelUse
-from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.folder import RunFolder, reachable
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -59,7 +59,8 @@ class MatchedRandomSelector(RowSelector):
         """
         if self.model is None:
             raise UserError("selector.model is missing: tokens are counted by it", "name the model that is trained")
-        return super().stage(context)
+        found = self.model_copy(update={"model": reachable(self.model)})  # workers may have started elsewhere
+        return super(MatchedRandomSelector, found).stage(context)
 
     def make_rule(self, sources: Mapping[str, RunFolder], seed: int) -> Rule:
         assert self.model is not None

@@ -157,7 +157,7 @@ def test_a_pool_that_cannot_be_placed_starts_no_engine(monkeypatch: pytest.Monke
     clock = SimpleNamespace(monotonic=time.monotonic, sleep=lambda _: pytest.fail("it waits"))
     monkeypatch.setattr(placement, "time", clock)
     with pytest.raises(UserError, match="cannot place 99 engine replicas of 1 CPU each: the cluster has 1 node of 4"):
-        RolloutPool(EngineSpec("none", "no-such-model", EngineConfig()), replicas=99)
+        RolloutPool(EngineSpec("none", "no-such-model", EngineConfig()), EngineConfig(replicas=99))
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -12,7 +12,7 @@ PROGRAM = """
 import atexit, queue, subprocess, sys, threading
 from atlas_ray.cluster import watchdog
 
-watchdog.UNWIND_SECONDS = 0.3
+watchdog.UNWIND_SECONDS, watchdog.ENDING_SECONDS = 0.3, {ending}
 raylet = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
 
 def end():  # as Ray ends its processes, and takes its time
@@ -33,10 +33,10 @@ except KeyboardInterrupt:
 
 
 def run(
-    happens: str, then: str = "sys.exit(str(watchdog.lost()))", seconds: float = 20.0
+    happens: str, then: str = "sys.exit(str(watchdog.lost()))", seconds: float = 20.0, ending: float = 5.0
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(happens=happens, then=then, seconds=seconds)],
+        [sys.executable, "-c", PROGRAM.format(happens=happens, then=then, seconds=seconds, ending=ending)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -59,8 +59,14 @@ def test_where_its_handling_hangs_the_process_ends_all_the_same(then: str) -> No
     assert done.stderr.startswith("atlas: Ray's raylet on this machine has died")
 
 
-@pytest.mark.parametrize(("happens", "seconds"), [("raylet.stdin.close", 1.0), ("bool", 0.2)])
-def test_a_raylet_that_ends_in_order_is_not_lost(happens: str, seconds: float) -> None:
-    """By itself, or with this process."""
+@pytest.mark.parametrize("happens", ["raylet.stdin.close", "raylet.terminate"])
+def test_a_raylet_that_is_told_to_end_is_missed_while_the_process_goes_on(happens: str) -> None:
+    assert run(happens, ending=0.1).stdout == "written down\n"
+
+
+@pytest.mark.parametrize(
+    ("happens", "seconds"), [("raylet.stdin.close", 1.0), ("raylet.terminate", 1.0), ("bool", 0.2)]
+)
+def test_a_raylet_that_ends_with_the_process_is_not_missed(happens: str, seconds: float) -> None:
     done = run(happens, seconds=seconds)
     assert (done.returncode, done.stdout, "atlas:" in done.stderr) == (0, "nothing happened\n", False)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from atlas_ray.config import EnvironmentsConfig, LimitsConfig, validate
+from atlas_ray.config import EngineConfig, EnvironmentsConfig, LimitsConfig, validate
 from atlas_ray.environments import registry
 from atlas_ray.environments.http import server
 from atlas_ray.evaluation import stage
@@ -63,7 +63,9 @@ def test_a_closed_pool_closes_its_sessions() -> None:
     stalling = Stalling(30)  # eight episodes take 32 steps
     with served(stalling.app()) as url:
         servers = EnvironmentsConfig(servers={"textcraft": [url]})
-        with RolloutPool(FixedSpec(POLICY), replicas=2, in_flight=4, environments=servers) as pool:
+        with RolloutPool(
+            FixedSpec(POLICY), EngineConfig(replicas=2, episodes_in_flight=4), environments=servers
+        ) as pool:
             episodes = pool.run(requests(100))
             next(episodes)
             assert eventually(lambda: stalling.left <= 0)  # and some wait for an answer that never comes

@@ -224,7 +224,7 @@ def _gone(pids: Iterable[int]) -> bool:
 @pytest.mark.slow
 async def test_killed_engines_change_nothing(ray_cluster: None, tiny_models: tuple[str, str]) -> None:
     others = _engine_cores()
-    with RolloutPool(EngineSpec("tiny", tiny_models[0], EngineConfig()), in_flight=16) as pool:
+    with RolloutPool(EngineSpec("tiny", tiny_models[0], EngineConfig()), EngineConfig(episodes_in_flight=16)) as pool:
         calm = {e.id: e.messages for _, e in pool.run(_requests(24))}
         for kill_core in (True, False):
             cores = _engine_cores() - others

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from atlas_ray.config import EngineConfig
 from atlas_ray.environments.registry import get
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest
@@ -70,7 +71,7 @@ def test_a_run_exports_what_it_played() -> None:
         return now.get(name, 0.0) - before.get(name, 0.0)
 
     requests = [EpisodeRequest(task, Sampling(), seed=0) for task in get("maze").tasks("test", 5)]
-    with RolloutPool(FixedSpec(ScriptedPolicy("expert")), in_flight=4) as pool:
+    with RolloutPool(FixedSpec(ScriptedPolicy("expert")), EngineConfig(episodes_in_flight=4)) as pool:
         turns = sum(episode.rounds for _, episode in pool.run(requests))
         wanted = {"ray_atlas_episodes_total", "ray_atlas_episodes_in_flight", "ray_atlas_replicas_ready"}
         deadline, found = time.monotonic() + 60, dict[str, float]()

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.cluster.connection import fetched_by
+from atlas_ray.config import EngineConfig
 from atlas_ray.environments import registry
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.protocol import Reply, Sampling
@@ -94,14 +95,14 @@ def gone(pid: int) -> bool:
 @pytest.fixture(scope="module")
 def alone(ray_cluster: None) -> dict[str, Episode]:
     """Episodes of one replica that plays one at a time."""
-    with RolloutPool(FixedSpec(Sleeper(seconds=0.0)), in_flight=1) as pool:
+    with RolloutPool(FixedSpec(Sleeper(seconds=0.0)), EngineConfig(episodes_in_flight=1)) as pool:
         return play(pool, requests(60))
 
 
 def test_replicas_order_and_crowding_change_nothing(alone: dict[str, Episode]) -> None:
     assert len(alone) == 60
     assert {e.stop_reason for e in alone.values()} == {StopReason.DONE, StopReason.MAX_ROUNDS}
-    with RolloutPool(FixedSpec(Sleeper()), replicas=3, in_flight=16) as pool:
+    with RolloutPool(FixedSpec(Sleeper()), EngineConfig(replicas=3, episodes_in_flight=16)) as pool:
         pids = [handle.pid for handle in pool._handles]
         assert play(pool, requests(60)[::-1]) == alone
         assert pool.restarts == 0
@@ -109,7 +110,7 @@ def test_replicas_order_and_crowding_change_nothing(alone: dict[str, Episode]) -
 
 
 def test_a_killed_replica_loses_and_repeats_nothing(alone: dict[str, Episode]) -> None:
-    with RolloutPool(FixedSpec(Sleeper(seconds=0.02)), replicas=2, in_flight=8) as pool:
+    with RolloutPool(FixedSpec(Sleeper(seconds=0.02)), EngineConfig(replicas=2, episodes_in_flight=8)) as pool:
         found: dict[str, Episode] = {}
         for _, episode in pool.run(iter(requests(60))):
             assert episode.id not in found
@@ -123,7 +124,7 @@ def test_a_killed_replica_loses_and_repeats_nothing(alone: dict[str, Episode]) -
 
 def test_an_episode_that_kills_its_replica_is_given_up(tmp_path: Path, alone: dict[str, Episode]) -> None:
     policy = Sleeper(trouble="die", tasks=("maze_5",), folder=str(tmp_path))
-    with RolloutPool(FixedSpec(policy), in_flight=6) as pool:
+    with RolloutPool(FixedSpec(policy), EngineConfig(episodes_in_flight=6)) as pool:
         found = play(pool, requests(12))
     lost = found.pop("maze/maze_5@0+0")
     assert (lost.stop_reason, lost.error) == (StopReason.MODEL_ERROR, "4 replicas died while they played this episode")
@@ -133,7 +134,7 @@ def test_an_episode_that_kills_its_replica_is_given_up(tmp_path: Path, alone: di
 
 def test_replicas_that_keep_dying_end_the_run(tmp_path: Path) -> None:
     policy = Sleeper(trouble="die", tasks=tuple(f"maze_{i}" for i in range(8)), folder=str(tmp_path))
-    with RolloutPool(FixedSpec(policy), in_flight=8) as pool, pytest.raises(AtlasError) as error:
+    with RolloutPool(FixedSpec(policy), EngineConfig(episodes_in_flight=8)) as pool, pytest.raises(AtlasError) as error:
         play(pool, requests(8))
     assert "died in a row" in error.value.what
 
@@ -143,7 +144,7 @@ def test_infrastructure_failures_are_tried_again_and_then_told(tmp_path: Path, a
     for folder in (mended, broken):
         folder.mkdir()
     policy = Sleeper(trouble="fail once", tasks=("maze_2",), folder=str(mended))
-    with RolloutPool(FixedSpec(policy), replicas=2, retries=1) as pool:
+    with RolloutPool(FixedSpec(policy), EngineConfig(replicas=2), retries=1) as pool:
         assert play(pool, requests(6)) == {r.task.id + "@0+0": alone[r.task.id + "@0+0"] for r in requests(6)}
         assert len({file.name.split(".")[1] for file in mended.iterdir()}) == 2 or len(list(mended.iterdir())) == 1
         pool.load(FixedSpec(replace(policy, trouble="fail", folder=str(broken))))
@@ -163,7 +164,7 @@ def test_requests_are_taken_only_when_there_is_room() -> None:
             assert taken - finished <= 8
             yield request
 
-    with RolloutPool(FixedSpec(Sleeper()), replicas=2, in_flight=4) as pool:
+    with RolloutPool(FixedSpec(Sleeper()), EngineConfig(replicas=2, episodes_in_flight=4)) as pool:
         for _ in pool.run(source()):
             finished += 1
     assert finished == 40
@@ -194,7 +195,7 @@ def test_a_source_may_wait_for_episodes() -> None:
 
 def test_a_group_stays_together() -> None:
     asked = [replace(r, sample=k, group=r.task.id) for r in requests(9) for k in range(6)]
-    with RolloutPool(FixedSpec(Sleeper(tell=True)), replicas=3) as pool:
+    with RolloutPool(FixedSpec(Sleeper(tell=True)), EngineConfig(replicas=3)) as pool:
         where: dict[str, set[str]] = {}
         for request, episode in pool.run(asked):
             where.setdefault(request.task.id, set()).add(episode.messages[3].content.split("\n")[0])
@@ -203,7 +204,7 @@ def test_a_group_stays_together() -> None:
 
 
 def test_a_run_can_be_left_early(alone: dict[str, Episode]) -> None:
-    with RolloutPool(FixedSpec(Sleeper(seconds=0.02)), in_flight=4) as pool:
+    with RolloutPool(FixedSpec(Sleeper(seconds=0.02)), EngineConfig(episodes_in_flight=4)) as pool:
         running = pool.run(requests(60))
         next(running)
         running.close()

@@ -16,6 +16,7 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.matched import MatchedRandomSelector, select_matched
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.training.data.corpus import tokens_of
+from atlas_ray.trajectories import index
 from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection
 from tests.selection.test_selection import config_of, data_in, expert
@@ -88,6 +89,21 @@ def test_tokens_are_counted_as_training_counts_them(tmp_path: Path) -> None:
         totals = [total + example.loss_tokens for total, example in zip(totals, pair, strict=True)]
     assert totals[1] == pytest.approx(totals[0], rel=0.02)
     assert {t for s in found for t in s.chosen} > {1, 2}
+
+
+def test_workers_draw_what_one_process_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny_tokenizer().save_pretrained("model")
+    given_data = data_in(Path("data"), [expert(8, i) for i in range(12)])
+    select_steps(config_of(Path("ours"), given_data, FIRST))
+    section = {"name": "matched_random", "reference": "ours", "model": "model"}
+    here = select_steps(config_of(Path("here"), given_data, section)).read(SELECTIONS)
+    monkeypatch.setattr(index, "SMALL", -1)
+    workers = select_steps(config_of(Path("workers"), given_data, section)).read(SELECTIONS)
+    assert {s.id: s.chosen for s in workers} == {s.id: s.chosen for s in here}
+    assert not any(s.error for s in workers)
 
 
 def test_without_a_reference_there_is_no_control() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.cluster import placement
+from atlas_ray.config import EngineConfig
 from atlas_ray.errors import UserError
 from atlas_ray.training import stage
 
@@ -39,7 +40,7 @@ def groups_of_engines(labels: dict[str, str] | None, replicas: int = 2) -> list[
     from atlas_ray.rollouts.pool import RolloutPool
 
     tasks = registry.get("maze").tasks("test", 3 * replicas)
-    with RolloutPool(Spec(), replicas=replicas, in_flight=3, labels=labels) as pool:
+    with RolloutPool(Spec(), EngineConfig(replicas=replicas, episodes_in_flight=3, label_selector=labels)) as pool:
         played = pool.run(EpisodeRequest(task, Sampling(), seed=0) for task in tasks)
         return sorted({episode.policy for _, episode in played})
 

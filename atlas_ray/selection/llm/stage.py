@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,6 +78,7 @@ class LlmStage(Stage):
         self.rows_per_block = min(most, ceil(share / _BLOCKS))
         self._blocks = ceil(share / self.rows_per_block) + 1
         self._coordinator: Any = None
+        self._opened: Any = None
 
     def apply(self, trajectories: Dataset) -> Dataset:
         """Selections of blocks, as their last trajectory is judged."""
@@ -89,7 +91,7 @@ class LlmStage(Stage):
         coordinator: Any = ray.remote(Coordinator)
         self._coordinator = coordinator.options(**beside_driver()).remote(config, folder)
         # Nobody waits here for what it finds: the judging actors do, and start meanwhile.
-        self._coordinator.open.remote("" if config.engine else key_of(config.endpoint))
+        self._opened = self._coordinator.open.remote("" if config.engine else key_of(config.endpoint))
         workers = ActorPoolStrategy(
             size=self._actors,
             max_tasks_in_flight_per_actor=self._blocks,
@@ -105,6 +107,8 @@ class LlmStage(Stage):
         if self._coordinator is not None:
             import ray
 
+            with suppress(Exception):  # the judging actors have told of it; Ray prints what nobody has looked at
+                ray.get(self._opened, timeout=0)
             ray.kill(self._coordinator)
         if failed is None:
             self._context.folder.write_json(_READ_BY, {"parser": PARSER_VERSION})

@@ -109,7 +109,7 @@ class ValueWorker:
         selector, _, environments = self._given
         share = ray.get(self._shares.of.remote(ray.get_runtime_context().get_actor_id()))
         engine = selector.engine.model_copy(update={"replicas": share})
-        return RolloutPool.of(self._spec, engine, environments, limits=selector.limits)
+        return RolloutPool(self._spec, engine, environments, limits=selector.limits)
 
     async def __call__(self, table: pa.Table) -> pa.Table:
         """Selections of a block.

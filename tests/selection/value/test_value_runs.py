@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from atlas_ray.config import LimitsConfig, validate
+from atlas_ray.config import EngineConfig, LimitsConfig, validate
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.registry import get
 from atlas_ray.errors import UserError
@@ -62,7 +62,9 @@ def test_one_actor_three_and_a_killed_one_give_the_same_values(mode: str) -> Non
 
     runs = []
     for replicas, in_flight, kill in ((1, 8, False), (3, 3, False), (2, 3, True)):
-        pool = RolloutPool(FixedSpec(ScriptedPolicy("novice")), replicas=replicas, in_flight=in_flight)
+        pool = RolloutPool(
+            FixedSpec(ScriptedPolicy("novice")), EngineConfig(replicas=replicas, episodes_in_flight=in_flight)
+        )
         runs.append(asyncio.run(values(pool, kill)))
     assert runs[0] == runs[1] == runs[2]
     for trajectory, one in zip(sorted(data, key=lambda t: t.id), runs[0], strict=True):
