@@ -84,7 +84,7 @@ def per_step(model: str, dtype: str) -> Score:
     def score(data: Sequence[Trajectory]) -> list[tuple[float, ...]]:
         found = []
         for trajectory in data:
-            rendered = chat.render(trajectory.messages)
+            (rendered,) = chat.render(trajectory.messages)
             spans = [rendered.spans[step.position] for step in trajectory.steps]
             found.append(tuple(of(rendered.ids, *span) for span in spans if span))
         return found

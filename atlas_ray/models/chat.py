@@ -1,14 +1,16 @@
 """A chat template as token ids: whole conversations with the span of every reply, and turns appended one by one.
 
 Flows in: messages and a Hugging Face tokenizer; flows out: ids. Training, scoring and sampling all go through here, so
-that a model is fed in an episode exactly what it was trained on. Each turn is tokenised by itself: the ids of a
-conversation are the ids of its turns, whatever comes later.
+that a model is fed in an episode exactly what it was trained on. Where a template only ever appends, each turn is
+tokenised by itself: the ids of a conversation are the ids of its turns, whatever comes later. Where it writes earlier
+turns anew (thoughts dropped, the last turn marked), each reply is given the prompt that the template writes for it.
 """
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from functools import cached_property
@@ -23,17 +25,19 @@ from atlas_ray.types import Message, Role
 # Some templates write today's date into the system turn; results must not depend on the day.
 _TODAY = date(2024, 7, 26).strftime
 _GUARD = re.compile("\ue000(\\d+)\ue001")
+_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+_OPENED = re.compile(r"<think>\s*(?:</think>\s*)?$")  # what a prompt may write of the reply's thought
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as tokens.
+    """A conversation as tokens, or as much of it as one sequence holds.
 
     Attributes:
         ids: Token ids of all turns, without what a template writes behind the last end of turn.
-        spans: Per message the half-open range of an assistant turn's own tokens in `ids` (content and end of turn,
-            not the header), else None.
+        spans: Per message the half-open range of an assistant turn's own tokens in `ids` (thought, content, calls and
+            end of turn, not the header), else None.
     """
 
     ids: list[int]
@@ -61,8 +65,8 @@ class ChatFormat:
         end_of_turn: Text that ends a reply; its last token is one of `stop_ids`.
 
     Raises:
-        UserError: If there is no template, or one whose turns depend on later turns or on their place, or whose replies
-            end without a special token.
+        UserError: If there is no template, or one that changes contents, or whose replies open otherwise than it asks
+            for them, or end without a special token.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -81,11 +85,14 @@ class ChatFormat:
         self._anchor = next((a for a in anchors if a[0] == tokenizer.eos_token_id), anchors[0] if anchors else None)
 
         self._tail = self._find_tail()
-        self._user, self._reply, self.generation_prompt = self._probe(system=False)
-        ends = [found.end() for found in self._special.finditer(self._reply.after)]
-        if not ends:
-            raise self._refused("ends a reply without a special token, so that no model could learn to stop")
-        self.end_of_turn, self._carry = self._reply.after[: ends[-1]], self._reply.after[ends[-1] :]
+        ends_piece = [str(token) for _, token in added if token.special and not token.rstrip]
+        self._pieces = re.compile(f".*?(?:{'|'.join(map(re.escape, ends_piece)) or '$^'})|.+", re.DOTALL)
+        self._appended = self._probe(system=False)
+        question, answer = Message("user", "turn0"), Message("assistant", "turn1")
+        opened, own = self._met([question], answer, None)
+        self.generation_prompt = opened.removeprefix(self._template([question]))
+        self.end_of_turn = own.partition("turn1")[2]
+        self._carry = self._template([question, answer]).rpartition(self.end_of_turn)[2]
         # Some special tokens take in the white space behind them (Phi's): none of it becomes a token.
         swallows = any(token.rstrip and self.end_of_turn.endswith(str(token)) for _, token in added)
         self._carried = self._carry.lstrip() if swallows else self._carry
@@ -119,19 +126,33 @@ class ChatFormat:
             tokenizer.chat_template = template
         return cls(tokenizer)
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
-        """The whole conversation.
+    def render(self, messages: Sequence[Message], tools: str | None = None) -> list[Rendered]:
+        """The whole conversation; several sequences where the template writes earlier turns anew, else one.
+
+        Each step stands in one of them, behind the prompt that the model would be given for it; steps whose prompts
+        begin with one another share a sequence.
+
+        Args:
+            tools: Schemas, as `Trajectory.tools` holds them.
 
         Raises:
             DataError: If the conversation does not start with a user turn (behind at most a system turn).
-            UserError: If the template writes this conversation differently turn by turn than as a whole.
+            UserError: If the template leaves out or changes what is to be learnt.
         """
-        rendered, pending, text = self._join(messages)
-        if text != self._template(messages):
-            raise self._refused("writes earlier turns of a conversation anew when later ones follow")
-        if messages[-1].role != "assistant":
-            rendered.ids.extend(self._encode(pending))
-        return rendered
+        _check_start(messages)
+        if tools is None and self.appends(messages):
+            rendered, pending, text = self._join(messages)
+            if text == self._template(messages):
+                if messages[-1].role != "assistant":
+                    rendered.ids.extend(self._encode(pending))
+                return [rendered]
+        return self._as_met(messages, tools)
+
+    def appends(self, messages: Sequence[Message]) -> bool:
+        """Whether a conversation that starts so goes on by `reply` and `observation`."""
+        is_text = not any(m.role == "tool" or m.calls or m.thought for m in messages)
+        alike = messages[0].role != "system" or self._with_system == self._appended
+        return is_text and alike and self._appended is not None
 
     @cached_property
     def unknown_id(self) -> int | None:
@@ -147,25 +168,83 @@ class ChatFormat:
         places = zip(found["input_ids"], found["offset_mapping"], strict=True)
         return [text[start:end].strip() for token, (start, end) in places if token == self.unknown_id]
 
-    def opening(self, messages: Sequence[Message]) -> list[int]:
-        """Ids of a conversation up to where the next reply starts; `messages` end with a user turn.
+    def opening(self, messages: Sequence[Message], tools: str | None = None) -> list[int]:
+        """Ids of a conversation up to where the next reply starts; `messages` end with a user turn, or a tool's.
 
         Raises:
             DataError: If they do not, or do not start with one.
         """
-        if not messages or messages[-1].role != "user":
+        _check_start(messages)
+        if messages[-1].role not in ("user", "tool"):
             raise DataError("a conversation to go on from must end with a user turn")
-        rendered, pending, _ = self._join(messages)
-        return rendered.ids + self._encode(pending + self.generation_prompt)
+        if tools is None and self.appends(messages):
+            rendered, pending, _ = self._join(messages)
+            return rendered.ids + self._encode(pending + self.generation_prompt)
+        return self._encode_pieces(self._template(messages, tools, add_generation_prompt=True), {})
 
     def reply(self, text: str) -> list[int]:
         """Ids of one reply: what a model writes, and the end of turn."""
-        own = self._reply.write(self._guard(text)).removeprefix(self.generation_prompt)
+        own = self._writers[1].write(self._guard(text)).removeprefix(self.generation_prompt)
         return self._encode(own.removesuffix(self._carry))
 
     def observation(self, text: str) -> list[int]:
         """Ids of one answer of the environment: all between a reply's end of turn and the start of the next reply."""
-        return self._encode(self._carried + self._user.write(self._guard(text)) + self.generation_prompt)
+        return self._encode(self._carried + self._writers[0].write(self._guard(text)) + self.generation_prompt)
+
+    @property
+    def _writers(self) -> tuple[_Turn, _Turn]:
+        """Of user turns and replies."""
+        if self._appended is None:
+            raise self._refused("writes earlier turns of a conversation anew when later ones follow")
+        return self._appended
+
+    def _as_met(self, messages: Sequence[Message], tools: str | None) -> list[Rendered]:
+        """Each step behind the prompt that the template writes for it."""
+        found, known = list[Rendered](), dict[str, list[int]]()
+        for place, message in enumerate(messages):
+            if not message.trainable:
+                continue
+            prompt, own = (self._encode_pieces(t, known) for t in self._met(messages[:place], message, tools))
+            if not found or prompt[: len(found[-1].ids)] != found[-1].ids:
+                found.append(Rendered([], [None] * len(messages)))
+            ids, spans = found[-1].ids, found[-1].spans
+            spans[place] = (len(prompt), len(prompt) + len(own))
+            ids[:] = prompt + own
+        return found
+
+    def _met(self, before: Sequence[Message], reply: Message, tools: str | None) -> tuple[str, str]:
+        """The prompt for a reply, and what the model has to write behind it.
+
+        Raises:
+            UserError: If the template leaves out or changes what they are made of.
+        """
+        prompt = self._template(before, tools, add_generation_prompt=True)
+        whole = self._template([*before, reply], tools)
+        thought, opened = self._guard(reply.thought), _OPENED.search(prompt)
+        if whole.startswith(prompt):
+            own = whole[len(prompt) :]
+        elif opened is None or not whole.startswith(prompt[: opened.start()]):
+            raise self._refused("opens a recorded reply differently from one to be generated")
+        else:
+            own = whole[opened.start() :]
+            if own.startswith("<think>"):
+                own = own.removeprefix("<think>").lstrip("\n")
+            elif "</think>" not in opened[0]:
+                own = f"{thought}\n</think>\n\n{own}"
+        ends = [found.end() for found in self._special.finditer(own)]
+        if not ends:
+            raise self._refused("ends a reply without a special token, so that no model could learn to stop")
+        for what, parts, text in (
+            ("content of assistant turns", [reply.content, *(call.name for call in reply.calls)], own),
+            ("thoughts of replies", [reply.thought], own),
+            ("content of user turns", [m.content for m in before if m.role in ("system", "user")], prompt),
+            ("results of tools", [m.content for m in before if m.role == "tool"], prompt),
+            ("tools", [tool["function"]["name"] for tool in json.loads(tools or "[]")], prompt),
+        ):
+            guarded = [self._guard(part).strip() for part in parts]
+            if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in guarded):
+                raise self._refused(f"changes the {what}, or leaves them out")
+        return prompt, own[: ends[-1]]
 
     def _join(self, messages: Sequence[Message]) -> tuple[Rendered, str, str]:
         """Tokens up to the last reply, the text behind it, and the text of it all."""
@@ -186,34 +265,30 @@ class ChatFormat:
 
     def _turns(self, messages: Sequence[Message]) -> list[tuple[Message, str]]:
         """Each message with its text; a template's own preamble and the system turn go with the first user turn."""
-        roles = [m.role for m in messages]
-        if any(m.role == "tool" or m.calls or m.thought for m in messages):
-            raise UserError("tool calls, and thoughts apart from replies, are not rendered", "write them as text")
-        first = 1 if roles[:1] == ["system"] else 0
-        if roles[first : first + 1] != ["user"] or "system" in roles[1:]:
-            raise DataError("a conversation must start with a user turn, behind at most one system turn")
-        if first and self._with_system != (self._user, self._reply, self.generation_prompt):
-            raise self._refused("writes turns differently behind a system turn")
+        first = 1 if messages[0].role == "system" else 0
         turns = [(m, "") for m in messages[:first]]
         turns.append((messages[first], self._template(messages[: first + 1])))
-        writers = {"user": self._user, "assistant": self._reply}
-        return turns + [(m, writers[m.role].write(self._guard(m.content))) for m in messages[first + 1 :]]
+        rest = messages[first + 1 :]
+        return turns + [(m, self._writers[m.role == "assistant"].write(self._guard(m.content))) for m in rest]
 
     @cached_property
-    def _with_system(self) -> tuple[_Turn, _Turn, str]:
+    def _with_system(self) -> tuple[_Turn, _Turn] | None:
         return self._probe(system=True)
 
-    def _probe(self, system: bool) -> tuple[_Turn, _Turn, str]:
-        """How the template writes user turns, replies and the generation prompt, learnt from a short conversation.
+    def _probe(self, system: bool) -> tuple[_Turn, _Turn] | None:
+        """How the template writes user turns and replies, learnt from a short conversation.
+
+        None where a turn's text depends on its place or on what follows, or a recorded reply opens otherwise than one
+        to be generated.
 
         Raises:
-            UserError: If a turn's text depends on its place or on what follows.
+            UserError: If it changes contents.
         """
         roles: list[Role] = ["user", "assistant"] * 3
         plain = [Message("system", "rule")] * system + [Message(role, f"turn{i}") for i, role in enumerate(roles)]
         texts = [self._template(plain[: k + 1]) for k in range(system, len(plain))]
         if any(not text.startswith(earlier) for earlier, text in pairwise(texts)):
-            raise self._refused("writes earlier turns of a conversation anew when later ones follow")
+            return None
         padded = self._template([Message(m.role, f" \n{m.content} \n") for m in plain])
         users, replies, prompts = [], [], []
         for k, message in enumerate(plain[system + 1 :], start=1):
@@ -227,21 +302,54 @@ class ChatFormat:
                 prompts.append(opened.removeprefix(texts[k]))
             else:
                 replies.append(_Turn(before, after, trims[0]))
-        if any(len(set(found)) > 1 for found in (users, replies, prompts)):
-            raise self._refused("writes a turn differently depending on its place")
-        if not replies[0].before.startswith(prompts[0]):
-            raise self._refused("opens a recorded reply differently from one to be generated")
-        return users[0], replies[0], prompts[0]
+        alike = all(len(set(found)) == 1 for found in (users, replies, prompts))
+        return (users[0], replies[0]) if alike and replies[0].before.startswith(prompts[0]) else None
 
-    def _template(self, messages: Sequence[Message], **options: bool) -> str:
+    def _template(self, messages: Sequence[Message], tools: str | None = None, **options: bool) -> str:
+        given = json.loads(self._guard(tools)) if tools else None
+        inline = any(m.thought for m in messages) and self._inlines_thoughts
+        try:
+            text = self._write(list(self._turn_dicts(messages, inline, json.loads)), tools=given, **options)
+        except TypeError:  # some join arguments to text (DeepSeek's)
+            text = self._write(list(self._turn_dicts(messages, inline, str)), tools=given, **options)
+        return text if options else text.removesuffix(self._tail)
+
+    def _write(self, turns: list[dict[str, Any]], **options: Any) -> str:
         from jinja2 import TemplateError
 
-        turns = [{"role": m.role, "content": self._guard(m.content)} for m in messages]
         try:
-            text = self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options)
+            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options))
         except TemplateError as error:
             raise self._refused(f"fails on this conversation: {error}") from None
-        return text if options else text.removesuffix(self._tail)
+
+    def _turn_dicts(
+        self, messages: Sequence[Message], inline: bool, arguments: Callable[[str], Any]
+    ) -> Iterator[dict[str, Any]]:
+        """Messages as templates read them; calls without an id get one, and results the names of their calls."""
+        asked = dict[str, str]()
+        for place, m in enumerate(messages):
+            turn: dict[str, Any] = {"role": m.role, "content": self._guard(m.content)}
+            if m.thought and inline:
+                turn["content"] = f"<think>\n{self._guard(m.thought)}\n</think>\n\n{turn['content']}"
+            elif m.thought:
+                turn |= dict.fromkeys(_THOUGHTS, self._guard(m.thought))
+            if m.calls:
+                asked = {call.id or f"call{place:04}{n % 10}": call.name for n, call in enumerate(m.calls)}
+                functions = [{"name": c.name, "arguments": arguments(self._guard(c.arguments))} for c in m.calls]
+                turn["tool_calls"] = [
+                    {"type": "function", "id": id_, "function": function}
+                    for id_, function in zip(asked, functions, strict=True)
+                ]
+            if m.role == "tool":
+                id_ = m.call_id or next(iter(asked), "")
+                turn |= {"tool_call_id": id_, "name": asked.pop(id_, "")}
+            yield turn
+
+    @cached_property
+    def _inlines_thoughts(self) -> bool:
+        """Whether the template knows no thoughts, so that they stand in the text as such models write them."""
+        asked, replied = {"role": "user", "content": "turn0"}, {"role": "assistant", "content": "turn1"}
+        return "turn2" not in self._write([asked, replied | dict.fromkeys(_THOUGHTS, "turn2")])
 
     def _find_tail(self) -> str:
         """The special token that a template writes behind whatever conversation it is given (Phi's end of text)."""
@@ -254,6 +362,15 @@ class ChatFormat:
     def _guard(self, content: str) -> str:
         """Content with the names of special tokens put aside: text from outside must not end or open a turn."""
         return self._special.sub(lambda found: f"\ue000{self._specials.index(found[0])}\ue001", content)
+
+    def _encode_pieces(self, text: str, known: dict[str, list[int]]) -> list[int]:
+        """The same ids, put together from those between special tokens, of which most stand in many prompts."""
+        ids: list[int] = []
+        for piece in self._pieces.findall(text) if self._anchor else [text]:
+            if piece not in known:
+                known[piece] = self._encode(piece)
+            ids += known[piece]
+        return ids
 
     def _encode(self, text: str) -> list[int]:
         ids: list[int] = []
@@ -273,3 +390,10 @@ class ChatFormat:
         return UserError(
             f"the chat template of {self._name} {why}", "set a plain one: the model's chat_template (docs/own-model.md)"
         )
+
+
+def _check_start(messages: Sequence[Message]) -> None:
+    roles = [m.role for m in messages]
+    first = 1 if roles[:1] == ["system"] else 0
+    if roles[first : first + 1] != ["user"] or "system" in roles[1:]:
+        raise DataError("a conversation must start with a user turn, behind at most one system turn")

@@ -22,8 +22,9 @@ from atlas_ray.cluster.processes import watch_for
 from atlas_ray.config import EngineConfig
 from atlas_ray.errors import ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.conversation import EngineConversation, RenderedConversation
 from atlas_ray.models.policies import ModelConfig
-from atlas_ray.models.protocol import ModelUse, Reply, Sampling
+from atlas_ray.models.protocol import Conversation, ModelUse, Reply, Sampling
 from atlas_ray.models.source import local_model, longest, trusted
 from atlas_ray.models.stops import STOP
 from atlas_ray.runs.folder import reachable
@@ -153,9 +154,11 @@ class VllmPolicy:
             ) from error
         self.context: int = self._engine.model_config.max_model_len
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineConversation:
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
         """Starts a conversation."""
-        return EngineConversation(self, self.chat, self.chat.opening(opening), sampling)
+        if self.chat.appends(opening):
+            return EngineConversation(self, self.chat, self.chat.opening(opening), sampling)
+        return RenderedConversation(self, self.chat, opening, sampling)
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None
@@ -285,37 +288,6 @@ class VllmPolicy:
         if watcher is not None:
             watcher.kill()
             watcher.wait()
-
-
-class EngineConversation:
-    """One conversation, kept as token ids: the history is never rendered or tokenized again."""
-
-    def __init__(self, policy: VllmPolicy, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
-        self._policy, self.chat, self._ids, self._sampling = policy, chat, ids, sampling
-
-    async def generate(self, seed: int) -> Reply:
-        """Draws the next reply and appends the ids as sampled.
-
-        Raises:
-            ContextOverflow: If the conversation no longer fits.
-            ModelFailure: If the engine fails.
-        """
-        made, usage = await self._policy.generate(self._ids, self._sampling, seed)
-        ids = list(made.token_ids)
-        if made.stop_reason == STOP:
-            ids = self.chat.reply(made.text)
-        elif not ids or ids[-1] not in self.chat.stop_ids:
-            ids.append(self.chat.stop_ids[0])
-        self._ids += ids
-        return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
-
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply."""
-        self._ids += self.chat.reply(reply)
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
-        self._ids += self.chat.observation(observation)
 
 
 def _engine_args(spec: EngineSpec, folder: str, cpu: bool) -> Any:

@@ -70,8 +70,10 @@ class MatchedRandomSelector(RowSelector):
 
 def loss_tokens(trajectory: Trajectory, chat: ChatFormat, max_length: int | None) -> dict[int, int]:
     """By step, the tokens that carry loss where it is chosen; without those that training loses."""
-    spans = chat.render(trajectory.messages).spans
-    ends = {step.index: spans[step.position] for step in trajectory.steps}
+    sequences = chat.render(trajectory.messages, trajectory.tools)
+    ends = {
+        step.index: s.spans[step.position] for s in sequences for step in trajectory.steps if s.spans[step.position]
+    }
     return {t: s[1] - s[0] for t, s in ends.items() if s is not None and (max_length is None or s[1] <= max_length)}
 
 

@@ -35,6 +35,7 @@ from atlas_ray.training.data.examples import (
     build_examples,
     hold_back,
     read_selection,
+    trajectories_of,
     with_ids,
     without_ids,
 )
@@ -73,12 +74,14 @@ def plan_lines(config: TrainConfig) -> list[str]:
     corpus = Corpus.of(sample, chat)
     examples = build_examples(config, corpus, sample, selections).examples
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
-    count = round(scale * len(examples))
+    count, sequences = (round(scale * n) for n in (trajectories_of(examples), len(examples)))
     tokens, loss_tokens = (scale * sum(n) for n in zip(*((e.length, e.loss_tokens) for e in examples), strict=True))
     lines.append(
         f"{about}{count} trajectories, {len(held)} held back; {about}{tokens:,.0f} tokens an epoch, "
         f"{loss_tokens:,.0f} of them with loss"
     )
+    if sequences > count:
+        lines.append(f"the chat template writes earlier turns anew: {about}{sequences} sequences")
     if unknown := unknown_words(corpus, sample, chat):
         lines.append(unknown)
     model = estimate.meta_model(config)
@@ -87,8 +90,9 @@ def plan_lines(config: TrainConfig) -> list[str]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
     if (peak := estimate.peak_flops(device)) is None:
         device, peak = _PAPERS_GPU, estimate.PEAK_FLOPS[_PAPERS_GPU]
+    optimizer_steps = total_steps(sequences, config.global_batch_size, config.epochs)
     lines.append(
-        f"{total_steps(count, config.global_batch_size, config.epochs)} optimizer steps in {config.epochs:g} epochs: "
+        f"{optimizer_steps} optimizer steps in {config.epochs:g} epochs: "
         f"{operations:.3g} operations, {estimate.gpu_hours(operations, peak, _MFU):.2g} GPU-hours if an MFU of "
         f"{_MFU:.0%} is reached ({device}, {peak / 1e12:.0f} TFLOP/s)"
     )
@@ -249,13 +253,17 @@ def finish(prepared: ExampleSet, job: Job, chat: ChatFormat, reached: int, begun
 def figures_of(prepared: ExampleSet, job: Job) -> dict[str, Any]:
     """What `finished.json` says, but for the time."""
     statistics = prepared.statistics
-    figures = {"train_steps": job.total_steps, "trajectories": len(job.examples), **asdict(statistics)}
+    figures = {
+        "train_steps": job.total_steps,
+        "trajectories": len({e.trajectory_id for e in job.examples}),
+        **asdict(statistics),
+    }
     figures["dropped"] += prepared.unselected
     steps = read_metrics(RunFolder(job.config.run))
     kept = best_step(steps) if job.config.keep == "best" else steps[-1]
     if kept is not None and "validation_loss" in kept:
         figures |= {
-            "validation_trajectories": len(job.validation),
+            "validation_trajectories": trajectories_of(job.validation),
             "kept_step": kept["step"],
             "validation_loss": kept["validation_loss"],
         }

@@ -17,7 +17,7 @@ from atlas_ray.runs.progress import console, output
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.text import printable
 from atlas_ray.training.data.corpus import Corpus, unknown_words
-from atlas_ray.training.data.examples import Example, ExampleSet, training_example
+from atlas_ray.training.data.examples import Example, ExampleSet, training_examples, trajectories_of
 from atlas_ray.trajectories.readers import read_trajectories
 
 LOSS_STYLE = "bold black on green"
@@ -56,8 +56,10 @@ def show(prepared: ExampleSet, chat: ChatFormat, unknown: str, *, sample: bool) 
         where = "between >> and <<" if marks else "in colour"
         console.print(f"{printable(first.trajectory_id)} as the model reads it; the loss falls on what stands {where}:")
         console.print(render_mask(first, chat, marks=marks))
+    count = trajectories_of(prepared.examples)
+    anew = f" as {len(prepared.examples)} sequences" if count < len(prepared.examples) else ""
     console.print(
-        f"{len(prepared.examples)} trajectories, {statistics.step_fraction:.1%} of steps and "
+        f"{count} trajectories{anew}, {statistics.step_fraction:.1%} of steps and "
         f"{statistics.loss_token_fraction:.1%} of step tokens carry loss"
     )
     for count, why in (
@@ -106,5 +108,5 @@ def view(
     corpus = Corpus.of([found[name]], chat)
     if unknown := unknown_words(corpus, [found[name]], chat):
         console.print(unknown, style="yellow")
-    whole = training_example(corpus[name], chosen, max_length=1 << 30)
-    return render_mask(whole, chat, marks=_colourless(output))
+    examples = training_examples(corpus[name], chosen, max_length=1 << 30)
+    return Text("\n\n").join(render_mask(example, chat, marks=_colourless(output)) for example in examples)

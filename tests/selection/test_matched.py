@@ -16,12 +16,12 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.matched import MatchedRandomSelector, select_matched
 from atlas_ray.selection.pipeline import select_steps
 from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import training_example
 from atlas_ray.trajectories import index
 from atlas_ray.trajectories.index import Outline
 from atlas_ray.types import Selection
 from tests.selection.test_selection import config_of, data_in, expert
 from tests.support.tiny import tiny_tokenizer
+from tests.support.training import training_example
 
 FIRST = {"name": "first", "ratio": 0.3}
 CONFIG = MatchedRandomSelector(reference="ours", model="m")

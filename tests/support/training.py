@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.training import loop
-from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import Example, training_example
+from atlas_ray.training.data.corpus import Tokens, tokens_of
+from atlas_ray.training.data.examples import Example, training_examples
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.types import Message, Selection, Trajectory
@@ -43,6 +44,12 @@ CHOSEN = {t.id: (1, len(t.steps)) if number % 2 else (2,) for number, t in enume
 SELECTIONS_HERE = [
     Selection(t.id, t.env, t.item_id, "gold", 0.3, len(t.steps), CHOSEN[t.id]) for t in TRAJECTORIES_HERE
 ]
+
+
+def training_example(tokens: Tokens, chosen: Collection[int] | None, max_length: int) -> Example:
+    """Of a trajectory that is one sequence."""
+    (example,) = training_examples(tokens, chosen, max_length)
+    return example
 
 
 def the_examples() -> list[Example]:

@@ -19,12 +19,12 @@ from atlas_ray.recipes.settings import RecipeConfig
 from atlas_ray.runs.manifest import config_digest
 from atlas_ray.training.data import corpus
 from atlas_ray.training.data.corpus import TOKENS, Corpus, Tokens, open_corpus, render, tokens_of, unknown_words
-from atlas_ray.training.data.examples import training_example, with_ids, without_ids
+from atlas_ray.training.data.examples import with_ids, without_ids
 from atlas_ray.training.stage import corpus_of
 from atlas_ray.types import Message, Trajectory
 from tests.support.recipes import a_recipe
 from tests.support.tiny import QWEN_TEMPLATE, tiny_tokenizer
-from tests.support.training import CHOSEN, TRAJECTORIES_HERE, a_config, write_base
+from tests.support.training import CHOSEN, TRAJECTORIES_HERE, a_config, training_example, write_base
 
 CHAT = ChatFormat(tiny_tokenizer())
 

@@ -13,10 +13,9 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.engine import VllmPolicy
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import training_example
 from atlas_ray.types import Message, Task, Trajectory
 from tests.support.solo import run_alone
-from tests.support.training import a_config
+from tests.support.training import a_config, training_example
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 

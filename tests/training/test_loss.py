@@ -22,10 +22,9 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training import loop
 from atlas_ray.training.data.batching import Batch, collate
 from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import training_example
 from atlas_ray.training.model import loss
 from tests.support.tiny import tiny_llama, tiny_tokenizer
-from tests.support.training import CHOSEN, CPU, TRAJECTORIES_HERE, a_config
+from tests.support.training import CHOSEN, CPU, TRAJECTORIES_HERE, a_config, training_example
 
 CHAT = ChatFormat(tiny_tokenizer())
 VOCABULARY = len(CHAT.tokenizer)
@@ -192,7 +191,7 @@ def reference(case: Case, shift: int = 0) -> tuple[float, dict[str, torch.Tensor
     limit = case.options.get("max_length", 500)
     model, parts = case.model(), list[torch.Tensor]()
     for trajectory in TRAJECTORIES_HERE:
-        rendered = CHAT.render(trajectory.messages)
+        (rendered,) = CHAT.render(trajectory.messages)
         spans = [rendered.spans[s.position] for s in trajectory.steps if s.index in CHOSEN[trajectory.id]]
         ids, labels = torch.tensor([rendered.ids]), torch.full((1, len(rendered.ids)), -100)
         kept = [(start + shift, end + shift) for start, end in spans if end <= limit]  # type: ignore[misc]

@@ -8,10 +8,11 @@ import pytest
 from atlas_ray.errors import DataError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training.data.corpus import tokens_of
-from atlas_ray.training.data.examples import Example, MaskStatistics, training_example
+from atlas_ray.training.data.examples import Example, MaskStatistics
 from atlas_ray.training.view import CONTEXT_STYLE, LOSS_STYLE, render_mask
 from atlas_ray.types import Message, Trajectory
 from tests.support.tiny import LLAMA_TEMPLATE, MISTRAL_TEMPLATE, QWEN_TEMPLATE, tiny_tokenizer
+from tests.support.training import training_example
 
 LLAMA = ChatFormat(tiny_tokenizer(LLAMA_TEMPLATE))
 QWEN = ChatFormat(tiny_tokenizer(QWEN_TEMPLATE, "<|im_end|>"))
@@ -92,7 +93,7 @@ def test_each_step_alone_carries_exactly_what_a_model_would_have_to_write(chat: 
 def test_steps_outside_the_selection_and_untrainable_turns_carry_no_loss() -> None:
     example = training_example(tokens_of(TRAJECTORY, LLAMA), None, 500)
     assert example.loss_tokens == example.step_tokens == 10 + 4 + 8
-    spans = LLAMA.render(TRAJECTORY.messages).spans
+    spans = LLAMA.render(TRAJECTORY.messages)[0].spans
     for chosen in ([1], [2], [3], [1, 3]):
         mask = training_example(tokens_of(TRAJECTORY, LLAMA), chosen, 500).loss_mask
         carrying = {p for p, span in enumerate(spans) if span and mask[slice(*span)].any()}

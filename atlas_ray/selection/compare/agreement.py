@@ -69,9 +69,9 @@ def tokens_of(trajectories: Iterable[Trajectory], model: str) -> dict[str, list[
     chat = ChatFormat.load(model)
     found = {}
     for trajectory in trajectories:
-        spans = chat.render(trajectory.messages).spans
-        steps = [spans[step.position] or (0, 0) for step in trajectory.steps]
-        found[trajectory.id] = [end - start for start, end in steps]
+        sequences = chat.render(trajectory.messages, trajectory.tools)
+        spans = [s.spans[step.position] for step in trajectory.steps for s in sequences]
+        found[trajectory.id] = [end - start for start, end in filter(None, spans)]
     return found
 
 

@@ -7,7 +7,7 @@ one perplexity per step, and selections.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -24,39 +24,49 @@ _LARGEST = 700.0  # nats: where exp leaves a double
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """A trajectory's tokens as far as they are read.
+    """One sequence of a trajectory's tokens as far as they are read.
 
     Attributes:
         ids: Token ids up to the last step that lies wholly within the limit.
         spans: Half-open ranges of those steps' own tokens (thought, action, end of turn).
-        n_steps: Of the whole trajectory.
+        steps: Which steps these are, from 1.
     """
 
     ids: list[int]
     spans: list[tuple[int, int]]
-    n_steps: int
+    steps: list[int]
 
     @classmethod
-    def of(cls, trajectory: Trajectory, chat: ChatFormat, limit: int) -> Scored:
-        """Renders a trajectory and cuts it after the last step that ends within `limit` tokens."""
-        rendered = chat.render(trajectory.messages)
-        spans = [rendered.spans[step.position] for step in trajectory.steps]
-        within = [span for span in spans if span is not None and span[1] <= limit]
-        # A causal model needs nothing behind the last scored token.
-        return cls(rendered.ids[: within[-1][1] if within else 0], within, len(spans))
+    def of(cls, trajectory: Trajectory, chat: ChatFormat, limit: int) -> list[Scored]:
+        """Renders a trajectory and cuts each sequence after the last step that ends within `limit` tokens."""
+        found = []
+        for rendered in chat.render(trajectory.messages, trajectory.tools):
+            met = [(step.index, rendered.spans[step.position]) for step in trajectory.steps]
+            within = [(index, span) for index, span in met if span is not None and span[1] <= limit]
+            if within:
+                # A causal model needs nothing behind the last scored token.
+                ids = rendered.ids[: within[-1][1][1]]
+                found.append(cls(ids, [span for _, span in within], [index for index, _ in within]))
+        return found
 
-    def perplexities(self, losses: Sequence[float]) -> tuple[float, ...]:
-        """One perplexity per step, `UNSCORED` beyond the limit: Eq. 5, exp of the mean negative log-likelihood.
+    def perplexities(self, losses: Sequence[float]) -> dict[int, float]:
+        """The perplexity of each step: Eq. 5, exp of the mean negative log-likelihood.
 
         Args:
             losses: Negative log-likelihoods in nats, of the tokens in `spans` and in their order.
         """
-        found, at = [], 0
-        for start, end in self.spans:
+        found, at = {}, 0
+        for index, (start, end) in zip(self.steps, self.spans, strict=True):
             own = losses[at : at + end - start]
-            found.append(math.exp(min(math.fsum(own) / len(own), _LARGEST)))
+            found[index] = math.exp(min(math.fsum(own) / len(own), _LARGEST))
             at += end - start
-        return tuple(found) + (UNSCORED,) * (self.n_steps - len(found))
+        return found
+
+
+def in_order(trajectory: Trajectory, found: Iterable[Mapping[int, float]]) -> tuple[float, ...]:
+    """The perplexities of all steps, from those of a trajectory's sequences; `UNSCORED` beyond the limit."""
+    known = {index: value for part in found for index, value in part.items()}
+    return tuple(known.get(step.index, UNSCORED) for step in trajectory.steps)
 
 
 def readable(max_length: int, context: int | None) -> int:

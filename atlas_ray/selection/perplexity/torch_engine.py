@@ -13,7 +13,7 @@ from typing import Any, Literal
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.source import local_model, weights
-from atlas_ray.selection.perplexity.scores import Scored, readable
+from atlas_ray.selection.perplexity.scores import Scored, in_order, readable
 from atlas_ray.types import Trajectory
 
 _UNKNOWN = ("attn_logit_softcapping", "final_logit_softcapping", "logit_scale", "logits_scaling")
@@ -77,17 +77,21 @@ class TorchScorer:
         self._head: Any = loaded.get_output_embeddings().to(self._device)
         self._batch_tokens = batch_tokens
         try:
-            self._losses([Scored([0, 0], [(1, 2)], 1)])
+            self._losses([Scored([0, 0], [(1, 2)], [1])])
         except NotImplementedError as error:
             raise UserError(f"{model} cannot be packed: {error}", _REMEDY) from None
 
     def score(self, trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
         """Perplexities, one per step and trajectory, `UNSCORED` where a step reaches beyond the limit."""
-        scored = [Scored.of(t, self._chat, self._limit) for t in trajectories]
-        losses: dict[int, list[float]] = {}
+        sequences = [Scored.of(t, self._chat, self._limit) for t in trajectories]
+        scored = [s for parts in sequences for s in parts]
+        found: dict[int, dict[int, float]] = {}
         for pack in packs([len(s.ids) for s in scored], self._batch_tokens):
-            losses |= dict(zip(pack, self._losses([scored[i] for i in pack]), strict=True))
-        return [s.perplexities(losses[i] if s.ids else ()) for i, s in enumerate(scored)]
+            for i, losses in zip(pack, self._losses([scored[i] for i in pack]), strict=True):
+                found[i] = scored[i].perplexities(losses)
+        order = iter(range(len(scored)))
+        parts = [[found[next(order)] for _ in own] for own in sequences]
+        return [in_order(t, own) for t, own in zip(trajectories, parts, strict=True)]
 
     def _losses(self, pack: list[Scored]) -> list[list[float]]:
         """Negative log-likelihoods of the step tokens, per trajectory (computed in float32)."""

@@ -11,7 +11,7 @@ from typing import Literal
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
-from atlas_ray.selection.perplexity.scores import Scored, readable
+from atlas_ray.selection.perplexity.scores import Scored, in_order, readable
 from atlas_ray.types import Trajectory
 
 # Of a GPU's memory. vLLM does not count on the logits of whole prompts when it takes its share, and no reply is
@@ -36,12 +36,13 @@ class VllmScorer:
         Raises:
             ModelFailure: If the engine fails.
         """
-        scored = [Scored.of(t, self._policy.chat, self._limit) for t in trajectories]
-        return list(await asyncio.gather(*map(self._perplexities, scored)))
+        return list(await asyncio.gather(*map(self._score, trajectories)))
 
-    async def _perplexities(self, scored: Scored) -> tuple[float, ...]:
-        if not scored.ids:
-            return scored.perplexities(())
+    async def _score(self, trajectory: Trajectory) -> tuple[float, ...]:
+        sequences = Scored.of(trajectory, self._policy.chat, self._limit)
+        return in_order(trajectory, await asyncio.gather(*map(self._perplexities, sequences)))
+
+    async def _perplexities(self, scored: Scored) -> dict[int, float]:
         losses = await self._policy.losses(scored.ids)  # of every token but the first
         return scored.perplexities([losses[i - 1] for start, end in scored.spans for i in range(start, end)])
 

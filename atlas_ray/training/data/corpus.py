@@ -30,7 +30,7 @@ from atlas_ray.types import Trajectory
 
 CHUNK = 256  # trajectories in a shard, and in a task
 _NAMED = 5  # unknown words that a warning names
-_VERSION = 1  # raise it with every change of what models/chat.py writes: older files are not read then
+_VERSION = 2  # raise it with every change of what models/chat.py writes: older files are not read then
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +39,27 @@ class Tokens:
 
     Attributes:
         id: Of the trajectory.
-        ids: int32, (tokens,).
+        ids: int32, (tokens,): of its sequences, one behind the other; most chat templates make one.
         spans: int32, (steps, 2): the half-open range of each step's own tokens in `ids`.
+        starts: int32, (sequences,): where each begins in `ids`.
     """
 
     id: str
     ids: NDArray[np.int32]
     spans: NDArray[np.int32]
+    starts: NDArray[np.int32]
+
+    @classmethod
+    def of(cls, name: str, ids: NDArray[np.int32], spans: NDArray[np.int32], starts: NDArray[np.int32]) -> Tokens:
+        """From columns of the table, where spans are flat."""
+        return cls(name, ids, spans.reshape(-1, 2), starts)
 
 
 TOKENS: TableSpec[Tokens] = TableSpec(
     "tokens",
-    pa.schema([("id", pa.string()), ("ids", pa.list_(pa.int32())), ("spans", pa.list_(pa.int32()))]),
-    lambda tokens: {"id": tokens.id, "ids": tokens.ids, "spans": tokens.spans.ravel()},
-    lambda row: Tokens(row["id"], np.array(row["ids"], np.int32), np.array(row["spans"], np.int32).reshape(-1, 2)),
+    pa.schema([("id", pa.string()), *((name, pa.list_(pa.int32())) for name in ("ids", "spans", "starts"))]),
+    lambda tokens: {"id": tokens.id, "ids": tokens.ids, "spans": tokens.spans.ravel(), "starts": tokens.starts},
+    lambda row: Tokens.of(row["id"], *(np.array(row[name], np.int32) for name in ("ids", "spans", "starts"))),
 )
 Render = Callable[[Sequence[Trajectory]], Iterable[pa.Table]]
 
@@ -66,7 +73,7 @@ class Corpus:
 
     def __init__(self, tables: Iterable[pa.Table]) -> None:
         self.tables = [table.combine_chunks() for table in tables if table.num_rows]
-        self._columns = [(_lists(table, "ids"), _lists(table, "spans")) for table in self.tables]
+        self._columns = [[_lists(table, name) for name in ("ids", "spans", "starts")] for table in self.tables]
         self._places = {
             name: (number, row)
             for number, table in enumerate(self.tables)
@@ -80,8 +87,8 @@ class Corpus:
 
     def __getitem__(self, trajectory_id: str) -> Tokens:
         number, row = self._places[trajectory_id]
-        ids, spans = (values[offsets[row] : offsets[row + 1]] for values, offsets in self._columns[number])
-        return Tokens(trajectory_id, ids, spans.reshape(-1, 2))
+        columns = (values[offsets[row] : offsets[row + 1]] for values, offsets in self._columns[number])
+        return Tokens.of(trajectory_id, *columns)
 
 
 def _lists(table: pa.Table, column: str) -> tuple[Any, Any]:
@@ -113,9 +120,16 @@ def tokens_of(trajectory: Trajectory, chat: ChatFormat) -> Tokens:
     Raises:
         UserError: If the chat template cannot be masked.
     """
-    rendered = chat.render(trajectory.messages)
-    spans = [rendered.spans[step.position] for step in trajectory.steps]
-    return Tokens(trajectory.id, np.array(rendered.ids, np.int32), np.array(spans, np.int32).reshape(-1, 2))
+    rendered = chat.render(trajectory.messages, trajectory.tools)
+    starts = np.cumsum([0, *(len(sequence.ids) for sequence in rendered)], dtype=np.int32)
+    spans = [
+        (start + span[0], start + span[1])
+        for step in trajectory.steps
+        for start, sequence in zip(starts, rendered, strict=False)
+        if (span := sequence.spans[step.position])
+    ]
+    ids = np.array([token for sequence in rendered for token in sequence.ids], np.int32)
+    return Tokens.of(trajectory.id, ids, np.array(spans, np.int32), starts[:-1])
 
 
 def render(trajectories: Sequence[Trajectory], chat: ChatFormat) -> Iterator[pa.Table]:

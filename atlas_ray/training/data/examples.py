@@ -28,7 +28,9 @@ _NO_IDS = np.zeros(0, np.int32)
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One trajectory as a model sees it in training, cut behind the last token that carries loss.
+    """One sequence of a trajectory as a model sees it in training, cut behind the last token that carries loss.
+
+    Where a trajectory has several, the first one counts its steps, and the others none.
 
     Attributes:
         ids: int32, (length,); empty where nothing carries loss.
@@ -37,6 +39,7 @@ class Example:
         steps_chosen: Steps chosen, those lost included.
         steps_lost: Chosen steps that end behind the length limit.
         step_tokens: Tokens of all steps, chosen or not, before any cut.
+        start: Where it begins in the trajectory's tokens.
     """
 
     trajectory_id: str
@@ -46,6 +49,7 @@ class Example:
     steps_chosen: int
     steps_lost: int
     step_tokens: int
+    start: int = 0
 
     @property
     def length(self) -> int:
@@ -66,14 +70,16 @@ class Example:
         return mask
 
 
-def training_example(tokens: Tokens, chosen_steps: Collection[int] | None, max_length: int) -> Example:
-    """Marks the tokens of a trajectory's chosen steps.
+def training_examples(tokens: Tokens, chosen_steps: Collection[int] | None, max_length: int) -> list[Example]:
+    """Marks the tokens of a trajectory's chosen steps, in each of its sequences that holds such; at least one.
 
     What follows the last chosen step is left out: under causal attention it changes nothing. A chosen step that ends
     behind `max_length` tokens is lost as a whole, for half a step teaches no end of turn.
 
     Args:
+        tokens: Of the trajectory.
         chosen_steps: Steps from 1; None chooses all.
+        max_length: Of a sequence.
 
     Raises:
         DataError: If a chosen step does not exist.
@@ -86,16 +92,22 @@ def training_example(tokens: Tokens, chosen_steps: Collection[int] | None, max_l
             "make the selection from the same data",
         )
     spans = tokens.spans[[index - 1 for index in sorted(chosen)]]
-    kept = spans[spans[:, 1] <= max_length]
-    return Example(
-        trajectory_id=tokens.id,
-        ids=tokens.ids[: kept[-1, 1] if len(kept) else 0],
-        spans=kept,
+    begins = tokens.starts[np.searchsorted(tokens.starts, spans[:, 0], side="right") - 1]
+    fits = spans[:, 1] - begins <= max_length
+    found = [
+        Example(tokens.id, tokens.ids[start : own[-1, 1]], own - start, 0, 0, 0, 0, int(start))
+        for start in tokens.starts
+        if len(own := spans[fits & (begins == start)])
+    ]
+    first = found[0] if found else Example(tokens.id, _NO_IDS, spans[:0], 0, 0, 0, 0)
+    counted = replace(
+        first,
         steps=steps,
         steps_chosen=len(chosen),
-        steps_lost=len(chosen) - len(kept),
+        steps_lost=len(chosen) - int(fits.sum()),
         step_tokens=int((tokens.spans[:, 1] - tokens.spans[:, 0]).sum()),
     )
+    return [counted, *found[1:]]
 
 
 def without_ids(examples: Iterable[Example]) -> list[Example]:
@@ -105,7 +117,7 @@ def without_ids(examples: Iterable[Example]) -> list[Example]:
 
 def with_ids(examples: Iterable[Example], corpus: Corpus) -> list[Example]:
     """Examples with the token ids that `without_ids` took from them: views of the corpus."""
-    return [replace(e, ids=corpus[e.trajectory_id].ids[: e.spans[-1, 1]]) for e in examples]
+    return [replace(e, ids=corpus[e.trajectory_id].ids[e.start :][: e.spans[-1, 1]]) for e in examples]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +168,11 @@ class ExampleSet:
     unselected: int
 
 
+def trajectories_of(examples: Iterable[Example]) -> int:
+    """How many trajectories examples are sequences of."""
+    return len({example.trajectory_id for example in examples})
+
+
 def build_examples(
     config: TrainConfig, corpus: Corpus, trajectories: Sequence[Trajectory], selections: Sequence[Selection] | None
 ) -> ExampleSet:
@@ -170,21 +187,25 @@ def build_examples(
             than the model's context.
     """
     selected = {s.trajectory_id: s for s in selections or () if s.error is None}
-    found: list[Example] = []
+    found, selected_here = list[Example](), 0
     for t in trajectories if selections is None else [t for t in trajectories if t.id in selected]:
         selection = selected.get(t.id)
         if selection is not None and selection.n_steps != len(t.steps):
             what = f"{t.id} has {len(t.steps)} steps, {selection.n_steps} where it was selected"
             raise UserError(what, "select and train on the same data")
-        found.append(training_example(corpus[t.id], selection.chosen if selection else None, config.max_length))
+        selected_here += 1
+        found += training_examples(corpus[t.id], selection.chosen if selection else None, config.max_length)
     examples = [example for example in found if example.loss_tokens]
     if not examples:
         none = "" if not found else f", and none of these has a chosen step within {config.max_length} tokens"
         why = next((f"; the first selection failed: {s.error}" for s in selections or () if s.error), "")
         raise UserError(
-            f"nothing to train on: of {len(trajectories)} trajectories {len(found)} have a selection{none}{why}",
+            f"nothing to train on: of {len(trajectories)} trajectories {selected_here} have a selection{none}{why}",
             "mend that and select again" if why else "select on the same data, or raise max_length",
         )
+    if config.loss == "trajectory" and trajectories_of(examples) < len(examples):
+        what = "the chat template writes earlier turns anew, so that a trajectory is several sequences"
+        raise UserError(f"{what}, and loss: trajectory weighs it as one", "set loss: step, or token")
     long = max(examples, key=lambda example: example.length)
     context = longest(config.model)
     if context is not None and long.length > context:
@@ -192,7 +213,7 @@ def build_examples(
             f"{long.trajectory_id} has {long.length} tokens, the model's context {context}",
             f"set max_length to at most {context}",
         )
-    return ExampleSet(examples, MaskStatistics.of(found), len(trajectories) - len(found))
+    return ExampleSet(examples, MaskStatistics.of(found), len(trajectories) - selected_here)
 
 
 def hold_back(

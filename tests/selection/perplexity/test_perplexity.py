@@ -64,7 +64,7 @@ def step_by_step(model: str, trajectory: Trajectory) -> list[float]:
 
     lm, chat, found = AutoModelForCausalLM.from_pretrained(model), ChatFormat.load(model), []
     for step in trajectory.steps:
-        rendered = chat.render(trajectory.messages[: step.position + 1])
+        (rendered,) = chat.render(trajectory.messages[: step.position + 1])
         start, end = rendered.spans[-1] or (0, 0)
         with torch.no_grad():
             logp = lm(torch.tensor([rendered.ids])).logits[0].log_softmax(-1)
@@ -93,7 +93,7 @@ def test_a_uniform_model_finds_every_step_as_hard_as_its_vocabulary(tmp_path: Pa
 def test_steps_beyond_max_length_get_no_score(model: str) -> None:
     long = TRAJECTORIES[2]
     whole = TorchScorer(model).score([long])[0]
-    ends = [span[1] for span in ChatFormat.load(model).render(long.messages).spans[2:] if span]
+    ends = [span[1] for span in ChatFormat.load(model).render(long.messages)[0].spans[2:] if span]
     config = PerplexitySelector(ratio=1.0, model=model)
     for max_length, within in ((ends[3], 4), (ends[3] - 1, 3)):
         found = TorchScorer(model, max_length=max_length).score([long, TRAJECTORIES[1]])[0]

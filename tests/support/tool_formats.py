@@ -1,0 +1,103 @@
+"""Chat templates that know tools and thoughts, written by the rules of the models' own, on a tokenizer of bytes."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+_LAST_QUESTION = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}"
+)
+# Thoughts of turns before the last question are dropped; the turn that is made has a thought, be it empty.
+QWEN_3 = (
+    "{% if tools %}<|im_start|>system\n{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}"
+    "# Tools\n<tools>{% for tool in tools %}\n{{ tool | tojson }}{% endfor %}\n</tools><|im_end|>\n"
+    "{% elif messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n{% endif %}"
+    + _LAST_QUESTION
+    + "{% for m in messages %}{% if m.role == 'user' %}<|im_start|>user\n{{ m.content }}<|im_end|>\n"
+    "{% elif m.role == 'assistant' %}{% set thought = m.reasoning_content or '' %}{% set content = m.content %}"
+    "{% if '</think>' in content %}{% set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}"
+    "{% set content = content.split('</think>')[-1].lstrip('\n') %}{% endif %}<|im_start|>assistant\n"
+    "{% if loop.index0 > ns.last and (loop.last or thought) %}<think>\n{{ thought }}\n</think>\n\n{% endif %}"
+    "{{ content }}{% for call in m.tool_calls or [] %}{% if content or not loop.first %}\n{% endif %}<tool_call>\n"
+    '{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}}\n</tool_call>'
+    "{% endfor %}<|im_end|>\n"
+    "{% elif m.role == 'tool' %}{% if messages[loop.index0 - 1].role != 'tool' %}<|im_start|>user{% endif %}\n"
+    "<tool_response>\n{{ m.content }}\n</tool_response>"
+    "{% if loop.last or messages[loop.index0 + 1].role != 'tool' %}<|im_end|>\n{% endif %}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+).replace("%}\n", "%}{{ '\n' }}")  # transformers drops a line break behind a block
+# The prompt opens the thought, and recorded replies have none.
+DEEPSEEK_R1 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{% for tool in tools or [] %}{{ tool | tojson }}\n{% endfor %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|User|>{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<|Assistant|>{{ m.content.split('</think>')[-1].lstrip('\n') }}"
+    "{% for call in m.tool_calls or [] %}<|call|>{{ call.function.name }}\n"
+    "{{ '```json\n' + call.function.arguments + '\n```' }}{% endfor %}{{ eos_token }}"
+    "{% elif m.role == 'tool' %}<|output|>{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|Assistant|><think>\n{% endif %}"
+)
+# One call a turn; results as JSON; no thoughts.
+LLAMA_31 = (
+    "{{ bos_token }}{% if messages[0].role == 'system' %}{% set rule = messages[0].content %}{% else %}"
+    "{% set rule = '' %}{% endif %}<|start_header_id|>system<|end_header_id|>\n\n"
+    "{% if tools %}Environment: ipython\n{% endif %}{{ rule }}<|eot_id|>"
+    "{% for m in messages %}{% if m.role == 'user' %}<|start_header_id|>user<|end_header_id|>\n\n"
+    "{% if tools and loop.index0 <= 1 %}Functions: {% for tool in tools %}{{ tool | tojson }}\n{% endfor %}{% endif %}"
+    "{{ m.content | trim }}<|eot_id|>{% elif m.tool_calls %}<|start_header_id|>assistant<|end_header_id|>\n\n"
+    "{% for call in m.tool_calls %}{{ m.content }}"
+    '{"name": "{{ call.function.name }}", "parameters": {{ call.function.arguments | tojson }}}{% endfor %}<|eot_id|>'
+    "{% elif m.role == 'assistant' %}<|start_header_id|>assistant<|end_header_id|>\n\n{{ m.content | trim }}<|eot_id|>"
+    "{% elif m.role == 'tool' %}<|start_header_id|>ipython<|end_header_id|>\n\n{{ m.content | tojson }}<|eot_id|>"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+# A turn is several messages; the one that is made ends otherwise than recorded ones.
+GPT_OSS = (
+    "{% if tools %}<|start|>developer<|message|>{% for tool in tools %}type {{ tool.function.name }} = any;{% endfor %}"
+    "<|end|>{% endif %}{% for m in messages %}{% if m.role == 'assistant' %}"
+    "{% if m.thinking and loop.last %}<|start|>assistant<|channel|>analysis<|message|>{{ m.thinking }}<|end|>"
+    "{% endif %}"
+    "{% if m.content %}<|start|>assistant<|channel|>final<|message|>{{ m.content }}"
+    "{% if loop.last and not m.tool_calls %}<|return|>{% else %}<|end|>{% endif %}{% endif %}"
+    "{% for call in m.tool_calls or [] %}<|start|>assistant to={{ call.function.name }}<|channel|>commentary<|message|>"
+    "{{ call.function.arguments | tojson }}<|call|>{% endfor %}"
+    "{% elif m.role == 'tool' %}<|start|>{{ m.name }} to=assistant<|message|>{{ m.content | tojson }}<|end|>"
+    "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
+)
+TEMPLATES = {
+    "qwen3": (QWEN_3, "<|im_end|>"),
+    "deepseek-r1": (DEEPSEEK_R1, "</s>"),
+    "llama-3.1": (LLAMA_31, "<|eot_id|>"),
+    "gpt-oss": (GPT_OSS, "<|return|>"),
+}
+_SPECIALS = [
+    *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|output|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
+]
+
+
+@cache
+def tool_tokenizer(name: str) -> Any:
+    """Byte-level, with the special tokens of all families."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=_SPECIALS)
+    inner.train_from_iterator(["assistant\n<think>\n</think>\n\nuser\n"] * 4, trainer)
+    template, eos = TEMPLATES[name]
+    return PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        bos_token="<s>",
+        eos_token=eos,
+        additional_special_tokens=[s for s in _SPECIALS if s not in ("<s>", eos)],
+        name_or_path=f"test/{name}",
+        chat_template=template,
+    )
