@@ -40,9 +40,9 @@ class SlowExpert(ScriptedPolicy):
 
 if __name__ == "__main__":
     from atlas_ray.cli.main import main
-    from atlas_ray.evaluation import stage
+    from atlas_ray.models import engine
     from atlas_ray.trajectories import index
 
     index.SMALL = -1
-    stage._spec = lambda arm, config: FixedSpec(SlowExpert("expert"))  # type: ignore[assignment]
+    engine.EngineSpec = lambda *_: FixedSpec(SlowExpert("expert"))  # type: ignore[assignment,misc]
     main(["--log-units", *sys.argv[1:]])
