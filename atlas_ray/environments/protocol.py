@@ -192,6 +192,11 @@ class EnvironmentSpec:
             )
         return int(found[1])
 
+    @property
+    def knows_tasks(self) -> bool:
+        """Whether `tasks` are those that are played; a server of AgentGym's kind alone knows which it has."""
+        return self.simulator is not None or self.session is not None
+
     def number(self, task: Task) -> int:
         """The number under which the environment knows a task.
 

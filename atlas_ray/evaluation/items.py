@@ -138,7 +138,7 @@ def _tasks(config: EvaluateConfig) -> tuple[dict[str, list[Task]], list[UserErro
 def _chosen(env: str, limit: int | None, named: dict[str, list[str]], environments: EnvironmentsConfig) -> list[Task]:
     spec = registry.get(env)
     if env not in named:
-        if not spec.n_test:
+        if not spec.knows_tasks:
             raise UserError(f"which test tasks {env} has is not known here: its server holds them", _NAME_THEM)
         return with_agentboard(spec, environments).tasks("test", limit)
     ids = named[env]
@@ -165,5 +165,5 @@ def _items(config: str) -> Items:
 
 
 def remote_environments(config: EvaluateConfig) -> list[str]:
-    """Environments whose test tasks a server holds: those of which none are known here, and all that items name."""
-    return [e for e in config.tasks if not registry.get(e).n_test or (config.items and e not in NAMES)]
+    """Environments whose test tasks a server holds: those whose tasks are not known here, and all that items name."""
+    return [e for e in config.tasks if not registry.get(e).knows_tasks or (config.items and e not in NAMES)]

@@ -255,7 +255,7 @@ def _verification(config: VerifyConfig, shapes: Mapping[str, Shape]) -> Line:
 def _tasks(config: EvaluateConfig, env: str) -> int:
     """Test tasks of an environment: the built-in ones, or as many as the paper's where a server holds them."""
     limit = config.tasks[env]
-    if registry.get(env).n_test and (config.items is None or env in NAMES):
+    if registry.get(env).knows_tasks and (config.items is None or env in NAMES):
         return len(registry.get(env).tasks("test", limit))
     printed = eval_tasks(env)
     return printed if limit is None else min(limit, printed)

@@ -118,12 +118,15 @@ def test_an_evaluation_behind_an_endpoint_that_fails_on_the_way(
 ) -> None:
     answer, words, each = LATE.get(mode, (None, "cannot reach the endpoint .*: .*(Connect|refused)", None))
 
+    gone: list[bool] = []
+
     def late(_: dict[str, Any], __: int) -> web.Response | str:
         if len(endpoint.calls) <= GOOD_CALLS:
             return "Action: move up"
         if answer is not None:
             return answer()
-        if len(endpoint.calls) == GOOD_CALLS + 1:  # it listens no longer, and closes what is open
+        if not gone:  # it listens no longer, and closes what is open
+            gone.append(True)
             asyncio.get_running_loop().call_soon(lambda: asyncio.ensure_future(endpoint._runner.cleanup()))
         last = completion("Action: move up")
         last.force_close()

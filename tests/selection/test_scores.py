@@ -12,10 +12,16 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.estimate import estimate_lines
 from atlas_ray.selection.pipeline import select_steps
+from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.types import Selection, Usage
-from tests.selection.test_selection import config_of, data_in, expert
+from tests.selection.test_selection import config_of as config_with
+from tests.selection.test_selection import data_in, expert
 
 SCORES = (3.0, 9.0, 1.0, 0.0, 5.0, 7.0, 2.0, 8.0, 4.0, 6.0)
+
+
+def config_of(folder: Path, data: dict[str, Any], selector: dict[str, Any]) -> SelectConfig:
+    return config_with(folder, data, selector, max_failed=1.0)  # most of the data's trajectories have no scores
 
 
 def selection(number: int, name: str, n_steps: int = 10, **fields: Any) -> Selection:
