@@ -30,6 +30,7 @@ class Blocking:
     """A step of a task below 10 blocks until the test is over."""
 
     over: ClassVar[threading.Event]
+    begun: ClassVar[threading.Event]  # some step blocks
     ended: ClassVar[list[tuple[str, int]]]
     at_once: ClassVar[int]
     most: ClassVar[int]
@@ -46,6 +47,7 @@ class Blocking:
             own.at_once -= 1
             raise StopIteration("nothing left")
         if self.index < 10:
+            self.begun.set()
             self.over.wait(60)
         own.at_once -= 1
         return StepResult("You went.", 1.0, True)
@@ -62,7 +64,8 @@ SPEC = EnvironmentSpec("blocking", "in", 3, "success", "last", simulator=Blockin
 
 @pytest.fixture(autouse=True)
 def fresh() -> Iterator[None]:
-    Blocking.over, Blocking.ended, Blocking.at_once, Blocking.most = threading.Event(), [], 0, 0
+    Blocking.over, Blocking.begun = threading.Event(), threading.Event()
+    Blocking.ended, Blocking.at_once, Blocking.most = [], 0, 0
     registry.register(SPEC)
     yield
     Blocking.over.set()
@@ -116,9 +119,10 @@ async def test_a_simulator_is_closed_and_one_that_hangs_is_killed() -> None:
 
 
 async def test_a_server_answers_the_others_while_one_hangs() -> None:
-    async with running(create_app(["blocking"])) as url, remote("blocking", url) as hung:
+    async with running(create_app(["blocking"])) as url, remote("blocking", url, timeout_s=60.0) as hung:
         waiting = asyncio.create_task(episode(hung, GO, index=0))
-        async with remote("blocking", url) as session:
+        assert await asyncio.to_thread(Blocking.begun.wait, 60)
+        async with remote("blocking", url, timeout_s=60.0) as session:
             assert (await episode(session, GO, index=10)).stop_reason is StopReason.DONE
         assert not waiting.done()
         waiting.cancel()
