@@ -45,8 +45,6 @@ def connect(config: RayConfig) -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if not shown:  # Ray's core warns of what Ray Data does, in its own words, on the screen of every stage
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address is None:
         _require_token()
     else:
