@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ from aiohttp import web
 
 from atlas_ray.config import EnvironmentsConfig, validate
 from atlas_ray.environments import registry
+from atlas_ray.environments.builtin.maze import Maze
 from atlas_ray.environments.client import open_session
+from atlas_ray.environments.custom_data import CustomData
 from atlas_ray.environments.foreign.openenv import action_field, text_of
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
@@ -141,6 +145,22 @@ def test_actions_are_one_text_or_refused(properties: dict[str, Any], found: str)
 def test_of_an_observation_its_texts_are_told_and_all_of_it_where_there_is_more() -> None:
     assert text_of({"text": "a wall", "hint": "", "metadata": {"x": 1}, "done": False}) == "a wall"
     assert text_of({"board": [[1, 2]], "turn": "you"}) == '{"board": [[1, 2]], "turn": "you"}'
+
+
+async def test_the_users_own_data_is_served_and_a_full_server_says_so() -> None:
+    class Shifted(Maze):
+        def reset(self, index: int) -> Opening:
+            return replace(super().reset(index), observation="A maze of my own.")
+
+    app = create_app(
+        ["maze"], protocol="openenv", max_sessions=1, custom_data={"maze": CustomData(Shifted, {"all": 3})}
+    )
+    async with running(app) as url, aiohttp.ClientSession() as http, http.ws_connect(f"{url}/ws") as socket:
+        await socket.send_str('{"type": "reset", "data": {"seed": 1}}')
+        told = json.loads(await socket.receive_str(timeout=10))
+        assert told["data"]["observation"]["text"] == "A maze of my own."
+        async with http.ws_connect(f"{url}/ws") as second:
+            assert json.loads(await second.receive_str(timeout=10))["data"]["code"] == "CAPACITY_REACHED"
 
 
 def test_one_server_has_one_environment() -> None:

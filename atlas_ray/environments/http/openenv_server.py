@@ -13,9 +13,9 @@ from typing import Any
 from aiohttp import WSMsgType, web
 from pydantic import BaseModel, Field
 
-from atlas_ray.environments import registry
 from atlas_ray.environments.http.request_limits import MAX_BODY
 from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.types import Task
 
@@ -34,14 +34,14 @@ class Observation(BaseModel):
     instruction: str = Field("", description="after a reset: how to play")
 
 
-def add_openenv(app: web.Application, name: str) -> None:
-    """Adds OpenEnv's endpoints for one environment.
+def add_openenv(app: web.Application, spec: EnvironmentSpec, max_sessions: int) -> None:
+    """Adds OpenEnv's endpoints for one environment, with so many connections at once.
 
     Raises:
-        UserError: If it is unknown, or not built in.
+        UserError: If it is not built in, or its extra is missing.
     """
-    spec = registry.get(name)
     LocalSession(spec)  # says at once what is missing
+    playing = set[web.WebSocketResponse]()
     schemas = {"action": Action.model_json_schema(), "observation": Observation.model_json_schema(), "state": {}}
 
     async def schema(_: web.Request) -> web.Response:
@@ -53,6 +53,11 @@ def add_openenv(app: web.Application, name: str) -> None:
     async def play(request: web.Request) -> web.WebSocketResponse:
         socket = web.WebSocketResponse(max_msg_size=MAX_BODY, heartbeat=30.0)
         await socket.prepare(request)
+        if len(playing) >= max_sessions:
+            await socket.send_json(_error("CAPACITY_REACHED", f"the server is full, it plays {max_sessions} episodes"))
+            await socket.close()
+            return socket
+        playing.add(socket)
         episode = _Episode(LocalSession(spec))
         try:
             async for message in socket:
@@ -63,6 +68,7 @@ def add_openenv(app: web.Application, name: str) -> None:
                     break
                 await socket.send_json(answer)
         finally:
+            playing.discard(socket)
             await episode.session.close()
             await socket.close()
         return socket

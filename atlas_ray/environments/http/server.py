@@ -79,15 +79,15 @@ def create_app(
         return web.json_response({OWN_SERVER: tests})
 
     app.router.add_get("/", root)
-    if protocol == "openenv":
-        if len(names) > 1:
-            raise UserError("a server of OpenEnv's kind has one environment", "serve each at a port of its own")
-        add_openenv(app, names[0])
-        return app
+    if protocol == "openenv" and len(names) > 1:
+        raise UserError("a server of OpenEnv's kind has one environment", "serve each at a port of its own")
     for name in dict.fromkeys(names):
         spec = registry.get(name)
         if custom_data and name in custom_data:
             spec = replace(spec, simulator=custom_data[name].simulator, n_test=custom_data[name].n_test)
+        if protocol == "openenv":
+            add_openenv(app, spec, max_sessions)
+            continue
         tests[name] = spec.n_test
         routes = EnvironmentRoutes(spec, max_sessions, idle_seconds, clock)
         app.router.add_get(f"/{name}/", root)
