@@ -17,7 +17,7 @@ from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, Session, StepResult
-from atlas_ray.errors import UserError
+from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.types import Task
 
 NONSENSE = (
@@ -80,7 +80,13 @@ async def check(name: str, config: EnvironmentsConfig) -> AsyncIterator[Finding]
     scripted = all(replies.values())
     replies = replies if scripted else dict.fromkeys(tasks, _fixed(spec))
     async with session() as one, session() as other:
-        alone = {task: await _play(one, task, replies[task]) for task in tasks}
+        try:
+            alone = {task: await _play(one, task, replies[task]) for task in tasks}
+        except AtlasError:  # its own words say what is to be done
+            raise
+        except Exception as error:  # noqa: BLE001 (whatever the environment raises)
+            yield _raised("a test task can be played", error)
+            return
         if scripted:
             yield _plays(spec, alone)
         first, second = tasks[0], tasks[-1]
@@ -186,7 +192,11 @@ async def _guarded(rule: str, asked: Awaitable[Finding]) -> Finding:
     try:
         return await asked
     except Exception as error:  # noqa: BLE001 (whatever the environment raises)
-        return Finding(rule, False, f"{type(error).__name__}: {error}"[:200])
+        return _raised(rule, error)
+
+
+def _raised(rule: str, error: Exception) -> Finding:
+    return Finding(rule, False, f"{type(error).__name__}: {error}"[:200])
 
 
 def _cost(alone: dict[Task, _Played]) -> Finding:

@@ -107,6 +107,11 @@ class Brittle(Good):
         return super().step(action)
 
 
+class Broken(Good):
+    def step(self, action: str) -> StepResult:
+        raise KeyError(action)
+
+
 class Generous(Good):
     def step(self, action: str) -> StepResult:
         return StepResult("Well done.", 7.0, True)
@@ -119,6 +124,7 @@ class Generous(Good):
         (Drifting, {"replay", "sessions apart", "reset begins anew"}),
         (Leaky, {"sessions apart"}),
         (Brittle, {"nonsense is answered"}),
+        (Broken, {"a test task can be played"}),
         (Generous, {"rewards are finite, and at most 1 once scaled"}),
     ],
 )
@@ -133,7 +139,7 @@ async def test_the_check_finds_which_rule_is_broken(simulator: type[Good], broke
     registry.register(spec)
     found = [finding async for finding in check("own", EnvironmentsConfig())]
     assert {finding.rule.partition(":")[0] for finding in found if not finding.holds} == broken
-    assert found[-1].rule == "cost"
+    assert (found[-1].rule == "cost") == (simulator is not Broken)
 
 
 def test_the_command_exits_with_1_where_a_rule_is_broken(folder: Path) -> None:
