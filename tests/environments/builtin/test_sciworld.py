@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -155,10 +154,18 @@ def test_a_machine_without_java_is_told_what_to_install(monkeypatch: pytest.Monk
     assert "openjdk-17-jre-headless" in caught.value.remedy
 
 
-def test_games_of_one_machine_may_be_called_from_many_threads() -> None:
-    with ThreadPoolExecutor(8) as pool:
-        games = list(pool.map(lambda _: JavaGame(), range(8)))
-        told = set(pool.map(lambda game: game.load("find-animal", 0), games))
-    for game in games:
-        game.close()
-    assert len(told) == 1
+def test_games_of_one_machine_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ScienceWorld numbers its objects for all games of a process."""
+    game = JavaGame()
+    machine = game._machine
+
+    class Watched:
+        def step(self, command: str) -> str:
+            return "in turn" if machine.turn.locked() else "out of turn"
+
+    own = game._java
+    monkeypatch.setattr(game, "_java", Watched())
+    assert game.step("wait") == "in turn"
+    monkeypatch.setattr(game, "_java", own)
+    assert not machine.turn.locked()
+    game.close()
