@@ -75,7 +75,7 @@ TEMPLATES = {
 }
 _SPECIALS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|output|>"),
-    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
     *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
 ]
 

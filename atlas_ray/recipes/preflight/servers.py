@@ -13,6 +13,7 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import probe
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, EnvironmentFailure
 from atlas_ray.evaluation.provenance import other_tasks
@@ -66,9 +67,7 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
     """
     spec = registry.get(trajectory.env)
     opening = Opening.recorded(trajectory)
-    steps = trajectory.steps
-    messages = trajectory.messages
-    answers = [m.content for s in steps for m in messages[s.position + 1 : s.position + 2]]
+    replies = trajectory.replies
     session = open_session(spec, config)
 
     async def play() -> tuple[float, bool, str | None]:
@@ -77,10 +76,11 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
                 numbered(trajectory.task, config),
                 Sampling(),
                 seed=0,
-                prefix=tuple(step.reply for step in steps),
-                recorded=tuple(answers),
+                prefix=replies,
+                recorded=trajectory.answers,
+                opening=OpeningTemplate.verbatim(opening) if opening else None,
                 first_observation=None if opening is None else opening.observation,
-                max_rounds=len(steps),
+                max_rounds=len(replies),
             )
             episode = await run_episode(_Given(), session, asked)
             return episode.reward, episode.success, episode.error
@@ -99,7 +99,7 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
             "serve the data and version that the trajectories were made with",
         )
     told = "as recorded" if trajectory.reward is not None else ("a success" if success else "not a success")
-    return f"{len(steps)} steps as recorded, reward {reward:g} ({told})"
+    return f"{len(replies)} steps as recorded, reward {reward:g} ({told})"
 
 
 def _built_in(name: str, config: EnvironmentsConfig) -> str:
@@ -133,8 +133,5 @@ class _Given:
         """Never asked."""
         raise AssertionError("a replay has no turn of its own")
 
-    def append_reply(self, reply: str) -> None:
+    def append(self, message: Message) -> None:
         """Given turns need no memory here."""
-
-    def append_observation(self, observation: str) -> None:
-        """Nor do answers."""
