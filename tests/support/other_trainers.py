@@ -69,32 +69,48 @@ def axolotl(export: Path, model: str) -> list[Pair]:
     return [(row["input_ids"], row["labels"]) for row in made]
 
 
-def llamafactory(export: Path, model: str) -> list[Pair]:
-    """The converter and processor that its two files ask for, with the template of the tokenizer."""
+def _llamafactory(model: str, **settings: Any) -> tuple[Any, Any, Any]:
+    """Its arguments, tokenizer and template."""
     os.environ["DISABLE_VERSION_CHECK"] = "1"
     audio = types.ModuleType("torchaudio")  # reads sound, and has no build for this torch
     audio.__spec__ = importlib.machinery.ModuleSpec("torchaudio", None)
     sys.modules["torchaudio"] = audio
-    from llamafactory.data.converter import get_dataset_converter
-    from llamafactory.data.parser import get_dataset_list
-    from llamafactory.data.processor import SupervisedDatasetProcessor
     from llamafactory.data.template import get_template_and_fix_tokenizer
     from llamafactory.hparams import DataArguments
 
-    settings = yaml.safe_load((export / "llamafactory.yaml").read_text())
-    known = {
-        name: settings[name] for name in ("mask_history", "train_on_prompt", "cutoff_len", "dataset_dir", "dataset")
-    }
-    arguments = DataArguments(**known)
-    (data,) = get_dataset_list([settings["dataset"]], settings["dataset_dir"])
-    tokenizer = _tokenizer(model)
+    arguments, tokenizer = DataArguments(**settings), _tokenizer(model)
     tokenizer.pad_token = tokenizer.eos_token
-    template = get_template_and_fix_tokenizer(tokenizer, arguments)
+    return arguments, tokenizer, get_template_and_fix_tokenizer(tokenizer, arguments)
+
+
+def llamafactory(export: Path, model: str) -> list[Pair]:
+    """The converter and processor that its two files ask for, with the template of the tokenizer."""
+    settings = yaml.safe_load((export / "llamafactory.yaml").read_text())
+    names = ("mask_history", "train_on_prompt", "cutoff_len", "dataset_dir", "dataset")
+    arguments, tokenizer, template = _llamafactory(model, **{name: settings[name] for name in names})
+    from llamafactory.data.converter import get_dataset_converter
+    from llamafactory.data.parser import get_dataset_list
+    from llamafactory.data.processor import SupervisedDatasetProcessor
+
+    (data,) = get_dataset_list([settings["dataset"]], settings["dataset_dir"])
     convert = get_dataset_converter(data.formatting, data, arguments)
     process = SupervisedDatasetProcessor(template, tokenizer, None, arguments)
     aligned = [convert(row) for row in _rows(export, "json")]
     made = process.preprocess_dataset({key: [row[key] for row in aligned] for key in aligned[0]})
     return list(zip(made["input_ids"], made["labels"], strict=True))
+
+
+def llamafactory_tokens(export: Path, model: str) -> list[Pair]:
+    """Rows of TRL through `tokenized_path`, as its collator batches them."""
+    place = str(export / "tokens")
+    _rows(export, "parquet").remove_columns("id").save_to_disk(place)
+    arguments, tokenizer, template = _llamafactory(model, tokenized_path=place, dataset="none")
+    from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset
+
+    data = get_dataset(template, None, arguments, None, "sft", tokenizer)["train_dataset"]
+    collate = SFTDataCollatorWith4DAttentionMask(template=template, tokenizer=tokenizer, label_pad_token_id=-100)
+    batches = [collate([dict(row)]) for row in data]
+    return [(batch["input_ids"][0].tolist(), batch["labels"][0].tolist()) for batch in batches]
 
 
 def tinker(export: Path, model: str) -> list[Pair]:
@@ -114,7 +130,7 @@ def tinker(export: Path, model: str) -> list[Pair]:
 
 
 TRAINERS: dict[str, Callable[[Path, str], list[Pair]]] = {
-    one.__name__: one for one in (trl, axolotl, llamafactory, tinker)
+    one.__name__: one for one in (trl, axolotl, llamafactory, llamafactory_tokens, tinker)
 }
 
 if __name__ == "__main__":

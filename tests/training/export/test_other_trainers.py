@@ -10,6 +10,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -34,7 +35,17 @@ from tests.support.tool_formats import HELD, tool_tokenizer
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[3]
 PACKAGES = ("trl==1.16.0", "axolotl==0.19.0", "llamafactory==0.9.5", "tinker==0.38.0")
-NEEDED = ("datasets", "multiprocess", "xxhash", "addict", "colorama", "distro", "orjson")
+NEEDED = (
+    "datasets",
+    "multiprocess",
+    "xxhash",
+    "addict",
+    "colorama",
+    "distro",
+    "omegaconf",
+    "antlr4-python3-runtime==4.9.3",
+    "orjson",
+)
 COUNT = 200
 Masked = tuple[list[int], list[bool]]
 
@@ -87,9 +98,14 @@ class Family:
         whole = (chosen_only(t, self.chosen[t.id]) for t in self.trajectories)
         return [masked for t in whole for one in step_by_step(t) for masked in self.masks(one)]
 
-    def theirs(self, trainer: str, packages: Path, **options: Any) -> list[Pair]:
+    def theirs(self, trainer: str, packages: Path, format_: str = "", **options: Any) -> list[Pair]:
         place, out = str(self.folder / f"export-{trainer}"), self.folder / f"{trainer}.json"
-        settings = {"out": place, "format": trainer, "model": self.model, "selection": str(self.folder / "select")}
+        settings = {
+            "out": place,
+            "format": format_ or trainer,
+            "model": self.model,
+            "selection": str(self.folder / "select"),
+        }
         plain = {"data": {"path": str(self.folder / "data.jsonl")}, "max_length": 100_000}
         export(ExportConfig.model_validate(settings | plain | options))
         counts = json.loads(Path(place, "manifest.json").read_text())["counts"]
@@ -107,40 +123,59 @@ def masked(pairs: list[Pair]) -> list[Masked]:
     return [(ids, [label != -100 for label in labels]) for ids, labels in pairs]
 
 
-def without_tail(theirs: list[Masked], ours: list[Masked]) -> list[Masked]:
-    """Theirs up to the end of ours: what a template writes behind the last end of turn, where no loss falls."""
-    assert len(theirs) == len(ours)
-    assert not any(any(mask[len(own) :]) for (_, mask), (own, _) in zip(theirs, ours, strict=True))
-    return [(ids[: len(own)], mask[: len(own)]) for (ids, mask), (own, _) in zip(theirs, ours, strict=True)]
+def differences(pairs: list[Pair], ours: list[Masked], chat: ChatFormat) -> tuple[set[str], set[str], set[str]]:
+    """The texts that only we learn, those that only they learn, and what of these stands behind all of ours.
+
+    Theirs are the same tokens, and may go on behind the end of ours with what a template writes there.
+    """
+    assert len(pairs) == len(ours)
+    found: tuple[set[str], set[str], set[str]] = (set(), set(), set())
+    for (ids, theirs), (own, mask) in zip(masked(pairs), ours, strict=True):
+        assert ids[: len(own)] == own
+        padded = [*mask, *[False] * (len(ids) - len(own))]
+        only = [
+            0 if a == b else 1 if a else 2 if place < len(own) else 3
+            for place, (a, b) in enumerate(zip(padded, theirs, strict=True))
+        ]
+        for kind, group in groupby(range(len(ids)), key=only.__getitem__):
+            if kind:
+                found[kind - 1].add(chat.tokenizer.decode([ids[place] for place in group]))
+    return found
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "qwen3", "mistral-v0.3", "gpt-oss"])
-@pytest.mark.parametrize("trainer", ["trl", "tinker"])
+@pytest.mark.parametrize("trainer", ["trl", "tinker", "llamafactory_tokens"])
 def test_rows_of_tokens_are_taken_as_they_are(trainer: str, name: str, tmp_path: Path, packages: Path) -> None:
     family = Family(name, tmp_path)
-    theirs = masked(family.theirs(trainer, packages))
+    theirs = masked(family.theirs(trainer, packages, format_="tinker" if trainer == "tinker" else "trl"))
     assert sorted(theirs) == sorted(family.ours)
     assert len(theirs) >= COUNT
 
 
 @pytest.mark.parametrize("name", ["llama-3.1", "phi-4-mini", "smollm2"])
 def test_axolotl_masks_the_same_tokens(name: str, tmp_path: Path, packages: Path) -> None:
-    family = Family(name, tmp_path, thoughts=False)
-    ours = family.ours
-    assert without_tail(masked(family.theirs("axolotl", packages)), ours) == ours
+    family = Family(name, tmp_path)
+    assert differences(family.theirs("axolotl", packages), family.ours, family.chat) == (set(), set(), set())
 
 
-@pytest.mark.parametrize("name", ["qwen3", "mistral-v0.3"])
-def test_axolotl_masks_the_same_tokens_of_templates_that_write_turns_anew(
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [("qwen3", {"<think>\n", "<think>\n\n</think>\n\n"}), ("gpt-oss", {"<|channel|>"}), ("mistral-v0.3", {" "})],
+)
+def test_axolotl_leaves_out_what_a_template_writes_before_every_last_reply(
+    name: str, written: set[str], tmp_path: Path, packages: Path
+) -> None:
+    """Its rule: a turn begins where it differs from one without a text. These templates write earlier turns anew."""
+    family = Family(name, tmp_path)
+    found = differences(family.theirs("axolotl", packages, rows="step"), family.by_step, family.chat)
+    assert found == (written, set(), set())
+
+
+@pytest.mark.parametrize("name", ["smollm2", "llama-3.1", "qwen3"])
+def test_llamafactory_masks_the_same_tokens_and_a_line_break_behind_them(
     name: str, tmp_path: Path, packages: Path
 ) -> None:
-    family = Family(name, tmp_path, thoughts=False)
-    ours = family.by_step
-    assert without_tail(masked(family.theirs("axolotl", packages, rows="step")), ours) == ours
-
-
-@pytest.mark.parametrize("name", ["smollm2"])
-def test_llamafactory_masks_the_same_tokens(name: str, tmp_path: Path, packages: Path) -> None:
-    family = Family(name, tmp_path, tools=False, thoughts=False)
-    ours = family.by_step
-    assert without_tail(masked(family.theirs("llamafactory", packages)), ours) == ours
+    """Its rule: what the template writes behind a reply is learnt with it. Its forms of tools are its own."""
+    family = Family(name, tmp_path, tools=False)
+    behind = set() if name == "llama-3.1" else {"\n"}
+    assert differences(family.theirs("llamafactory", packages), family.by_step, family.chat) == (set(), set(), behind)
