@@ -9,7 +9,7 @@ import itertools
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -167,6 +167,23 @@ def last_seen(messages: Sequence[Message]) -> str:
     return "\n".join(m.content for m in messages[last + 1 :])
 
 
+def with_call_ids(messages: Sequence[Message]) -> list[Message]:
+    """The same, with an id for each call that has none, and in each tool's result the id of the call it answers."""
+    found, unanswered = list[Message](), list[str]()
+    for place, message in enumerate(messages):
+        if message.calls:
+            calls = tuple(replace(c, id=c.id or f"call{place:04}{n % 10}") for n, c in enumerate(message.calls))
+            unanswered = [call.id for call in calls]
+            found.append(replace(message, calls=calls))
+        elif message.role == "tool":
+            id_ = message.call_id or next(iter(unanswered), "")
+            unanswered = [other for other in unanswered if other != id_]
+            found.append(replace(message, call_id=id_))
+        else:
+            found.append(message)
+    return found
+
+
 def first_observation(messages: Sequence[Message]) -> str:
     """What the first step answers; without a step, the end of the opening (instruction, "OK", observation)."""
     first = next((i for i, m in enumerate(messages) if m.role == "assistant" and m.trainable), min(3, len(messages)))
@@ -186,21 +203,6 @@ def split_react(reply: str) -> tuple[str, str]:
         return (found["thought"] or "").strip(), found["action"].strip()
     text = reply.strip()
     return (text.removeprefix("Thought:").strip(), "") if text.startswith("Thought:") else ("", text)
-
-
-_THOUGHT = re.compile(r"<think(?:ing)?>(.*?)(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
-_THOUGHT_END = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
-
-
-def split_thoughts(reply: str) -> tuple[str, str]:
-    """Splits what a model thinks, in `<think>`, from what it says.
-
-    A thought without an end takes the rest of the reply; one without a beginning was begun by the prompt. What thinks
-    nothing is left as it is.
-    """
-    *begun, said = _THOUGHT_END.split(_THOUGHT.sub("", reply))
-    thoughts = [*_THOUGHT.findall(reply), *begun]
-    return "\n".join(filter(None, map(str.strip, thoughts))), said.lstrip() if thoughts else said
 
 
 @dataclass(frozen=True, slots=True)

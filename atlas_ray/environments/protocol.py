@@ -17,7 +17,8 @@ from typing import Literal, Protocol
 from atlas_ray.environments.http.dialects import GENERIC, Dialect
 from atlas_ray.environments.replay import compare, same_answer
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category, Message, Replay, Task, ToolCall, Trajectory, split_thoughts
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Category, Message, Replay, Task, ToolCall, Trajectory
 
 Split = Literal["train", "test"]
 

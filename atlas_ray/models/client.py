@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.prices import Price
-from atlas_ray.models.request import THOUGHTS, CompletionRequest, RequestForm, is_out_of_credit, is_too_long, shortest
+from atlas_ray.models.request import CompletionRequest, RequestForm, is_out_of_credit, is_too_long, shortest
+from atlas_ray.models.templates.turns import THOUGHTS
 from atlas_ray.models.throttle import Throttle, back_off, retry_after
 from atlas_ray.text import storable
 from atlas_ray.types import ToolCall, Usage

@@ -11,7 +11,8 @@ from typing import Any, Literal, Protocol
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import STOP, Reply, Sampling
 from atlas_ray.models.templates.parser import ReplyParser
-from atlas_ray.types import Message, Usage, split_thoughts
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Message, Usage
 
 
 class Engine(Protocol):

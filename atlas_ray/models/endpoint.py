@@ -12,8 +12,8 @@ from atlas_ray.errors import AtlasError, ModelFailure, UserError
 from atlas_ray.models.client import ChatClient
 from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import STOP, Reply, Sampling
-from atlas_ray.models.request import THOUGHTS, ChatMessages, CompletionRequest, shortest
-from atlas_ray.models.templates.turns import as_turns
+from atlas_ray.models.request import ChatMessages, CompletionRequest, shortest
+from atlas_ray.models.templates.turns import THOUGHTS, as_turns
 from atlas_ray.types import Message, Task, Usage
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from atlas_ray.errors import AtlasError, ModelFailure
-from atlas_ray.types import Category, Message, Task, ToolCall, Usage, split_thoughts
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Category, Message, Task, ToolCall, Usage
 
 STOP = "\nObservation:"  # where a reply of text ends: before an observation that the policy writes itself
 

@@ -12,10 +12,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from atlas_ray.models.templates.turns import THOUGHTS
+
 _log = logging.getLogger(__name__)
 
 ChatMessages = list[dict[str, Any]]
-THOUGHTS = ("reasoning", "reasoning_content")  # keys of an assistant's message that hold what it thought
 _SUCCESSORS = {"max_tokens": "max_completion_tokens"}
 _NEEDED = ("model", "messages", "tools", "response_format")
 _REFUSED = re.compile(

@@ -13,7 +13,8 @@ from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening, ToolUse
 from atlas_ray.errors import UserError
-from atlas_ray.types import Task, ToolCall, split_thoughts
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Task, ToolCall
 from tests.support.simulators import ALL, BOXES, TOOLS, make_simulator
 
 

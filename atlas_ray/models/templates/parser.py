@@ -14,7 +14,8 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.types import Message, ToolCall, split_thoughts
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Message, ToolCall
 
 _PARAMETERS = {"place": {"type": "string"}, "days": {"type": "integer"}}
 _FUNCTION = {

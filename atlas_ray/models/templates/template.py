@@ -14,12 +14,11 @@ from functools import cached_property
 from typing import Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.templates.turns import as_turns
+from atlas_ray.models.templates.turns import THOUGHTS, as_turns
 from atlas_ray.types import Message
 
 # Some templates write today's date into the system turn; results must not depend on the day.
 _TODAY = date(2024, 7, 26).strftime
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _OPENED = re.compile(r"<think>\s*(?:</think>\s*)?$")  # what a prompt may write of the reply's thought
 
 
@@ -122,19 +121,19 @@ class ChatTemplate:
         return next((t for t in tails if second.startswith(first.removesuffix(t))), "")
 
     @cached_property
-    def _inlines_thoughts(self) -> bool:
+    def inlines_thoughts(self) -> bool:
         """Whether the template knows no thoughts, so that they stand in the text as such models write them."""
         asked, replied = {"role": "user", "content": "turn0"}, {"role": "assistant", "content": "turn1"}
-        return "turn2" not in self._run([asked, replied | dict.fromkeys(_THOUGHTS, "turn2")])
+        return "turn2" not in self._run([asked, replied | dict.fromkeys(THOUGHTS, "turn2")])
 
     def _turns(self, messages: Sequence[Message], *, arguments: Any) -> Iterator[dict[str, Any]]:
-        inline = any(m.thought for m in messages) and self._inlines_thoughts
+        inline = any(m.thought for m in messages) and self.inlines_thoughts
         for message, turn in zip(messages, as_turns(messages, arguments, self.guard), strict=True):
             thought = self.guard(message.thought)
             if thought and inline:
                 turn["content"] = f"<think>\n{thought}\n</think>\n\n{turn['content']}"
             elif thought:
-                turn.update(dict.fromkeys(_THOUGHTS, thought))
+                turn.update(dict.fromkeys(THOUGHTS, thought))
             yield turn
 
     def _run(self, turns: list[dict[str, Any]], **options: Any) -> str:

@@ -1,6 +1,6 @@
 """Messages as chat templates and endpoints read them: OpenAI's form.
 
-Flows in: messages; flows out: dicts. Calls without an id get one, and results the ids and names of their calls.
+Flows in: messages; flows out: dicts.
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from atlas_ray.types import Message
+from atlas_ray.types import Message, with_call_ids
+
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys under which templates and servers look for a thought
 
 
 def as_turns(
@@ -16,7 +18,7 @@ def as_turns(
     arguments: Callable[[str], Any] = str,
     guard: Callable[[str], str] = str,
 ) -> Iterator[dict[str, Any]]:
-    """Messages one by one, without thoughts.
+    """Messages one by one, without thoughts; calls without an id get one, and results the ids and names of their calls.
 
     Args:
         messages: A conversation.
@@ -24,17 +26,15 @@ def as_turns(
         guard: What becomes of texts.
     """
     asked = dict[str, str]()
-    for place, m in enumerate(messages):
+    for m in with_call_ids(messages):
         turn: dict[str, Any] = {"role": m.role, "content": guard(m.content)}
         if m.calls:
-            ids = [call.id or f"call{place:04}{n % 10}" for n, call in enumerate(m.calls)]
+            asked = {call.id: call.name for call in m.calls}
             functions = [{"name": c.name, "arguments": arguments(guard(c.arguments))} for c in m.calls]
             turn["tool_calls"] = [
-                {"type": "function", "id": id_, "function": function}
-                for id_, function in zip(ids, functions, strict=True)
+                {"type": "function", "id": call.id, "function": function}
+                for call, function in zip(m.calls, functions, strict=True)
             ]
-            asked = {id_: call.name for id_, call in zip(ids, m.calls, strict=True)}
         if m.role == "tool":
-            id_ = m.call_id or next(iter(asked), "")
-            turn |= {"tool_call_id": id_, "name": asked.pop(id_, "")}
+            turn |= {"tool_call_id": m.call_id, "name": asked.get(m.call_id, "")}
         yield turn
