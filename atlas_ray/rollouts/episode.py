@@ -194,8 +194,10 @@ class _Course:
         if self.result.progress is not None:
             self.progress = max(self.progress or 0.0, self.result.progress)
         if not self.result.done:
-            with _blame(StopReason.MODEL_ERROR):
+            try:  # no context manager, which would cost a twentieth of a cheap world's turn
                 conversation.append_observation(self.result.observation)
+            except Exception as error:
+                raise _fault(error, StopReason.MODEL_ERROR) from error
 
     def gold(self) -> tuple[GoldStep, ...] | None:
         """The policy's own marks, ranked; None where it makes none."""

@@ -73,6 +73,14 @@ async def addresses(package: Package) -> AsyncIterator[str]:
     )
 
 
+@atexit.register
+def end_all() -> None:
+    """Ends all servers that this process has started."""
+    for servers in _servers.values():
+        for server in servers:
+            server.end()
+
+
 class _Server:
     """One process."""
 
@@ -82,9 +90,16 @@ class _Server:
         command = [package.python, "-m", "uvicorn", package.app, "--host", "127.0.0.1", "--log-level", "warning"]
         port = self._url.rpartition(":")[2]
         self._guard: subprocess.Popen[bytes] = start_guarded([*command, "--port", port], self._log, dict(os.environ))
-        atexit.register(end_guarded, self._guard)
         self._until = time.monotonic() + _START_SECONDS
         self._ready = False
+
+    @property
+    def alive(self) -> bool:
+        return self._guard.poll() is None
+
+    def end(self) -> None:
+        """Ends it, with all that it started."""
+        end_guarded(self._guard)
 
     async def address(self) -> str:
         """Its address, once it answers.
@@ -102,15 +117,14 @@ class _Server:
                 if not self._ready:
                     self._check()
                     await asyncio.sleep(_LOOK_SECONDS)
-        if self._guard.poll() is not None:
-            self._check()
+        self._check()
         return self._url
 
     def _check(self) -> None:
-        late = time.monotonic() > self._until
-        if self._guard.poll() is None and not late:
+        late = not self._ready and time.monotonic() > self._until
+        if self.alive and not late:
             return
-        end_guarded(self._guard)
+        self.end()
         self._log.seek(0)
         lines = [line for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
         why = printable(" | ".join(lines[-3:])[-600:]) or "it said nothing"
