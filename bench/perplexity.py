@@ -18,7 +18,8 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
@@ -92,14 +93,19 @@ def per_step(model: str, dtype: str) -> Score:
     return score
 
 
-def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Score:
-    """The other rival: all trajectories at once in a warm engine."""
+@contextmanager
+def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Iterator[Score]:
+    """The other rival: all trajectories at once in a warm engine, which ends with the block."""
     from atlas_ray.config import EngineConfig
     from atlas_ray.models.engine import EngineSpec
     from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 
-    scorer = VllmScorer(runner.run(EngineSpec("base", model, EngineConfig(dtype=dtype)).build()))
-    return lambda data: runner.run(scorer.score(data))
+    engine = runner.run(EngineSpec("base", model, EngineConfig(dtype=dtype)).build())
+    try:
+        scorer = VllmScorer(engine)
+        yield lambda data: runner.run(scorer.score(data))
+    finally:
+        runner.run(engine.close())
 
 
 def compare(name: str, ours: Score, rival: Score, data: Sequence[Trajectory], runs: int) -> Entry:
@@ -149,7 +155,8 @@ def main() -> None:
         if args.entry != "vllm":
             found.append(compare("per_step", ours, per_step(model, args.dtype), data, args.runs))
         if args.entry != "per_step":
-            found.append(compare("vllm", ours, by_vllm(model, args.dtype, runner), data, args.runs))
+            with by_vllm(model, args.dtype, runner) as rival:
+                found.append(compare("vllm", ours, rival, data, args.runs))
     write_bench("perplexity", found)
 
 

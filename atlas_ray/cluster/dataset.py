@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import os
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -109,11 +111,38 @@ def map_on_ray(
     given: dict[str, Any] = {"fn_constructor_args" if isinstance(function, type) else "fn_args": args}
     if workers is not None:
         given["compute"] = workers
+        _hear_once_of_restarts()
     data: Any = rows if isinstance(rows, Dataset) else tables_on_ray(rows)
     mapped: Dataset = data.map_batches(
         _block_by_block(function), batch_size=None, batch_format="pyarrow", **given, **options
     )
     return mapped
+
+
+@cache
+def _hear_once_of_restarts() -> None:
+    """Has Ray's core say unseen what it says once a process: that actors which are restarted are made from objects.
+
+    Ray Data makes all of its actors so, and holds the objects; its log has the line, which helps nobody on a screen.
+    """
+    import ray
+
+    if os.environ.get("ATLAS_RAY_LOGS") == "1":
+        return
+    never = ray.remote(max_restarts=-1, num_cpus=0, resources={"no node has this": 1})(_Nothing)
+    screen = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            actor = never.remote(ray.put(None))
+        finally:
+            os.dup2(screen, 2)
+            os.close(screen)
+    ray.kill(actor)
+
+
+class _Nothing:
+    def __init__(self, _: object) -> None: ...
 
 
 def stream(found: Dataset, doing: str) -> Iterator[pa.Table]:

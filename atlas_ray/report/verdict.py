@@ -14,15 +14,12 @@ from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed,
 from atlas_ray.evaluation.metrics import by_task
 from atlas_ray.report.inputs import Arm, ReportInput
 
-QUESTION = (
-    "Does fine-tuning on the critical steps of expert trajectories make a better agent than no fine-tuning, "
-    "than all steps, than random steps, and than the steps left over?"
-)
 METHOD = (
     "Difference in success per task, averaged over the tasks that count for both arms; 95 % interval for matched pairs "
     "(adjusted Wald, Agresti and Min 2005, with Student's quantile). Averages weigh environments equally."
 )
 NO_CLAIM = (None, "all", "random", "matched_random", "complement", "first", "last")  # of these nothing is asked
+RIVALS = {"start": "no fine-tuning", "all": "all steps", "random": "random steps", "rest": "the steps left over"}
 ROLES = {"start": "the model it starts from", "all": "all steps", "random": "random steps", "rest": "the steps left"}
 FEW_TASKS = 30
 
@@ -43,7 +40,8 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
         checks: Rows of `checks.overlap`, for what must be said about tasks that were trained on.
 
     Returns:
-        question, critical, method, headline (sentences), statements (one per comparison), caveats (sentences).
+        question, critical (the best of the arms that are judged), method, headline (sentences), statements (one per
+        comparison), caveats (sentences).
     """
     judged = [arm for arm in given.arms if arm.selector not in NO_CLAIM or arm.name == given.critical]
     judged.sort(key=lambda arm: -_standing(given, arm))
@@ -55,13 +53,20 @@ def judge(given: ReportInput, arms: Sequence[Mapping[str, Any]], checks: Sequenc
         for statement in _compare(given, ours, theirs, role)
     ]
     return {
-        "question": QUESTION,
-        "critical": given.critical,
+        "question": _question(statements),
+        "critical": judged[0].name if statements else given.critical,
         "method": METHOD,
         "headline": list(_headline(given, statements)),
         "statements": statements,
         "caveats": [*_seen(checks), *_caveats(given, statements), *_excluded(arms), *_not_loaded(given)],
     }
+
+
+def _question(statements: Sequence[Mapping[str, Any]]) -> str:
+    """What the arms at hand can answer."""
+    met = {s["role"] for s in statements}
+    rivals = [f"than {rival}" for role, rival in RIVALS.items() if role in met or not met]
+    return f"Does fine-tuning on the critical steps of expert trajectories make a better agent {listed(rivals)}?"
 
 
 def _standing(given: ReportInput, arm: Arm) -> float:

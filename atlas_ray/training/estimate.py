@@ -206,7 +206,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
     Args:
         cuda: Whether workers have GPUs, where layers are recomputed unless the configuration says otherwise.
     """
-    each = 2 if config.dtype == "bfloat16" else 4
+    each = 2 if config.in_bfloat16(cuda) else 4
     frozen, workers = shape.parameters - shape.trained, config.num_workers
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")

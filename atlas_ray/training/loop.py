@@ -36,6 +36,7 @@ from atlas_ray.training.data.examples import Example
 from atlas_ray.training.estimate import Flops, recomputes
 from atlas_ray.training.model.loading import Weights
 from atlas_ray.training.model.loss import StepLoss
+from atlas_ray.training.model.muon import Muon
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -66,32 +67,31 @@ def place_model(
     if recomputes(config, device.type == "cuda"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
     module = StepLoss(model, config.max_length)
+    computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
     _, world = rank_and_world()
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if not (world > 1 or lone_gpu if shard is None else shard):
-        _to_trained_dtype(module, config)
+        _to_trained_dtype(module, computed)
         if weights is not None:
             weights.fill(module, device, "model.")
         return module.to(device)
     mesh = init_device_mesh(device.type, (world,))
-    computed = torch.bfloat16 if config.dtype == "bfloat16" else None
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
     for layer in decoder_layers(model):
-        fully_shard(_to_trained_dtype(layer, config), mesh=mesh, mp_policy=policy)
+        fully_shard(_to_trained_dtype(layer, computed), mesh=mesh, mp_policy=policy)
     # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
-    fully_shard(_to_trained_dtype(module, config), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    fully_shard(_to_trained_dtype(module, computed), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
     if weights is not None:
         weights.fill(module, device, "model.")
     return module
 
 
-def _to_trained_dtype(module: nn.Module, config: TrainConfig) -> Any:
+def _to_trained_dtype(module: nn.Module, computed: torch.dtype) -> Any:
     """Puts trained weights into float32, and frozen ones into the type that is computed with."""
-    frozen = torch.bfloat16 if config.dtype == "bfloat16" else torch.float32
     if all(p.requires_grad for p in module.parameters()):
         return module.float()
     for p in module.parameters():
-        p.data = p.data.to(torch.float32 if p.requires_grad else frozen)
+        p.data = p.data.to(torch.float32 if p.requires_grad else computed)
     return module
 
 
@@ -111,8 +111,7 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     matrices = [p for p in decoder_layers(module.model).parameters() if p.ndim == 2]
     held = {id(p) for p in matrices}
     rest = [p for p in module.parameters() if id(p) not in held]
-    muon = torch.optim.Muon(matrices, lr=config.muon_learning_rate, weight_decay=config.weight_decay)
-    return [muon, adam(rest)]
+    return [Muon(matrices, config.muon_learning_rate, config.weight_decay), adam(rest)]
 
 
 def schedule(step: int, total: int, warmup_ratio: float) -> float:
@@ -261,7 +260,7 @@ def _any_process(flag: bool, device: torch.device, world: int) -> bool:
 
 def autocast(module: StepLoss, config: TrainConfig, device: torch.device) -> Any:
     """A forward pass's context. Where the model is sharded, FSDP's own policy casts instead, before weights travel."""
-    if config.dtype == "float32" or isinstance(module, FSDPModule):
+    if not config.in_bfloat16(device.type == "cuda") or isinstance(module, FSDPModule):
         return nullcontext()
     # Each weight is used once a pass: kept casts would only be a second copy of the model.
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)

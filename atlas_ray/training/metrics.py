@@ -92,15 +92,15 @@ class Meter:
 
     Args:
         world: Processes, each with a device of this kind.
-        dtype: What is computed in; the peaks known are bfloat16's.
+        bfloat16: Whether it is computed in; the peaks known are bfloat16's.
     """
 
-    def __init__(self, device: torch.device, world: int, dtype: str) -> None:
+    def __init__(self, device: torch.device, world: int, bfloat16: bool) -> None:
         import torch
 
         self._world, self._cuda = world, device.type == "cuda"
         peak = peak_flops(torch.cuda.get_device_name(device)) if self._cuda else None
-        self._peak = peak if dtype == "bfloat16" else None
+        self._peak = peak if bfloat16 else None
 
     def complete(self, metrics: dict[str, Any]) -> dict[str, Any]:
         """The metrics with `mfu` (None where the device's peak is unknown, as on CPU) and `memory_gb`, this process's

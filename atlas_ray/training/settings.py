@@ -50,7 +50,9 @@ class TrainConfig(FrozenConfig):
     max_length: int = Field(8192, ge=16)
     max_grad_norm: Annotated[float, Renamed("clip")] = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
-    dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="what is computed in; auto: bfloat16 on GPUs, float32 on CPU"
+    )
     activation_checkpointing: bool | None = Field(
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
     )
@@ -78,6 +80,10 @@ class TrainConfig(FrozenConfig):
     max_failures: Annotated[int, PLACEMENT] = Field(2, ge=0)
     seed: int = 0
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
+
+    def in_bfloat16(self, cuda: bool) -> bool:
+        """Whether a worker computes in bfloat16; most CPUs have no kernels for it, and take ten times as long."""
+        return cuda if self.dtype == "auto" else self.dtype == "bfloat16"
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -74,7 +74,7 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
         from atlas_ray.training.model.lora import add_adapters
 
         add_adapters(model, config.lora, config.seed)
-    meter = Meter(device, world, config.dtype)
+    meter = Meter(device, world, config.in_bfloat16(device.type == "cuda"))
     module = loop.place_model(model, config, device, weights)
     optimizers = loop.make_optimizers(module, config)
 

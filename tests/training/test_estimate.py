@@ -197,7 +197,7 @@ def test_mfu_is_needed_flops_over_the_devices_peak() -> None:
     assert peak_flops("NVIDIA L4") == 121e12
     assert peak_flops("NVIDIA L40S") == 362e12
     assert peak_flops("Something else") is None
-    meter = Meter(torch.device("cpu"), world=2, dtype="bfloat16")
+    meter = Meter(torch.device("cpu"), world=2, bfloat16=True)
     step = {"flops": 3e12, "seconds": 2.0}
     assert meter.complete(step)["mfu"] is None
     assert meter.complete(step)["memory_gb"] > 0.05

@@ -34,6 +34,17 @@ def test_training_learns_and_reports(dtype: str, optimizer: str) -> None:
     assert {p.dtype for p in module.parameters()} == {torch.float32}
 
 
+@pytest.mark.parametrize("dtype", ["auto", "bfloat16", "float32"])
+def test_matrices_are_multiplied_in_the_type_that_the_device_has_kernels_for(dtype: str) -> None:
+    """By default float32 on CPU, where bfloat16 is emulated unless the CPU is a rare one, and bfloat16 on GPUs."""
+    model, computed = tiny_llama(80), set[torch.dtype]()
+    model.model.layers[0].mlp.up_proj.register_forward_hook(lambda *given: computed.add(given[2].dtype))
+    config = a_config(dtype=dtype, epochs=1)
+    run_locally(config, model)
+    assert computed == {torch.bfloat16 if dtype == "bfloat16" else torch.float32}
+    assert config.in_bfloat16(cuda=True) == (dtype != "float32")
+
+
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     model = tiny_llama(80)
     torch.nn.init.constant_(model.lm_head.weight, float("nan"))

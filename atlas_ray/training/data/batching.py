@@ -11,6 +11,7 @@ import math
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -32,9 +33,15 @@ def total_steps(examples: int, global_batch_size: int, epochs: float) -> int:
 def global_batch_of(step: int, examples: int, global_batch_size: int, seed: int) -> list[int]:
     """Indices of the examples of optimizer step `step` (from 1): every example once an epoch, in a new order each."""
     epoch, batch = divmod(step - 1, math.ceil(examples / global_batch_size))
-    order = list(range(examples))
-    random.Random(derive_seed(seed, "order", epoch)).shuffle(order)
+    order = _order(examples, derive_seed(seed, "order", epoch))
     return order[batch * global_batch_size : (batch + 1) * global_batch_size]
+
+
+@lru_cache(maxsize=1)  # all steps of an epoch ask for the same
+def _order(examples: int, seed: int) -> list[int]:
+    order = list(range(examples))
+    random.Random(seed).shuffle(order)
+    return order
 
 
 def pack_micro_batches(
