@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Literal
 
@@ -147,6 +147,23 @@ class Message:
         thought = [f"Thinking: {self.thought}"] if self.thought else []
         content = [self.content] if self.content else []
         return "\n".join([*thought, *content, *(f"Call: {call}" for call in self.calls)])
+
+
+def with_call_ids(messages: Sequence[Message]) -> list[Message]:
+    """The same, with an id for each call that has none, and in each tool's result the id of the call it answers."""
+    found, unanswered = list[Message](), list[str]()
+    for place, message in enumerate(messages):
+        if message.calls:
+            calls = tuple(replace(c, id=c.id or f"call{place:04}{n % 10}") for n, c in enumerate(message.calls))
+            unanswered = [call.id for call in calls]
+            found.append(replace(message, calls=calls))
+        elif message.role == "tool":
+            id_ = message.call_id or next(iter(unanswered), "")
+            unanswered = [other for other in unanswered if other != id_]
+            found.append(replace(message, call_id=id_))
+        else:
+            found.append(message)
+    return found
 
 
 def first_observation(messages: Sequence[Message]) -> str:

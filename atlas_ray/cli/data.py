@@ -6,7 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from atlas_ray.cli.options import Set, load_settings
+from atlas_ray.cli.options import Clean, Config, Data, DryRun, Set, load_settings, show_plan
+from atlas_ray.text import printable
 
 trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
 
@@ -56,6 +57,38 @@ def export_selection(
         raise UserError(f"no selection lies in {selection}", "name a run folder that `atlas select` wrote")
     write_table(file, records)
     typer.echo(f"table: {file} ({len(records)} trajectories)")
+
+
+def export(
+    run: Annotated[
+        str | None, typer.Argument(help="Run folder of a selection, or of a training, whose data and model are taken.")
+    ] = None,
+    format_: Annotated[str | None, typer.Option("--format", help="Of which trainer: axolotl, trl, openai, ...")] = None,
+    out: Annotated[str | None, typer.Option("--out", metavar="FOLDER", help="Where to write: a path or a URI.")] = None,
+    config: Config = None,
+    set_: Set = None,
+    data: Data = None,
+    model: Annotated[str | None, typer.Option("--model", help="Whose tokenizer and chat template.")] = None,
+    dry_run: DryRun = False,
+    clean: Clean = False,
+) -> None:
+    """Write data with loss on the chosen steps only, as another trainer reads it."""
+    from atlas_ray.training.export import stage
+
+    given = {} if run is None else stage.settings_of_run(run)
+    options = {"data": data, "model": model, "format": format_, "out": out}
+    given |= {name: value for name, value in options.items() if value is not None}
+    settings = load_settings("ExportConfig", config, set_, **given)
+    if dry_run:
+        return show_plan(settings, *stage.plan_lines(settings))
+    from atlas_ray.address import below
+    from atlas_ray.runs.status import figures_line
+    from atlas_ray.training.export.trainers import RULES
+    from atlas_ray.training.export.writer import DATA
+
+    folder = stage.export(settings, clean=clean)
+    typer.echo(printable(f"rows: {below(folder.uri, DATA)} ({figures_line(folder.finished or {})})"))
+    typer.echo(RULES[settings.format])
 
 
 def view_mask(

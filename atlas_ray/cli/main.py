@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atlas_ray.cli.data import compare, export_selection, trajectories_app, view_mask
+from atlas_ray.cli.data import compare, export, export_selection, trajectories_app, view_mask
 from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
@@ -148,6 +148,7 @@ def verify(
 
 
 app.command()(compare)
+app.command()(export)
 app.command(name="export-selection")(export_selection)
 
 
@@ -212,7 +213,7 @@ def report(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def submit(
     context: typer.Context,
-    stage: Annotated[str, typer.Argument(help="collect, select, train, evaluate, verify, report or run.")],
+    stage: Annotated[str, typer.Argument(help="collect, select, train, export, evaluate, verify, report or run.")],
     address: Annotated[str | None, typer.Option(help="Dashboard of the cluster, e.g. http://HEAD:8265.")] = None,
     wait: Annotated[bool, typer.Option(help="Stream the log and wait for the end.")] = True,
     fetch: Annotated[

@@ -24,6 +24,7 @@ _SETTINGS = {
     "CollectConfig": "atlas_ray.trajectories.settings",
     "SelectConfig": "atlas_ray.selection.settings",
     "TrainConfig": "atlas_ray.training.settings",
+    "ExportConfig": "atlas_ray.training.settings",
     "EvaluateConfig": "atlas_ray.evaluation.settings",
     "VerifyConfig": "atlas_ray.evaluation.settings",
     "DataConfig": "atlas_ray.config",
@@ -34,7 +35,8 @@ def load_settings(kind: str, file: str | None, overrides: list[str] | None, **gi
     """The settings of a class of `_SETTINGS`, from a file, overrides, and keys that have options of their own."""
     from atlas_ray import config
 
-    given["data.path"] = given.pop("data", None)
+    if isinstance(given.get("data"), str):
+        given["data.path"] = given.pop("data")
     return config.load(getattr(import_module(_SETTINGS[kind]), kind), file, overrides or [], **given)
 
 

@@ -134,7 +134,7 @@ def _hear_once_of_restarts() -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         try:
-            actor = never.remote(ray.put(None))
+            actor: Any = never.remote(ray.put(None))
         finally:
             os.dup2(screen, 2)
             os.close(screen)

@@ -30,6 +30,7 @@ JOBS = {
     "collect": "collect_trajectories",
     "select": "select_steps",
     "train": "train_agent",
+    "export": "export_data",
     "evaluate": "evaluate_agent",
     "verify": "verify_steps",
     "report": "build_report",

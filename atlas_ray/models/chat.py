@@ -20,12 +20,12 @@ from typing import Any
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.models.source import local_model, trusted
-from atlas_ray.types import Message, Role
+from atlas_ray.types import Message, Role, with_call_ids
 
 # Some templates write today's date into the system turn; results must not depend on the day.
 _TODAY = date(2024, 7, 26).strftime
 _GUARD = re.compile("\ue000(\\d+)\ue001")
-_THOUGHTS = ("reasoning_content", "reasoning", "thinking")
+THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _OPENED = re.compile(r"<think>\s*(?:</think>\s*)?$")  # what a prompt may write of the reply's thought
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
@@ -307,7 +307,7 @@ class ChatFormat:
 
     def _template(self, messages: Sequence[Message], tools: str | None = None, **options: bool) -> str:
         given = json.loads(self._guard(tools)) if tools else None
-        inline = any(m.thought for m in messages) and self._inlines_thoughts
+        inline = any(m.thought for m in messages) and self.inlines_thoughts
         try:
             text = self._write(list(self._turn_dicts(messages, inline, json.loads)), tools=given, **options)
         except TypeError:  # some join arguments to text (DeepSeek's)
@@ -327,29 +327,28 @@ class ChatFormat:
     ) -> Iterator[dict[str, Any]]:
         """Messages as templates read them; calls without an id get one, and results the names of their calls."""
         asked = dict[str, str]()
-        for place, m in enumerate(messages):
+        for m in with_call_ids(messages):
             turn: dict[str, Any] = {"role": m.role, "content": self._guard(m.content)}
             if m.thought and inline:
                 turn["content"] = f"<think>\n{self._guard(m.thought)}\n</think>\n\n{turn['content']}"
             elif m.thought:
-                turn |= dict.fromkeys(_THOUGHTS, self._guard(m.thought))
+                turn |= dict.fromkeys(THOUGHTS, self._guard(m.thought))
             if m.calls:
-                asked = {call.id or f"call{place:04}{n % 10}": call.name for n, call in enumerate(m.calls)}
+                asked = {call.id: call.name for call in m.calls}
                 functions = [{"name": c.name, "arguments": arguments(self._guard(c.arguments))} for c in m.calls]
                 turn["tool_calls"] = [
-                    {"type": "function", "id": id_, "function": function}
-                    for id_, function in zip(asked, functions, strict=True)
+                    {"type": "function", "id": call.id, "function": function}
+                    for call, function in zip(m.calls, functions, strict=True)
                 ]
             if m.role == "tool":
-                id_ = m.call_id or next(iter(asked), "")
-                turn |= {"tool_call_id": id_, "name": asked.pop(id_, "")}
+                turn |= {"tool_call_id": m.call_id, "name": asked.get(m.call_id, "")}
             yield turn
 
     @cached_property
-    def _inlines_thoughts(self) -> bool:
+    def inlines_thoughts(self) -> bool:
         """Whether the template knows no thoughts, so that they stand in the text as such models write them."""
         asked, replied = {"role": "user", "content": "turn0"}, {"role": "assistant", "content": "turn1"}
-        return "turn2" not in self._write([asked, replied | dict.fromkeys(_THOUGHTS, "turn2")])
+        return "turn2" not in self._write([asked, replied | dict.fromkeys(THOUGHTS, "turn2")])
 
     def _find_tail(self) -> str:
         """The special token that a template writes behind whatever conversation it is given (Phi's end of text)."""

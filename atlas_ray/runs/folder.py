@@ -80,6 +80,10 @@ class RunFolder:
             return self.has("manifest.json")
         return in_time(self.uri, lambda: self.has("manifest.json"))
 
+    def names(self, *below: str) -> set[str]:
+        """Names of the files and folders here, or in a folder below."""
+        return {i.base_name for i in self._info(pafs.FileSelector(self._path("/".join(below)), allow_not_found=True))}
+
     def delete(self, keep: Collection[TableSpec[Any]] = ()) -> None:
         """Deletes the folder and all below it, but for the tables to keep."""
         if not keep:

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, packed, stream, tables_on_ray
+from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream, tables_on_ray
 from atlas_ray.errors import UserError
 from atlas_ray.runs.failures import check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
@@ -28,7 +28,7 @@ from atlas_ray.selection.protocol import Selector, Stage, StageContext
 from atlas_ray.selection.rows import RowStage
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.trajectories.index import BUDGET, DataIndex, PartRead, index_data, outlines_of
+from atlas_ray.trajectories.index import BUDGET, DataIndex, blocks_on_ray, index_data, outlines_of, parts_read
 from atlas_ray.trajectories.rejected import rejected_figures, write_rejected
 from atlas_ray.types import Usage
 
@@ -123,7 +123,7 @@ def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: n
             return
         connect(config.ray, config.selector.modules)
         if stage.checked:
-            stage.check(_blocks_on_ray(index, _first_of_each(index.outline["env"], todo, stage.checked), 1))
+            stage.check(_blocks(index, _first_of_each(index.outline["env"], todo, stage.checked), 1))
         yield from stream(_on_ray(stage, index, todo, write), "selecting")
 
 
@@ -149,19 +149,15 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
     if isinstance(stage, RowStage) and not index.is_small:
         refs = [ray.put(read) for read in index.reads(wanted, stage.rows_per_block)]
         return map_on_ray(numbers_on_ray(len(refs)), _read_and_select, refs, stage, write)
-    return map_on_ray(stage.apply(_blocks_on_ray(index, wanted, stage.rows_per_block)), write)
+    return map_on_ray(stage.apply(_blocks(index, wanted, stage.rows_per_block)), write)
 
 
-def _blocks_on_ray(index: DataIndex, wanted: np.ndarray, rows_per_block: int) -> Dataset:
+def _blocks(index: DataIndex, wanted: np.ndarray, rows_per_block: int) -> Dataset:
     """Blocks of trajectories: small data is read here, large data by Ray's tasks."""
-    import ray
-
     reads = index.reads(wanted, rows_per_block)
     if index.is_small:
         return tables_on_ray(block for read in reads for block in read.blocks())
-    refs = [ray.put(read) for read in reads]
-    blocks = map_on_ray(numbers_on_ray(len(refs)), _read_packed, refs)
-    return blocks.repartition(target_num_rows_per_block=1, strict=True)
+    return blocks_on_ray(reads)
 
 
 def _first_of_each(environments: pa.ChunkedArray, todo: np.ndarray, most: int) -> np.ndarray:
@@ -182,22 +178,9 @@ def _whole_blocks(index: DataIndex, todo: np.ndarray, size: int) -> np.ndarray:
 
 def _read_and_select(table: pa.Table, refs: list[Any], stage: RowStage, write: _Writer) -> Iterator[pa.Table]:
     """Selections of a part by a rule, without a table of its texts in between."""
-    for read in _parts(table, refs):
+    for read in parts_read(table, refs):
         for rows in read.trajectories():
             yield from map(write, stage.select(rows))
-
-
-def _read_packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
-    """The blocks of a part."""
-    for read in _parts(table, refs):
-        yield from packed(read.blocks())
-
-
-def _parts(table: pa.Table, refs: list[Any]) -> Iterator[PartRead]:
-    import ray
-
-    for number in table["id"].to_pylist():
-        yield ray.get(refs[number])
 
 
 class _Writer:

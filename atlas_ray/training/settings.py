@@ -10,6 +10,7 @@ from atlas_ray.config import PLACEMENT, ChatTemplate, DataConfig, FrozenConfig, 
 from atlas_ray.trajectories.settings import CollectConfig
 
 Objective = Literal["token", "step", "trajectory"]
+ExportFormat = Literal["agenttraj", "sharegpt", "openai", "axolotl", "llamafactory", "trl", "tinker", "parquet"]
 
 
 class LoraConfig(FrozenConfig):
@@ -91,6 +92,36 @@ class TrainConfig(FrozenConfig):
             raise ValueError("keep: best needs a validation loss; set validation_fraction, e.g. 0.05")
         if self.lora and self.optimizer == "muon":
             raise ValueError("lora trains with optimizer: adam only")
+        return self
+
+
+class ExportConfig(FrozenConfig):
+    """Data with loss on the chosen steps alone, as another trainer reads it."""
+
+    out: Annotated[str, PLACEMENT] = "runs/export"
+    format: ExportFormat
+    data: DataConfig
+    selection: str | None = Field(None, description="run folder of a selection; all steps where not given")
+    model: str | None = Field(
+        None, description="whose tokenizer and chat template; formats of turns need none, and are checked against it"
+    )
+    chat_template: ChatTemplate | None = Field(None, description="in place of the tokenizer's own")
+    rows: Literal["trajectory", "step"] | None = Field(
+        None, description="of turns: one for each trajectory, or each chosen step; None: as the trainer needs it"
+    )
+    loss: Objective = Field("token", description="what tokens are weighed by, in the formats that have weights")
+    max_length: int = Field(8192, ge=16, description="tokens; of turns it is the trainer's own setting")
+    ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.format in ("trl", "tinker", "parquet"):
+            if self.model is None:
+                raise ValueError(f"format: {self.format} holds tokens; name the model whose they are: model=...")
+            if self.rows is not None:
+                raise ValueError(f"format: {self.format} holds tokens, with a row for each sequence; leave rows out")
+        elif self.format == "llamafactory" and self.rows == "trajectory":
+            raise ValueError("LLaMA-Factory masks no single turns, but learns the last turn of a row: rows: step")
         return self
 
 

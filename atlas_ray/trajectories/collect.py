@@ -25,7 +25,7 @@ from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import track
 from atlas_ray.runs.tables import TRAJECTORIES
-from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
+from atlas_ray.trajectories.formats.agenttraj import to_row
 from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.types import Episode, Task, Trajectory
 
@@ -77,7 +77,7 @@ def _collect(config: CollectConfig, folder: RunFolder) -> None:
             f"no {config.role} reached the goal in {len(units)} episodes: no trajectory was kept",
             "raise max_rounds, or keep them as they are: keep_failures=true",
         )
-    folder.write_json("agenttraj.json", to_agenttraj(trajectories))
+    folder.write_json("agenttraj.json", [to_row(trajectory) for trajectory in trajectories])
     folder.finish(
         episodes=len(units),
         kept=len(trajectories),

@@ -7,17 +7,17 @@ part by part, in any process. Small data is indexed here, large data by Ray's ta
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from atlas_ray.cluster.connection import connect
-from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream
+from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, packed, stream
 from atlas_ray.config import DataConfig, RayConfig
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder, latest_places, reachable
@@ -28,6 +28,9 @@ from atlas_ray.trajectories.locate import is_run
 from atlas_ray.trajectories.readers import Part, check_environments, iter_part, list_parts, warn_once
 from atlas_ray.trajectories.rejected import Rejected, skipped_line
 from atlas_ray.types import Trajectory
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 OUTLINE = pa.schema([("id", pa.string()), ("env", pa.string()), ("item_id", pa.string()), ("n_steps", pa.int32())])
 BUDGET = "budget"  # a further column of an outline: see `Trajectory`
@@ -95,19 +98,20 @@ class DataIndex:
             if mine.any():
                 rows = self.places[inside][mine] - self.bounds[number]
                 own = self.outline.slice(cuts[number], len(mine)).filter(pa.array(mine)).combine_chunks()
-                budgets = own[BUDGET] if BUDGET in own.column_names else None
-                yield PartRead(self.config, part, rows, own["id"], budgets, rows_per_block)
+                yield PartRead(self.config, part, rows, own["id"], own.drop_columns(OUTLINE.names), rows_per_block)
 
 
 @dataclass(frozen=True)
 class PartRead:
-    """Trajectories of one part: their places in it, and the ids and budgets that they have in the data set."""
+    """Trajectories of one part: their places in it, and the ids and further columns of the outline that they have in
+    the data set.
+    """
 
     config: DataConfig
     part: Part
     rows: np.ndarray
     ids: pa.ChunkedArray
-    budgets: pa.ChunkedArray | None
+    columns: pa.Table
     rows_per_block: int
 
     def trajectories(self) -> Iterator[list[Trajectory]]:
@@ -119,7 +123,8 @@ class PartRead:
         if self.part.file is None:
             yield from map(TRAJECTORIES.from_table, self.blocks())
             return
-        budgets = [None] * len(self.rows) if self.budgets is None else self.budgets.to_pylist()
+        held = BUDGET in self.columns.column_names
+        budgets = self.columns[BUDGET].to_pylist() if held else [None] * len(self.rows)
         wanted = zip(self.rows.tolist(), self.ids.to_pylist(), budgets, strict=True)
         block: list[Trajectory] = []
         usable = (found for found in iter_part(self.part, self.config) if isinstance(found, Trajectory))
@@ -138,18 +143,43 @@ class PartRead:
         raise UserError(f"{self.config.path} changed while it was read", "run the same command again")
 
     def blocks(self) -> Iterator[pa.Table]:
-        """The same as rows of `TRAJECTORIES`, with their budgets where there are any."""
+        """The same as rows of `TRAJECTORIES`, with the further columns of the outline."""
+        start = 0
+        for table in self._tables():
+            own = self.columns.slice(start, table.num_rows)
+            start += table.num_rows
+            yield pa.table({name: columns[name] for columns in (table, own) for name in columns.column_names})
+
+    def _tables(self) -> Iterator[pa.Table]:
         if self.part.file is not None:
-            for block in self.trajectories():
-                table = TRAJECTORIES.to_table(block)
-                budgets = pa.array([t.budget for t in block])
-                yield table if self.budgets is None else table.append_column(BUDGET, budgets)
+            yield from map(TRAJECTORIES.to_table, self.trajectories())
             return
         table = _run_table(self.part, self.config).take(self.rows)
-        if self.budgets is not None:
-            table = table.append_column(BUDGET, self.budgets)
         for start in range(0, table.num_rows, self.rows_per_block):
             yield table.slice(start, self.rows_per_block)
+
+
+def blocks_on_ray(reads: Iterable[PartRead]) -> Dataset:
+    """The blocks of parts, read by Ray's workers; each packed as `map_on_ray` unpacks it, for a worker of its own."""
+    import ray
+
+    refs = [ray.put(read) for read in reads]
+    return map_on_ray(numbers_on_ray(len(refs)), _read_packed, refs).repartition(
+        target_num_rows_per_block=1, strict=True
+    )
+
+
+def parts_read(table: pa.Table, refs: list[Any]) -> Iterator[PartRead]:
+    """In a worker: what is to be read, of numbers (`numbers_on_ray`) and references."""
+    import ray
+
+    for number in table["id"].to_pylist():
+        yield ray.get(refs[number])
+
+
+def _read_packed(table: pa.Table, refs: list[Any]) -> Iterator[pa.Table]:
+    for read in parts_read(table, refs):
+        yield from packed(read.blocks())
 
 
 def index_data(config: DataConfig, ray: RayConfig) -> DataIndex:

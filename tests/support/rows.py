@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.config import DataConfig
-from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
+from atlas_ray.trajectories.formats.agenttraj import to_row
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.trajectories.rejected import Rejected
 from atlas_ray.types import Message, Trajectory
@@ -69,4 +69,4 @@ def changed(position: int, **turn: Any) -> dict[str, Any]:
 def write_agenttraj(path: str | Path, trajectories: Iterable[Trajectory]) -> None:
     """Writes a `.json` file of AgentTraj-L's form."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(json.dumps(to_agenttraj(trajectories), ensure_ascii=False), "utf-8")
+    Path(path).write_text(json.dumps([to_row(t) for t in trajectories], ensure_ascii=False), "utf-8")

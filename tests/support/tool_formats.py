@@ -67,16 +67,88 @@ GPT_OSS = (
     "{% else %}<|start|>{{ m.role }}<|message|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start|>assistant{% endif %}"
 )
+# Tools stand before the last question, so that they move; ids of calls are written; thoughts have no place by calls.
+MISTRAL_V03 = (
+    "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
+    "{% endif %}{% endfor %}{{ bos_token }}{% for m in messages %}{% if m.role == 'user' %}"
+    "{% if tools and loop.index0 == ns.last %}[AVAILABLE_TOOLS] {{ tools | tojson }}[/AVAILABLE_TOOLS]{% endif %}"
+    "[INST] {{ m.content }}[/INST]{% elif m.tool_calls %}[TOOL_CALLS] [{% for call in m.tool_calls %}"
+    "{% if call.id | length != 9 %}{{ raise_exception('Tool call IDs should be alphanumeric strings of length 9!') }}"
+    '{% endif %}{"name": "{{ call.function.name }}", "arguments": {{ call.function.arguments | tojson }}, '
+    '"id": "{{ call.id }}"}{% if not loop.last %}, {% endif %}{% endfor %}]{{ eos_token }}'
+    '{% elif m.role == \'tool\' %}[TOOL_RESULTS] {"content": {{ m.content }}, "call_id": "{{ m.tool_call_id }}"}'
+    "[/TOOL_RESULTS]{% elif m.role == 'assistant' %} {{ m.content | trim }}{{ eos_token }}"
+    "{% else %}{{ raise_exception('Only user, assistant and tool roles are supported') }}{% endif %}{% endfor %}"
+)
+# As vLLM writes it for calls; behind all turns stands the end of the text.
+PHI_4_MINI = (
+    "{% if messages[0].role == 'system' or tools %}<|system|>"
+    "{% if messages[0].role == 'system' %}{{ messages[0].content }}{% endif %}"
+    "{% if tools %}<|tool|>{{ tools | tojson }}<|/tool|>{% endif %}<|end|>{% endif %}"
+    "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}<|end|>"
+    "{% elif m.role == 'assistant' %}<|assistant|>{{ m.content }}{% if m.tool_calls %}<|tool_call|>["
+    '{% for call in m.tool_calls %}{"name": "{{ call.function.name }}", "arguments": '
+    "{{ call.function.arguments | tojson }}}{% if not loop.last %}, {% endif %}{% endfor %}]<|/tool_call|>{% endif %}"
+    "<|end|>{% elif m.role == 'tool' %}<|tool_response|>{{ m.content }}<|end|>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}"
+)
+# A system turn of its own, always; tools in it, but no place for their calls.
+SMOLLM_3 = (
+    "<|im_start|>system\n## Metadata\n\nToday Date: {{ strftime_now('%d %B %Y') }}\nReasoning Mode: /think\n\n"
+    "## Custom Instructions\n\n{% if messages[0].role == 'system' %}{{ messages[0].content.rstrip() }}{% else %}"
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face.{% endif %}\n\n"
+    "{% if tools %}### Tools\n\n<tools>\n{% for tool in tools %}{{ tool | string }}\n{% endfor %}</tools>\n\n"
+    "{% endif %}"
+    "<|im_end|>{{ '\n' }}{% for m in messages %}{% if m.role == 'assistant' %}<|im_start|>assistant\n"
+    "{{ m.content.lstrip('\n') }}<|im_end|>{{ '\n' }}{% elif m.role in ('user', 'tool') %}<|im_start|>user\n"
+    "{{ m.content }}<|im_end|>{{ '\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
+)
+SMOLLM_2 = (
+    "{% if messages[0].role != 'system' %}<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by "
+    "Hugging Face<|im_end|>{{ '\n' }}{% endif %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "<|im_end|>{{ '\n' }}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant{{ '\n' }}{% endif %}"
+)
+# No token ends a turn: the next turn's first one does.
+GLM_45 = (
+    "[gMASK]<sop>{% if tools %}<|system|>\n# Tools\n<tools>\n{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}"
+    "</tools>{% endif %}" + _LAST_QUESTION + "{% for m in messages %}{% if m.role == 'user' %}<|user|>\n{{ m.content }}"
+    "{% elif m.role == 'assistant' %}<|assistant|>{% if loop.index0 > ns.last and m.reasoning_content %}"
+    "{{ '\n<think>' + m.reasoning_content.strip() + '</think>' }}{% else %}{{ '\n<think></think>' }}{% endif %}"
+    "{% if m.content.strip() %}{{ '\n' + m.content.strip() }}{% endif %}{% for call in m.tool_calls or [] %}"
+    "{{ '\n<tool_call>' + call.function.name }}{% for key, value in call.function.arguments.items() %}"
+    "{{ '\n<arg_key>' + key + '</arg_key>\n<arg_value>' + (value | tojson) + '</arg_value>' }}{% endfor %}"
+    "{{ '\n</tool_call>' }}{% endfor %}{% elif m.role == 'tool' %}<|observation|>\n<tool_response>\n{{ m.content }}\n"
+    "</tool_response>{% elif m.role == 'system' %}<|system|>\n{{ m.content }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+)
 TEMPLATES = {
     "qwen3": (QWEN_3, "<|im_end|>"),
     "deepseek-r1": (DEEPSEEK_R1, "</s>"),
     "llama-3.1": (LLAMA_31, "<|eot_id|>"),
     "gpt-oss": (GPT_OSS, "<|return|>"),
 }
+PARTIAL = {  # templates with no place for some of it
+    "mistral-v0.3": (MISTRAL_V03, "</s>"),
+    "phi-4-mini": (PHI_4_MINI, "<|endoftext|>"),
+    "smollm3": (SMOLLM_3, "<|im_end|>"),
+    "smollm2": (SMOLLM_2, "<|im_end|>"),
+    "glm-4.5": (GLM_45, "<|endoftext|>"),
+}
+HELD: dict[str, dict[str, bool]] = {  # what `random_messages` may write for a template
+    **{name: {"tools": True, "thoughts": True} for name in TEMPLATES},
+    "mistral-v0.3": {"tools": True, "thoughts": False, "system": False},
+    "phi-4-mini": {"tools": True, "thoughts": True},
+    "smollm3": {"tools": False, "thoughts": True},
+    "smollm2": {"tools": False, "thoughts": True},
+}
 _SPECIALS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|output|>"),
     *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
     *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
+    *("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]"),
+    *("[/AVAILABLE_TOOLS]", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>"),
+    *("<|/tool_call|>", "<|tool_response|>", "<|observation|>", "<|endoftext|>", "[gMASK]", "<sop>"),
 ]
 
 
@@ -90,9 +162,9 @@ def tool_tokenizer(name: str) -> Any:
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=320, initial_alphabet=alphabet, special_tokens=_SPECIALS)
+    trainer = trainers.BpeTrainer(vocab_size=360, initial_alphabet=alphabet, special_tokens=_SPECIALS)
     inner.train_from_iterator(["assistant\n<think>\n</think>\n\nuser\n"] * 4, trainer)
-    template, eos = TEMPLATES[name]
+    template, eos = (TEMPLATES | PARTIAL)[name]
     return PreTrainedTokenizerFast(
         tokenizer_object=inner,
         bos_token="<s>",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from atlas_ray.trajectories.formats.agenttraj import to_agenttraj
+from atlas_ray.trajectories.formats.agenttraj import to_row
 from atlas_ray.trajectories.formats.registry import FORMATS
 from atlas_ray.trajectories.statistics import statistics_tables
 from atlas_ray.types import Category, GoldStep, Message, Trajectory
@@ -49,7 +49,7 @@ def test_what_is_written_reads_back_equal(tmp_path, data):
 
 
 def test_the_written_form_is_agenttrajs():
-    assert to_agenttraj([FORMATS["agenttraj"].read(AGENTTRAJ)]) == [AGENTTRAJ]
+    assert to_row(FORMATS["agenttraj"].read(AGENTTRAJ)) == AGENTTRAJ
 
 
 def test_the_statistics_of_each_environment():

@@ -165,11 +165,11 @@ def render_on_ray(
 
 def _render_chunk(table: pa.Table, model: str, template: str | None) -> pa.Table:
     """One task's chunk."""
-    return pa.concat_tables(render(TRAJECTORIES.from_table(table), _chat_format(model, template)))
+    return pa.concat_tables(render(TRAJECTORIES.from_table(table), chat_format(model, template)))
 
 
 @cache
-def _chat_format(model: str, template: str | None) -> ChatFormat:
+def chat_format(model: str, template: str | None) -> ChatFormat:
     """Loaded once in a process, which runs many tasks."""
     return ChatFormat.load(model, template=template)
 

@@ -240,7 +240,12 @@ def hold_back(
 
 
 def read_selection(uri: str) -> list[Selection]:
-    """The selections of a finished run of `atlas select`.
+    """The selections of a finished run of `atlas select`; raises what `finished_selection` does."""
+    return finished_selection(uri).read(SELECTIONS)
+
+
+def finished_selection(uri: str) -> RunFolder:
+    """The run folder of a finished `atlas select`.
 
     Raises:
         UserError: If there is none.
@@ -252,4 +257,4 @@ def read_selection(uri: str) -> list[Selection]:
         why = failure_of(folder)
         what = f"the selection in {uri} " + (f"has failed: {why}" if why else "is not finished")
         raise UserError(what, "run its `atlas select` again" if why is None else "mend that and select again")
-    return folder.read(SELECTIONS)
+    return folder

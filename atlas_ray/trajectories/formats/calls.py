@@ -18,12 +18,13 @@ def calls_of(value: Any, where: str) -> tuple[ToolCall, ...]:
     Raises:
         DataError: If they are of no such form, or the arguments are no object.
     """
-    value = check_json(value, where) if isinstance(value, str) else value
+    is_text = isinstance(value, str)
+    value = check_json(value, where) if is_text else value
     found = value if isinstance(value, list) else [] if value is None else [value]
-    return tuple(_call(call, where) for call in found)
+    return tuple(_call(call, where, is_text) for call in found)
 
 
-def _call(call: Any, where: str) -> ToolCall:
+def _call(call: Any, where: str, is_text: bool) -> ToolCall:
     if not isinstance(call, dict) or call.get("type") not in (None, "function", "function_call", "tool_use"):
         raise DataError(f"{where}: a tool call is not of a function", "leave such rows out")
     named = call["function"] if isinstance(call.get("function"), dict) else call
@@ -32,7 +33,8 @@ def _call(call: Any, where: str) -> ToolCall:
     arguments = check_json(given or "{}", f"{where}: the arguments of {name}") if isinstance(given, str) else given
     if not isinstance(arguments, dict):
         raise DataError(f"{where}: the arguments of {name} are not an object but {kind(arguments)}")
-    text = given if isinstance(given, str) and given else json.dumps(without_nulls(arguments), ensure_ascii=False)
+    arguments = arguments if is_text else without_nulls(arguments)
+    text = given if isinstance(given, str) and given else json.dumps(arguments, ensure_ascii=False)
     id_ = check_text(call.get("call_id") or call.get("id") or "", f"{where}: the id of {name}")
     return ToolCall(name, check_text(text, f"{where}: the arguments of {name}"), id_)
 

@@ -19,7 +19,7 @@ from atlas_ray.trajectories.formats.calls import calls_of, tools_of
 from atlas_ray.trajectories.formats.flags import FLAGS, flag_of, learnt
 from atlas_ray.trajectories.formats.protocol import DataFormat, Row
 from atlas_ray.trajectories.item_ids import task_of
-from atlas_ray.types import Message, Role
+from atlas_ray.types import Message, Role, Trajectory
 
 NO_ENVIRONMENT = "chat"  # of rows that name no task
 _ROLES: dict[str, Role] = {
@@ -111,6 +111,18 @@ def message_of(
         made, text = calls_of(text, where), ""
     call_id = (turn.get("tool_call_id") or turn.get("call_id")) if _ROLES[role] == "tool" else None
     return Message(_ROLES[role], text, thought="".join(found), calls=made, call_id=str(call_id or ""))
+
+
+def ids_of(trajectory: Trajectory) -> Turn:
+    """The keys of a row that is written beside its conversation: by them it is the same trajectory when it is read."""
+    own = {} if trajectory.id == trajectory.task.id else {"id": trajectory.id}
+    reward = {} if trajectory.reward is None else {"reward": trajectory.reward}
+    return own | {"item_id": trajectory.item_id, "env": trajectory.env} | reward
+
+
+def inline_thought(thought: str, text: str) -> str:
+    """A reply that says its thought first, as models write it and `message_of` reads it."""
+    return f"{_THINK}\n{thought}\n</think>\n\n{text}" if thought else text
 
 
 def text_of(content: Any, what: str) -> str:
