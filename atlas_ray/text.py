@@ -24,6 +24,8 @@ def split_thoughts(reply: str) -> tuple[str, str]:
     A thought without an end takes the rest of the reply; one without a beginning was begun by the prompt. What thinks
     nothing is left as it is.
     """
+    if "<" not in reply:  # at every turn, so the usual case is quick
+        return "", reply
     *begun, said = _THOUGHT_END.split(_THOUGHT.sub("", reply))
     thoughts = [*_THOUGHT.findall(reply), *begun]
     return "\n".join(filter(None, map(str.strip, thoughts))), said.lstrip() if thoughts else said

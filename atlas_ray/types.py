@@ -98,7 +98,13 @@ class Usage:
         return self.cached_tokens / max(1, self.prompt_tokens)
 
     def __add__(self, other: Usage) -> Usage:
-        return Usage(*(getattr(self, name) + getattr(other, name) for name in self.__slots__))
+        return Usage(  # written out: it is done at every turn
+            self.prompt_tokens + other.prompt_tokens,
+            self.cached_tokens + other.cached_tokens,
+            self.completion_tokens + other.completion_tokens,
+            self.calls + other.calls,
+            self.cost + other.cost,
+        )
 
 
 @dataclass(frozen=True, slots=True)

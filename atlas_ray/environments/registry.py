@@ -33,12 +33,13 @@ _MODULES = {
     "pddl": "pddl.simulator",
     "blocksworld": "blocksworld",
 }
+FOREIGN = ("gymnasium", "openenv", "textarena", "verifiers")  # libraries, each by a module of its name
 ENVIRONMENTS: Registry[EnvironmentSpec] = Registry(
     "environment",
     EnvironmentSpec,
     {name: f"{__package__}.builtin.{module}:SPEC" for name, module in _MODULES.items()},
     group="atlas_ray.environments",
-    makers={name: f"{__package__}.foreign.{name}:environment" for name in ("gymnasium", "openenv", "textarena")},
+    makers={name: f"{__package__}.foreign.{name}:environment" for name in FOREIGN},
 )
 
 

@@ -48,11 +48,12 @@ class EngineConversation:
         prompt = self.chat.opening(self._messages, self._sampling.tools) if self._ids is None else self._ids
         made, usage = await self._policy.generate(prompt, self._sampling, seed)
         reply = self._reply(made, usage)
-        if self._ids is not None and not reply.message.thought:
-            self._messages.append(reply.message)
+        message = reply.message
+        if self._ids is not None and not message.thought:
+            self._messages.append(message)
             self._ids += self._sampled(made)
         else:
-            self.append(reply.message)
+            self.append(message)
         return reply
 
     def append(self, message: Message) -> None:
