@@ -278,8 +278,8 @@ class Trajectory:
 
     @property
     def calls_tools(self) -> bool:
-        """Whether its steps act by calls of tools, not by text."""
-        return any(m.role == "tool" or m.calls for m in self.messages)
+        """Whether its steps act by calls of tools, not by text: they may, where it shows any."""
+        return self.tools is not None or any(m.role == "tool" or m.calls for m in self.messages)
 
     @property
     def replies(self) -> tuple[Message, ...]:

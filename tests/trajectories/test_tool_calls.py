@@ -184,6 +184,14 @@ def test_what_cannot_be_read_of_a_call_refuses_the_row(tmp_path: Path, turn: dic
     assert refused.reason.startswith(reason)
 
 
+def test_what_shows_tools_or_calls_some_is_no_text() -> None:
+    text = Trajectory("maze/1", "maze", "1", MESSAGES)
+    assert not text.calls_tools
+    assert not replace(text, messages=(*MESSAGES, Message("assistant", "up", True, "Hm."))).calls_tools
+    assert replace(text, tools=json.dumps(TOOLS)).calls_tools  # its prompts hold them
+    assert replace(a_trajectory(), tools=None).calls_tools
+
+
 def test_a_step_is_thought_content_and_calls() -> None:
     first, last = a_trajectory().steps
     assert (first.thought, first.action) == ("Look it up.", 'search({"q": "X"})\nsearch({"q": "Y"})')
