@@ -218,8 +218,8 @@ def test_a_row_that_a_form_has_no_place_for_is_counted_with_its_reason(here: Pat
     assert refused == ["kitchen/kitchen_1"]
 
 
-@pytest.mark.parametrize("small", [index.SMALL, -1], ids=["read here", "read by workers"])
-def test_blocks_are_written_by_rays_workers_and_a_stopped_export_goes_on(
+@pytest.mark.parametrize("small", [index.SMALL, -1], ids=["here", "by workers"])
+def test_a_file_is_written_for_each_block_and_a_stopped_export_goes_on(
     small: int, here: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "_BLOCK", 2)
