@@ -115,6 +115,9 @@ MaxFailed = Annotated[
 ]
 
 
+ActionProtocol = Literal["react", "tools"]  # how a policy acts: by text (Thought, Action), or by native calls of tools
+
+
 class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 
@@ -168,7 +171,7 @@ class EnvironmentsConfig(FrozenConfig):
     register: dict[str, str] = Field(
         {},
         description="further environments by name, each as `module:SPEC` (the module is sent to Ray's workers), "
-        "`textarena:ID`, `gymnasium:ID` or `openenv:URL`",
+        "`textarena:ID`, `gymnasium:ID`, `openenv:URL_OR_PACKAGE` or `verifiers:ID`",
     )
     servers: Annotated[dict[str, list[str]], Placement.ADDRESSES] = {}
     alfworld_mappings: str | list[str] | None = Field(
@@ -190,7 +193,7 @@ class EnvironmentsConfig(FrozenConfig):
     @model_validator(mode="after")
     def _register(self) -> Self:
         for name, place in self.register.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:[\w.:/-]+", place):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:[\w.:/?&=-]+", place):
                 raise ValueError(f"register.{name}: {place} is none of the form NAME: module:SPEC")
         if self.register:
             add_named("atlas_ray.environments", self.register)
@@ -232,6 +235,11 @@ class EndpointConfig(FrozenConfig):
     requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
     tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="prompts, and replies at their longest"
+    )
+    request: dict[str, str | None] = Field(
+        {},
+        description="names of a request's fields where the endpoint has others, e.g. "
+        "`max_tokens: max_completion_tokens`; null leaves a field out. What it refuses by name is found out besides",
     )
 
 

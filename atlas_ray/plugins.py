@@ -1,7 +1,7 @@
 """Parts found by name: the package's own, those of other packages' entry points, and any named as `module:NAME`.
 
 Nothing is imported before it is asked for. Parts that a configuration names are known to this process, to those that it
-starts, and to Ray's workers, which its modules are sent to.
+starts, and to Ray's workers, which the files of their modules are sent to as Ray starts.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from atlas_ray.errors import UserError
 T = TypeVar("T")
 
 _NAMED = "ATLAS_PLUGINS"  # variable: as JSON, per group `module:NAME` by name
+_used: set[str] = set()  # modules from outside of the package that parts of this process come from
 
 
 def object_at(place: str, whose: str, remedy: str) -> object:
@@ -43,9 +44,11 @@ def object_at(place: str, whose: str, remedy: str) -> object:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:
-        return getattr(import_module(module), attribute, None)
+        found = getattr(import_module(module), attribute, None)
     except Exception as error:
         raise UserError(f"cannot import {module}{whose}: {error}", remedy) from error
+    send_to_workers(module)
+    return found
 
 
 def is_own(module: str) -> bool:
@@ -65,13 +68,10 @@ def source_digest(module: str) -> str:
     return hashlib.sha256(Path(file).read_bytes()).hexdigest()
 
 
-def register_for_workers(modules: Iterable[str]) -> None:
-    """Has modules from outside of the package travel with what is sent to Ray's workers, which need not have them."""
-    from ray import cloudpickle
-
-    for name in modules:
-        if not is_own(name):
-            cloudpickle.register_pickle_by_value(sys.modules[name])
+def send_to_workers(module: str) -> None:
+    """Has a module, or the package that it is of, sent to Ray's workers when Ray is started or joined."""
+    if not is_own(module) and module != "__main__":  # what a script defines travels by itself
+        _used.add(module.partition(".")[0])
 
 
 def chosen_by(choose: Callable[[Mapping[str, Any]], type[BaseModel]]) -> BeforeValidator:
@@ -97,25 +97,30 @@ def add_named(group: str, places: Mapping[str, str]) -> None:
 
 
 def runtime_env() -> dict[str, Any]:
-    """What Ray's workers need for the parts that were named: the names, and the files of modules that lie elsewhere
-    than where packages are installed.
+    """What Ray's workers need for parts from outside of the package: the names that configurations gave them, and the
+    files of modules that lie elsewhere than where packages are installed."""
+    named = os.environ.get(_NAMED, "{}")
+    places = [place for parts in json.loads(named).values() for place in parts.values()]
+    # the module of `module:NAME`, and of `gymnasium:module:ID`
+    modules = {part.partition(".")[0] for place in places for part in place.split(":")[:-1]}
+    files = [*filter(None, map(_file_of, sorted(_used | modules)))]
+    variables = {"env_vars": {_NAMED: named}} if places else {}
+    return variables | ({"py_modules": files} if files else {})
 
-    Raises:
-        UserError: If a module is not found.
-    """
-    named = json.loads(os.environ.get(_NAMED, "{}"))
-    modules = {place.partition(":")[0].partition(".")[0] for places in named.values() for place in places.values()}
-    files = [file for file in map(_file_of, sorted(modules)) if "site-packages" not in Path(file).parts]
-    return {"env_vars": {_NAMED: os.environ[_NAMED]}, "py_modules": files} if named else {}
+
+def lacking(modules: Iterable[str]) -> list[str]:
+    """Which modules this process does not find; for a worker, which has those that were named as Ray began."""
+    return [module for module in modules if find_spec(module) is None]
 
 
-def _file_of(module: str) -> str:
-    """A module's file, or its package's folder."""
+def _file_of(module: str) -> str | None:
+    """A module's file, or its package's folder; None where workers have it, or nobody."""
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    found = find_spec(module)
-    if found is None or found.origin is None:
-        raise UserError(f"there is no module {module}", "it has to lie in the working directory, or on PYTHONPATH")
+    everywhere = not module.isidentifier() or is_own(module) or module in sys.stdlib_module_names
+    found = None if everywhere else find_spec(module)
+    if found is None or found.origin is None or "site-packages" in Path(found.origin).parts:
+        return None
     return str(Path(found.origin).parent if found.submodule_search_locations else found.origin)
 
 

@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 
 from tests.support.absent import absent
+from tests.support.local_ray import start_ray
 
 if TYPE_CHECKING:
     from atlas_ray.models.engine import VllmPolicy
@@ -54,19 +55,9 @@ def _store_environment(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """A Ray cluster of this process, for the whole session."""
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-    os.environ.setdefault("RAY_worker_niceness", "0")
     import ray
 
-    # "local": another on this machine is nothing to it; a stage of an earlier test may have started it
-    ray.init(
-        "local",
-        num_cpus=4,
-        include_dashboard=False,
-        logging_level="warning",
-        log_to_driver=False,
-        ignore_reinit_error=True,
-    )
+    start_ray()
     yield
     ray.shutdown()
 

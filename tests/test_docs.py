@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 
 from atlas_ray.config import DataConfig
 from atlas_ray.environments import registry
@@ -26,6 +27,7 @@ from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.trajectories.collect import collect
 from atlas_ray.trajectories.readers import read_trajectories
 from tests.support.docs_blocks import DOCS, ROOT, Block, blocks, complaint, fail_at, run_block
+from tests.support.local_ray import start_ray
 
 PAGES = sorted(DOCS.glob("*.md"))
 INDEX = DOCS / "index.md"
@@ -77,7 +79,19 @@ def reader(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
             del sys.modules[name]
 
 
-@pytest.mark.usefixtures("reader")
+@pytest.fixture
+def ray_of_the_page(page: Path) -> Iterator[None]:
+    """Ray as a reader's command starts it, with the page's modules, where workers need those."""
+    own = page.name == "own-policy.md"
+    if own:
+        ray.shutdown()
+    yield
+    if own:
+        ray.shutdown()
+        start_ray()
+
+
+@pytest.mark.usefixtures("reader", "ray_of_the_page")
 @pytest.mark.parametrize("page", [p for p in PAGES if p != INDEX], ids=lambda p: p.name)
 def test_the_examples_of_a_page_run(page: Path) -> None:
     play(page)

@@ -19,7 +19,7 @@ environments_app = typer.Typer(help="Look at the environments.", no_args_is_help
 
 
 def serve(
-    envs: Annotated[list[str], typer.Argument(help="Built-in environments, e.g. maze wordle.")],
+    envs: Annotated[list[str], typer.Argument(help="Environments, e.g. maze wordle.")],
     host: Annotated[str, typer.Option(help="Beyond loopback a token is needed (ATLAS_SERVER_TOKEN).")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0: any free port, printed.")] = 8000,
     data: Annotated[
@@ -29,10 +29,15 @@ def serve(
         ),
     ] = None,
     protocol: Annotated[Literal["agentgym", "openenv"], typer.Option(help="As whose server it answers.")] = "agentgym",
+    config: Annotated[str | None, typer.Option("--config", "-c", help="YAML file: register.")] = None,
+    set_: Set = None,
 ) -> None:
-    """Serve built-in environments over HTTP, as AgentGym's servers or OpenEnv's do."""
+    """Serve environments over HTTP, as AgentGym's servers or OpenEnv's do: built-in ones, and any that are registered
+    (`--set register.NAME=...`) and played in this process."""
+    from atlas_ray.config import EnvironmentsConfig, load
     from atlas_ray.environments.http.server import serve as run_server
 
+    load(EnvironmentsConfig, config, set_ or [])  # makes known what it registers
     run_server(envs, host, port, os.environ.get("ATLAS_SERVER_TOKEN"), data or (), protocol)
 
 

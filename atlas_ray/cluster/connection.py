@@ -26,19 +26,22 @@ _TEMP_DIR = "/tmp"
 _LONGEST_TEMP_DIR = 107 - len("/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")  # of a socket's path
 _ANSWER_SECONDS = 10.0  # that an address may take to answer
 _TELL_SECONDS = 1.0  # that a replica may take to say what it does
+_known = {"__main__"}  # modules from outside of the package that workers have, or that travel by themselves
 AGAIN = "run the same command again; ATLAS_RAY_LOGS=1 shows more"
 
 
-def connect(config: RayConfig) -> None:
-    """Joins or starts Ray; does nothing where this process is connected already.
+def connect(config: RayConfig, modules: Iterable[str] = ()) -> None:
+    """Joins or starts Ray, and sends it the modules of parts from outside of the package; does nothing where this
+    process is connected already, but to see whether workers have `modules`.
 
     Raises:
         AtlasError: If the address does not answer.
-        UserError: If the cluster there asks for another token.
+        UserError: If the cluster there asks for another token, or a module was named after Ray was started.
     """
     import ray
 
     if ray.is_initialized():
+        _check_modules(modules)
         return
     address, shown = config.address or os.environ.get("RAY_ADDRESS"), os.environ.get("ATLAS_RAY_LOGS") == "1"
     # Workers are niced by 15 otherwise and starve beside anything else on a small machine.
@@ -63,6 +66,7 @@ def connect(config: RayConfig) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         why = str(error).splitlines()[0]
         raise (_does_not_start(why) if address is None else _unreachable(address, why)) from None
+    _known.intersection_update({"__main__"})
     if address is None:
         _watch_own_ray()
     from ray.data import DataContext
@@ -71,6 +75,26 @@ def connect(config: RayConfig) -> None:
     DataContext.get_current().enable_progress_bars = False
     # what stops a stage is told once, by the stage
     logging.getLogger("ray.data").setLevel(logging.WARNING if shown else logging.CRITICAL)
+
+
+def _check_modules(modules: Iterable[str]) -> None:
+    """Asks a worker for modules that it would have been sent, had they been named before Ray was started.
+
+    Raises:
+        UserError: If it lacks one.
+    """
+    import ray
+
+    wanted = {module.partition(".")[0] for module in modules if not plugins.is_own(module)} - _known
+    if not wanted:
+        return
+    ask: Any = ray.remote(plugins.lacking)
+    if lacking := ray.get(ask.options(num_cpus=0).remote(sorted(wanted))):
+        raise UserError(
+            f"Ray's workers do not have {', '.join(lacking)}: Ray was started before that was named",
+            "name it before the first stage of this process runs, or call ray.shutdown() before this one",
+        )
+    _known.update(wanted)
 
 
 def _runtime_env(*, local: bool) -> dict[str, Any] | None:

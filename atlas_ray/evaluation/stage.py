@@ -25,7 +25,6 @@ from atlas_ray.evaluation.paired import Comparison, compare_all
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
-from atlas_ray.plugins import register_for_workers
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
@@ -84,7 +83,7 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                 openings = openings or find_openings(config)
                 openings.write_to(folder)
                 left = [replace(request, opening=openings.of(request.task)) for request in left]
-                connect(config.ray)
+                connect(config.ray, [type(config.played[arm]).__module__])
                 try:
                     with loading(folder, arm):
                         model = config.played[arm]
@@ -94,7 +93,6 @@ def evaluate(config: EvaluateConfig, *, clean: bool = False) -> dict[str, list[E
                         else:
                             # an engine's actor holds GPUs, an endpoint's none
                             stack.close()
-                            register_for_workers([type(model).__module__])
                             player = player_of(
                                 spec, pool, config.environments, limits=config.limits, retries=config.retries
                             )

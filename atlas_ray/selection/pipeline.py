@@ -19,7 +19,6 @@ import pyarrow.compute as pc
 from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, numbers_on_ray, stream, tables_on_ray
 from atlas_ray.errors import UserError
-from atlas_ray.plugins import register_for_workers
 from atlas_ray.runs.failures import check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.progress import Tracker
@@ -122,8 +121,9 @@ def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: n
         if isinstance(stage, RowStage) and index.is_small:
             yield from map(write, _rows_here(stage, index, todo))
             return
-        connect(config.ray)
-        register_for_workers([type(config.selector).__module__, *stage.modules])
+        connect(config.ray, config.selector.modules)
+        if stage.checked:
+            stage.check(_blocks(index, _first_of_each(index.outline["env"], todo, stage.checked), 1))
         yield from stream(_on_ray(stage, index, todo, write), "selecting")
 
 
@@ -146,13 +146,26 @@ def _on_ray(stage: Stage, index: DataIndex, todo: np.ndarray, write: _Writer) ->
         slices = (rows.slice(start, _OUTLINES) for start in range(0, rows.num_rows, _OUTLINES))
         return map_on_ray(slices, lambda table: map(write, stage.select(outlines_of(table))))
     wanted = _whole_blocks(index, todo, stage.rows_per_block) if stage.whole_blocks else todo
-    reads = index.reads(wanted, stage.rows_per_block)
-    if index.is_small:
-        return map_on_ray(stage.apply(tables_on_ray(block for read in reads for block in read.blocks())), write)
-    if isinstance(stage, RowStage):
-        refs = [ray.put(read) for read in reads]
+    if isinstance(stage, RowStage) and not index.is_small:
+        refs = [ray.put(read) for read in index.reads(wanted, stage.rows_per_block)]
         return map_on_ray(numbers_on_ray(len(refs)), _read_and_select, refs, stage, write)
-    return map_on_ray(stage.apply(blocks_on_ray(reads)), write)
+    return map_on_ray(stage.apply(_blocks(index, wanted, stage.rows_per_block)), write)
+
+
+def _blocks(index: DataIndex, wanted: np.ndarray, rows_per_block: int) -> Dataset:
+    """Blocks of trajectories: small data is read here, large data by Ray's tasks."""
+    reads = index.reads(wanted, rows_per_block)
+    if index.is_small:
+        return tables_on_ray(block for read in reads for block in read.blocks())
+    return blocks_on_ray(reads)
+
+
+def _first_of_each(environments: pa.ChunkedArray, todo: np.ndarray, most: int) -> np.ndarray:
+    """The first trajectories of each environment in which something is to do: the same ones at every attempt."""
+    names, chosen = environments.to_numpy(), np.zeros(len(todo), bool)
+    for name in set(names[todo]):
+        chosen[np.flatnonzero(names == name)[:most]] = True
+    return chosen
 
 
 def _whole_blocks(index: DataIndex, todo: np.ndarray, size: int) -> np.ndarray:

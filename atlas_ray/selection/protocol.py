@@ -7,7 +7,7 @@ named as `module:Class`, or by an entry point of the group `atlas_ray.selectors`
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -69,12 +69,22 @@ class Stage(ABC):
         rows_per_block: Trajectories that come as one block, at most.
         whole_blocks: Whether blocks come with the trajectories that are done already, as they came in every attempt;
             their selections are not written again.
-        modules: Names of modules that workers run and need not have; the selector's own is among them anyway.
+        checked: Trajectories of each environment that `check` is given, at most.
     """
 
     rows_per_block: int = 1024
     whole_blocks: bool = False
-    modules: Sequence[str] = ()
+    checked: int = 0
+
+    def check(self, trajectories: Dataset) -> None:  # noqa: B027
+        """Refuses what cannot succeed, before anything is spent on it.
+
+        Args:
+            trajectories: The first ones of each environment in which something is to be selected.
+
+        Raises:
+            UserError: With the reason.
+        """
 
     @abstractmethod
     def apply(self, trajectories: Dataset) -> Dataset:
@@ -122,6 +132,11 @@ class Selector(FrozenConfig, ABC):
         return SELECTORS.find(str(section.get("name", "llm")))  # the paper's
 
     # --- where it comes from ---
+
+    @property
+    def modules(self) -> list[str]:
+        """Modules that workers run: its own."""
+        return [type(self).__module__]
 
     def sources(self) -> list[str]:
         """The finished selections that it reads, by name or path."""

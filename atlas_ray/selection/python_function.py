@@ -33,6 +33,10 @@ class PythonSelector(BudgetSettings, RowSelector):
     ratio: float | None = Field(0.3, gt=0, le=1, description="null: no cap on steps; all that score above 0")
     rounding: Rounding = Field("floor", description="a function that names steps is not told what is carried over")
 
+    @property
+    def modules(self) -> list[str]:
+        return [load_call(self.call).__module__]
+
     def digests(self) -> dict[str, str]:
         return {self.call: source_digest(load_call(self.call).__module__)}
 
@@ -48,7 +52,7 @@ class PythonSelector(BudgetSettings, RowSelector):
 
     def stage(self, context: StageContext) -> Stage:
         rule = self.make_rule({}, context.seed)
-        return RowStage(lambda: rule, modules=[load_call(self.call).__module__])
+        return RowStage(lambda: rule)
 
 
 def load_call(name: str) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import pyarrow as pa
@@ -32,14 +32,12 @@ class RowStage(Stage):
         make: Makes the rule, once in each process that applies it: what it reads is read there.
         outlines: Whether the rule looks at ids and numbers of steps alone: it is given each trajectory's `Outline`, and
             no text is read.
-        modules: See `Stage`.
     """
 
     rows_per_block = 4096
 
-    def __init__(self, make: Callable[[], Rule], *, outlines: bool = False, modules: Sequence[str] = ()) -> None:
-        self.outlines, self.modules = outlines, modules
-        self._make, self._key = make, uuid.uuid4().hex
+    def __init__(self, make: Callable[[], Rule], *, outlines: bool = False) -> None:
+        self.outlines, self._make, self._key = outlines, make, uuid.uuid4().hex
 
     def select(self, rows: Iterable[Trajectory] | Iterable[Outline]) -> Iterator[pa.Table]:
         """Selections of rows, in their order; in any process. Those before an error that ends the run come first."""

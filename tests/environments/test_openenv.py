@@ -25,7 +25,9 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.builtin.maze import Maze
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.custom_data import CustomData
+from atlas_ray.environments.foreign import openenv, openenv_servers
 from atlas_ray.environments.foreign.openenv import action_field, text_of
+from atlas_ray.environments.foreign.openenv_servers import Package
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.protocol import Opening
@@ -64,6 +66,9 @@ asyncio.run(main())
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATLAS_PLUGINS", "{}")
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+
+
+SUPPORT = Path(__file__).parents[1] / "support"
 
 
 def registered(name: str, url: str) -> None:
@@ -184,7 +189,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def server(installed: Path) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parents[1] / "support/openenv_server.py")],
+        [sys.executable, str(SUPPORT / "openenv_server.py")],
         env=os.environ | {"PYTHONPATH": str(installed)},
         stdout=subprocess.PIPE,
         text=True,
@@ -247,3 +252,90 @@ async def test_openenvs_own_client_plays_our_maze_as_we_do(installed: Path) -> N
         answer, _ = await client.communicate(json.dumps([url, games]).encode())
     assert client.returncode == 0
     assert json.loads(answer) == expected
+
+
+@pytest.fixture
+def packages(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages of OpenEnv's that this Python finds, and whose servers end with the test."""
+    found = [installed, SUPPORT, SUPPORT / "openenv_package"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, found)))
+    monkeypatch.setattr(openenv_servers, "_servers", {})
+
+
+async def many(name: str, replies: dict[int, list[str]], at_once: int) -> list[Episode]:
+    """An episode of each task, so many at once."""
+    room = asyncio.Semaphore(at_once)
+
+    async def one(index: int) -> Episode:
+        async with room:
+            return await played(name, index, replies[index])
+
+    return await asyncio.gather(*map(one, replies))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("packages")
+async def test_a_packages_server_is_started_here_played_many_at_once_and_ended() -> None:
+    registered("guess", "openenv_server:app")
+    replies = {index: [f"Action: {n}" for n in range(1, 8)] for index in range(30)}
+    once, again = await many("guess", replies, 16), await many("guess", replies, 16)
+    assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
+    assert [e.rounds for e in once] == [random.Random(index).randint(1, 7) for index in range(30)]
+    [servers] = openenv_servers._servers.values()
+    assert len(servers) == 1
+    openenv_servers.end_all()
+    assert not any(server.alive for server in servers)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("packages")
+async def test_tools_of_a_server_that_plays_one_episode_at_a_time_are_called_by_several_of_it() -> None:
+    registered("counting", "counting_env")
+    wanted = {index: random.Random(index).randint(3, 9) for index in range(30)}
+    call = 'Thought: on\n\nAction: add with Action Input: {"number": %d}'
+    replies = {index: ["no call", call % 1, call % 2, call % (n - 3 + index % 2)] for index, n in wanted.items()}
+    once, again = await many("counting", replies, 3), await many("counting", replies, 3)
+    assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
+    assert {e.stop_reason for e in once} == {StopReason.DONE}
+    assert [e.reward for e in once] == [float(index % 2 == 0) for index in range(30)]
+    assert '"number": {"type": "integer"}' in once[0].messages[0].content
+    assert "please response in the format" in once[0].messages[4].content
+    assert once[0].messages[6].content == f"The total is 1 of {wanted[0]}."
+    [servers] = openenv_servers._servers.values()
+    assert len(servers) == 3
+    openenv_servers.end_all()
+
+
+async def test_a_package_that_is_not_there_spoils_the_episode_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openenv_servers, "_servers", {})
+    registered("nowhere", "no_such_package")
+    found = await played("nowhere", 0, ["Action: go"])
+    assert found.stop_reason is StopReason.ENV_ERROR
+    assert "no_such_package.server.app:app ended: " in str(found.error)
+
+
+@pytest.mark.parametrize(
+    ("place", "package"),
+    [
+        ("echo_env", Package("echo_env.server.app:app")),
+        ("echo.other:application", Package("echo.other:application")),
+        ("/opt/echo/bin/python:echo_env", Package("echo_env.server.app:app", "/opt/echo/bin/python")),
+    ],
+)
+def test_a_package_is_named_with_its_application_and_python(place: str, package: Package) -> None:
+    assert Package.of(place) == package
+    registered("echo", place)
+    assert registry.get("echo").session is not None
+
+
+@pytest.mark.parametrize("place", ["http://", "echo-env", "/opt/python:"])
+def test_what_is_neither_an_address_nor_a_package_is_refused(place: str) -> None:
+    with pytest.raises(UserError, match="is no OpenEnv server"):
+        openenv.environment("echo", place)
+
+
+def test_a_tools_result_is_told_in_words() -> None:
+    content = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
+    assert openenv.result_of({"tool_name": "a", "result": {"content": content}}) == "one\ntwo"
+    assert openenv.result_of({"result": None, "error": {"message": "no tool"}}) == "Error: no tool"
+    assert openenv.result_of({"result": {"b": 1, "a": 2}}) == '{"a": 2, "b": 1}'

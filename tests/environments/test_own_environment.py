@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +14,15 @@ from atlas_ray import plugins
 from atlas_ray.config import EnvironmentsConfig, validate
 from atlas_ray.environments import registry
 from atlas_ray.environments.check import check
+from atlas_ray.environments.client import open_session
+from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
 from atlas_ray.errors import UserError
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from tests.support.command_line import atlas
 from tests.support.docs_blocks import DOCS, blocks
+from tests.support.serving import play
 
 LAMPS = next(block.text for block in blocks(DOCS / "own-environment.md") if block.file == "my_lamps.py")
 REGISTERED = ("--set", "environments.register.lamps=my_lamps:SPEC", "--set", "envs=[lamps]", "--set", "run=made")
@@ -30,6 +34,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "my_lamps", raising=False)
     monkeypatch.setenv("ATLAS_PLUGINS", "{}")
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+    monkeypatch.setattr(plugins, "_used", set())
 
 
 @pytest.fixture
@@ -72,6 +77,47 @@ def test_the_files_of_registered_modules_are_sent_to_workers(folder: Path, monke
     sent = plugins.runtime_env()
     assert sent["py_modules"] == [str(folder / "my_lamps.py")]
     assert json.loads(sent["env_vars"]["ATLAS_PLUGINS"]) == {"atlas_ray.environments": {"lamps": "my_lamps:SPEC"}}
+
+
+def test_modules_that_ray_started_without_are_found_out(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(folder)
+    assert plugins.lacking(["my_lamps", "my_kitchen"]) == ["my_kitchen"]
+
+
+@pytest.mark.parametrize("place", ["openenv:http://127.0.0.1:8000", "textarena:Mastermind-v0", "json:SPEC"])
+def test_what_workers_have_or_nobody_has_is_not_sent(place: str) -> None:
+    validate(EnvironmentsConfig, {"register": {"other": place}})
+    assert "py_modules" not in plugins.runtime_env()
+
+
+def test_the_module_of_a_gymnasium_environment_is_sent(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    validate(EnvironmentsConfig, {"register": {"lamps": "gymnasium:my_lamps:Lamps-v0"}})
+    assert plugins.runtime_env()["py_modules"] == [str(folder / "my_lamps.py")]
+
+
+async def test_the_users_environment_is_served_and_played_from_elsewhere(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
+    command = ["serve", "lamps", "--port", "0", "--set", "register.lamps=my_lamps:SPEC"]
+    with subprocess.Popen([sys.executable, "-c", code, *command], stdout=subprocess.PIPE, text=True) as server:
+        try:
+            assert server.stdout is not None
+            url = server.stdout.readline().split()[-1]
+            settings = validate(
+                EnvironmentsConfig, {"register": {"lamps": "my_lamps:SPEC"}, "servers": {"lamps": [url]}}
+            )
+            spec, replies = registry.get("lamps"), ["Action: switch 1", "Action: switch 3"]
+            for task in spec.tasks("test"):
+                there, here = open_session(spec, settings), LocalSession(spec)
+                index = spec.number(task)
+                assert await play(there, index, replies) == await play(here, index, replies)
+                await there.close()
+        finally:
+            server.terminate()
+            server.wait(30)
 
 
 class Good:

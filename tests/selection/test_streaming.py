@@ -24,22 +24,6 @@ from atlas_ray.trajectories.index import index_data
 from atlas_ray.types import Selection
 from tests.selection.test_selection import GOLD, config_of, data_in, expert
 
-RULE = """
-def last_but_one(trajectory):
-    if trajectory.item_id == "maze_3":
-        raise ValueError("not this one")
-    return [len(trajectory.steps) - 1]
-
-
-def late(trajectory):
-    return range(len(trajectory.steps))
-
-
-def only_the_first_ten(trajectory):
-    if len(trajectory.item_id) > len("maze_0"):
-        raise ValueError("not this one")
-    return [1]
-"""
 ROWS = [
     {"item_id": f"maze_{number % 7}", "conversations": conversations}
     for number in range(40)
@@ -77,10 +61,11 @@ def test_what_a_worker_chose_before_too_many_failures_in_a_row_is_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: Callable[[], None]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a_rule_of_this_test.py").write_text(RULE)
     data = data_in(tmp_path / "data", [expert(4, i) for i in range(100)])
     large()
-    config = config_of(tmp_path / "run", data, {"name": "python", "call": "a_rule_of_this_test:only_the_first_ten"})
+    config = config_of(
+        tmp_path / "run", data, {"name": "python", "call": "tests.support.selection_rules:only_the_first_ten"}
+    )
     with pytest.raises(TooManyFailed, match=r"32 selections in a row failed; the first: failed call: .*not this one"):
         select_steps(config)
     assert len(RunFolder(config.run).done(SELECTIONS)) == 10
@@ -91,8 +76,8 @@ def test_what_a_worker_chose_before_too_many_failures_in_a_row_is_kept(
     "selector",
     [
         {"name": "random"},
-        {"name": "python", "call": "a_rule_of_this_test:last_but_one"},
-        {"name": "python", "call": "a_rule_of_this_test:late", "gives": "scores", "rounding": "carry"},
+        {"name": "python", "call": "tests.support.selection_rules:last_but_one"},
+        {"name": "python", "call": "tests.support.selection_rules:late", "gives": "scores", "rounding": "carry"},
     ],
 )
 def test_workers_select_what_one_process_selects(
@@ -103,7 +88,6 @@ def test_workers_select_what_one_process_selects(
     limit: int | None,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "a_rule_of_this_test.py").write_text(RULE)
     data = write_files(tmp_path / "data") | {"limit": limit}
     runs = [select_steps(config_of(tmp_path / "here", data, selector))]
     large()

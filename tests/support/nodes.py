@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -77,9 +78,12 @@ class Nodes:
         self("up", "2")
         self._lost.clear()
 
-    def submit(self, job: str, config: Path) -> Job:
-        """Sends `jobs/<job>.py` by Ray's own command and follows it."""
+    def submit(self, job: str, config: Path, modules: Path | None = None) -> Job:
+        """Sends `jobs/<job>.py` by Ray's own command and follows it; its driver alone finds modules in a folder."""
         command = ["--", "python", f"jobs/{job}.py", "--config", str(config)]
+        if modules is not None:
+            found = f'PYTHONPATH="$PYTHONPATH:{modules}" exec {shlex.join(command[1:])}'
+            command = ["--", "sh", "-c", found]
         return self._follow(config.with_suffix(".log"), "--working-dir", ".", *command)
 
     def run_recipe(self, log: Path, *arguments: str) -> Job:

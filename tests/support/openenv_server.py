@@ -44,9 +44,10 @@ class Guessing(Environment):  # type: ignore[misc]
         return State(step_count=self.tries)
 
 
+app = create_fastapi_app(Guessing, Guess, Told, max_concurrent_envs=64)
+
 if __name__ == "__main__":
     listening = socket.create_server(("127.0.0.1", 0))
-    app = create_fastapi_app(Guessing, Guess, Told, max_concurrent_envs=64)
     print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
     config = uvicorn.Config(app, log_level="error")
     uvicorn.Server(config).run(sockets=[listening])

@@ -1,29 +1,35 @@
-"""OpenEnv's servers as environments: `environments.register.NAME=openenv:http://HOST:PORT`.
+"""OpenEnv's servers as environments: `environments.register.NAME=openenv:http://HOST:PORT`, or `openenv:PACKAGE`.
 
 A session is one WebSocket, as OpenEnv's own clients have it: a reset carries the task's number as its seed, a step the
-action in the one text that the server's schema of actions wants. Of an observation the texts are told; rewards of steps
-are added up.
+action in the one text that the server's schema of actions wants, or a call of one of its MCP tools. Of an observation
+the texts are told; rewards of steps are added up.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR
+from atlas_ray.environments.foreign.openenv_servers import Package, addresses
+from atlas_ray.environments.foreign.tool_text import read_call, schema, tool_instruction
 from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, StepResult
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Task
 
 INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
 N_TEST, N_TRAIN = 200, 10_000
+_PACKAGE = re.compile(r"(?:[\w./-]*/[\w./-]*:)?[A-Za-z_][\w.]*(?::\w+)?")  # perhaps behind a Python
 _ROUNDS = 30
 _SECONDS = 60.0  # for a connection, and for one answer
 _LARGEST = 16_000_000  # bytes of one answer
+_BEGUN = "The episode has begun."  # where a server says nothing to that
 _ASIDE = {"metadata", "done", "reward"}  # of observations and actions, beside what is theirs
 
 
@@ -32,27 +38,36 @@ def environment(name: str, url: str) -> EnvironmentSpec:
 
     Args:
         name: What it is to be called.
-        url: The server's address.
+        url: The server's address; or `[PYTHON:]PACKAGE[:NAME]`, an installed package whose server is started here.
 
     Raises:
-        UserError: If the address is none.
+        UserError: If it is neither.
     """
-    if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
-        raise UserError(f"{url} is no address of an OpenEnv server", "it is of the form openenv:http://HOST:PORT")
+    remote = urlsplit(url).scheme in ("http", "https")
+    if not (urlsplit(url).hostname if remote else _PACKAGE.fullmatch(url)):
+        raise UserError(
+            f"{url} is no OpenEnv server", "name its address, openenv:http://HOST:PORT, or a package, openenv:echo_env"
+        )
+    where = url.rstrip("/") if remote else Package.of(url)
     return EnvironmentSpec(
         *(name, "out", _ROUNDS, "reward", "first"),
         instruction=INSTRUCTION.format(name=name),
-        session=lambda spec: OpenEnvSession(spec, url.rstrip("/")),
+        session=lambda spec: OpenEnvSession(spec, where),
         n_train=N_TRAIN,
         n_test=N_TEST,
     )
 
 
 class OpenEnvSession:
-    """One episode's connection, to the server's own environment of that connection."""
+    """One episode's connection, to the server's own environment of that connection.
 
-    def __init__(self, spec: EnvironmentSpec, url: str) -> None:
-        self.spec, self._url = spec, url
+    Attributes:
+        tools: Schemas of the server's MCP tools, in OpenAI's form; empty where its actions are one text.
+    """
+
+    def __init__(self, spec: EnvironmentSpec, where: str | Package) -> None:
+        self.spec, self._where, self._url = spec, where, where if isinstance(where, str) else where.app
+        self.tools: list[dict[str, Any]] = []
         self._http: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._field, self._reward = "", 0.0
@@ -61,15 +76,16 @@ class OpenEnvSession:
         """Starts the task.
 
         Raises:
-            UserError: If the server's actions are no single text.
-            EnvironmentFailure: If it does not answer.
+            UserError: If the server's actions are neither a single text nor calls of tools.
+            EnvironmentFailure: If it does not answer, or is full.
         """
         self._reward = 0.0
-        seed = self.spec.number(task)
-        if self._socket is None:
-            await self._connect()
-        observation = await self._ask("reset", {"seed": seed})
-        return Opening(INSTRUCTION.format(name=self.spec.name), text_of(observation.get("observation")))
+        data = {"seed": self.spec.number(task)}
+        observation = await (self._ask("reset", data) if self._socket is not None else self._first_reset(data))
+        instruction = INSTRUCTION.format(name=self.spec.name)
+        if self.tools:
+            instruction = tool_instruction(f"You act in the environment {self.spec.name}.", self.tools)
+        return Opening(instruction, text_of(observation.get("observation")) or _BEGUN)
 
     async def step(self, reply: str) -> StepResult:
         """Plays the action in a model's reply.
@@ -77,12 +93,20 @@ class OpenEnvSession:
         Raises:
             EnvironmentFailure: If the server does not answer, or with an error.
         """
-        action = self.spec.take_action(reply)
-        if action is None:
-            return StepResult(MALFORMED, self._reward, False)
-        told = await self._ask("step", {self._field: action})
+        if self.tools:
+            call = read_call(reply)
+            if call is None:
+                return StepResult(FORMAT_ERROR, self._reward, False)
+            told = await self._ask("step", {"type": "call_tool", "tool_name": call[0], "arguments": call[1]})
+            text = result_of(told.get("observation"))
+        else:
+            action = self.spec.take_action(reply)
+            if action is None:
+                return StepResult(MALFORMED, self._reward, False)
+            told = await self._ask("step", {self._field: action})
+            text = text_of(told.get("observation"))
         self._reward += float(told.get("reward") or 0.0)
-        return StepResult(text_of(told.get("observation")), self._reward, bool(told.get("done")))
+        return StepResult(text, self._reward, bool(told.get("done")))
 
     async def close(self) -> None:
         """Ends the connection, and with it the server's environment of it."""
@@ -98,23 +122,52 @@ class OpenEnvSession:
             if http is not None:
                 await http.close()
 
+    async def _first_reset(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The answer of a server that has room; a package's may need another process for that."""
+        if isinstance(self._where, str):
+            await self._connect()
+            return await self._ask("reset", data)
+        async for url in addresses(self._where):
+            self._url = url
+            try:
+                await self._connect()
+                return await self._ask("reset", data)
+            except _FullError:
+                continue
+        raise AssertionError("it ends with an error")
+
     async def _connect(self) -> None:
+        """Connects, and learns what actions are.
+
+        Raises:
+            EnvironmentFailure: If the server does not answer as OpenEnv's do.
+        """
         self._http = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS))
         try:
             async with self._http.get(f"{self._url}/schema") as answer:
-                self._field = action_field(await answer.json(), self._url)
+                schemas = await answer.json()
+            calls_tools = {"tool_name", "arguments"} <= schemas["action"].get("properties", {}).keys()
+            self._field = "" if calls_tools else action_field(schemas, self._url)
             self._socket = await self._http.ws_connect(f"{self._url}/ws", max_msg_size=_LARGEST)
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError) as error:
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, AttributeError) as error:
             await self.close()
             why = str(error) or type(error).__name__
             raise EnvironmentFailure(
                 f"{self.spec.name} at {self._url} does not answer as an OpenEnv server: {why}",
                 "start it, or mend environments.register",
             ) from None
+        except UserError:
+            await self.close()
+            raise
+        if calls_tools:
+            listed = (await self._ask("step", {"type": "list_tools"})).get("observation") or {}
+            told = ((tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed["tools"])
+            self.tools = [schema(*tool) for tool in told]
 
     async def _ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The data that a message is answered with."""
         assert self._socket is not None
+        full = False
         try:
             await self._socket.send_str(json.dumps({"type": kind, "data": data}))
             answer = json.loads(await self._socket.receive_str(timeout=_SECONDS))
@@ -128,8 +181,15 @@ class OpenEnvSession:
             raise
         else:
             why = str(told.get("message", told))
+            full = told.get("code") == "CAPACITY_REACHED"
         await self.close()
-        raise EnvironmentFailure(f"{self.spec.name} at {self._url} failed at a {kind}: {why:.300}")
+        raise (_FullError if full else EnvironmentFailure)(
+            f"{self.spec.name} at {self._url} failed at a {kind}: {why:.300}"
+        )
+
+
+class _FullError(EnvironmentFailure):
+    """A server plays as many episodes as it takes."""
 
 
 def action_field(schemas: Mapping[str, Any], url: str) -> str:
@@ -145,7 +205,8 @@ def action_field(schemas: Mapping[str, Any], url: str) -> str:
         return wanted[0]
     shown = ", ".join(f"{name}: {fields[name].get('type', 'a choice')}" for name in wanted) or "nothing"
     raise UserError(
-        f"actions at {url} are no single text, they want {shown}", "serve it by a server whose actions are one text"
+        f"actions at {url} are no single text, they want {shown}",
+        "serve it by a server whose actions are one text, or calls of MCP tools",
     )
 
 
@@ -158,3 +219,16 @@ def text_of(observation: Any) -> str:
     if len(texts) == len(found) and texts:
         return "\n".join(texts)
     return json.dumps(found, ensure_ascii=False, sort_keys=True)
+
+
+def result_of(observation: Any) -> str:
+    """A tool's result in words: its texts, its error, else all of it as JSON."""
+    if not isinstance(observation, Mapping):
+        return text_of(observation)
+    error, result = observation.get("error"), observation.get("result")
+    if error:
+        return f"Error: {error.get('message', error) if isinstance(error, Mapping) else error}"
+    content = result.get("content") if isinstance(result, Mapping) else None
+    if isinstance(content, list) and content:
+        return "\n".join(str(part.get("text", part)) if isinstance(part, Mapping) else str(part) for part in content)
+    return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, sort_keys=True)

@@ -6,20 +6,17 @@ Flows in: environments' settings and recorded trajectories; flows out: findings.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping
 
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments import registry
-from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session
 from atlas_ray.environments.http.probe import probe
-from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, EnvironmentFailure
 from atlas_ray.evaluation.provenance import other_tasks
-from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.recipes.preflight.findings import Finding, attempt
-from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
-from atlas_ray.types import Message, Task, Trajectory
+from atlas_ray.rollouts.recorded import play_again
+from atlas_ray.types import Trajectory
 
 _NO_SERVER = (
     "no server is named, and the test tasks are a server's",
@@ -64,33 +61,11 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
     Raises:
         AtlasError: If the environment fails, answers otherwise than recorded, or ends at another reward.
     """
-    spec = registry.get(trajectory.env)
-    opening = Opening.recorded(trajectory)
-    steps = trajectory.steps
-    messages = trajectory.messages
-    answers = [m.content for s in steps for m in messages[s.position + 1 : s.position + 2]]
-    session = open_session(spec, config)
-
-    async def play() -> tuple[float, bool, str | None]:
-        try:
-            asked = EpisodeRequest(
-                numbered(trajectory.task, config),
-                Sampling(),
-                seed=0,
-                prefix=tuple(step.reply for step in steps),
-                recorded=tuple(answers),
-                first_observation=None if opening is None else opening.observation,
-                max_rounds=len(steps),
-            )
-            episode = await run_episode(_Given(), session, asked)
-            return episode.reward, episode.success, episode.error
-        finally:
-            await session.close()
-
-    reward, success, error = asyncio.run(play())
-    if error is not None:
+    episode = asyncio.run(play_again(trajectory, config))
+    reward = episode.reward
+    if episode.error is not None:
         raise EnvironmentFailure(
-            f"{trajectory.id} does not replay: {error}",
+            f"{trajectory.id} does not replay: {episode.error}",
             "serve the data and version that the trajectories were made with; `atlas doctor ENV=URL` looks closer",
         )
     if trajectory.reward is not None and abs(reward - trajectory.reward) > _CLOSE:
@@ -98,8 +73,8 @@ def replay(trajectory: Trajectory, config: EnvironmentsConfig) -> str:
             f"{trajectory.id} ends with reward {reward:g}, recorded is {trajectory.reward:g}",
             "serve the data and version that the trajectories were made with",
         )
-    told = "as recorded" if trajectory.reward is not None else ("a success" if success else "not a success")
-    return f"{len(steps)} steps as recorded, reward {reward:g} ({told})"
+    told = "as recorded" if trajectory.reward is not None else ("a success" if episode.success else "not a success")
+    return f"{len(trajectory.steps)} steps as recorded, reward {reward:g} ({told})"
 
 
 def _built_in(name: str, config: EnvironmentsConfig) -> str:
@@ -118,23 +93,3 @@ def _answers(name: str, server: str) -> str:
             f"start it, or mend environments.servers.{name}",
         )
     return f"answers, tasks {found.tasks}, replay {found.replay}"
-
-
-class _Given:
-    """A policy that says nothing of its own: all turns of a replay are given."""
-
-    name = "recorded"
-
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> _Given:
-        """Starts a conversation."""
-        return self
-
-    async def generate(self, seed: int) -> Reply:
-        """Never asked."""
-        raise AssertionError("a replay has no turn of its own")
-
-    def append_reply(self, reply: str) -> None:
-        """Given turns need no memory here."""
-
-    def append_observation(self, observation: str) -> None:
-        """Nor do answers."""

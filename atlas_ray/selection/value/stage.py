@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
-from atlas_ray.cluster.dataset import map_on_ray
+from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.cluster.placement import beside_driver, place_engines
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import unplayable
+from atlas_ray.environments.registry import not_replayed
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
@@ -23,9 +25,11 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
 from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import reachable
+from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.value.replay_check import REPLAYED, refuse_unrepeatable, replay_rows, replays_by_environment
 from atlas_ray.selection.value.rollouts import rollouts_of
 from atlas_ray.types import Episode, Selection, Task, Trajectory
 
@@ -48,15 +52,31 @@ class ValueStage(Stage):
     """
 
     rows_per_block = 1  # hundreds of episodes each
+    checked = REPLAYED
 
     def __init__(self, selector: ValueSettings, context: StageContext) -> None:
         # Workers may have started elsewhere.
         selector = selector.model_copy(update={"model": reachable(selector.model)})
         self._given = selector, absolute(context.environments), context.seed
+        self._folder = context.folder
         tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
         self._todo = len(tasks)
         if wrong := unplayable((Task(**task) for task in tasks), context.environments):
             raise together(wrong)
+
+    def check(self, trajectories: Dataset) -> None:
+        """Replays a few trajectories, says how many replay, and writes that to `replays.json`.
+
+        Raises:
+            UserError: If an environment does not repeat itself.
+        """
+        selector, environments, _ = self._given
+        tables = stream(map_on_ray(trajectories, replay_rows, environments, selector.limits), "replaying")
+        found = replays_by_environment((row for table in tables for row in table.to_pylist()), environments)
+        for env, replays in found.items():
+            console.print(f"{env}: {replays}")
+        self._folder.write_json("replays.json", {env: asdict(replays) for env, replays in found.items()})
+        refuse_unrepeatable(found)
 
     def apply(self, trajectories: Dataset) -> Dataset:
         """Plays the rollouts.
@@ -141,8 +161,8 @@ async def value_steps(
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
         environments: Of the run, for its tolerances; None: the usual ones.
     """
-    if not trajectory.is_text:
-        return record(trajectory, selector, error="it has tool calls or thoughts apart, which rollouts do not repeat")
+    if why := not_replayed(trajectory):
+        return record(trajectory, selector, error=why)
     rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
     while requests := rollouts.more():
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):

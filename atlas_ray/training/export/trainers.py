@@ -8,7 +8,8 @@ from typing import Any
 import yaml
 
 from atlas_ray.address import below
-from atlas_ray.models.chat import THOUGHTS, ChatFormat
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.templates.turns import THOUGHTS
 from atlas_ray.training.export.writer import DATA
 from atlas_ray.training.settings import ExportConfig
 
