@@ -103,7 +103,7 @@ def llamafactory_tokens(export: Path, model: str) -> list[Pair]:
     """Rows of TRL through `tokenized_path`, as its collator batches them."""
     place = str(export / "tokens")
     _rows(export, "parquet").remove_columns("id").save_to_disk(place)
-    arguments, tokenizer, template = _llamafactory(model, tokenized_path=place, dataset="none")
+    arguments, tokenizer, template = _llamafactory(model, tokenized_path=place, dataset="none", template="empty")
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset
 
     data = get_dataset(template, None, arguments, None, "sft", tokenizer)["train_dataset"]
