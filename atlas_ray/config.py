@@ -115,6 +115,9 @@ MaxFailed = Annotated[
 ]
 
 
+ActionProtocol = Literal["react", "tools"]  # how a policy acts: by text (Thought, Action), or by native calls of tools
+
+
 class EngineConfig(FrozenConfig):
     """One vLLM engine replica and how many of them."""
 
@@ -232,6 +235,11 @@ class EndpointConfig(FrozenConfig):
     requests_per_minute: Annotated[float | None, PLACEMENT] = Field(None, gt=0)
     tokens_per_minute: Annotated[float | None, PLACEMENT] = Field(
         None, gt=0, description="prompts, and replies at their longest"
+    )
+    request: dict[str, str | None] = Field(
+        {},
+        description="names of a request's fields where the endpoint has others, e.g. "
+        "`max_tokens: max_completion_tokens`; null leaves a field out. What it refuses by name is found out besides",
     )
 
 

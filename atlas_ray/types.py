@@ -5,6 +5,8 @@ Plain frozen dataclasses; imports nothing heavy. Steps count from 1 wherever peo
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -121,6 +123,22 @@ class ToolCall:
     def __str__(self) -> str:
         return f"{self.name}({self.arguments})"
 
+    @property
+    def is_well_formed(self) -> bool:
+        """Whether its arguments are a JSON object."""
+        try:
+            return isinstance(json.loads(self.arguments), dict)
+        except (ValueError, RecursionError):
+            return False
+
+    @property
+    def key(self) -> str:
+        """Equal for calls of the same tool with the same arguments, however these are written."""
+        try:
+            return self.name + json.dumps(json.loads(self.arguments), sort_keys=True)
+        except (ValueError, RecursionError):
+            return str(self)
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
@@ -147,6 +165,12 @@ class Message:
         thought = [f"Thinking: {self.thought}"] if self.thought else []
         content = [self.content] if self.content else []
         return "\n".join([*thought, *content, *(f"Call: {call}" for call in self.calls)])
+
+
+def last_seen(messages: Sequence[Message]) -> str:
+    """What the next reply answers: the texts of the turns since the last assistant turn."""
+    last = next((i for i in reversed(range(len(messages))) if messages[i].role == "assistant"), -1)
+    return "\n".join(m.content for m in messages[last + 1 :])
 
 
 def with_call_ids(messages: Sequence[Message]) -> list[Message]:
@@ -253,9 +277,23 @@ class Trajectory:
         return Task(self.env, self.item_id)
 
     @property
-    def is_text(self) -> bool:
-        """Whether replies are text alone, as episodes play them: without tool calls, and thoughts apart."""
-        return self.tools is None and not any(m.role == "tool" or m.calls or m.thought for m in self.messages)
+    def calls_tools(self) -> bool:
+        """Whether its steps act by calls of tools, not by text."""
+        return any(m.role == "tool" or m.calls for m in self.messages)
+
+    @property
+    def replies(self) -> tuple[Message, ...]:
+        """What the agent did at each step."""
+        return tuple(step.message for step in self.steps)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """What answered each step: the texts up to the next assistant turn; a last step may be without an answer."""
+        found = []
+        for step in self.steps:
+            later = self.messages[step.position + 1 :]
+            found.append([m.content for m in itertools.takewhile(lambda m: m.role != "assistant", later)])
+        return tuple(map("\n".join, found if not found or found[-1] else found[:-1]))
 
     @property
     def steps(self) -> tuple[Step, ...]:

@@ -214,10 +214,7 @@ class Sleeper:
         await asyncio.sleep(THINK_SECONDS)
         return Reply(f"Thought: I have seen the number {seed}.\nAction: wait")
 
-    def append_reply(self, reply: str) -> None:
-        pass
-
-    def append_observation(self, observation: str) -> None:
+    def append(self, message: Any) -> None:
         pass
 
 

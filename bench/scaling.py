@@ -75,10 +75,7 @@ class SleepingEngine:
             await asyncio.sleep(tokens * TOKEN_SECONDS)
         return Reply("Thought: so be it.\nAction: wait", Usage(completion_tokens=tokens))
 
-    def append_reply(self, reply: str) -> None:
-        pass
-
-    def append_observation(self, observation: str) -> None:
+    def append(self, message: Any) -> None:
         pass
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening
 from atlas_ray.environments.replay import same_answer
+from atlas_ray.errors import UserError
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,12 +19,13 @@ class OpeningTemplate:
 
     Attributes:
         instruction: Turn 1.
-        acknowledgement: Turn 2.
+        acknowledgement: Turn 2, or empty (`Opening`).
         before: What turn 3 puts before the environment's text, e.g. the rules.
         after: What it puts behind it.
         plain: Whether that text is in the server's words (`EnvironmentSpec.plain`), not in ours.
         recorded: Turn 3 as recorded, for one task alone: shown where the environment plays that very task.
         error_turn: What answers a malformed reply, later on; None: this package's own words.
+        tools: Schemas of the tools by whose calls the episode is played; None: by text.
     """
 
     instruction: str
@@ -33,19 +35,36 @@ class OpeningTemplate:
     plain: bool = False
     recorded: str | None = None
     error_turn: str | None = None
+    tools: str | None = None
 
     @classmethod
     def verbatim(cls, opening: Opening) -> OpeningTemplate:
-        """The three turns of one task as they are."""
-        return cls(opening.instruction, opening.acknowledgement, recorded=opening.observation)
+        """The turns of one task as they are."""
+        return cls(opening.instruction, opening.acknowledgement, recorded=opening.observation, tools=opening.tools)
+
+    @classmethod
+    def of_tools(cls, spec: EnvironmentSpec) -> OpeningTemplate:
+        """How an environment opens that is played by its own tools.
+
+        Raises:
+            UserError: If it offers none.
+        """
+        if spec.tools is None:
+            raise UserError(f"{spec.name} offers no tools to call", "play it as text: protocol: react")
+        return cls(spec.tools.instruction, "", tools=spec.tools.schemas)
 
     def applied(self, spec: EnvironmentSpec, own: Opening) -> Opening:
         """The opening of a task, from the environment's own."""
-        told = spec.plain(own.observation) if self.plain and spec.plain else own.observation
-        shown = self.before + told + self.after
-        if self.recorded is not None and is_of_task(spec, self.recorded, own.observation):
+        told = told_of_task(spec, own.observation, tools=self.tools is not None)
+        shown = self.before + (spec.plain(told) if self.plain and spec.plain else told) + self.after
+        if self.recorded is not None and is_of_task(spec, self.recorded, told):
             shown = self.recorded
-        return Opening(self.instruction, shown, self.acknowledgement)
+        return Opening(self.instruction, shown, self.acknowledgement, self.tools)
+
+
+def told_of_task(spec: EnvironmentSpec, observation: str, *, tools: bool) -> str:
+    """An environment's first observation, as an agent is told it that acts by text, or by calls of tools."""
+    return spec.tools.result(observation) if tools and spec.tools else observation
 
 
 def is_of_task(spec: EnvironmentSpec, recorded: str, told: str) -> bool:

@@ -17,27 +17,34 @@ from typing import Literal, Protocol
 from atlas_ray.environments.http.dialects import GENERIC, Dialect
 from atlas_ray.environments.replay import compare, same_answer
 from atlas_ray.errors import UserError
-from atlas_ray.types import Category, Message, Replay, Task, Trajectory
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Category, Message, Replay, Task, ToolCall, Trajectory
 
 Split = Literal["train", "test"]
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """An episode's first three turns, as in AgentTraj-L.
+    """What an episode opens with: three turns as in AgentTraj-L, or a system turn and the task.
 
     Attributes:
         instruction: How to play, and the form of answers.
         observation: The task's first one.
-        acknowledgement: What the agent says to the instruction.
+        acknowledgement: What the agent says to the instruction. Empty: nothing, and the instruction, if there is any,
+            is a system turn.
+        tools: Schemas of the tools that the agent acts by, as `Trajectory.tools` holds them; None: it acts by text.
     """
 
     instruction: str
     observation: str
     acknowledgement: str = "OK"
+    tools: str | None = None
 
     def messages(self) -> list[Message]:
-        """The turns: instruction, acknowledgement, first observation."""
+        """The turns, up to the first observation."""
+        if not self.acknowledgement:
+            system = [Message("system", self.instruction)] if self.instruction else []
+            return [*system, Message("user", self.observation)]
         return [
             Message("user", self.instruction),
             Message("assistant", self.acknowledgement),
@@ -46,11 +53,16 @@ class Opening:
 
     @classmethod
     def recorded(cls, trajectory: Trajectory) -> Opening | None:
-        """A trajectory's, where it starts with these three turns."""
-        turns = trajectory.messages[:3]
-        roles = [(m.role, m.trainable) for m in turns]
-        alike = roles == [("user", False), ("assistant", False), ("user", False)]
-        return cls(turns[0].content, turns[2].content, turns[1].content) if alike else None
+        """A trajectory's, where it starts with such turns; with its tools where it calls any."""
+        turns = trajectory.messages
+        first = next((i for i, m in enumerate(turns) if m.trainable), len(turns))
+        texts, tools = [m.content for m in turns[:first]], trajectory.tools or "[]" if trajectory.calls_tools else None
+        match [m.role for m in turns[:first]]:
+            case ["user", "assistant", "user"]:
+                return cls(texts[0], texts[2], texts[1], tools)
+            case ["system", "user"] | ["user"]:
+                return cls("".join(texts[:-1]), texts[-1], "", tools)
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,27 @@ class Decision:
     def reply(self) -> str:
         """The ReAct text."""
         return f"Thought: {self.thought}\nAction: {self.action}"
+
+
+@dataclass(frozen=True)
+class ToolUse:
+    """How an environment is played by native calls of tools, beside its actions as text.
+
+    A call is played as the text of an action: simulators and servers know of no other.
+
+    Attributes:
+        schemas: Of its tools, as `Trajectory.tools` holds them.
+        instruction: What the system turn says.
+        action: A call as the text of an action.
+        call: The action of a scripted agent as a call.
+        result: What an answer of the environment says without the frame that is for text.
+    """
+
+    schemas: str
+    instruction: str
+    action: Callable[[ToolCall], str]
+    call: Callable[[str], ToolCall]
+    result: Callable[[str], str] = str
 
 
 class Simulator(Protocol):
@@ -152,6 +185,7 @@ class EnvironmentSpec:
             given.
         agentgym: AgentGym's command that serves it; None: AgentGym has no such environment.
         probe_actions: What AgentGym's server answers with a state where the built-in simulator has other data.
+        tools: How it is played by calls of tools; None: it offers none.
     """
 
     name: str
@@ -177,6 +211,7 @@ class EnvironmentSpec:
     custom_data: str | None = None
     agentgym: str | None = None
     probe_actions: tuple[str, ...] = ()
+    tools: ToolUse | None = None
 
     def index(self, item_id: str) -> int:
         """The task index that an item id of the form NAME_NUMBER carries.
@@ -236,7 +271,7 @@ class EnvironmentSpec:
     def take_action(self, reply: str) -> str | None:
         """The action in a model's reply, or None where the reply is malformed (an error turn, no call).
 
-        The rules are those of AgentGym's clients, per environment:
+        What stands in `<think>` is no part of it. The rules are those of AgentGym's clients, per environment:
         `first`: what stands between the first "Action:" and the next one; without a marker the whole text.
         `last`: what follows the last one; without a marker nothing, but the whole text where it holds WebShop's
             `search[` or `click[`.
@@ -244,7 +279,7 @@ class EnvironmentSpec:
             space; nothing without a marker. More than one marker is malformed.
         `whole`: the text as it is; the tools look for the action themselves.
         """
-        text = reply.removesuffix("</s>").strip()
+        text = split_thoughts(reply)[1].removesuffix("</s>").strip()
         parts = text.split("Action:")
         match self.action_rule:
             case "whole":
@@ -287,6 +322,8 @@ class Session(Protocol):
 
 
 MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."
+NO_CALL = "Error: the reply must call one of the tools."
+NOT_CALLED = "Not called: the task has ended."
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from atlas_ray.environments.protocol import EnvironmentSpec
 from atlas_ray.errors import UserError
 from atlas_ray.plugins import Registry
+from atlas_ray.types import Trajectory
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -61,6 +62,13 @@ def get(name: str) -> EnvironmentSpec:
 def register(spec: EnvironmentSpec) -> None:
     """Adds an environment, or replaces one, in this process alone."""
     ENVIRONMENTS[spec.name] = spec
+
+
+def not_replayed(trajectory: Trajectory) -> str | None:
+    """Why episodes cannot play a trajectory's steps again, if they cannot."""
+    if trajectory.calls_tools and get(trajectory.env).tools is None:
+        return f"{trajectory.id} calls tools, and {trajectory.env} offers none"
+    return None
 
 
 def overview() -> Table:

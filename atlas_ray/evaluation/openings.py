@@ -11,17 +11,17 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, takewhile
 from typing import Any
 
-from atlas_ray.config import DataConfig, EnvironmentsConfig, OpeningsConfig
+from atlas_ray.config import ActionProtocol, DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.checkout import check_checkout, checkout_error_turn, checkout_opening
 from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session, own_instruction
-from atlas_ray.environments.openings import OpeningTemplate, surroundings
+from atlas_ray.environments.openings import OpeningTemplate, surroundings, told_of_task
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.errors import AtlasError, UserError, together
 from atlas_ray.evaluation.items import test_tasks
@@ -57,8 +57,9 @@ class EnvironmentOpening:
         own = Opening(own_instruction(registry.get(self.env)), "")
         texts = asdict(self.template or OpeningTemplate(own.instruction, own.acknowledgement))
         del texts["recorded"]
-        if texts["error_turn"] is None:  # earlier manifests have none
-            del texts["error_turn"]
+        for name in ("error_turn", "tools"):  # earlier manifests have none
+            if texts[name] is None:
+                del texts[name]
         digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()[:16]
         return {"source": self.source, "digest": digest, **texts}
 
@@ -99,10 +100,10 @@ class Openings:
     def of(self, task: Task) -> OpeningTemplate | None:
         """A task's opening; None for the environment's own."""
         template, recorded = self.environments[task.env].template, self.recorded.get(_key(task))
-        if template is None or recorded is None:
+        if template is None or recorded is None or (template.tools is None) != (recorded.tools is None):
             return template
-        first, second, third = (message.content for message in recorded.messages())
-        return replace(template, instruction=first, acknowledgement=second, recorded=third)
+        first, second, third = recorded.instruction, recorded.acknowledgement, recorded.observation
+        return replace(template, instruction=first, acknowledgement=second, recorded=third, tools=recorded.tools)
 
     def write_to(self, folder: RunFolder) -> None:
         """Notes in a run's manifest what its episodes open with.
@@ -156,7 +157,8 @@ def examine(config: EvaluateConfig) -> Openings:
         check_checkout(given.agentgym)
     wanted = {_key(task) for tasks in test_tasks(config).values() for task in tasks} if given.data else set()
     rows = _read(given.data, set(config.tasks), wanted) if given.data else {}
-    return asyncio.run(_examine(config.tasks, rows, given, config.environments))
+    rows = {env: known for env, known in rows.items() if config.protocol in (None, known.protocol)}
+    return asyncio.run(_examine(config, rows, given))
 
 
 def _key(task: Task) -> tuple[str, int | str]:
@@ -167,14 +169,30 @@ def _key(task: Task) -> tuple[str, int | str]:
         return task.env, task.item_id
 
 
+_Kind = tuple[str, str, str | None]
+
+
 @dataclass
 class _Rows:
-    """One environment's rows: how often each pair of first turns occurs, some tasks of each, and the tasks wanted."""
+    """One environment's rows: how often each kind of opening occurs, some tasks of each, and the tasks wanted.
 
-    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
-    tasks: dict[tuple[str, str], dict[str, Opening]] = field(default_factory=dict)
+    A kind is an instruction, its acknowledgement, and the tools.
+    """
+
+    kinds: Counter[_Kind] = field(default_factory=Counter)
+    tasks: dict[_Kind, dict[str, Opening]] = field(default_factory=dict)
     wanted: dict[tuple[str, int | str], Opening] = field(default_factory=dict)
     otherwise: int = 0
+
+    @property
+    def commonest(self) -> tuple[_Kind, int]:
+        """The kind that most rows have, and how many."""
+        return next(iter(self.kinds.most_common(1)), (("", "", None), 0))
+
+    @property
+    def protocol(self) -> ActionProtocol:
+        """How it acts in most rows."""
+        return "react" if self.commonest[0][2] is None else "tools"
 
 
 def _read(data: DataConfig, envs: set[str], wanted: set[tuple[str, int | str]]) -> dict[str, _Rows]:
@@ -188,7 +206,7 @@ def _read(data: DataConfig, envs: set[str], wanted: set[tuple[str, int | str]]) 
         if opening is None:
             rows.otherwise += 1
             continue
-        kind = (opening.instruction, opening.acknowledgement)
+        kind = (opening.instruction, opening.acknowledgement, opening.tools)
         rows.kinds[kind] += 1
         tasks = rows.tasks.setdefault(kind, {})
         if len(tasks) < _CANDIDATES:
@@ -198,9 +216,8 @@ def _read(data: DataConfig, envs: set[str], wanted: set[tuple[str, int | str]]) 
     return found
 
 
-async def _examine(
-    envs: Iterable[str], rows: Mapping[str, _Rows], given: OpeningsConfig, environments: EnvironmentsConfig
-) -> Openings:
+async def _examine(config: EvaluateConfig, rows: Mapping[str, _Rows], given: OpeningsConfig) -> Openings:
+    envs, environments = config.tasks, config.environments
     found: dict[str, EnvironmentOpening] = {}
     differences: list[OpeningDifference] = []
     compared = await asyncio.gather(*(_of_data(env, rows[env], given, environments) for env in rows))
@@ -209,7 +226,7 @@ async def _examine(
         differences += different
     for env in envs:
         if env not in found:
-            found[env], different = _of_others(env, given, environments)
+            found[env], different = _of_others(env, given, environments, config.protocol)
             differences += different
     alike = [known for env, known in rows.items() if env not in given.differing]
     verbatim = {key: opening for known in alike for key, opening in known.wanted.items()}
@@ -231,7 +248,7 @@ async def _of_data(
     env: str, rows: _Rows, given: OpeningsConfig, environments: EnvironmentsConfig
 ) -> tuple[EnvironmentOpening, list[OpeningDifference]]:
     """An environment's opening from its training data, and what speaks against it."""
-    ((kind, count),) = rows.kinds.most_common(1) or [(("", ""), 0)]
+    kind, count = rows.commonest
     total = rows.kinds.total() + rows.otherwise
     if 2 * count <= total:
         reason = (
@@ -239,7 +256,10 @@ async def _of_data(
         )
         return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason)] * (env not in given.differing)
     source = f"training data ({count} of {total} trajectories)"
-    template = OpeningTemplate(*kind)
+    template = OpeningTemplate(*kind[:2], tools=kind[2])
+    if template.tools is not None and registry.get(env).tools is None:
+        reason = f"the training data calls tools, and {env} offers none"
+        return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason, "play it as text: protocol: react")]
     if env in given.differing:
         source += ", but for the first observation"
         return EnvironmentOpening(env, source, template), []
@@ -264,7 +284,8 @@ async def _compare(
             if len(found) + len(differences) == COMPARED or len(failures) == _FAILURES:
                 break
             try:
-                told = (await session.reset(numbered(Task(env, item_id), environments))).observation
+                own = (await session.reset(numbered(Task(env, item_id), environments))).observation
+                told = told_of_task(spec, own, tools=recorded.tools is not None)
             except AtlasError as error:
                 failures.append(OpeningDifference(env, item_id, f"it cannot be started: {error.what}"))
                 continue
@@ -298,9 +319,11 @@ def _difference(recorded: str, told: str, other: str | None = None) -> str:
 
 
 def _of_others(
-    env: str, given: OpeningsConfig, environments: EnvironmentsConfig
+    env: str, given: OpeningsConfig, environments: EnvironmentsConfig, protocol: ActionProtocol | None
 ) -> tuple[EnvironmentOpening, list[OpeningDifference]]:
     """The opening of an environment without training data: AgentGym's where a server plays it, else its own."""
+    if protocol == "tools":
+        return EnvironmentOpening(env, f"{OWN}, by its tools", OpeningTemplate.of_tools(registry.get(env))), []
     if env not in environments.servers:
         return EnvironmentOpening(env, OWN), []
     if given.agentgym is not None:

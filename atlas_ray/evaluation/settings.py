@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from atlas_ray.config import (
     PLACEMENT,
+    ActionProtocol,
     ChatTemplate,
     DataConfig,
     EngineConfig,
@@ -70,6 +71,11 @@ class EvaluateConfig(PlayConfig):
     )
     openings: OpeningsConfig | None = Field(
         None, description="what conversations open with; the environments' own where not given"
+    )
+    protocol: ActionProtocol | None = Field(
+        None,
+        description="whether models act by text, or by native calls of tools; as in `openings.data` where not given, "
+        "else by text",
     )
 
     @property

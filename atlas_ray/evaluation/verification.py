@@ -19,6 +19,7 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.environments.agentgym.task_numbers import unplayable
 from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.registry import not_replayed
 from atlas_ray.errors import UserError, together
 from atlas_ray.evaluation.settings import VerifyConfig
 from atlas_ray.evaluation.stage import cause_of, check_played, record_played
@@ -145,9 +146,8 @@ def _plan(config: VerifyConfig) -> list[Planned]:
         raise UserError(
             f"{config.selection} chose no step in {config.data.path}{why}", "select and verify the same data"
         )
-    if calling := next((t for t in found if not t.is_text), None):
-        what = f"{calling.id} has tool calls or thoughts apart from its replies, which episodes do not repeat"
-        raise UserError(what, "verify on trajectories whose replies are text")
+    if unplayed := next(filter(None, map(not_replayed, found)), None):
+        raise UserError(unplayed, "verify on trajectories that can be played again")
     if wrong := unplayable((t.task for t in found), config.environments):
         raise together(wrong)
     plan, scratched = list[Planned](), set[str]()
@@ -163,13 +163,12 @@ def _plan(config: VerifyConfig) -> list[Planned]:
 def _given(task: Planned) -> tuple[GivenTurn, ...]:
     """The expert's critical steps, and what it saw before each."""
     steps = task.trajectory.steps
-    return tuple(GivenTurn(steps[t - 1].observation, steps[t - 1].reply) for t in task.chosen)
+    return tuple(GivenTurn(steps[t - 1].observation, steps[t - 1].message) for t in task.chosen)
 
 
 def _requests(task: Planned, config: VerifyConfig) -> Iterator[EpisodeRequest]:
     t = task.trajectory
-    replies = tuple(step.reply for step in t.steps)
-    answers, opening = tuple(step.observation for step in t.steps[1:]), Opening.recorded(t)
+    replies, answers, opening = t.replies, t.answers, Opening.recorded(t)
     every = [(start, ()) for start in sorted(set().union(*task.starts.values()))]
     for start, given in [*every, *([(0, _given(task))] if config.iterative else [])]:
         for sample in range(config.samples):

@@ -8,11 +8,9 @@ turns anew (thoughts dropped, the last turn marked), each reply is given the pro
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import date
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
@@ -20,13 +18,10 @@ from typing import Any
 
 from atlas_ray.errors import DataError, UserError
 from atlas_ray.models.source import local_model, trusted
-from atlas_ray.types import Message, Role, with_call_ids
+from atlas_ray.models.templates.template import ChatTemplate
+from atlas_ray.types import Message, Role
 
-# Some templates write today's date into the system turn; results must not depend on the day.
-_TODAY = date(2024, 7, 26).strftime
 _GUARD = re.compile("\ue000(\\d+)\ue001")
-THOUGHTS = ("reasoning_content", "reasoning", "thinking")
-_OPENED = re.compile(r"<think>\s*(?:</think>\s*)?$")  # what a prompt may write of the reply's thought
 _TRIMS: tuple[Callable[[str], str], ...] = (str, str.strip, str.lstrip, str.rstrip)
 
 
@@ -61,6 +56,7 @@ class ChatFormat:
 
     Attributes:
         tokenizer: As given.
+        template: How it writes conversations.
         generation_prompt: Text that opens a reply, e.g. Llama's assistant header.
         end_of_turn: Text that ends a reply; its last token is one of `stop_ids`.
 
@@ -71,28 +67,19 @@ class ChatFormat:
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
-        self._name = getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__
-        if not getattr(tokenizer, "chat_template", None):
-            remedy = "set the model's chat_template (docs/own-model.md), or use an instruction-tuned model"
-            raise UserError(f"the tokenizer of {self._name} has no chat template", remedy)
+        self.template = ChatTemplate(tokenizer)
         added = sorted(tokenizer.added_tokens_decoder.items())
-        self._specials = [str(token) for _, token in added if token.special]
         self._special_ids = {i for i, token in added if token.special}
-        self._special = re.compile(
-            "|".join(re.escape(s) for s in sorted(self._specials, key=len, reverse=True)) or "$^"
-        )
         anchors = [(i, str(token)) for i, token in added if token.special and not token.rstrip]
         self._anchor = next((a for a in anchors if a[0] == tokenizer.eos_token_id), anchors[0] if anchors else None)
-
-        self._tail = self._find_tail()
         ends_piece = [str(token) for _, token in added if token.special and not token.rstrip]
         self._pieces = re.compile(f".*?(?:{'|'.join(map(re.escape, ends_piece)) or '$^'})|.+", re.DOTALL)
         self._appended = self._probe(system=False)
         question, answer = Message("user", "turn0"), Message("assistant", "turn1")
-        opened, own = self._met([question], answer, None)
-        self.generation_prompt = opened.removeprefix(self._template([question]))
+        opened, own = self.template.met([question], answer, None)
+        self.generation_prompt = opened.removeprefix(self.template.write([question]))
         self.end_of_turn = own.partition("turn1")[2]
-        self._carry = self._template([question, answer]).rpartition(self.end_of_turn)[2]
+        self._carry = self.template.write([question, answer]).rpartition(self.end_of_turn)[2]
         # Some special tokens take in the white space behind them (Phi's): none of it becomes a token.
         swallows = any(token.rstrip and self.end_of_turn.endswith(str(token)) for _, token in added)
         self._carried = self._carry.lstrip() if swallows else self._carry
@@ -142,7 +129,7 @@ class ChatFormat:
         _check_start(messages)
         if tools is None and self.appends(messages):
             rendered, pending, text = self._join(messages)
-            if text == self._template(messages):
+            if text == self.template.write(messages):
                 if messages[-1].role != "assistant":
                     rendered.ids.extend(self._encode(pending))
                 return [rendered]
@@ -180,22 +167,22 @@ class ChatFormat:
         if tools is None and self.appends(messages):
             rendered, pending, _ = self._join(messages)
             return rendered.ids + self._encode(pending + self.generation_prompt)
-        return self._encode_pieces(self._template(messages, tools, add_generation_prompt=True), {})
+        return self._encode_pieces(self.template.write(messages, tools, add_generation_prompt=True), {})
 
     def reply(self, text: str) -> list[int]:
         """Ids of one reply: what a model writes, and the end of turn."""
-        own = self._writers[1].write(self._guard(text)).removeprefix(self.generation_prompt)
+        own = self._writers[1].write(self.template.guard(text)).removeprefix(self.generation_prompt)
         return self._encode(own.removesuffix(self._carry))
 
     def observation(self, text: str) -> list[int]:
         """Ids of one answer of the environment: all between a reply's end of turn and the start of the next reply."""
-        return self._encode(self._carried + self._writers[0].write(self._guard(text)) + self.generation_prompt)
+        return self._encode(self._carried + self._writers[0].write(self.template.guard(text)) + self.generation_prompt)
 
     @property
     def _writers(self) -> tuple[_Turn, _Turn]:
         """Of user turns and replies."""
         if self._appended is None:
-            raise self._refused("writes earlier turns of a conversation anew when later ones follow")
+            raise self.template.refused("writes earlier turns of a conversation anew when later ones follow")
         return self._appended
 
     def _as_met(self, messages: Sequence[Message], tools: str | None) -> list[Rendered]:
@@ -204,47 +191,13 @@ class ChatFormat:
         for place, message in enumerate(messages):
             if not message.trainable:
                 continue
-            prompt, own = (self._encode_pieces(t, known) for t in self._met(messages[:place], message, tools))
+            prompt, own = (self._encode_pieces(t, known) for t in self.template.met(messages[:place], message, tools))
             if not found or prompt[: len(found[-1].ids)] != found[-1].ids:
                 found.append(Rendered([], [None] * len(messages)))
             ids, spans = found[-1].ids, found[-1].spans
             spans[place] = (len(prompt), len(prompt) + len(own))
             ids[:] = prompt + own
         return found
-
-    def _met(self, before: Sequence[Message], reply: Message, tools: str | None) -> tuple[str, str]:
-        """The prompt for a reply, and what the model has to write behind it.
-
-        Raises:
-            UserError: If the template leaves out or changes what they are made of.
-        """
-        prompt = self._template(before, tools, add_generation_prompt=True)
-        whole = self._template([*before, reply], tools)
-        thought, opened = self._guard(reply.thought), _OPENED.search(prompt)
-        if whole.startswith(prompt):
-            own = whole[len(prompt) :]
-        elif opened is None or not whole.startswith(prompt[: opened.start()]):
-            raise self._refused("opens a recorded reply differently from one to be generated")
-        else:
-            own = whole[opened.start() :]
-            if own.startswith("<think>"):
-                own = own.removeprefix("<think>").lstrip("\n")
-            elif "</think>" not in opened[0]:
-                own = f"{thought}\n</think>\n\n{own}"
-        ends = [found.end() for found in self._special.finditer(own)]
-        if not ends:
-            raise self._refused("ends a reply without a special token, so that no model could learn to stop")
-        for what, parts, text in (
-            ("content of assistant turns", [reply.content, *(call.name for call in reply.calls)], own),
-            ("thoughts of replies", [reply.thought], own),
-            ("content of user turns", [m.content for m in before if m.role in ("system", "user")], prompt),
-            ("results of tools", [m.content for m in before if m.role == "tool"], prompt),
-            ("tools", [tool["function"]["name"] for tool in json.loads(tools or "[]")], prompt),
-        ):
-            guarded = [self._guard(part).strip() for part in parts]
-            if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in guarded):
-                raise self._refused(f"changes the {what}, or leaves them out")
-        return prompt, own[: ends[-1]]
 
     def _join(self, messages: Sequence[Message]) -> tuple[Rendered, str, str]:
         """Tokens up to the last reply, the text behind it, and the text of it all."""
@@ -267,9 +220,9 @@ class ChatFormat:
         """Each message with its text; a template's own preamble and the system turn go with the first user turn."""
         first = 1 if messages[0].role == "system" else 0
         turns = [(m, "") for m in messages[:first]]
-        turns.append((messages[first], self._template(messages[: first + 1])))
+        turns.append((messages[first], self.template.write(messages[: first + 1])))
         rest = messages[first + 1 :]
-        return turns + [(m, self._writers[m.role == "assistant"].write(self._guard(m.content))) for m in rest]
+        return turns + [(m, self._writers[m.role == "assistant"].write(self.template.guard(m.content))) for m in rest]
 
     @cached_property
     def _with_system(self) -> tuple[_Turn, _Turn] | None:
@@ -286,81 +239,24 @@ class ChatFormat:
         """
         roles: list[Role] = ["user", "assistant"] * 3
         plain = [Message("system", "rule")] * system + [Message(role, f"turn{i}") for i, role in enumerate(roles)]
-        texts = [self._template(plain[: k + 1]) for k in range(system, len(plain))]
+        texts = [self.template.write(plain[: k + 1]) for k in range(system, len(plain))]
         if any(not text.startswith(earlier) for earlier, text in pairwise(texts)):
             return None
-        padded = self._template([Message(m.role, f" \n{m.content} \n") for m in plain])
+        padded = self.template.write([Message(m.role, f" \n{m.content} \n") for m in plain])
         users, replies, prompts = [], [], []
         for k, message in enumerate(plain[system + 1 :], start=1):
             before, found, after = texts[k].removeprefix(texts[k - 1]).partition(message.content)
             trims = [t for t in _TRIMS if before + t(f" \n{message.content} \n") + after in padded]
             if not found or not trims:
-                raise self._refused(f"changes the content of {message.role} turns")
+                raise self.template.refused(f"changes the content of {message.role} turns")
             if message.role == "user":
                 users.append(_Turn(before, after, trims[0]))
-                opened = self._template(plain[: system + k + 1], add_generation_prompt=True)
+                opened = self.template.write(plain[: system + k + 1], add_generation_prompt=True)
                 prompts.append(opened.removeprefix(texts[k]))
             else:
                 replies.append(_Turn(before, after, trims[0]))
         alike = all(len(set(found)) == 1 for found in (users, replies, prompts))
         return (users[0], replies[0]) if alike and replies[0].before.startswith(prompts[0]) else None
-
-    def _template(self, messages: Sequence[Message], tools: str | None = None, **options: bool) -> str:
-        given = json.loads(self._guard(tools)) if tools else None
-        inline = any(m.thought for m in messages) and self.inlines_thoughts
-        try:
-            text = self._write(list(self._turn_dicts(messages, inline, json.loads)), tools=given, **options)
-        except TypeError:  # some join arguments to text (DeepSeek's)
-            text = self._write(list(self._turn_dicts(messages, inline, str)), tools=given, **options)
-        return text if options else text.removesuffix(self._tail)
-
-    def _write(self, turns: list[dict[str, Any]], **options: Any) -> str:
-        from jinja2 import TemplateError
-
-        try:
-            return str(self.tokenizer.apply_chat_template(turns, tokenize=False, strftime_now=_TODAY, **options))
-        except TemplateError as error:
-            raise self._refused(f"fails on this conversation: {error}") from None
-
-    def _turn_dicts(
-        self, messages: Sequence[Message], inline: bool, arguments: Callable[[str], Any]
-    ) -> Iterator[dict[str, Any]]:
-        """Messages as templates read them; calls without an id get one, and results the names of their calls."""
-        asked = dict[str, str]()
-        for m in with_call_ids(messages):
-            turn: dict[str, Any] = {"role": m.role, "content": self._guard(m.content)}
-            if m.thought and inline:
-                turn["content"] = f"<think>\n{self._guard(m.thought)}\n</think>\n\n{turn['content']}"
-            elif m.thought:
-                turn |= dict.fromkeys(THOUGHTS, self._guard(m.thought))
-            if m.calls:
-                asked = {call.id: call.name for call in m.calls}
-                functions = [{"name": c.name, "arguments": arguments(self._guard(c.arguments))} for c in m.calls]
-                turn["tool_calls"] = [
-                    {"type": "function", "id": call.id, "function": function}
-                    for call, function in zip(m.calls, functions, strict=True)
-                ]
-            if m.role == "tool":
-                turn |= {"tool_call_id": m.call_id, "name": asked.get(m.call_id, "")}
-            yield turn
-
-    @cached_property
-    def inlines_thoughts(self) -> bool:
-        """Whether the template knows no thoughts, so that they stand in the text as such models write them."""
-        asked, replied = {"role": "user", "content": "turn0"}, {"role": "assistant", "content": "turn1"}
-        return "turn2" not in self._write([asked, replied | dict.fromkeys(THOUGHTS, "turn2")])
-
-    def _find_tail(self) -> str:
-        """The special token that a template writes behind whatever conversation it is given (Phi's end of text)."""
-        self._tail = ""
-        first = self._template([Message("user", "turn0")])
-        second = self._template([Message("user", "turn0"), Message("assistant", "turn1")])
-        tails = [t for t in ("", *self._specials) if first.endswith(t) and second.endswith(t)]
-        return next((t for t in tails if second.startswith(first.removesuffix(t))), "")
-
-    def _guard(self, content: str) -> str:
-        """Content with the names of special tokens put aside: text from outside must not end or open a turn."""
-        return self._special.sub(lambda found: f"\ue000{self._specials.index(found[0])}\ue001", content)
 
     def _encode_pieces(self, text: str, known: dict[str, list[int]]) -> list[int]:
         """The same ids, put together from those between special tokens, of which most stand in many prompts."""
@@ -375,7 +271,7 @@ class ChatFormat:
         ids: list[int] = []
         for i, piece in enumerate(_GUARD.split(text)):
             if i % 2:
-                name = self._specials[int(piece)] if int(piece) < len(self._specials) else piece
+                name = self.template.specials[int(piece)] if int(piece) < len(self.template.specials) else piece
                 spelt = self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
                 ids += [token for token in spelt if token not in self._special_ids]
             elif piece and self._anchor:
@@ -384,11 +280,6 @@ class ChatFormat:
             elif piece:
                 ids += self.tokenizer(piece, add_special_tokens=False)["input_ids"]
         return ids
-
-    def _refused(self, why: str) -> UserError:
-        return UserError(
-            f"the chat template of {self._name} {why}", "set a plain one: the model's chat_template (docs/own-model.md)"
-        )
 
 
 def _check_start(messages: Sequence[Message]) -> None:

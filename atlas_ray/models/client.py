@@ -6,10 +6,12 @@ Selectors and policies behind an endpoint both use it. Flows in: completion requ
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -17,9 +19,11 @@ from urllib.parse import urlsplit
 from atlas_ray.config import EndpointConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.prices import Price
+from atlas_ray.models.request import CompletionRequest, RequestForm, is_out_of_credit, is_too_long, shortest
+from atlas_ray.models.templates.turns import THOUGHTS
 from atlas_ray.models.throttle import Throttle, back_off, retry_after
 from atlas_ray.text import storable
-from atlas_ray.types import Usage
+from atlas_ray.types import ToolCall, Usage
 
 if TYPE_CHECKING:
     import openai
@@ -28,62 +32,18 @@ _CHECK_SECONDS = 10.0
 _LONGEST_WAIT = 600.0  # seconds; a run whose endpoint asks it to wait longer stops
 _NO_KEY = "none"
 _SCHEMA = re.compile(r"response_format|json_?schema|schema|structured|guided|grammar", re.IGNORECASE)
-_OVERFLOW = re.compile("context_length_exceeded|maximum context length|max_model_len")
-
-ChatMessages = list[dict[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class CompletionRequest:
-    """One request for a reply.
-
-    Attributes:
-        seed: Of sampling; None where temperature is 0.
-        schema: JSON schema that the reply must follow, or None for free text.
-        top_p: None for the endpoint's own.
-        stop: Texts before which the reply ends.
-    """
-
-    messages: ChatMessages
-    temperature: float
-    max_tokens: int
-    seed: int | None = None
-    schema: Mapping[str, Any] | None = None
-    top_p: float | None = None
-    stop: Sequence[str] = ()
-
-    @property
-    def characters(self) -> int:
-        """Of all messages."""
-        return sum(len(message["content"]) for message in self.messages)
-
-    def body(self, model: str) -> dict[str, Any]:
-        """As the API takes it."""
-        given: dict[str, Any] = {
-            "model": model,
-            "messages": self.messages,
-            "temperature": self.temperature,
-            "max_tokens": self.max_tokens,
-        }
-        if self.seed is not None:
-            given["seed"] = self.seed
-        if self.schema is not None:
-            form = {"name": "critical_steps", "strict": True, "schema": self.schema}
-            given["response_format"] = {"type": "json_schema", "json_schema": form}
-        if self.top_p is not None:
-            given["top_p"] = self.top_p
-        if self.stop:
-            given["stop"] = list(self.stop)
-        return given
+_TOOLS = re.compile(r"\btools?\b|tool_choice|function.?call", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One reply; `finish` is the model's own word ("stop", "length", ...)."""
+    """One reply; `finish` is the model's own word ("stop", "length", ...), `thought` what it thought apart."""
 
     text: str
     finish: str
     usage: Usage
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
 
 
 class RefusedReply(ModelFailure):
@@ -115,6 +75,9 @@ class ChatClient:
         price: What replies cost; None leaves their cost 0.
         gate: Lets calls through; None: a throttle of this client's own.
         key: None: what `key_of` says, once the first call is due.
+
+    Attributes:
+        form: How the endpoint takes requests; it is found out from what it refuses.
     """
 
     def __init__(
@@ -131,7 +94,8 @@ class ChatClient:
         self._tokens_per_character = TokenRatio()
         self._client: openai.AsyncOpenAI | None = None
         self._key = key
-        self._has_answered = False
+        self._has_answered = self._has_taken_tools = False
+        self.form = RequestForm(endpoint.request)
 
     @property
     def address(self) -> str:
@@ -146,11 +110,13 @@ class ChatClient:
     async def complete(self, request: CompletionRequest) -> Completion:
         """One reply.
 
-        A call is tried again after a time-out, a lost connection, 408, 409, 429, 5xx, or a body that is no completion.
+        A call is tried again after a time-out, a lost connection, 408, 409, 429, 5xx, or a body that is no completion;
+        one whose form is refused at once in another.
 
         Raises:
-            UserError: If the key is missing or refused, or the model unknown.
-            AtlasError: If no other request would fare better (dead endpoint, no credit, a web page in place of an API).
+            UserError: If the key is missing or refused, or the model unknown, or it calls no tools.
+            AtlasError: If no other request would fare better (dead endpoint, no credit, a web page in place of an API,
+                even the shortest request refused).
             SchemaRefusal: If replies cannot be held to `request.schema`.
             ContextOverflow: If the endpoint says that the conversation is too long.
             ModelFailure: If this one request fails after its retries.
@@ -184,10 +150,11 @@ class ChatClient:
     async def _once(self, client: openai.AsyncOpenAI, request: CompletionRequest) -> Completion:
         import openai
 
+        sent = self.form.applied(request.body(self._model))
         try:
             async with asyncio.timeout(self._endpoint.timeout_s):
                 # Not `chat.completions.create`, which spends more time on the request's types than all else together.
-                answer = await client.post("/chat/completions", cast_to=object, body=request.body(self._model))
+                answer = await client.post("/chat/completions", cast_to=object, body=sent)
         except TimeoutError:
             raise TransientError(f"no reply within {self._endpoint.timeout_s:g} s") from None
         except openai.APIConnectionError as error:
@@ -195,7 +162,13 @@ class ChatClient:
             await self.check()
             raise TransientError(f"connection lost: {self.short(error.__cause__ or error)}") from None
         except openai.APIStatusError as error:
-            self.explain(error, request)
+            if self._takes_otherwise(error, request, sent):
+                return await self._once(client, request)
+            try:
+                self.explain(error, request)
+            except ModelFailure as refusal:
+                await self._check_plain(client, request, refusal)
+                raise
         except (openai.OpenAIError, ValueError, RecursionError) as error:
             raise TransientError(self.short(error), overloaded=False) from None
         if isinstance(answer, str) and answer.lstrip().startswith("<") and not self._has_answered:
@@ -205,7 +178,33 @@ class ChatClient:
             )
         done = self.completion(answer)
         self._has_answered = True
+        self._has_taken_tools |= bool(request.tools)
         return done
+
+    def _takes_otherwise(
+        self, error: openai.APIStatusError, request: CompletionRequest, sent: Mapping[str, Any]
+    ) -> bool:
+        """Whether a request that was refused has another form now."""
+        said = error.response.text
+        if error.status_code not in (400, 422) or is_too_long(error.status_code, said):
+            return False
+        changed = self.form.applied(request.body(self._model)) != sent  # by another call, in the meantime
+        return changed or self.form.learn(sent, said, error.param)
+
+    async def _check_plain(self, client: openai.AsyncOpenAI, request: CompletionRequest, refusal: ModelFailure) -> None:
+        """Makes sure that an endpoint which has refused its first request does not refuse each.
+
+        Raises:
+            AtlasError: If it does.
+        """
+        if self._has_answered:
+            return
+        if request.messages != shortest().messages:
+            with suppress(TransientError, ContextOverflow, ModelFailure):
+                await self._once(client, shortest())
+            return
+        remedy = "check endpoint, the model's name and what it takes (endpoint.request)"
+        raise AtlasError(f"{self.address} refuses every request: {refusal.what}", remedy) from None
 
     def completion(self, answer: Any) -> Completion:
         """A reply as the endpoint gave it, with its price.
@@ -221,10 +220,14 @@ class ChatClient:
             usage += Usage(cost=self._price.of(usage))
         try:
             choice = answer["choices"][0]
-            text = choice["message"].get("content") or choice["message"].get("refusal") or ""
-            if not isinstance(text, str):
+            message = choice["message"]
+            text = message.get("content") or message.get("refusal") or ""
+            thought = next((message[key] for key in THOUGHTS if message.get(key)), "")
+            if not isinstance(text, str) or not isinstance(thought, str):
                 raise TypeError
-            return Completion(storable(text), str(choice.get("finish_reason") or "stop"), usage)
+            calls = tuple(map(_call, message.get("tool_calls") or ()))
+            finish = str(choice.get("finish_reason") or "stop")
+            return Completion(storable(text), finish, usage, storable(thought), calls)
         except (AttributeError, IndexError, KeyError, TypeError):
             what = "the endpoint answered with something that is no chat completion"
             if usage.prompt_tokens or usage.completion_tokens:
@@ -299,7 +302,10 @@ class ChatClient:
                 f"{self.address} knows no model {self._model!r} (HTTP 404)",
                 "check the model's name and endpoint.base_url (it usually ends in /v1)",
             ) from None
-        if status == 402 or getattr(error, "code", None) == "insufficient_quota":
+        said = error.response.text
+        if is_too_long(status, said):
+            raise ContextOverflow(f"the endpoint says that the conversation is too long: {self.short(error)}") from None
+        if is_out_of_credit(status, said):
             raise AtlasError(
                 f"the account behind {variable} is out of credit",
                 "add credit and run the same command again; paid replies are kept",
@@ -314,8 +320,12 @@ class ChatClient:
                 self._gate.pause(wait)
                 wait = 0.0
             raise TransientError(what, overloaded=status != 409, wait=wait) from None
-        if status == 400 and _OVERFLOW.search(error.response.text):
-            raise ContextOverflow(f"the endpoint says that the conversation is too long: {what}") from None
+        if request is not None and request.tools and not self._has_taken_tools and _TOOLS.search(said):
+            raise UserError(
+                f"{self.address} takes no tools to call: {what}",
+                "start the server with its parser of tool calls, take a model that calls tools, or play by text: "
+                "protocol: react",
+            ) from None
         raise self.refusal(what, request) from None
 
     def refusal(self, what: str, request: CompletionRequest | None) -> ModelFailure | SchemaRefusal:
@@ -344,6 +354,17 @@ class TokenRatio:
         """Takes a reply's own count of its prompt."""
         if tokens:
             self._characters, self._tokens = self._characters + characters, self._tokens + tokens
+
+
+def _call(given: Any) -> ToolCall:
+    """A call as an endpoint gives it; its arguments are a text that should be a JSON object."""
+    function, id_ = given["function"], given.get("id") or ""
+    arguments = function.get("arguments") or "{}"
+    if isinstance(arguments, dict):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    if not all(isinstance(text, str) for text in (function["name"], arguments, id_)):
+        raise TypeError
+    return ToolCall(storable(function["name"]), storable(arguments), storable(id_))
 
 
 def _mapping(value: Any) -> Mapping[str, Any]:

@@ -1,4 +1,4 @@
-"""Conversations with a vLLM engine: kept as token ids where the chat template only appends, else rendered anew.
+"""A conversation with a vLLM engine: kept as token ids where the chat template only appends, else rendered anew.
 
 Flows in: replies and observations; flows out: the token ids that the engine goes on from, the same as in training.
 """
@@ -6,11 +6,12 @@ Flows in: replies and observations; flows out: the token ids that the engine goe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.stops import STOP
+from atlas_ray.models.protocol import STOP, Reply, Sampling
+from atlas_ray.models.templates.parser import ReplyParser
+from atlas_ray.text import split_thoughts
 from atlas_ray.types import Message, Usage
 
 
@@ -23,57 +24,64 @@ class Engine(Protocol):
 
 
 class EngineConversation:
-    """One conversation, kept as token ids: the history is never rendered or tokenized again."""
+    """One conversation. As long as it is text of a template that only appends, no turn is tokenized a second time."""
 
-    def __init__(self, policy: Engine, chat: ChatFormat, ids: list[int], sampling: Sampling) -> None:
-        self._policy, self.chat, self._ids, self._sampling = policy, chat, ids, sampling
+    def __init__(
+        self,
+        policy: Engine,
+        chat: ChatFormat,
+        opening: Sequence[Message],
+        sampling: Sampling,
+        parser: ReplyParser | None = None,
+    ) -> None:
+        self._policy, self.chat, self._sampling, self._parser = policy, chat, sampling, parser
+        self._messages = list(opening)
+        self._ids = chat.opening(opening) if sampling.tools is None and chat.appends(opening) else None
 
     async def generate(self, seed: int) -> Reply:
-        """Draws the next reply and appends the ids as sampled.
+        """Draws the next reply and appends it, as ids as they were sampled where ids are kept.
 
         Raises:
             ContextOverflow: If the conversation no longer fits.
             ModelFailure: If the engine fails.
         """
-        made, usage = await self._policy.generate(self._ids, self._sampling, seed)
+        prompt = self.chat.opening(self._messages, self._sampling.tools) if self._ids is None else self._ids
+        made, usage = await self._policy.generate(prompt, self._sampling, seed)
+        reply = self._reply(made, usage)
+        message = reply.message
+        if self._ids is not None and not message.thought:
+            self._messages.append(message)
+            self._ids += self._sampled(made)
+        else:
+            self.append(message)
+        return reply
+
+    def append(self, message: Message) -> None:
+        """Appends a given reply, or what the environment answers."""
+        self._messages.append(message)
+        if self._ids is None:
+            return
+        if message.thought or message.calls or message.role == "tool":
+            self._ids = None  # templates have rules for these
+        elif message.role == "assistant":
+            self._ids += self.chat.reply(message.content)
+        else:
+            self._ids += self.chat.observation(message.content)
+
+    def _reply(self, made: Any, usage: Usage) -> Reply:
+        """A reply, its calls read behind its thoughts."""
+        text = f"<think>\n{made.text}" if self.chat.template.opens_thought else made.text
+        finish: Literal["stop", "length"] = "length" if made.finish_reason == "length" else "stop"
+        if self._parser is None or self._sampling.tools is None:
+            return Reply(text, usage, finish)
+        thought, said = split_thoughts(text)
+        said, calls = self._parser.parse(said, self._sampling.tools)
+        return Reply(said, usage, finish, thought=thought, calls=calls)
+
+    def _sampled(self, made: Any) -> list[int]:
         ids = list(made.token_ids)
         if made.stop_reason == STOP:
-            ids = self.chat.reply(made.text)
-        elif not ids or ids[-1] not in self.chat.stop_ids:
+            return self.chat.reply(made.text)
+        if not ids or ids[-1] not in self.chat.stop_ids:
             ids.append(self.chat.stop_ids[0])
-        self._ids += ids
-        return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
-
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply."""
-        self._ids += self.chat.reply(reply)
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
-        self._ids += self.chat.observation(observation)
-
-
-class RenderedConversation:
-    """One conversation whose chat template writes earlier turns anew: each prompt is rendered as a whole."""
-
-    def __init__(self, policy: Engine, chat: ChatFormat, opening: Sequence[Message], sampling: Sampling) -> None:
-        self._policy, self.chat, self._messages, self._sampling = policy, chat, list(opening), sampling
-
-    async def generate(self, seed: int) -> Reply:
-        """Draws the next reply and appends it.
-
-        Raises:
-            ContextOverflow: If the conversation no longer fits.
-            ModelFailure: If the engine fails.
-        """
-        made, usage = await self._policy.generate(self.chat.opening(self._messages), self._sampling, seed)
-        self.append_reply(made.text)
-        return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
-
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply."""
-        self._messages.append(Message("assistant", reply))
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
-        self._messages.append(Message("user", observation))
+        return ids

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from atlas_ray.config import EndpointConfig, EngineConfig
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.models.client import ChatClient, ChatMessages, CompletionRequest
+from atlas_ray.models.client import ChatClient
 from atlas_ray.models.policies import ModelConfig
-from atlas_ray.models.protocol import Reply, Sampling
-from atlas_ray.models.stops import STOP, cut_reply
+from atlas_ray.models.protocol import STOP, Reply, Sampling
+from atlas_ray.models.request import ChatMessages, CompletionRequest, shortest
+from atlas_ray.models.templates.turns import THOUGHTS, as_turns
 from atlas_ray.types import Message, Task, Usage
 
 
@@ -38,7 +40,7 @@ class EndpointSpec:
         """
         policy = EndpointPolicy(self)
         try:
-            await policy.complete([{"role": "user", "content": "Say OK."}], Sampling(0.0, 1), 0)
+            await policy.complete(shortest().messages, Sampling(0.0, 1), 0)
         except BaseException as error:
             await policy.close()
             if isinstance(error, UserError) or not isinstance(error, AtlasError):
@@ -99,14 +101,21 @@ class EndpointPolicy:
             ModelFailure: If the call fails after its retries, or is answered with no completion.
         """
         request = CompletionRequest(
-            list(messages), sampling.temperature, sampling.max_tokens, seed, top_p=sampling.top_p, stop=(STOP,)
+            *(list(messages), sampling.temperature, sampling.max_tokens, seed),
+            top_p=sampling.top_p,
+            stop=() if sampling.tools is not None else (STOP,),
+            tools=json.loads(sampling.tools or "[]"),
         )
         try:
             done = await self._client.complete(request)
         except ModelFailure as error:
             raise ModelFailure(f"{self._client.address} failed: {error.what}") from None
         self.usage += done.usage
-        return Reply(cut_reply(done.text), done.usage, "length" if done.finish == "length" else "stop")
+        finish: Literal["stop", "length"] = "length" if done.finish == "length" else "stop"
+        text, calls = done.text, done.calls
+        if not all(call.is_well_formed for call in calls):  # no server takes such calls back
+            text, calls = "\n".join(filter(None, [text, *map(str, calls)])), ()
+        return Reply(text, done.usage, finish, thought=done.thought, calls=calls)
 
     async def close(self) -> None:
         """Closes connections."""
@@ -118,7 +127,7 @@ class EndpointConversation:
 
     def __init__(self, policy: EndpointPolicy, opening: Sequence[Message], sampling: Sampling) -> None:
         self._policy, self._sampling = policy, sampling
-        self._messages: ChatMessages = [{"role": m.role, "content": m.content} for m in opening]
+        self._messages = list(opening)
 
     async def generate(self, seed: int) -> Reply:
         """Draws the next reply and appends it.
@@ -127,14 +136,14 @@ class EndpointConversation:
             ContextOverflow: If the conversation no longer fits the model.
             ModelFailure: If the endpoint fails.
         """
-        reply = await self._policy.complete(self._messages, self._sampling, seed)
-        self.append_reply(reply.text)
+        turns: ChatMessages = list(as_turns(self._messages))
+        for message, turn in zip(self._messages, turns, strict=True):
+            if message.thought:
+                turn.update(dict.fromkeys(THOUGHTS, message.thought))
+        reply = await self._policy.complete(turns, self._sampling, seed)
+        self.append(reply.message)
         return reply
 
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply."""
-        self._messages.append({"role": "assistant", "content": reply})
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
-        self._messages.append({"role": "user", "content": observation})
+    def append(self, message: Message) -> None:
+        """Appends a given reply, or what the environment answers."""
+        self._messages.append(message)

@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 from atlas_ray.cluster.processes import watch_for
 from atlas_ray.config import EngineConfig
-from atlas_ray.errors import ContextOverflow, ModelFailure
+from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.conversation import EngineConversation, RenderedConversation
+from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.policies import ModelConfig
-from atlas_ray.models.protocol import Conversation, ModelUse, Reply, Sampling
+from atlas_ray.models.protocol import STOP, ModelUse, Reply, Sampling
 from atlas_ray.models.source import local_model, longest, trusted
-from atlas_ray.models.stops import STOP
+from atlas_ray.models.templates.parser import ReplyParser
 from atlas_ray.runs.folder import reachable
 from atlas_ray.types import Message, Task, Usage
 
@@ -102,11 +102,14 @@ class VllmPolicy:
         under_way: Requests that the engine works at or holds.
         chat: How the model's conversations are written; once started.
         context: Tokens that a conversation may have; once started.
+        refused: Why no episode could be played that calls tools, once that was tried: none would fare better.
     """
 
     def __init__(self, spec: EngineSpec) -> None:
         self.spec, self.usage, self.under_way = spec, Usage(), 0
         self._numbers = count()
+        self._parser: ReplyParser | None = None
+        self.refused: AtlasError | None = None
         self._engine: AsyncLLM | None = None
         self._watcher: Popen[bytes] | None = None
 
@@ -139,6 +142,7 @@ class VllmPolicy:
         # Off the loop: many gigabytes may have to come from a store.
         self._folder = await asyncio.to_thread(local_model, self.spec.model)
         self.chat = ChatFormat.load(self.spec.model, self.spec.revision, self.spec.chat_template)
+        self._parser = self.refused = None
         from vllm.v1.engine.async_llm import AsyncLLM
 
         arguments = _engine_args(self.spec, self._folder, cpu)
@@ -154,11 +158,19 @@ class VllmPolicy:
             ) from error
         self.context: int = self._engine.model_config.max_model_len
 
-    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
-        """Starts a conversation."""
-        if self.chat.appends(opening):
-            return EngineConversation(self, self.chat, self.chat.opening(opening), sampling)
-        return RenderedConversation(self, self.chat, opening, sampling)
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> EngineConversation:
+        """Starts a conversation.
+
+        Raises:
+            UserError: If it is to call tools, and the model's calls cannot be read.
+        """
+        if sampling.tools is not None and self._parser is None:
+            try:
+                self._parser = ReplyParser(self.chat)
+            except AtlasError as error:
+                self.refused = error
+                raise
+        return EngineConversation(self, self.chat, opening, sampling, self._parser)
 
     async def answer(
         self, messages: Sequence[Message], sampling: Sampling, seed: int, schema: Mapping[str, Any] | None = None
@@ -175,7 +187,7 @@ class VllmPolicy:
             ContextOverflow: If nothing more fits.
             ModelFailure: If the engine fails, or cannot follow the schema.
         """
-        made, usage = await self.generate(self.chat.opening(messages), sampling, seed, stop=(), schema=schema)
+        made, usage = await self.generate(self.chat.opening(messages), sampling, seed, stop=False, schema=schema)
         return Reply(made.text, usage, "length" if made.finish_reason == "length" else "stop")
 
     async def generate(
@@ -184,10 +196,17 @@ class VllmPolicy:
         sampling: Sampling,
         seed: int,
         *,
-        stop: Sequence[str] = (STOP,),
+        stop: bool = True,
         schema: Mapping[str, Any] | None = None,
     ) -> tuple[CompletionOutput, Usage]:
-        """Draws what follows `ids`, up to an end of turn, a text of `stop`, or what `schema` allows.
+        """Draws what follows `ids`, up to an end of turn, or what `schema` allows.
+
+        Args:
+            ids: The prompt.
+            sampling: How.
+            seed: Of the draw.
+            stop: Whether a reply of text ends before an observation that it writes itself.
+            schema: JSON schema of the text, or None for any.
 
         Raises:
             ContextOverflow: If nothing more fits.
@@ -195,6 +214,7 @@ class VllmPolicy:
         """
         from vllm.sampling_params import RequestOutputKind, SamplingParams, StructuredOutputsParams
 
+        parser = None if sampling.tools is None else self._parser
         room = self.context - len(ids)
         if room < 1:
             raise ContextOverflow(f"{len(ids)} tokens fill the context of {self.context}")
@@ -205,8 +225,9 @@ class VllmPolicy:
                 top_p=sampling.top_p,
                 max_tokens=min(sampling.max_tokens, room),
                 seed=seed if sampling.temperature > 0 else None,
-                stop=list(stop),
-                stop_token_ids=list(self.chat.stop_ids),
+                stop=[STOP] if stop and parser is None else [],
+                stop_token_ids=list(self.chat.stop_ids if parser is None else parser.stop_ids),
+                skip_special_tokens=parser is None,  # calls may be marked by some
                 structured_outputs=None if schema is None else StructuredOutputsParams(json=dict(schema)),
                 output_kind=RequestOutputKind.FINAL_ONLY,
             ),
@@ -278,6 +299,7 @@ class VllmPolicy:
             await self.close()  # it holds a part of either model
             raise ModelFailure(f"cannot load the weights of {spec.model}: {_short(error)}") from error
         self.spec, self._folder, self.chat = spec, folder, chat
+        self._parser = self.refused = None
 
     async def close(self) -> None:
         """Ends the engine and its processes."""

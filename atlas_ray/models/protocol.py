@@ -1,4 +1,7 @@
-"""Policies, conversations and replies: what a vLLM engine, an endpoint and a scripted agent have in common."""
+"""Policies, conversations and replies: what a vLLM engine, an endpoint and a scripted agent have in common.
+
+A policy answers with a message: a text, a thought apart from it, calls of tools.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +10,35 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
 from atlas_ray.errors import AtlasError, ModelFailure
-from atlas_ray.types import Category, Message, Task, Usage
+from atlas_ray.text import split_thoughts
+from atlas_ray.types import Category, Message, Task, ToolCall, Usage
+
+STOP = "\nObservation:"  # where a reply of text ends: before an observation that the policy writes itself
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How replies are drawn. Temperature 0 is greedy (evaluation); value rollouts use 1.0."""
+    """How replies are drawn. Temperature 0 is greedy (evaluation); value rollouts use 1.0.
+
+    Attributes:
+        tools: Schemas of the tools that replies may call, as `Trajectory.tools` holds them; None: replies are text.
+    """
 
     temperature: float = 0.0
     max_tokens: int = 512
     top_p: float = 1.0
+    tools: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """One reply. `finish` is "length" where it was cut at `max_tokens`.
 
-    `category` and `weight` are a scripted agent's mark on its own decisive step.
+    Attributes:
+        text: What the policy wrote beside calls; thoughts may stand in it in `<think>`.
+        category: With `weight` a scripted agent's mark on its own decisive step.
+        thought: What the policy gives apart as a thought.
+        calls: Of tools, to be made in this order.
     """
 
     text: str
@@ -31,6 +46,15 @@ class Reply:
     finish: Literal["stop", "length"] = "stop"
     category: Category | None = None
     weight: float = 0.0
+    thought: str = ""
+    calls: tuple[ToolCall, ...] = ()
+
+    @property
+    def message(self) -> Message:
+        """The turn: thoughts apart from the text, and that without what the policy says for the environment."""
+        inside, said = split_thoughts(self.text)
+        thought = "\n".join(filter(None, (self.thought.strip(), inside)))
+        return Message("assistant", said.partition(STOP)[0], True, thought, self.calls)
 
 
 class Conversation(Protocol):
@@ -45,12 +69,9 @@ class Conversation(Protocol):
         """
         ...
 
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply as if it had been generated (replay of an expert's prefix)."""
-        ...
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
+    def append(self, message: Message) -> None:
+        """Appends the environment's answer (an observation, or the result of a call), or a reply that is given as if
+        it had been generated (replay of an expert's prefix)."""
         ...
 
 

@@ -6,6 +6,7 @@ piece by piece is what so small a model cannot learn. Flows in: trajectories; fl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -23,15 +24,22 @@ PAD, BOS, HEAD, HEAD_END, EOT, UNKNOWN = (
     "<|eot_id|>",
     "<|unk|>",
 )
-# Llama 3's layout, with the blank line after the header kept as one token.
+# Llama 3's layout, with the blank line after the header kept as one token; tools and calls as Hermes writes them.
 CHAT_TEMPLATE = (
     "{{ '<|begin_of_text|>' }}"
+    "{% if tools %}{{ '<|start_header_id|>system<|end_header_id|>\\n\\n' }}"
+    "{% for tool in tools %}{{ tool | tojson + '\\n' }}{% endfor %}{{ '<|eot_id|>' }}{% endif %}"
     "{% for message in messages %}"
-    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' }}"
-    "{{ message['content'] | trim + '<|eot_id|>' }}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + message['content'] | trim }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ '<tool_call>{\"name\": \"' + call['function']['name'] + '\", \"arguments\": ' }}"
+    "{{ call['function']['arguments'] | tojson + '}</tool_call>' }}"
+    "{% endfor %}"
+    "{{ '<|eot_id|>' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
 )
+_CALL = '<think>\n</think>\n\n<tool_call>{{"name": "{name}", "arguments": {arguments}}}</tool_call>'
 # One token: a word, a digit, a punctuation mark, each with one space before it if there is one; or white space.
 _PIECES = r"\n\n| ?[A-Za-z]+| ?[0-9]| ?[^\sA-Za-z0-9]|\s"
 
@@ -51,7 +59,7 @@ def build_tokenizer(texts: Iterable[str], context: int) -> PreTrainedTokenizerFa
     seen = {piece for text in texts for piece, _ in split.pre_tokenize_str(text)}
     # A count may stand in play where no text shows it, such as "(6" in an inventory.
     digits = {before + digit for before in ("", " ") for digit in "0123456789"}
-    words = special + sorted(seen | digits | {"system", "user", "assistant", "\n\n", "\n", " "})
+    words = special + sorted(seen | digits | {"system", "user", "assistant", "tool", "\n\n", "\n", " "})
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.Fuse()
@@ -111,7 +119,14 @@ def write_untrained(
     """
     from transformers.utils.logging import disable_progress_bar
 
-    texts = {message.text for trajectory in trajectories for message in trajectory.messages}
+    texts = set[str]()
+    for trajectory in trajectories:
+        calls = [call for message in trajectory.messages for call in message.calls]
+        texts |= {message.text for message in trajectory.messages} | {trajectory.tools or ""}
+        texts |= {
+            _CALL.format(name=call.name, arguments=json.dumps(json.loads(call.arguments), ensure_ascii=False))
+            for call in calls
+        }
     tokenizer = build_tokenizer(texts, context)
     model = build_model(tokenizer, hidden_size=hidden_size, layers=layers, heads=heads, context=context, seed=seed)
     disable_progress_bar()  # this process writes other things on the screen

@@ -245,7 +245,7 @@ class Recipe:
         return {key: self._evaluation(key, envs, models) for key, (envs, models) in groups.items()}
 
     def _evaluation(self, key: str, envs: list[str], models: dict[str, str | ModelConfig]) -> EvaluateConfig:
-        settings = self.config.evaluate
+        settings, expert = self.config.evaluate, self.config.expert
         tasks = settings.get("tasks", {})
         if unknown := [env for env in envs if env not in tasks]:
             raise UserError(f"an arm is about {unknown[0]!r}, where nothing is evaluated", "name it in evaluate.tasks")
@@ -256,6 +256,7 @@ class Recipe:
                 "environments": self.config.environments.model_dump(),
                 "ray": self.config.ray.model_dump(),
                 "max_failed": self.config.max_failed,
+                **({"protocol": expert.protocol} if isinstance(expert, CollectConfig) else {}),
                 **settings,
                 "engine": _given(self._engine()),
                 "openings": self._openings(),

@@ -6,13 +6,14 @@ never keys: environments, selectors and models are numbers, so that no name can 
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from atlas_ray.environments.registry import ENVIRONMENTS
-from atlas_ray.types import Episode, GoldStep, Message, Selection, Step, Trajectory, first_observation
+from atlas_ray.types import Episode, GoldStep, Message, Selection, Step, ToolCall, Trajectory, first_observation
 
 TRAJECTORY_OUTCOMES = ("success", "partial", "failure", "not recorded")
 EPISODE_OUTCOMES = ("success", "failure", "excluded")
@@ -99,17 +100,36 @@ def natural(text: str) -> list[tuple[int, int, str]]:
     return [(1, 0, p) if n is None else (0, len(n), n) for p, n in zip(parts, numbers, strict=True) if p]
 
 
-def _turns(messages: Sequence[Message]) -> list[list[str]]:
-    """Steps as `["step", thought, action]`, with the whole reply where it says more; other turns as role and text."""
-    return [_step(m) if m.role == "assistant" and m.trainable else [str(m.role), m.text] for m in messages]
+def _turns(messages: Sequence[Message]) -> list[list[Any]]:
+    """Steps as `["step", thought, action]`, with the whole reply where it says more, or None and the calls of tools;
+    results of these as `["tool", text, name]`; other turns as role and text."""
+    found, asked = list[list[Any]](), dict[str, str]()
+    for m in messages:
+        if m.role == "tool":
+            found.append(["tool", m.content, asked.pop(m.call_id or next(iter(asked), ""), "")])
+            continue
+        if m.calls:
+            asked = {call.id or f"#{number}": call.name for number, call in enumerate(m.calls)}
+        found.append(_step(m) if m.role == "assistant" and m.trainable else [str(m.role), m.text])
+    return found
 
 
-def _step(message: Message) -> list[str]:
+def _step(message: Message) -> list[Any]:
     step = Step(0, 0, message, "")
+    if message.calls:
+        return ["step", step.thought, step.action, None, [[call.name, _arguments(call)] for call in message.calls]]
     thought, action, reply = step.thought, step.action, step.reply
     plain = f"Thought: {thought} Action: {action}" if thought else f"Action: {action}"
-    is_whole = message.thought or message.calls or plain.split() == reply.split()
+    is_whole = message.thought or plain.split() == reply.split()
     return ["step", thought, action] if is_whole else ["step", thought, action, reply]
+
+
+def _arguments(call: ToolCall) -> list[list[str]] | str:
+    """Names and values of a call's arguments, values that are no text as JSON; the text of what is no object."""
+    if not call.is_well_formed:
+        return call.arguments
+    given = json.loads(call.arguments).items()
+    return [[k, v if isinstance(v, str) else json.dumps(v, ensure_ascii=False, indent=1)] for k, v in given]
 
 
 def _gold(gold: Sequence[GoldStep] | None) -> list[list[Any]] | None:

@@ -13,15 +13,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from atlas_ray.config import LimitsConfig
-from atlas_ray.environments.openings import OpeningTemplate, is_of_task
-from atlas_ray.environments.protocol import MALFORMED, Session, StepResult, gold_ranks
+from atlas_ray.environments.openings import OpeningTemplate, is_of_task, told_of_task
+from atlas_ray.environments.protocol import MALFORMED, NO_CALL, NOT_CALLED, Session, StepResult, ToolUse, gold_ranks
 from atlas_ray.environments.replay import worst
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
-from atlas_ray.models.stops import cut_reply
 from atlas_ray.rollouts.guided import GivenTurn, Guided
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage
+from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage, last_seen
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -46,7 +45,8 @@ class EpisodeRequest:
         first_observation: What the expert saw first: another task may have the same id on another server. None: no
             comparison.
         max_rounds: Cap on all turns, replayed ones included; None: the environment's own.
-        opening: How the conversation opens; None: as the environment itself does.
+        opening: How the conversation opens, and whether it acts by calls of tools; None: as the environment itself
+            opens, and by text.
         given: Turns that are said for the policy where it sees what an expert saw before them.
         trajectory: Id of the one whose steps are replayed or put in; the episode is named after it. None: its task.
         table: Of the run folder, where the episode is written.
@@ -57,7 +57,7 @@ class EpisodeRequest:
     sampling: Sampling
     seed: int
     sample: int = 0
-    prefix: tuple[str, ...] = ()
+    prefix: tuple[Message, ...] = ()
     recorded: tuple[str, ...] = ()
     first_observation: str | None = None
     max_rounds: int | None = None
@@ -97,6 +97,8 @@ async def run_episode(
     """Plays one episode. A bad rollout is data: only cancellation is raised.
 
     The environment is never stepped after it is done; where it is done before the prefix ends, the reward stands.
+    Calls of one reply are played one after the other, each with a result of its own; the reply is one round. What it
+    calls after the task has ended is not played.
 
     Args:
         policy: Who acts after the prefix.
@@ -113,26 +115,30 @@ async def run_episode(
     if request.given:
         policy = Guided(policy, request.given)
     clock = _Clock(limits or LimitsConfig())
-    course = _Course(opening.error_turn if opening else None)
+    tools = opening.tools if opening else None
+    course = _Course(opening.error_turn if opening else None, session.spec.tools if tools else None)
+    sampling = replace(request.sampling, tools=tools)
     cap = session.spec.max_rounds if request.max_rounds is None else request.max_rounds
     error = None
     try:
+        if tools and course.tools is None:
+            raise _StopError(StopReason.ENV_ERROR, f"{task.env} offers no tools to call")
         own = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
-        first = request.first_observation
-        if first is not None and not is_of_task(session.spec, first, own.observation):
+        first, told = request.first_observation, told_of_task(session.spec, own.observation, tools=tools is not None)
+        if first is not None and not is_of_task(session.spec, first, told):
             course.replay = "differs" if prefix else None
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
         course.messages += (opening.applied(session.spec, own) if opening else own).messages()
         with _blame(StopReason.MODEL_ERROR):
-            conversation = policy.open(task, list(course.messages), request.sampling)
+            conversation = policy.open(task, list(course.messages), sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break
             with _blame(StopReason.MODEL_ERROR):
-                conversation.append_reply(given)
+                conversation.append(given)
             await course.act(given, session, conversation, clock)
             if turn < len(recorded):
-                now = session.spec.compare(recorded[turn], course.result.observation)
+                now = session.spec.compare(recorded[turn], last_seen(course.messages))
                 course.replay = worst(course.replay, now)
             if course.replay == "differs":
                 raise _StopError(StopReason.REPLAY_MISMATCH, f"step {turn + 1} was answered otherwise than recorded")
@@ -140,7 +146,7 @@ async def run_episode(
             drawn = derive_seed(request.seed, task.id, request.sample, len(prefix), course.turns)
             reply = await clock.wait(StopReason.MODEL_ERROR, conversation.generate, drawn)
             course.take(reply)
-            await course.act(cut_reply(reply.text), session, conversation, clock)
+            await course.act(reply.message, session, conversation, clock)
         stop = StopReason.DONE if course.result.done else StopReason.MAX_ROUNDS
     except _StopError as end:
         stop, error = end.reason, end.error
@@ -164,9 +170,15 @@ async def run_episode(
 
 @dataclass(slots=True)
 class _Course:
-    """What has happened so far; `error_turn` answers a malformed reply in place of the session's own words."""
+    """What has happened so far.
+
+    Attributes:
+        error_turn: Answers a malformed reply in place of the session's own words.
+        tools: By which replies act; None: by text.
+    """
 
     error_turn: str | None = None
+    tools: ToolUse | None = None
     messages: list[Message] = field(default_factory=list)
     result: StepResult = field(default_factory=lambda: StepResult("", 0.0, False))
     progress: float | None = None
@@ -183,21 +195,35 @@ class _Course:
         if reply.category is not None:
             self.marks.append((self.turns + 1, reply.category, reply.weight))
 
-    async def act(self, reply: str, session: Session, conversation: Conversation, clock: _Clock) -> None:
+    async def act(self, reply: Message, session: Session, conversation: Conversation, clock: _Clock) -> None:
         """Plays a reply, and appends what comes back to the conversation."""
         self.turns += 1
-        self.messages.append(Message("assistant", reply, trainable=True))
-        self.result = await clock.wait(StopReason.ENV_ERROR, session.step, reply)
-        if self.error_turn is not None and self.result.observation == MALFORMED:
-            self.result = replace(self.result, observation=self.error_turn)
-        self.messages.append(Message("user", self.result.observation))
-        if self.result.progress is not None:
-            self.progress = max(self.progress or 0.0, self.result.progress)
+        self.messages.append(reply)
+        begun = len(self.messages)
+        if self.tools is None:
+            self.messages.append(Message("user", await self._step(reply.content, session, clock)))
+        elif not reply.calls:
+            self.messages.append(Message("user", NO_CALL))
+        else:
+            for call in reply.calls:
+                told = NOT_CALLED
+                if not self.result.done:
+                    told = self.tools.result(await self._step(self.tools.action(call), session, clock))
+                self.messages.append(Message("tool", told, call_id=call.id))
         if not self.result.done:
             try:  # no context manager, which would cost a twentieth of a cheap world's turn
-                conversation.append_observation(self.result.observation)
+                for answer in self.messages[begun:]:
+                    conversation.append(answer)
             except Exception as error:
                 raise _fault(error, StopReason.MODEL_ERROR) from error
+
+    async def _step(self, action: str, session: Session, clock: _Clock) -> str:
+        """What the environment answers to a text."""
+        self.result = await clock.wait(StopReason.ENV_ERROR, session.step, action)
+        if self.result.progress is not None:
+            self.progress = max(self.progress or 0.0, self.result.progress)
+        told = self.result.observation
+        return self.error_turn if self.error_turn is not None and told == MALFORMED else told
 
     def gold(self) -> tuple[GoldStep, ...] | None:
         """The policy's own marks, ranked; None where it makes none."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from atlas_ray.environments.replay import same_answer
 from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
-from atlas_ray.types import Message, Task
+from atlas_ray.types import Message, Task, last_seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +18,7 @@ class GivenTurn:
     """What is said after an observation."""
 
     observation: str
-    reply: str
+    reply: Message
 
 
 class GivenTurns:
@@ -27,7 +27,7 @@ class GivenTurns:
     def __init__(self, turns: Sequence[GivenTurn]) -> None:
         self._left = list(turns)
 
-    def after(self, observation: str) -> str | None:
+    def after(self, observation: str) -> Message | None:
         """The reply that is given after an observation, if any."""
         for place, turn in enumerate(self._left):
             if same_answer(turn.observation, observation):
@@ -50,26 +50,24 @@ class Guided:
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Conversation:
         """Starts a conversation."""
         inner = self._policy.open(task, opening, sampling)
-        return _GuidedConversation(inner, GivenTurns(self._turns), opening[-1].content if opening else "")
+        return _GuidedConversation(inner, GivenTurns(self._turns), opening)
 
 
 class _GuidedConversation:
-    def __init__(self, inner: Conversation, turns: GivenTurns, seen: str) -> None:
-        self._inner, self._turns, self._seen = inner, turns, seen
+    def __init__(self, inner: Conversation, turns: GivenTurns, opening: Sequence[Message]) -> None:
+        self._inner, self._turns, self._messages = inner, turns, list(opening)
 
     async def generate(self, seed: int) -> Reply:
         """The given reply, or the policy's own."""
-        given = self._turns.after(self._seen)
+        given = self._turns.after(last_seen(self._messages))
         if given is None:
-            return await self._inner.generate(seed)
-        self._inner.append_reply(given)
-        return Reply(given)
+            reply = await self._inner.generate(seed)
+            self._messages.append(reply.message)
+            return reply
+        self.append(given)
+        return Reply(given.content, thought=given.thought, calls=given.calls)
 
-    def append_reply(self, reply: str) -> None:
-        """Appends a given reply."""
-        self._inner.append_reply(reply)
-
-    def append_observation(self, observation: str) -> None:
-        """Appends the environment's answer."""
-        self._seen = observation
-        self._inner.append_observation(observation)
+    def append(self, message: Message) -> None:
+        """Appends a given reply, or what the environment answers."""
+        self._messages.append(message)
+        self._inner.append(message)

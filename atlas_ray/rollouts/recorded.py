@@ -11,6 +11,7 @@ from atlas_ray.config import EnvironmentsConfig, LimitsConfig
 from atlas_ray.environments import registry
 from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.environments.protocol import Opening
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
@@ -28,16 +29,17 @@ async def play_again(trajectory: Trajectory, config: EnvironmentsConfig, limits:
     Raises:
         UserError: If the environment is unknown, or cannot be played here.
     """
-    steps, messages, opening = trajectory.steps, trajectory.messages, Opening.recorded(trajectory)
+    replies, opening = trajectory.replies, Opening.recorded(trajectory)
     session = open_session(registry.get(trajectory.env), config)
     request = EpisodeRequest(
         numbered(trajectory.task, config),
         Sampling(),
         seed=0,
-        prefix=tuple(step.reply for step in steps),
-        recorded=tuple(m.content for s in steps for m in messages[s.position + 1 : s.position + 2]),
+        prefix=replies,
+        recorded=trajectory.answers,
+        opening=OpeningTemplate.verbatim(opening) if opening else None,
         first_observation=None if opening is None else opening.observation,
-        max_rounds=len(steps),
+        max_rounds=len(replies),
     )
     try:
         return await run_episode(_Given(), session, request, limits)
@@ -58,8 +60,5 @@ class _Given:
         """Never asked."""
         raise AssertionError("a replay has no turn of its own")
 
-    def append_reply(self, reply: str) -> None:
+    def append(self, message: Message) -> None:
         """Given turns need no memory here."""
-
-    def append_observation(self, observation: str) -> None:
-        """Nor do answers."""

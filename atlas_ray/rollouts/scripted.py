@@ -1,4 +1,4 @@
-"""The scripted expert and novice as policies.
+"""The scripted expert and novice as policies; by calls of tools where those are asked for.
 
 A conversation plays its own copy of the built-in simulator beside the session and decides on that, so that it works
 against a local and a remote session alike.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 from atlas_ray.environments.registry import get
@@ -23,22 +24,22 @@ class ScriptedPolicy:
         self.name, self.role, self.seed = role, role, seed
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> ScriptedConversation:
-        """Starts an episode; the conversation's text and the sampling do not matter.
+        """Starts an episode; the conversation's text does not matter, nor how replies are drawn.
 
         Raises:
             UserError: If the task's environment has no built-in simulator or no such task.
         """
-        return ScriptedConversation(task, self.role, self.seed)
+        return ScriptedConversation(task, self.role, self.seed, calls=sampling.tools is not None)
 
 
 class ScriptedConversation:
     """One episode of a scripted policy."""
 
-    def __init__(self, task: Task, role: Literal["expert", "novice"], seed: int) -> None:
+    def __init__(self, task: Task, role: Literal["expert", "novice"], seed: int, *, calls: bool = False) -> None:
         self._spec = get(task.env)
         if self._spec.simulator is None:
             raise UserError(f"{task.env} has no scripted {role}", "only built-in environments have one")
-        self._task, self._seed, self._steps = task, seed, 0
+        self._task, self._seed, self._steps, self._calls = task, seed, 0, calls
         self._simulator = self._spec.simulator()
         self._simulator.reset(self._spec.number(task))
         self._decide = self._simulator.expert if role == "expert" else self._simulator.novice
@@ -46,15 +47,20 @@ class ScriptedConversation:
     async def generate(self, seed: int) -> Reply:
         """Decides on the replica and plays the decision there."""
         decision = self._decide(random.Random(f"{self._seed}/{seed}/{self._task.id}/{self._steps + 1}"))
-        self.append_reply(decision.reply)
-        return Reply(decision.reply, category=decision.category, weight=decision.weight)
+        reply = Reply(decision.reply, category=decision.category, weight=decision.weight)
+        if self._calls and self._spec.tools:
+            calls = (self._spec.tools.call(decision.action),)
+            reply = replace(reply, text="", thought=decision.thought, calls=calls)
+        self.append(reply.message)
+        return reply
 
-    def append_reply(self, reply: str) -> None:
-        """Plays a given reply on the replica."""
+    def append(self, message: Message) -> None:
+        """Plays a given reply on the replica, which knows what the environment answers."""
+        if message.role != "assistant":
+            return
         self._steps += 1
-        action = self._spec.take_action(reply)
-        if action is not None:
-            self._simulator.step(action)
-
-    def append_observation(self, observation: str) -> None:
-        """The replica knows already."""
+        tools = self._spec.tools if self._calls else None
+        for text in map(tools.action, message.calls) if tools else [message.content]:
+            action = self._spec.take_action(text)
+            if action is not None:
+                self._simulator.step(action)

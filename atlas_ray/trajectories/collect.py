@@ -15,8 +15,10 @@ import pyarrow as pa
 
 from atlas_ray.cluster.connection import connect
 from atlas_ray.cluster.dataset import map_on_ray, stream
+from atlas_ray.config import ActionProtocol
 from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.errors import TooManyFailed
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
@@ -91,8 +93,10 @@ def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
     """The episodes to play: tasks, each with the numbers of its samples.
 
     Raises:
-        UserError: If an environment is unknown or has too few tasks.
+        UserError: If an environment is unknown, has too few tasks, or no tools where these are to be called.
     """
+    for env in config.envs:
+        _opening(env, config.protocol)
 
     def of(figure: int | dict[str, int] | None, env: str) -> int | None:
         return figure.get(env) if isinstance(figure, dict) else figure
@@ -110,13 +114,15 @@ def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tupl
         return
     rows = [(task.env, task.item_id, sample) for task, sample in units]
     batches = (pa.table([*zip(*rows[i : i + _BATCH], strict=True)], _UNIT) for i in range(0, len(rows), _BATCH))
-    played = map_on_ray(batches, _play_batch, config.role, config.seed, config.max_rounds)
+    played = map_on_ray(batches, _play_batch, config.role, config.seed, config.max_rounds, config.protocol)
     for batch in stream(played, "collecting"):
         ends = (batch[name].to_pylist() for name in _ENDS)
         yield from zip(TRAJECTORIES.from_table(batch.drop_columns(_ENDS)), *ends, strict=True)
 
 
-def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, max_rounds: int | None) -> pa.Table:
+def _play_batch(
+    batch: pa.Table, role: Literal["expert", "novice"], seed: int, max_rounds: int | None, protocol: ActionProtocol
+) -> pa.Table:
     policy = ScriptedPolicy(role, seed)
 
     async def play() -> list[Episode]:
@@ -124,21 +130,30 @@ def _play_batch(batch: pa.Table, role: Literal["expert", "novice"], seed: int, m
             await run_episode(
                 policy,
                 LocalSession(registry.get(env)),
-                EpisodeRequest(Task(env, item_id), Sampling(), seed, sample, max_rounds=max_rounds),
+                EpisodeRequest(
+                    *(Task(env, item_id), Sampling(), seed, sample),
+                    max_rounds=max_rounds,
+                    opening=_opening(env, protocol),
+                ),
             )
             for env, item_id, sample in zip(*(batch[name].to_pylist() for name in _UNIT), strict=True)
         ]
 
     episodes = asyncio.run(play())
-    trajectories = TRAJECTORIES.to_table(to_trajectory(e) for e in episodes)
+    trajectories = TRAJECTORIES.to_table(to_trajectory(e, protocol) for e in episodes)
     ends = [[e.success for e in episodes], [e.error if e.stop_reason.is_infrastructure else None for e in episodes]]
     for name, end, kind in zip(_ENDS, ends, (pa.bool_(), pa.string()), strict=True):
         trajectories = trajectories.append_column(name, pa.array(end, kind))
     return trajectories
 
 
-def to_trajectory(episode: Episode) -> Trajectory:
+def _opening(env: str, protocol: ActionProtocol) -> OpeningTemplate | None:
+    return OpeningTemplate.of_tools(registry.get(env)) if protocol == "tools" else None
+
+
+def to_trajectory(episode: Episode, protocol: ActionProtocol = "react") -> Trajectory:
     """An episode from scratch as a trajectory, with the scripted agent's marks as gold."""
+    opening = _opening(episode.env, protocol)
     return Trajectory(
         _trajectory_id(Task(episode.env, episode.item_id), episode.sample),
         episode.env,
@@ -146,6 +161,7 @@ def to_trajectory(episode: Episode) -> Trajectory:
         episode.messages,
         episode.reward,
         episode.gold or (),
+        opening.tools if opening else None,
     )
 
 

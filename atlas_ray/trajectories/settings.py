@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from atlas_ray.config import PLACEMENT, EnvironmentsConfig, FrozenConfig, MaxFailed, RayConfig
+from atlas_ray.config import PLACEMENT, ActionProtocol, EnvironmentsConfig, FrozenConfig, MaxFailed, RayConfig
 
 
 class CollectConfig(FrozenConfig):
@@ -18,6 +18,7 @@ class CollectConfig(FrozenConfig):
     split: Literal["train", "test"] = "train"
     tasks: int | dict[str, int] | None = Field(None, description="by environment or for each; all where not given")
     samples: int | dict[str, int] = Field(1, description="trajectories a task, by environment or for each")
+    protocol: ActionProtocol = Field("react", description="whether the agent acts by text, or by native calls of tools")
     max_rounds: int | None = Field(None, ge=1, description="cuts episodes short of the environment's own cap")
     keep_failures: bool = False
     seed: int = 0

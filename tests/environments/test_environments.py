@@ -21,7 +21,7 @@ from atlas_ray.environments.registry import ENVIRONMENTS, get
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.scripted import ScriptedPolicy
-from atlas_ray.types import Task, split_react
+from atlas_ray.types import Message, Task, split_react
 from tests.support.absent import here
 from tests.support.simulators import ALL, BUILT_IN, LAPTOP, TOOLS, all_played, make_simulator, play
 
@@ -119,7 +119,7 @@ def test_a_scripted_conversation_goes_on_from_a_given_prefix(env: str) -> None:
     async def resume() -> list[str]:
         conversation = ScriptedPolicy("expert").open(task, [], Sampling())
         for reply in whole.replies[:1]:
-            conversation.append_reply(reply)
+            conversation.append(Message("assistant", reply, True))
         return [(await conversation.generate(0)).text for _ in whole.replies[1:]]
 
     assert asyncio.run(resume()) == whole.replies[1:]

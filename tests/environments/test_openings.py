@@ -61,9 +61,7 @@ class Mute:
     async def generate(self, seed: int) -> Reply:
         return Reply("Thought: no\nAction: look")
 
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
+    def append(self, message: Message) -> None: ...
 
 
 @pytest.fixture(autouse=True)

@@ -69,8 +69,9 @@ def test_nothing_starts_after_the_last_step_or_twice() -> None:
 
 
 def test_given_turns_come_in_order_and_are_not_gone_back_to() -> None:
-    turns = GivenTurns([GivenTurn("a\nb", "1"), GivenTurn("c", "2"), GivenTurn("d", "3")])
-    assert [turns.after(seen) for seen in ("x", "b \na", "d", "c", "d")] == [None, "1", "3", None, None]
+    one, two, three = (Message("assistant", text, True) for text in "123")
+    turns = GivenTurns([GivenTurn("a\nb", one), GivenTurn("c", two), GivenTurn("d", three)])
+    assert [turns.after(seen) for seen in ("x", "b \na", "d", "c", "d")] == [None, one, three, None, None]
 
 
 def test_rows_by_hand() -> None:
@@ -147,14 +148,12 @@ class _Stuck:
 
         return Reply("Action: wait")
 
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
+    def append(self, message: Message) -> None: ...
 
 
 def test_the_expert_speaks_where_the_policy_sees_what_it_saw() -> None:
     (expert,) = asyncio.run(experts(1))
-    every = tuple(GivenTurn(step.observation, step.reply) for step in expert.steps)
+    every = tuple(GivenTurn(step.observation, step.message) for step in expert.steps)
 
     def play(given: tuple[GivenTurn, ...]) -> Episode:
         policy = Guided(Stuck("novice"), given)

@@ -221,13 +221,13 @@ def test_built_in_templates_write_turns_as_the_models_were_trained_on_them(name:
         ChatFormat(tokenizer)
     tokenizer.chat_template = read_template(name)
     chat = ChatFormat(tokenizer)
-    assert chat._template(CONVERSATION) == LLAMA_2[name]
+    assert chat.template.write(CONVERSATION) == LLAMA_2[name]
     (rendered,) = chat.render(CONVERSATION)
     spans = [rendered.ids[start:end] for start, end in filter(None, rendered.spans)]
     assert all(chat.tokenizer.decode(ids).endswith("</s>") for ids in spans)
     appended = chat.opening(CONVERSATION[:1]) + chat.reply("OK") + chat.observation("the wall is here")
     assert appended == chat.opening(CONVERSATION[:3])
-    with_system = chat._template([Message("system", "rule"), *CONVERSATION[:1]])
+    with_system = chat.template.write([Message("system", "rule"), *CONVERSATION[:1]])
     assert "rule" in with_system
     assert "helpful" not in with_system
 

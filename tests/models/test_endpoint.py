@@ -38,12 +38,12 @@ async def test_a_conversation_is_appended_turn_by_turn() -> None:
 
     async with policy(answer) as closed:
         conversation = closed.open(Task("maze", "maze_1"), OPENING, Sampling(0.5, 32, 0.9))
-        conversation.append_reply("Action: left")
-        conversation.append_observation("Still a wall.")
+        conversation.append(Message("assistant", "Action: left"))
+        conversation.append(Message("user", "Still a wall."))
         first = await conversation.generate(7)
-        conversation.append_observation("A door.")
+        conversation.append(Message("user", "A door."))
         second = await conversation.generate(8)
-        assert (first.text, first.finish, second.finish) == ("Action: go", "stop", "length")
+        assert (first.message.content, first.finish, second.finish) == ("Action: go", "stop", "length")
         assert first.usage == Usage(11, 8, 3, 1)
         assert closed.usage == Usage(33, 24, 9, 3)
     assert [m["content"] for m in asked[1]["messages"]] == [

@@ -56,8 +56,8 @@ async def converse(policy: VllmPolicy, number: int, sampling: Sampling) -> list[
     rng = random.Random(-number)
     for turn in range(4):
         await conversation.generate(1000 * number + turn)
-        conversation.append_observation(sentence(rng, rng.randrange(3, 40)))
-    return list(conversation._ids)
+        conversation.append(Message("user", sentence(rng, rng.randrange(3, 40))))
+    return list(conversation._ids or [])
 
 
 async def converse_all(
@@ -121,16 +121,16 @@ async def test_a_model_that_is_refused_leaves_the_engine_as_it_was(engine: VllmP
 
 async def test_a_full_context_ends_the_conversation(engine: VllmPolicy) -> None:
     conversation = engine.open(TASK, opening(0), Sampling(0.0, 4000))
-    conversation.append_reply(sentence(random.Random(0), engine.context - 200))
-    conversation.append_observation("OK")
+    conversation.append(Message("assistant", sentence(random.Random(0), engine.context - 200)))
+    conversation.append(Message("user", "OK"))
     cut = await conversation.generate(0)
     assert cut.usage.prompt_tokens + cut.usage.completion_tokens <= engine.context
-    conversation.append_observation(sentence(random.Random(0), engine.context))
+    conversation.append(Message("user", sentence(random.Random(0), engine.context)))
     calls = engine.usage.calls
     with pytest.raises(ContextOverflow):
         await conversation.generate(1)
     assert engine.usage.calls == calls
-    asked = EpisodeRequest(TASK, GREEDY, seed=0, prefix=("x " * 1100,))
+    asked = EpisodeRequest(TASK, GREEDY, seed=0, prefix=(Message("assistant", "x " * 1100, True),))
     found = await run_episode(engine, LocalSession(registry.get("maze")), asked)
     assert (found.stop_reason, found.error) == (StopReason.CONTEXT_OVERFLOW, None)
 
@@ -170,7 +170,8 @@ async def test_many_conversations_run_at_once_and_a_cancelled_one_leaves(engine:
 
 async def test_an_episode_keeps_ids_as_they_were_sampled() -> None:
     chat = ChatFormat(tiny_tokenizer())
-    end = chat.stop_ids[0]
+    opened = [Message("user", "go")]
+    begun, end = chat.opening(opened), chat.stop_ids[0]
     go, left = chat.reply("go")[0], chat.reply("left")[0]
 
     def conversation(ids: list[int], finish: str, reason: Any, text: str) -> EngineConversation:
@@ -178,19 +179,19 @@ async def test_an_episode_keeps_ids_as_they_were_sampled() -> None:
             return SimpleNamespace(text=text, token_ids=ids, finish_reason=finish, stop_reason=reason), Usage()
 
         policy: Any = SimpleNamespace(generate=generate)
-        return EngineConversation(policy, chat, [], GREEDY)
+        return EngineConversation(policy, chat, opened, GREEDY)
 
     whole = conversation([go, end], "stop", None, "go")
     assert (await whole.generate(0)).finish == "stop"
-    assert whole._ids == [go, end]
+    assert whole._ids == [*begun, go, end]
     cut = conversation([go, left], "length", None, "go left")
     assert (await cut.generate(0)).finish == "length"
-    assert cut._ids == [go, left, end]
+    assert cut._ids == [*begun, go, left, end]
     invented = conversation([go, left, left], "stop", "\nObservation:", "go")
     assert (await invented.generate(0)).text == "go"
-    assert invented._ids == chat.reply("go")
-    invented.append_observation("wall")
-    assert invented._ids == chat.reply("go") + chat.observation("wall")
+    assert invented._ids == begun + chat.reply("go")
+    invented.append(Message("user", "wall"))
+    assert invented._ids == begun + chat.reply("go") + chat.observation("wall")
 
 
 async def test_a_model_that_is_not_there_is_named() -> None:

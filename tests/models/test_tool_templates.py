@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.conversation import RenderedConversation
+from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.training.data.corpus import tokens_of
 from atlas_ray.training.data.examples import training_examples
@@ -148,10 +148,11 @@ async def test_play_gives_the_engine_the_prompts_of_training() -> None:
             given.append(list(ids))
             return SimpleNamespace(text="<think>\nHm.\n</think>\n\nup", finish_reason="stop"), Usage()
 
-    conversation = RenderedConversation(Scripted(), chat, [Message("user", "go")], Sampling())
+    conversation = EngineConversation(Scripted(), chat, [Message("user", "go")], Sampling())
     for seen in ("wall", "door"):
-        assert (await conversation.generate(0)).text.endswith("up")
-        conversation.append_observation(seen)
+        reply = (await conversation.generate(0)).message
+        assert (reply.thought, reply.content) == ("Hm.", "up")
+        conversation.append(Message("user", seen))
     step = Message("assistant", "up", True, "Hm.")
     sequences = chat.render([Message("user", "go"), step, Message("user", "wall"), step])
     trained = [s.ids[: span[0]] for s in sequences for span in s.spans if span]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ import pytest
 from PIL import Image
 
 from atlas_ray.report.tables import Cell, Column, Table
-from tests.support.viewer_records import HOSTILE_ID, IMAGE, SCRIPT, site, write
+from atlas_ray.types import Message, ToolCall, Trajectory
+from tests.support.viewer_records import HOSTILE_ID, IMAGE, SCRIPT, selection, site, write
 
 BROWSER = shutil.which("chromium") or shutil.which("google-chrome") or shutil.which("chromium-browser")
 
@@ -331,4 +333,37 @@ def test_an_empty_report_opens_too(browser: Any, tmp_path: Path) -> None:
     viewer = Viewer(browser, tmp_path)
     viewer.open("#/trajectories?q=door")
     viewer.see("#detail", "This report holds none.")
+    viewer.close()
+
+
+def test_calls_of_tools_and_their_results_are_drawn_as_such(browser: Any, tmp_path: Path) -> None:
+    given = {"q": IMAGE, SCRIPT: {"n": [1]}}
+    calls = (ToolCall("search", json.dumps(given), "a"), ToolCall(f"look{IMAGE}", "{}", "b"))
+    called = Trajectory(
+        *("kitchen/1", "kitchen", "1"),
+        (
+            Message("user", "Find X"),
+            Message("assistant", "", True, f"Where? {SCRIPT}", calls),
+            Message("tool", f"3 {IMAGE}", call_id="a"),
+            Message("tool", "", call_id="b"),
+            Message("assistant", "X is 3.", True),
+        ),
+    )
+    write(tmp_path, site(trajectories=[called], selections={"gold": [selection("gold", called, 1)]}))
+    viewer = Viewer(browser, tmp_path)
+    page = viewer.open("#/trajectory/kitchen%2F1")
+    viewer.see("#detail h1", "kitchen/1")
+    first = page.locator("#step-1")
+    assert first.locator(".reply.loss-a .call .name").all_inner_texts() == ["search", f"look{IMAGE}"]
+    assert first.locator(".arguments dt").all_inner_texts() == ["q", SCRIPT]
+    assert [" ".join(text.split()) for text in first.locator(".arguments dd").all_inner_texts()] == [
+        IMAGE,
+        '{ "n": [ 1 ] }',
+    ]
+    assert first.locator(".thought .text").inner_text() == f"Where? {SCRIPT}"
+    assert first.locator(".action").count() == 0
+    results = page.locator("#step-2 .turn.tool")
+    assert results.locator(".name").all_inner_texts() == ["search", f"look{IMAGE}"]
+    assert results.locator(".text").all_inner_texts() == [f"3 {IMAGE}", "(empty)"]
+    assert page.locator("#step-2 .action .text").inner_text() == "X is 3."
     viewer.close()

@@ -60,11 +60,8 @@ class Conversation:
         self.log.append(("generated", reply.text))
         return reply
 
-    def append_reply(self, reply: str) -> None:
-        self.log.append(("replied", reply))
-
-    def append_observation(self, observation: str) -> None:
-        self.log.append(("observed", observation))
+    def append(self, message: Message) -> None:
+        self.log.append(("replied" if message.role == "assistant" else "observed", message.content))
 
 
 class Policy:
@@ -84,7 +81,8 @@ def answers(count: int) -> list[str]:
 
 
 async def play(policy: Policy, session: Counter, **given: Any) -> Episode:
-    limits = given.pop("limits", None)
+    limits, prefix = given.pop("limits", None), given.pop("prefix", ())
+    given["prefix"] = tuple(Message("assistant", reply, True) for reply in prefix)
     request = EpisodeRequest(TASK, **{"sampling": Sampling(), "seed": 5} | given)
     return await run_episode(policy, session, request, limits)
 

@@ -65,9 +65,7 @@ class _Conversation:
         if self._policy.trouble == "fail" or (self._policy.trouble == "fail once" and first):
             raise ModelFailure("no answer")
 
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
+    def append(self, message: Message) -> None: ...
 
 
 def requests(n: int, **given: Any) -> list[EpisodeRequest]:

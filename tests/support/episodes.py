@@ -25,9 +25,7 @@ class Recite:
     async def generate(self, seed: int) -> Reply:
         return Reply(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
 
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
+    def append(self, message: Message) -> None: ...
 
 
 def spoken(name: str, *actions: str) -> list[str]:
@@ -44,5 +42,6 @@ def winning(name: str) -> list[str]:
 
 async def episode(session: Any, replies: list[str], index: int = 7, **options: Any) -> Episode:
     task = Task(session.spec.name, f"{session.spec.name}_{index}")
-    limits = options.pop("limits", None)
+    limits, prefix = options.pop("limits", None), options.pop("prefix", ())
+    options["prefix"] = tuple(Message("assistant", reply, True) for reply in prefix)
     return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)

@@ -18,8 +18,9 @@ from atlas_ray.environments.registry import get
 from atlas_ray.errors import ModelFailure
 from atlas_ray.evaluation import stage as evaluation
 from atlas_ray.evaluation import verification
-from atlas_ray.models.client import Completion, CompletionRequest
+from atlas_ray.models.client import Completion
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.rollouts.coordinator import table_of
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy

@@ -144,7 +144,7 @@ HELD: dict[str, dict[str, bool]] = {  # what `random_messages` may write for a t
 }
 _SPECIALS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|output|>"),
-    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    *("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|python_tag|>"),
     *("<|start|>", "<|end|>", "<|message|>", "<|channel|>", "<|return|>"),
     *("[INST]", "[/INST]", "[TOOL_CALLS]", "[TOOL_RESULTS]", "[/TOOL_RESULTS]", "[AVAILABLE_TOOLS]"),
     *("[/AVAILABLE_TOOLS]", "<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|/tool|>", "<|tool_call|>"),

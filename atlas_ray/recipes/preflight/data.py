@@ -40,7 +40,7 @@ def check_data(pending: Pending) -> tuple[list[Finding], dict[str, Trajectory]]:
             why = f"; the first of {len(unusable)} unusable rows: {unusable[0].reason}" if unusable else ""
             raise UserError(f"{config.path} holds no usable trajectory{why}", "`atlas trajectories stats` says more")
         for t in found:
-            if t.is_text and t.steps and (t.env not in recorded or len(t.steps) < len(recorded[t.env].steps)):
+            if t.steps and (t.env not in recorded or len(t.steps) < len(recorded[t.env].steps)):
                 recorded[t.env] = t
         counts, refused = Counter(t.env for t in found), rejected_figures(rejected)["rejected"]
         told = ", ".join(f"{env} {n:,}" for env, n in counts.items())

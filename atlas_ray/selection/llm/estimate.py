@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from atlas_ray.errors import DataError
-from atlas_ray.models.client import ChatMessages
+from atlas_ray.models.request import ChatMessages
 from atlas_ray.selection.budget import budget
 from atlas_ray.selection.llm.prompt import load_prompt
 from atlas_ray.selection.llm.tokens import by_rule, counter, total

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 
 import pyarrow as pa
 
-from atlas_ray.models.client import CompletionRequest
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.runs.folder import COMPACT_FROM, RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TableSpec
 from atlas_ray.types import Usage

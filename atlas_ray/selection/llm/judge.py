@@ -14,7 +14,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import AtlasError, ContextOverflow, DataError, ModelFailure, UserError
-from atlas_ray.models.client import ChatMessages, Completion, CompletionRequest, RefusedReply, SchemaRefusal
+from atlas_ray.models.client import Completion, RefusedReply, SchemaRefusal
+from atlas_ray.models.request import ChatMessages, CompletionRequest
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.llm.answer import Judgement, parse_answer

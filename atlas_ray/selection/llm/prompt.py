@@ -6,17 +6,19 @@ Flows in: a trajectory and the most steps that may be chosen; flows out: chat me
 from __future__ import annotations
 
 import hashlib
+import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import SandboxedEnvironment
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.client import ChatMessages
+from atlas_ray.models.request import ChatMessages
 from atlas_ray.selection.llm.answer import ANSWER
 from atlas_ray.types import Trajectory
 
@@ -25,9 +27,10 @@ from atlas_ray.types import Trajectory
 _PACKAGED = {"improved": "critical_steps_v2.j2", "paper": "paper.j2"}
 # What could pass for our own labels, tags and answers inside a conversation.
 _LABEL = re.compile(
-    r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system|tool)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
+    r"[\[\uff3b\u3010]([^\w\[\]]{0,8}(?:step|environment|agent|system|tools?)\b[^\[\]]{0,80})[\]\uff3d\u3011]", re.I
 )
 _TAG = re.compile(r"<(\s{0,8}/?\s{0,8}(?:conversation|think|thinking)\b[^<>]{0,80})>", re.IGNORECASE)
+_MOST_TOOLS, _MOST_SAID = 6_000, 200  # characters of all tools' lines, and of what a tool is for
 _SPEAKER = {"user": "Environment", "assistant": "Agent", "system": "System", "tool": "Tool"}
 
 
@@ -125,18 +128,49 @@ def observations(trajectory: Trajectory) -> list[int]:
 def conversation(trajectory: Trajectory, longest: int | None = None) -> str:
     """The trajectory as text, each step labelled `[Step n]`; what its own text imitates is disarmed (`disarmed`).
 
+    The tools that could be called stand before it, a line each.
+
     Args:
         trajectory: What to show.
         longest: Observations beyond so many characters lose their middle, and say so; None keeps them whole.
     """
     cut = set(observations(trajectory)) if longest is not None else ()
     numbers = {step.position: step.index for step in trajectory.steps}
-    parts = []
+    parts = [f"[Tools]\n{disarmed(tool_lines(trajectory.tools))}"] if trajectory.tools else []
     for position, message in enumerate(trajectory.messages):
         label = f"Step {numbers[position]}" if position in numbers else _SPEAKER[message.role]
         text = disarmed(message.text)
         parts.append(f"[{label}]\n" + (_shortened(text, longest) if longest is not None and position in cut else text))
     return "\n\n".join(parts)
+
+
+def tool_lines(tools: str) -> str:
+    """Tools in short: name, parameters (`?` behind those that may be left out) and what each is for.
+
+    Many tools lose what they are for, then their parameters; of very many the first are named.
+    """
+    functions = [tool["function"] for tool in json.loads(tools)]
+    named = [str(function["name"]) for function in functions]
+    called = [f"{name}({_parameters(function)})" for name, function in zip(named, functions, strict=True)]
+    said = [" ".join(str(function.get("description") or "").split()) for function in functions]
+    said = [text if len(text) <= _MOST_SAID else f"{text[:_MOST_SAID]} ..." for text in said]
+    whole = [f"{call}: {text}" if text else call for call, text in zip(called, said, strict=True)]
+    shown = next((lines for lines in (whole, called) if sum(map(len, lines)) <= _MOST_TOOLS), named)
+    while sum(map(len, shown)) > _MOST_TOOLS:
+        shown = shown[: len(shown) // 2]
+    left_out = len(functions) - len(shown)
+    return "\n".join([*shown, *([f"... {left_out} more tools"] if left_out else [])])
+
+
+def _parameters(function: Mapping[str, Any]) -> str:
+    given = function.get("parameters")
+    schema: Mapping[str, Any] = given if isinstance(given, dict) else {}
+    properties, required = schema.get("properties") or {}, schema.get("required") or []
+    kinds = {name: kind.get("type") if isinstance(kind, dict) else None for name, kind in properties.items()}
+    return ", ".join(
+        f"{name}{'' if name in required else '?'}" + (f": {kind}" if isinstance(kind, str) else "")
+        for name, kind in kinds.items()
+    )
 
 
 def _shortened(text: str, longest: int) -> str:

@@ -50,11 +50,12 @@ class LlmSelector(LlmSettings, Selector):
         Raises:
             AtlasError: If it does not answer.
         """
-        from atlas_ray.models.client import ChatClient, CompletionRequest
+        from atlas_ray.models.client import ChatClient
+        from atlas_ray.models.request import shortest
 
         client = ChatClient(self.model, self.endpoint.model_copy(update={"max_retries": 0}))
         try:
-            done = await client.complete(CompletionRequest([{"role": "user", "content": "Say OK."}], 0.0, 1))
+            done = await client.complete(shortest())
         finally:
             await client.close()
         return f"answers, {done.usage.prompt_tokens + done.usage.completion_tokens} tokens"

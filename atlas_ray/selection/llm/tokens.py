@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.client import ChatMessages
+from atlas_ray.models.request import ChatMessages
 from atlas_ray.models.source import local_model, trusted
 
 Counter = Callable[[ChatMessages], int]

@@ -6,7 +6,7 @@ Flows in: a trajectory and a context length; flows out: chat messages, and how m
 from __future__ import annotations
 
 from atlas_ray.errors import DataError
-from atlas_ray.models.client import ChatMessages
+from atlas_ray.models.request import ChatMessages
 from atlas_ray.selection.llm.prompt import Prompt, ReplyForm, observations
 from atlas_ray.selection.llm.tokens import Counter
 from atlas_ray.types import Trajectory

@@ -19,6 +19,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from atlas_ray.types import Message
+
 if TYPE_CHECKING:
     from atlas_ray.selection.value.settings import Economy
 
@@ -42,7 +44,7 @@ class Ask:
 
     start: int
     sample: int
-    rest: tuple[str, str] | None = None
+    rest: tuple[Message, str] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,7 @@ class _Step:
     asked: int = 0
     probed: int = 0
     rejoined: int = 0
-    waiting: list[tuple[int, str, str]] = field(default_factory=list)  # sample, reply, answer
+    waiting: dict[int, tuple[Message, str]] = field(default_factory=dict)  # by sample: reply, answer
     played: list[tuple[int, float, int]] = field(default_factory=list)  # sample, reward, rounds
 
     def evidence(self) -> Evidence:
@@ -130,13 +132,13 @@ class BackwardSampler:
         """What is known of the steps."""
         return posteriors([s.evidence() for s in self.steps], self._reward, self._gamma, share=self._economy.share)
 
-    def probed(self, ask: Ask, rejoined: bool, reply: str, answer: str) -> None:
+    def probed(self, ask: Ask, rejoined: bool, reply: Message, answer: str) -> None:
         """A probe came back; one that left the expert's path waits to be played out, if that is worth it."""
         step = self.steps[ask.start]
         step.probed += 1
         step.rejoined += rejoined
         if not rejoined:
-            step.waiting.append((ask.sample, reply, answer))
+            step.waiting[ask.sample] = reply, answer
 
     def played(self, ask: Ask, reward: float, rounds: int) -> None:
         """A rollout that left the expert's path at once has ended, in so many rounds from its start."""
@@ -173,8 +175,7 @@ class BackwardSampler:
 
     def _rest(self, t: int, count: int) -> list[Ask]:
         step = self.steps[t - 1]
-        taken, step.waiting = sorted(step.waiting)[:count], sorted(step.waiting)[count:]
-        return [Ask(t - 1, sample, (reply, answer)) for sample, reply, answer in taken]
+        return [Ask(t - 1, sample, step.waiting.pop(sample)) for sample in sorted(step.waiting)[:count]]
 
     def _settled(self, step: _Step, posterior: Posterior) -> bool:
         """Whether more samples would hardly change the decision."""

@@ -33,7 +33,7 @@ def replay_rows(table: pa.Table, environments: EnvironmentsConfig, limits: Limit
     async def replay_all() -> list[dict[str, Any]]:
         found = []
         for trajectory in TRAJECTORIES.from_table(table):
-            if not trajectory.is_text:  # no rollouts either
+            if registry.not_replayed(trajectory):  # no rollouts either
                 continue
             episode = await play_again(trajectory, environments, limits)
             replay = "differs" if episode.error else episode.replay or "exact"

@@ -22,7 +22,7 @@ from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.value.backward_sampler import Ask, BackwardSampler
 from atlas_ray.selection.value.estimators import rescore
-from atlas_ray.types import Episode, Replay, Selection, StopReason, Trajectory, Usage, split_react
+from atlas_ray.types import Episode, Message, Replay, Selection, Step, StopReason, Trajectory, Usage, last_seen
 
 if TYPE_CHECKING:
     from atlas_ray.selection.value.settings import ValueSettings
@@ -110,12 +110,10 @@ class Rollouts(ABC):
         """The first start at which rollouts were asked for and none was valid."""
 
     def _request(
-        self, start: int, sample: int, rest: tuple[str, str] | None = None, max_rounds: int | None = None
+        self, start: int, sample: int, rest: tuple[Message, str] | None = None, max_rounds: int | None = None
     ) -> EpisodeRequest:
         """A rollout after `start` of the expert's steps, or after those and a turn of the policy's own."""
-        # what answered step t is what the next step saw
-        replies = [step.reply for step in self._steps[:start]]
-        answers = [step.observation for step in self._steps[1 : start + 1]]
+        replies, answers = [*self.trajectory.replies[:start]], [*self.trajectory.answers[:start]]
         own = () if rest is None else ("rest",)
         if rest is not None:
             replies, answers = [*replies, rest[0]], [*answers, rest[1]]
@@ -208,20 +206,23 @@ class Economical(Rollouts):
         cut = episode.stop_reason is StopReason.MAX_ROUNDS and request.max_rounds < self._spec.max_rounds
         if episode.rounds == 0:
             return self._sampler.played(ask, episode.reward, 0)
-        reply, answer = (message.content for message in episode.messages[-2:])
+        reply = next(m for m in reversed(episode.messages) if m.role == "assistant")
+        answer = last_seen(episode.messages)
         rejoined = self._rejoins(ask.start + 1, reply, answer, episode)
         if rejoined or cut:
             return self._sampler.probed(ask, rejoined, reply, answer)
         return self._sampler.played(ask, episode.reward, episode.rounds)
 
-    def _rejoins(self, t: int, reply: str, answer: str, episode: Episode) -> bool:
+    def _rejoins(self, t: int, reply: Message, answer: str, episode: Episode) -> bool:
         """Whether a turn did as the expert's step t did."""
         expert = self._steps[t - 1]
+        same = [call.key for call in reply.calls] == [call.key for call in expert.message.calls]
         if self.selector.economy.rejoin == "text":
-            same = reply.strip() == expert.reply.strip()
-        else:
-            action = split_react(reply)[1].split()
-            same = bool(action) and action == expert.action.split()
+            pairs = (reply.content, expert.reply), (reply.thought, expert.message.thought)
+            same &= all(one.strip() == other.strip() for one, other in pairs)
+        elif not reply.calls:
+            action = Step(t, 0, reply, "").action.split()
+            same &= bool(action) and action == expert.action.split()
         if t < len(self._steps):
             seen = self._spec.compare(self._steps[t].observation, answer)
             return same and seen != "differs"

@@ -16,6 +16,7 @@ from atlas_ray.cluster.placement import beside_driver, place_engines
 from atlas_ray.config import EnvironmentsConfig
 from atlas_ray.environments.agentgym.agentboard import absolute
 from atlas_ray.environments.agentgym.task_numbers import unplayable
+from atlas_ray.environments.registry import not_replayed
 from atlas_ray.errors import together
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
@@ -160,8 +161,8 @@ async def value_steps(
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
         environments: Of the run, for its tolerances; None: the usual ones.
     """
-    if not trajectory.is_text:
-        return record(trajectory, selector, error="it has tool calls or thoughts apart, which rollouts do not repeat")
+    if why := not_replayed(trajectory):
+        return record(trajectory, selector, error=why)
     rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
     while requests := rollouts.more():
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):

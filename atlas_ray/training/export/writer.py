@@ -83,7 +83,7 @@ class Writer:
 
     def __init__(self, config: ExportConfig, chat: ChatFormat | None) -> None:
         form = FORMS[config.format]
-        if isinstance(form, TextForm) and form.write_inline and chat and chat.inlines_thoughts:
+        if isinstance(form, TextForm) and form.write_inline and chat and chat.template.inlines_thoughts:
             form = replace(form, write=form.write_inline)
         self._config, self._chat, self._form = config, chat, form
         self._by_step = config.rows == "step" or (isinstance(form, TextForm) and form.last_only)

@@ -12,7 +12,8 @@ import pytest
 
 from atlas_ray.config import RayConfig, validate
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.models.client import Completion, CompletionRequest, SchemaRefusal
+from atlas_ray.models.client import Completion, SchemaRefusal
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.batch import MAX_BATCHES, BatchBackend
 from atlas_ray.selection.llm.backends.protocol import Backend

@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure, UserError
-from atlas_ray.models.client import Completion, CompletionRequest
+from atlas_ray.models.client import Completion
 from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.selection.llm.backends.vllm import EngineBackend
 from atlas_ray.types import Message, Usage

@@ -241,12 +241,12 @@ def test_a_vote_that_never_came_fails_the_trajectory_and_is_asked_for_again(
 ) -> None:
     seeds = [derive_seed(0, "llm", "maze/maze_0", i) for i in range(2)]
     broken = web.json_response({"error": {"message": "too long"}}, status=400)
-    endpoint.answer = lambda body, call: broken if body["seed"] == seeds[0] else reply(entry(4))
+    endpoint.answer = lambda body, call: broken if body.get("seed") == seeds[0] else reply(entry(4))
     config = ask(tmp_path, endpoint.port, trajectories=1, votes=2)
     assert "no answer: HTTP 400" in (chosen(config)["maze_0"].error or "")
     endpoint.answer = lambda body, call: reply(entry(4))
     assert chosen(config)["maze_0"].chosen == (4,)
-    assert len(endpoint.calls) == 3  # the vote that came is not asked for again
+    assert len([body for body in endpoint.calls if "seed" in body]) == 3  # the vote that came is not asked for again
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -210,7 +210,7 @@ def test_a_call_that_fails_for_good_costs_one_trajectory_and_is_tried_again(
     assert "no answer: HTTP 400" in errors[0]
     broken[0] = False
     assert not any(s.error for s in chosen(config).values())
-    assert len(endpoint.calls) == 5
+    assert len(endpoint.calls) == 4 + 1 + 1  # one of them the shortest, for it might have been refused too
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -11,7 +11,8 @@ import pytest
 from aiohttp import web
 
 from atlas_ray.errors import AtlasError, ModelFailure
-from atlas_ray.models.client import ChatClient, Completion, CompletionRequest, TransientError
+from atlas_ray.models.client import ChatClient, Completion, TransientError
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm import journal
 from atlas_ray.selection.llm.coordinator import Coordinator, SpentError

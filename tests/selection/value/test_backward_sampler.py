@@ -61,7 +61,7 @@ def climb(economy: Economy, alike: Callable[[int], bool], reward: float = 1.0, s
     while asks := sampler.plan():
         for ask in random.Random(len(asks)).sample(asks, len(asks)):
             if ask.rest is None and economy.share:
-                sampler.probed(ask, alike(ask.start + 1), "Action: x", "no")
+                sampler.probed(ask, alike(ask.start + 1), Message("assistant", "Action: x"), "no")
             else:
                 sampler.played(ask, 0.0, 3)
     return sampler
@@ -104,7 +104,7 @@ def test_a_trajectory_that_won_nothing_is_not_played_at_all() -> None:
 def turns(request: EpisodeRequest, chance: float) -> Episode:
     """Does as the expert does with a chance at every step, walks off and fails otherwise; the expert needs 6 steps."""
     start, cap = len(request.prefix), request.max_rounds or 15
-    lost = any(reply == "Action: lost" for reply in request.prefix)
+    lost = any(reply.content == "Action: lost" for reply in request.prefix)
     said: list[Message] = []
     rng, at = random.Random(request.seed), start
     while at < cap and not (at == 6 and not lost):
@@ -147,7 +147,7 @@ def test_a_probe_is_one_turn_and_its_rest_begins_with_that_turn() -> None:
     rests = [r for r in pool.requests if r.max_rounds is None]
     assert all(r.max_rounds == len(r.prefix) + 1 for r in probes)
     assert rests
-    assert all(r.prefix[-1] == "Action: lost" and r.recorded[-1] == "lost" for r in rests)
+    assert all(r.prefix[-1].content == "Action: lost" and r.recorded[-1] == "lost" for r in rests)
     probe = next(r for r in probes if len(r.prefix) == 5)
     assert probe.seed == derive_seed(0, "value", found.id, 5, probe.sample)  # as the exhaustive mode's
     assert sum(len(r) for r in found.rewards[:-1]) == len(rests)

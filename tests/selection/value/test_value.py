@@ -105,7 +105,8 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     (found,) = estimate_values(pool, ValueSelector(model="m", rollouts=3), [expert(4)], seed=1)
     assert Counter(len(r.prefix) for r in pool.requests) == {0: 3, 1: 3, 2: 3, 3: 3}
     third = next(r for r in pool.requests if len(r.prefix) == 2)
-    assert (third.prefix, third.recorded) == (("Action: 1", "Action: 2"), ("at 1", "at 2"))
+    assert [reply.content for reply in third.prefix] == ["Action: 1", "Action: 2"]
+    assert third.recorded == ("at 1", "at 2")
     assert third.opening == OpeningTemplate("Find the way.", "OK", recorded="at 0")
     assert third.group == "maze/maze_0"
     assert {r.first_observation for r in pool.requests} == {"at 0"}
@@ -195,4 +196,4 @@ def test_a_trajectory_of_tool_calls_is_not_played() -> None:
     turns = (Message("user", "go"), Message("assistant", "", True, calls=(ToolCall("look"),)))
     never = FakePool(lambda request: pytest.fail("it was played"))
     (found,) = estimate_values(never, ValueSelector(), [Trajectory("maze/1", "maze", "1", turns)], seed=0)
-    assert found.error == "it has tool calls or thoughts apart, which rollouts do not repeat"
+    assert found.error == "maze/1 calls tools, and maze offers none"

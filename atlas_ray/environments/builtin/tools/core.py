@@ -13,6 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from atlas_ray.environments.protocol import ToolUse
+from atlas_ray.types import ToolCall
+
 MAX_INPUT = 10_000  # characters of an action's input
 MAX_DEPTH = 6
 MAX_NAME = 80
@@ -30,12 +33,12 @@ _ACTION = re.compile(
 _NUMBER = re.compile(r"-?[0-9]{1,15}(?:\.[0-9]{1,15})?", re.ASCII)
 
 Kind = Literal["string", "number", "integer", "array", "value"]
-_JSON_TYPES: Mapping[Kind, Any] = {
-    "string": "string",
-    "number": "number",
-    "integer": "integer",
-    "array": "array",
-    "value": ["string", "number", "array"],
+_JSON_SCHEMAS: Mapping[Kind, Mapping[str, Any]] = {
+    "string": {"type": "string"},
+    "number": {"type": "number"},
+    "integer": {"type": "integer"},
+    "array": {"type": "array", "items": {}},
+    "value": {"type": ["string", "number", "array"], "items": {}},
 }
 
 
@@ -66,7 +69,7 @@ class Tool:
         """Its parameters as a JSON schema."""
         return {
             "type": "object",
-            "properties": {name: {"type": _JSON_TYPES[kind]} for name, kind in self.parameters.items()},
+            "properties": {name: dict(_JSON_SCHEMAS[kind]) for name, kind in self.parameters.items()},
             "required": [name for name in self.parameters if name not in self.optional],
         }
 
@@ -180,6 +183,17 @@ class Toolbox:
         lines = "\n".join(tool.line for tool in self.tools.values())
         return f"{self.about} The actions, with the parameters of their input, are:\n{lines}\n{_FORM}"
 
+    @property
+    def use(self) -> ToolUse:
+        """How it is played by native calls; nobody needs to call for the list of actions."""
+        functions = [
+            {"name": tool.name, "description": tool.about, "parameters": tool.schema}
+            for tool in self.tools.values()
+            if tool.name != CHECK
+        ]
+        schemas = json.dumps([{"type": "function", "function": function} for function in functions])
+        return ToolUse(schemas, f"{self.about} {_BY_CALLS}", action_of, call_of, result_of)
+
     def call(self, state: Any, name: str, given: Mapping[str, Any] | None) -> Any:
         """Runs an action on an episode's state.
 
@@ -200,6 +214,28 @@ def _echo(_: Any, answer: Any = "done") -> Any:
     return answer
 
 
+def action_of(call: ToolCall) -> str:
+    """A call as the text of an action, of one line."""
+    try:
+        given = json.dumps(json.loads(call.arguments))
+    except (ValueError, RecursionError):
+        given = " ".join(call.arguments.split())  # the tool refuses it
+    return f"Action: {' '.join(call.name.split())} with Action Input: {given}"
+
+
+def call_of(action: str) -> ToolCall:
+    """An action that a scripted agent names, as a call."""
+    name, _, given = action.partition(" with Action Input: ")
+    return ToolCall(name, given)
+
+
+def result_of(observation: str) -> str:
+    """What an observation says, without what asks for an action as text."""
+    text = observation.removeprefix("Observation: ").removeprefix("Now new trial starts.\n")
+    return text.removesuffix("\nGive me one action.")
+
+
+_BY_CALLS = 'Each action is a tool: call them one after the other, and `finish` with the answer (or "done") at the end.'
 _COMMON = (
     Tool(CHECK, "list the actions", _echo),
     Tool(FINISH, 'give the answer (or "done") and end the task', _echo, {"answer": "value"}),

@@ -245,5 +245,6 @@ def tool_spec(
         quick=True,
         dialect=TOOL,
         agentgym=box.name,
+        tools=box.use,
         **others,
     )

@@ -19,7 +19,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from atlas_ray.errors import AtlasError, ModelFailure, UserError
-from atlas_ray.models.client import ChatClient, Completion, CompletionRequest, TransientError
+from atlas_ray.models.client import ChatClient, Completion, TransientError
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.models.throttle import back_off
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.llm.backends.submissions import (
@@ -111,7 +112,7 @@ class BatchBackend:
 
     async def complete(self, request: CompletionRequest) -> Completion:
         """One reply, once its batch is done; `Backend.complete` says what is raised."""
-        body = request.body(self._config.model)
+        body = self._chat.form.applied(request.body(self._config.model))
         digest = hashlib.sha256(json.dumps([self.address, body], sort_keys=True).encode()).hexdigest()[:32]
         asked_before = digest in self._answers
         if not asked_before:

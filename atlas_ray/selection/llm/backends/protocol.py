@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from atlas_ray.models.client import Completion, CompletionRequest
+from atlas_ray.models.client import Completion
+from atlas_ray.models.request import CompletionRequest
 
 
 class Backend(Protocol):

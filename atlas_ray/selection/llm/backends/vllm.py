@@ -12,9 +12,10 @@ from atlas_ray.cluster.connection import START_SECONDS, connect
 from atlas_ray.cluster.placement import Labels, place_engines
 from atlas_ray.config import EngineConfig, RayConfig
 from atlas_ray.errors import AtlasError, ContextOverflow, ModelFailure
-from atlas_ray.models.client import Completion, CompletionRequest
+from atlas_ray.models.client import Completion
 from atlas_ray.models.engine import EngineSpec
 from atlas_ray.models.protocol import ModelSpec, Sampling
+from atlas_ray.models.request import CompletionRequest
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.replica import Replica
 from atlas_ray.rollouts.replica_set import ReplicaSet
