@@ -103,9 +103,7 @@ class Recited:
     async def generate(self, seed: int) -> Reply:
         return Reply(next(self._left, ""))
 
-    def append_reply(self, reply: str) -> None: ...
-
-    def append_observation(self, observation: str) -> None: ...
+    def append(self, message: Message) -> None: ...
 
 
 async def turns_per_second(spec: EnvironmentSpec, episodes: Replies, seconds: float) -> float:
