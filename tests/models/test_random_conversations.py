@@ -25,7 +25,7 @@ def written(chat: ChatFormat, trajectory: Trajectory, end: int, **options: Any) 
     """The first messages as the tokenizer's own template writes them."""
     turns, names = list[dict[str, Any]](), dict[str, str]()
     for m in with_call_ids(trajectory.messages[:end]):
-        inline = m.thought and chat.inlines_thoughts
+        inline = m.thought and chat.template.inlines_thoughts
         content = f"<think>\n{m.thought}\n</think>\n\n{m.content}" if inline else m.content
         turn: dict[str, Any] = {"role": m.role, "content": content}
         if m.thought and not inline:
