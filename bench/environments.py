@@ -3,7 +3,8 @@
 The novice plays some test tasks once; its replies are then played again and again, by one session in this process, by
 one session over HTTP, and by 32 at once, each for some seconds in turn. The server is `atlas serve` in a process of its
 own. An entry's rival is play in process, so its ratio is what is left of that over HTTP: one request after another
-pays for the way there and back, many at once share one server process (run several for more).
+pays for the way there and back, many at once share one server process (run several for more). Turns are those of whole
+rollouts in process, with a policy that costs nothing: the fastest episode counts, which a busy machine hardly moves.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from atlas_ray.environments.client import HttpSession
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.protocol import EnvironmentSpec, Session
 from atlas_ray.errors import UserError
-from atlas_ray.models.protocol import Sampling
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
-from atlas_ray.types import Task
+from atlas_ray.types import Message, Task
 from bench.report import Entry, write_bench
 
 TASKS, AT_ONCE = 10, 32
@@ -86,6 +88,36 @@ async def measure(open_session: Callable[[], Session], at_once: int, episodes: R
     return Pace(*([at_once * done[what] / spent[what]] for what in ("reset", "step")))
 
 
+class Recited:
+    """A policy that says given replies, and its one conversation."""
+
+    name = "recited"
+
+    def __init__(self, replies: Sequence[str]) -> None:
+        self._replies = list(replies)
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recited:
+        self._left = iter(self._replies)
+        return self
+
+    async def generate(self, seed: int) -> Reply:
+        return Reply(next(self._left, ""))
+
+    def append(self, message: Message) -> None: ...
+
+
+async def turns_per_second(spec: EnvironmentSpec, episodes: Replies, seconds: float) -> float:
+    """Turns a second of the fastest whole rollout in process."""
+    session, best, end = LocalSession(spec), 0.0, time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        for task, replies in episodes:
+            begun = time.perf_counter()
+            played = await run_episode(Recited(replies), session, EpisodeRequest(task, Sampling(), seed=0))
+            best = max(best, played.rounds / (time.perf_counter() - begun))
+    await session.close()
+    return best
+
+
 @contextlib.contextmanager
 def serving(name: str) -> Iterator[str]:
     """`atlas serve NAME` in a process of its own; gives its address."""
@@ -115,6 +147,7 @@ def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
             ("http32", remote, AT_ONCE),
         ]
         for _ in range(runs):
+            found.setdefault("rollout", Pace()).steps.append(asyncio.run(turns_per_second(spec, episodes, seconds)))
             for way, open_session, at_once in ways:
                 pace = asyncio.run(measure(open_session, at_once, episodes, seconds))
                 found.setdefault(way, Pace()).resets.extend(pace.resets)
@@ -130,17 +163,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     built_in = [name for name, spec in registry.ENVIRONMENTS.items() if spec.simulator is not None]
     heads = [f"{what}/s {how}" for what in ("resets", "steps") for how in ("in process", "HTTP", f"HTTP, {AT_ONCE}")]
-    shown, entries = Table("environment", *heads, title="medians"), []
+    shown, entries = Table("environment", *heads, "turns/s, whole rollouts", title="medians"), []
     for name in given.names or built_in:
         try:
             found = bench(name, given.runs, given.seconds)
         except UserError as error:
             print(f"{name}: left out: {error} ({error.remedy})", flush=True)
             continue
+        turns = max(found.pop("rollout").steps)
         figures = [[median(getattr(pace, what)) for pace in found.values()] for what in ("resets", "steps")]
-        shown.add_row(
-            name, *(f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for row in figures for figure in row)
-        )
+        told = [*figures[0], *figures[1], turns]
+        shown.add_row(name, *(f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for figure in told))
         inside = found.pop("in process")
         for way, pace in found.items():
             entries.append(Entry(f"{name} resets, {way}", pace.resets, inside.resets, "1/s", "higher"))

@@ -124,10 +124,11 @@ def _short_temp_dir() -> str | None:
 
 
 def _watch_own_ray() -> None:
+    import ray
     from ray._private.worker import _global_node
 
     own: Any = _global_node
-    watch({name: own.all_processes[name][0].process for name in ("raylet", "gcs_server")})
+    watch({name: own.all_processes[name][0].process for name in ("raylet", "gcs_server")}, ray.is_initialized)
 
 
 def _require_token() -> None:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FrameType
 
@@ -30,11 +30,12 @@ def lost() -> RayLost | None:
     return _lost[0] if _lost else None
 
 
-def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
+def watch(processes: Mapping[str, subprocess.Popen[bytes]], in_use: Callable[[], bool]) -> None:
     """Interrupts the main thread, as Ctrl-C does, once one of Ray's processes is lost; soon after, the process ends.
 
     Args:
         processes: By what people call them.
+        in_use: Whether this process is connected to Ray: after `ray.shutdown()` nothing is lost.
     """
     over, main = threading.Event(), threading.main_thread()
     atexit.register(over.set)  # from here on it is Ray's own end
@@ -46,7 +47,7 @@ def watch(processes: Mapping[str, subprocess.Popen[bytes]]) -> None:
     def ended(name: str, process: subprocess.Popen[bytes]) -> None:
         if process.poll() in (0, -signal.SIGTERM):  # as Ray ends them where this process is told to end
             over.wait(ENDING_SECONDS)
-        if over.is_set():
+        if over.is_set() or not in_use():
             return
         over.set()
         _lost.append(

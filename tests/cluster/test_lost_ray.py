@@ -87,8 +87,8 @@ def test_a_stage_whose_ray_is_killed_ends_soon_and_completes_when_run_again(
     own = psutil.Process(driver.pid)
     try:
         assert eventually(lambda: len(units(folder)) >= 3 or driver.poll() is not None, 180)
-        before, rays = units(folder), own.children(recursive=True)
         assert driver.poll() is None, (folder / "log").read_text()[-2000:]
+        before, rays = units(folder), own.children(recursive=True)
         if lost == "driver":
             driver.kill()
         else:

@@ -20,7 +20,7 @@ def end():  # as Ray ends its processes, and takes its time
     threading.Event().wait(1.0)
 
 atexit.register(end)
-watchdog.watch({{"raylet": raylet}})
+watchdog.watch({{"raylet": raylet}}, lambda: {used})
 threading.Timer(0.1, {happens}).start()
 try:
     queue.SimpleQueue().get(timeout={seconds})
@@ -33,10 +33,14 @@ except KeyboardInterrupt:
 
 
 def run(
-    happens: str, then: str = "sys.exit(str(watchdog.lost()))", seconds: float = 20.0, ending: float = 5.0
+    happens: str,
+    then: str = "sys.exit(str(watchdog.lost()))",
+    seconds: float = 20.0,
+    ending: float = 5.0,
+    used: bool = True,
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-c", PROGRAM.format(happens=happens, then=then, seconds=seconds, ending=ending)],
+        [sys.executable, "-c", PROGRAM.format(happens=happens, then=then, seconds=seconds, ending=ending, used=used)],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
@@ -70,3 +74,7 @@ def test_a_raylet_that_is_told_to_end_is_missed_while_the_process_goes_on(happen
 def test_a_raylet_that_ends_with_the_process_is_not_missed(happens: str, seconds: float) -> None:
     done = run(happens, seconds=seconds)
     assert (done.returncode, done.stdout, "atlas:" in done.stderr) == (0, "nothing happened\n", False)
+
+
+def test_after_a_shutdown_of_ray_the_process_goes_on_without_its_raylet() -> None:
+    assert run("raylet.terminate", seconds=1.5, ending=0.1, used=False).stdout == "nothing happened\n"

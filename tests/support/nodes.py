@@ -131,8 +131,8 @@ class Job:
         """Until it has ended otherwise."""
         assert self._client.wait(timeout=seconds) != 0
 
-    def succeed(self) -> None:
+    def succeed(self, seconds: float = _PATIENCE) -> None:
         """Until it has ended well."""
-        code = self._client.wait(timeout=_PATIENCE)
+        code = self._client.wait(timeout=seconds)
         assert code == 0, self.said[-3000:]
         assert "succeeded" in self.said.splitlines()[-2]

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from tests.support.tiny import tiny_llama
+
 Pair = tuple[list[int], list[int]]
 
 
@@ -37,18 +39,15 @@ def _tokenizer(model: str) -> Any:
 def trl(export: Path, model: str) -> list[Pair]:
     """The batches of `SFTTrainer`'s data loader."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
     tokenizer = _tokenizer(model)
     tokenizer.pad_token = tokenizer.eos_token
-    tiny = LlamaConfig(vocab_size=len(tokenizer), hidden_size=8, intermediate_size=8, num_hidden_layers=1)
-    tiny.num_attention_heads = tiny.num_key_value_heads = 1
     settings = SFTConfig(
         str(export / "trl"), max_length=None, use_cpu=True, bf16=False, report_to=[], per_device_train_batch_size=4
     )
     data = _rows(export, "parquet")
-    trainer = SFTTrainer(LlamaForCausalLM(tiny), settings, train_dataset=data, processing_class=tokenizer)
+    trainer = SFTTrainer(tiny_llama(len(tokenizer)), settings, train_dataset=data, processing_class=tokenizer)
     found: list[Pair] = []
     for batch in trainer.get_train_dataloader():
         assert set(batch) == {"input_ids", "attention_mask", "labels"}
@@ -104,7 +103,7 @@ def llamafactory_tokens(export: Path, model: str) -> list[Pair]:
     """Rows of TRL through `tokenized_path`, as its collator batches them."""
     place = str(export / "tokens")
     _rows(export, "parquet").remove_columns("id").save_to_disk(place)
-    arguments, tokenizer, template = _llamafactory(model, tokenized_path=place, dataset="none")
+    arguments, tokenizer, template = _llamafactory(model, tokenized_path=place, dataset="none", template="empty")
     from llamafactory.data import SFTDataCollatorWith4DAttentionMask, get_dataset
 
     data = get_dataset(template, None, arguments, None, "sft", tokenizer)["train_dataset"]
@@ -114,14 +113,15 @@ def llamafactory_tokens(export: Path, model: str) -> list[Pair]:
 
 
 def tinker(export: Path, model: str) -> list[Pair]:
-    """Each line as the SDK's own type; labels are the targets that have weight, one place earlier than elsewhere."""
+    """Each line as the SDK's own type; a label is the target of the token before, where it has weight."""
     from tinker import types as tinker_types
 
     found: list[Pair] = []
     for file in sorted((export / "data").iterdir()):
-        for line in file.read_text().splitlines():
-            datum = tinker_types.Datum.model_validate_json(line)
-            targets, weights = (datum.loss_fn_inputs[name].data for name in ("target_tokens", "weights"))
+        for row in map(json.loads, file.read_text().splitlines()):
+            inputs = {name: row[name] for name in ("target_tokens", "weights")}
+            datum = tinker_types.Datum(tinker_types.ModelInput.from_ints(row["model_input"]), inputs)
+            targets, weights = (datum.loss_fn_inputs[name].to_numpy().tolist() for name in inputs)
             ids = datum.model_input.to_ints()
             assert ids[1:] == targets[:-1]
             labels = [t if w else -100 for t, w in zip(targets, weights, strict=True)]

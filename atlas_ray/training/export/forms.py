@@ -140,14 +140,12 @@ def _weighed(example: Example, objective: Objective) -> Row:
 
 
 def _datum(example: Example, objective: Objective) -> Row:
-    """Tinker's `Datum`: the target of each token is the next one."""
-    targets, weights = example.ids[1:].tolist(), _weights(example, objective)[1:].tolist()
+    """What Tinker's `Datum` is made of: the target of each token is the next one."""
     return {
-        "model_input": {"chunks": [{"type": "encoded_text", "tokens": example.ids[:-1].tolist()}]},
-        "loss_fn_inputs": {
-            "target_tokens": {"data": targets, "dtype": "int64", "shape": [len(targets)]},
-            "weights": {"data": weights, "dtype": "float32", "shape": [len(weights)]},
-        },
+        "id": example.trajectory_id,
+        "model_input": example.ids[:-1].tolist(),
+        "target_tokens": example.ids[1:].tolist(),
+        "weights": _weights(example, objective)[1:].tolist(),
     }
 
 

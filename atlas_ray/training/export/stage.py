@@ -208,10 +208,10 @@ def _counts(folder: RunFolder) -> dict[str, Any]:
 def _written(
     config: ExportConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray, chat: ChatFormat | None
 ) -> Iterator[pa.Table]:
-    """What was written of each trajectory, block by block; small data is written in this process."""
+    """What was written of each trajectory, block by block; what takes less time than Ray's start is done here."""
     reads = index.reads(todo, _BLOCK)
     blocks = (block for read in reads for block in read.blocks())
-    if index.is_small and int(todo.sum()) <= _BLOCK:
+    if index.is_small and (chat is None or int(todo.sum()) <= _BLOCK):
         yield from (Writer(config, chat)(block, folder) for block in blocks)
         return
     connect(config.ray)

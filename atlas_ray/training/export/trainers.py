@@ -22,7 +22,7 @@ RULES = {
     "axolotl": "axolotl.yaml holds its settings; it learns what differs in a turn with train: true from an empty one",
     "llamafactory": "llamafactory.yaml holds its settings; it learns the last turn of each row (mask_history)",
     "trl": "SFTTrainer takes the rows as they are, tokens and labels; leave its packing out to have equal batches",
-    "tinker": "each line is a Datum: targets are the next tokens, weights the selection's",
+    "tinker": "each line makes a Datum: targets are the next tokens, weights the selection's",
     "parquet": "each row is a sequence: input_ids, loss_mask of the tokens that are targets, weights",
 }
 

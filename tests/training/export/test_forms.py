@@ -148,7 +148,6 @@ def test_weights_follow_the_objective() -> None:
 
 def test_a_datum_weighs_the_next_token() -> None:
     row = token_row("tinker")
-    assert row["model_input"]["chunks"] == [{"type": "encoded_text", "tokens": [10, 11, 12, 13, 14, 15, 16]}]
-    targets, weights = row["loss_fn_inputs"]["target_tokens"], row["loss_fn_inputs"]["weights"]
-    assert (targets["data"], targets["shape"]) == ([11, 12, 13, 14, 15, 16, 17], [7])
-    assert weights["data"] == [0, 1, 1, 0, 1, 1, 1]
+    assert row["model_input"] == [10, 11, 12, 13, 14, 15, 16]
+    assert row["target_tokens"] == [11, 12, 13, 14, 15, 16, 17]
+    assert row["weights"] == [0, 1, 1, 0, 1, 1, 1]

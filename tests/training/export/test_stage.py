@@ -22,6 +22,7 @@ from atlas_ray.training.export import stage
 from atlas_ray.training.export.stage import export, plan_lines
 from atlas_ray.training.export.writer import EXPORTED
 from atlas_ray.training.settings import ExportConfig
+from atlas_ray.trajectories import index
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.types import Selection
 from tests.support.rows import write_agenttraj
@@ -217,10 +218,12 @@ def test_a_row_that_a_form_has_no_place_for_is_counted_with_its_reason(here: Pat
     assert refused == ["kitchen/kitchen_1"]
 
 
-def test_blocks_are_written_by_rays_workers_and_a_stopped_export_goes_on(
-    here: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("small", [index.SMALL, -1], ids=["here", "by workers"])
+def test_a_file_is_written_for_each_block_and_a_stopped_export_goes_on(
+    small: int, here: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "_BLOCK", 2)
+    monkeypatch.setattr(index, "SMALL", small)
     export(config_of("openai"))
     files = sorted(Path("out-openai/data").iterdir())
     assert [file.name for file in files] == [f"0000{n}.jsonl" for n in range(4)]
