@@ -21,7 +21,8 @@ const Turns = (() => {
   };
 
   const message = ([role, text, name], words) => el(`div.turn.${role}`, {},
-    el("span.role", {}, ROLES[role] ?? role, name ? [" ", el("code.name", {}, name)] : null), Dom.text(text || "(empty)", words));
+    el("span.role", {}, ROLES[role] ?? role),
+    name ? el("div.called", {}, el("code.name", {}, name), Dom.text(text || "(empty)", words)) : Dom.text(text || "(empty)", words));
 
   // A call of a tool: its name, and its arguments by name.
   const call = ([name, given], words) => el("div.turn.call", {}, el("span.role", {}, "call"),
