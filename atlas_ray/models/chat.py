@@ -256,7 +256,8 @@ class ChatFormat:
             else:
                 replies.append(_Turn(before, after, trims[0]))
         alike = all(len(set(found)) == 1 for found in (users, replies, prompts))
-        return (users[0], replies[0]) if alike and replies[0].before.startswith(prompts[0]) else None
+        appends = alike and replies[0].before.startswith(prompts[0]) and self.template.ends_turn(replies[0].after)
+        return (users[0], replies[0]) if appends else None
 
     def _encode_pieces(self, text: str, known: dict[str, list[int]]) -> list[int]:
         """The same ids, put together from those between special tokens, of which most stand in many prompts."""

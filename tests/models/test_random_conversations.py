@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from copy import copy
 from datetime import date
 from random import Random
 from typing import Any
@@ -13,11 +14,12 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.training.data.corpus import tokens_of
 from atlas_ray.training.data.examples import training_examples
-from atlas_ray.types import Message, Trajectory, with_call_ids
+from atlas_ray.types import Message, ToolCall, Trajectory, with_call_ids
 from tests.support.conversations import random_choice, random_trajectory
 from tests.support.tool_formats import HELD, tool_tokenizer
 
 COUNT = 500
+GLM = "glm-4.5"
 DEEPSEEK = "deepseek-r1"  # whose prompt begins a reply otherwise than it is recorded, and whose arguments are text
 
 
@@ -63,15 +65,34 @@ def test_a_step_is_trained_on_behind_the_prompt_of_play_with_its_own_tokens_and_
             assert not set(ids[start : end - 1]) & set(chat.stop_ids)
             if name != DEEPSEEK:
                 whole = written(chat, trajectory, place + 1)
+                if name == GLM:  # whose next turn begins with the token that ends the reply
+                    whole += "<|observation|>" if trajectory.messages[place].calls else "<|user|>"
                 assert whole.startswith(chat.tokenizer.decode(ids[:end]))
                 behind = whole.removeprefix(chat.tokenizer.decode(ids[:end]))
                 assert behind.strip() in ("", chat.tokenizer.eos_token)
 
 
+def test_a_reply_may_end_with_the_token_that_begins_the_next_turn() -> None:
+    """GLM's: what a user says next, or a tool, begins with it; the last reply of all has it too."""
+    chat = ChatFormat(tool_tokenizer("glm-4.5"))
+    (rendered,) = chat.render([Message("user", "go"), Message("assistant", "Go up", True), Message("user", "You win")])
+    assert (
+        chat.tokenizer.decode(rendered.ids) == "[gMASK]<sop><|user|>\ngo<|assistant|>\n<think></think>\nGo up<|user|>"
+    )
+    [span] = [s for s in rendered.spans if s]
+    assert chat.tokenizer.decode(rendered.ids[slice(*span)]) == "\n<think></think>\nGo up<|user|>"
+    call = Message("assistant", "", True, calls=(ToolCall("look", "{}", "a"),))
+    (rendered,) = chat.render([Message("user", "go"), call])
+    assert chat.tokenizer.decode(rendered.ids).endswith("<tool_call>look\n</tool_call><|observation|>")
+
+
 def test_a_template_that_ends_no_turn_is_refused() -> None:
-    """GLM's: a reply ends where the next turn begins, which is not there yet."""
+    tokenizer = copy(tool_tokenizer("glm-4.5"))
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}" + (
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
     with pytest.raises(UserError, match="ends a reply without a special token"):
-        ChatFormat(tool_tokenizer("glm-4.5"))
+        ChatFormat(tokenizer)
 
 
 @pytest.mark.parametrize("name", ["smollm2"])

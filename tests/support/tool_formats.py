@@ -141,6 +141,7 @@ HELD: dict[str, dict[str, bool]] = {  # what `random_messages` may write for a t
     "phi-4-mini": {"tools": True, "thoughts": True},
     "smollm3": {"tools": False, "thoughts": True},
     "smollm2": {"tools": False, "thoughts": True},
+    "glm-4.5": {"tools": True, "thoughts": True},
 }
 _SPECIALS = [
     *("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|User|>", "<|Assistant|>", "<|call|>", "<|output|>"),

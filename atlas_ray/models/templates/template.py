@@ -15,7 +15,7 @@ from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.templates.turns import THOUGHTS, as_turns
-from atlas_ray.types import Message
+from atlas_ray.types import Message, ToolCall
 
 # Some templates write today's date into the system turn; results must not depend on the day.
 _TODAY = date(2024, 7, 26).strftime
@@ -83,6 +83,8 @@ class ChatTemplate:
                 own = own.removeprefix("<think>").lstrip("\n")
             elif "</think>" not in opened[0]:
                 own = f"{thought}\n</think>\n\n{own}"
+        if not self._special.search(own):
+            own += self._call_closer if reply.calls else self._text_closer
         ends = [found.end() for found in self._special.finditer(own)]
         if not ends:
             raise self.refused("ends a reply without a special token, so that no model could learn to stop")
@@ -97,6 +99,25 @@ class ChatTemplate:
             if not all(part in text or json.dumps(part, ensure_ascii=False)[1:-1] in text for part in guarded):
                 raise self.refused(f"changes the {what}, or leaves them out")
         return prompt, own[: ends[-1]]
+
+    @cached_property
+    def _text_closer(self) -> str:
+        return self._closer(Message("assistant", "turn1"), Message("user", "turn2"))
+
+    @cached_property
+    def _call_closer(self) -> str:
+        call = ToolCall("turn1", '{"a": 0}', "call00000")
+        return self._closer(Message("assistant", "", calls=(call,)), Message("tool", "turn2", call_id=call.id))
+
+    def _closer(self, reply: Message, answer: Message) -> str:
+        """The special token that the turn behind a reply begins with, which is what ends a reply of GLM's template."""
+        text = self.write([Message("user", "turn0"), reply, answer])
+        found = self._special.search(text.rpartition("turn1")[2].partition("turn2")[0])
+        return found[0] if found else ""
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether what stands behind a reply holds a token that a model can learn to stop with."""
+        return self._special.search(text) is not None
 
     @cached_property
     def opens_thought(self) -> bool:
