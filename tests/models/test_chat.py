@@ -186,7 +186,6 @@ def test_a_system_turn_that_moves_is_refused() -> None:
     ("template", "why"),
     [
         (None, "has no chat template"),
-        (LLAMA_TEMPLATE.replace("<|eot_id|>", "\n"), "no model could learn to stop"),
         (LLAMA_TEMPLATE.replace("| trim", "| upper"), "changes the content"),
         (LLAMA_TEMPLATE.replace("{{ m['role'] }}", "{{ m['role'] }}{{ loop.index }}"), "opens a recorded reply"),
         (QWEN_TEMPLATE.replace("assistant\n", "assistant\nThought:"), "opens a recorded reply differently"),
