@@ -1,4 +1,4 @@
-"""Rows out of files, one at a time: JSON, JSONL, CSV and Parquet, cut into spans that can be read apart.
+"""Rows out of files, one at a time: JSON, JSONL, CSV, Parquet, logs of inspect_ai; cut into spans to be read apart.
 
 Flows in: a file, compressed or not; flows out: spans of it, and the rows of each with their places in the file. No file
 is held in memory as a whole, but for a JSON file that is one object.
@@ -10,6 +10,7 @@ import csv
 import io
 import json
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,8 +26,10 @@ from atlas_ray.trajectories.checks import RepeatedKey, unique_keys
 from atlas_ray.trajectories.formats.registry import detect
 
 _CODECS = {"": None, ".gz": "gzip", ".zst": "zstd"}
-SUFFIXES = (*(kind + packed for kind in (".json", ".jsonl", ".csv") for packed in _CODECS), ".parquet")
+SUFFIXES = (*(kind + packed for kind in (".json", ".jsonl", ".csv") for packed in _CODECS), ".parquet", ".eval")
 SPAN = 64 << 20  # bytes of a file from which on it is cut
+_ZIP_ZSTD = 93  # in an archive's own numbers
+_LENGTHS = slice(26, 30)  # bytes of a member's header
 _CHUNK = 1 << 20  # bytes or characters that are read at once
 _CUT_OFF = 64  # characters before the end of a chunk within which an error may come of the cut
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -78,6 +81,8 @@ def decode(file: Path, span: Span = WHOLE) -> Iterator[Decoded]:
     """
     if file.suffix.lower() == ".parquet":
         return _parquet_rows(file, span)
+    if file.suffix.lower() == ".eval":
+        return _log_rows(file)
     kind = Path(file.stem if file.suffix.lower() in _CODECS else file.name).suffix.lower()
     return _jsonl_rows(file, span) if kind == ".jsonl" else _csv_rows(file) if kind == ".csv" else _json_rows(file)
 
@@ -131,6 +136,7 @@ def _json_rows(file: Path) -> Iterator[Decoded]:
                 "mend the file or fetch it anew; name it .jsonl where it holds one object a line",
             ) from None
         lists = {key: rows for key, rows in value.items() if isinstance(rows, list)} if isinstance(value, dict) else {}
+        lists = {key: rows for key, rows in lists.items() if any(map(detect, rows))} or lists
         if lists and not detect(value):
             if len(lists) > 1:
                 what = f"{origin(file)} is an object of several lists: {', '.join(lists)}"
@@ -274,6 +280,30 @@ def _cell(text: str) -> Any:
         return text
 
 
+def _log_rows(file: Path) -> Iterator[Decoded]:
+    """The samples of a log of inspect_ai, a JSON file each in an archive."""
+    with _readable(file), file.open("rb") as raw, zipfile.ZipFile(raw) as log:
+        samples = (member for member in log.infolist() if member.filename.startswith("samples/"))
+        for number, member in enumerate(samples, 1):
+            try:
+                value = json.loads(_unpacked(raw, log, member), object_pairs_hook=unique_keys)
+            except (ValueError, RecursionError, RepeatedKey) as error:
+                yield Decoded(number, None, f"{member.filename}: {_short(error)}")
+            else:
+                yield Decoded(number, value)
+
+
+def _unpacked(raw: BinaryIO, log: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes; zstd's too, which Python's own archives know from 3.14 on."""
+    if member.compress_type != _ZIP_ZSTD:
+        return log.read(member)
+    raw.seek(member.header_offset + _LENGTHS.start)
+    lengths = int.from_bytes(raw.read(2), "little") + int.from_bytes(raw.read(2), "little")  # of the name and the rest
+    raw.seek(member.header_offset + _LENGTHS.stop + lengths)
+    packed = pa.py_buffer(raw.read(member.compress_size))
+    return cast(bytes, pa.input_stream(packed, compression="zstd").read())
+
+
 def _parquet_rows(file: Path, span: Span) -> Iterator[Decoded]:
     row = span.row
     with _parquet(file), pq.ParquetFile(file) as source:
@@ -288,7 +318,7 @@ def _parquet_rows(file: Path, span: Span) -> Iterator[Decoded]:
 def _readable(file: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, zipfile.BadZipFile) as error:
         raise UserError(
             f"cannot read {origin(file)}: {_short(error)}",
             "check its permissions, and that it is whole and UTF-8",

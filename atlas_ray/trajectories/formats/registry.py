@@ -14,7 +14,9 @@ FORMATS: Registry[DataFormat] = Registry(
     DataFormat,
     {
         name: f"{__package__}.{name}:FORMAT"
-        for name in ("atlas", "anthropic", "responses", "openai", "agenttraj", "sharegpt")
+        for name in (
+            *("atlas", "verifiers", "inspect_ai", "anthropic", "responses", "openai", "agenttraj", "sharegpt"),
+        )
     },
     group="atlas_ray.formats",
 )
