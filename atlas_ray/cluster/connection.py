@@ -125,10 +125,14 @@ def _short_temp_dir() -> str | None:
 
 def _watch_own_ray() -> None:
     import ray
-    from ray._private.worker import _global_node
+    from ray._private import worker
 
-    own: Any = _global_node
-    watch({name: own.all_processes[name][0].process for name in ("raylet", "gcs_server")}, ray.is_initialized)
+    own: Any = worker._global_node
+
+    def in_use() -> bool:
+        return ray.is_initialized() and worker._global_node is own  # not another one that was started since
+
+    watch({name: own.all_processes[name][0].process for name in ("raylet", "gcs_server")}, in_use)
 
 
 def _require_token() -> None:

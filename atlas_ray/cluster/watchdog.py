@@ -35,7 +35,7 @@ def watch(processes: Mapping[str, subprocess.Popen[bytes]], in_use: Callable[[],
 
     Args:
         processes: By what people call them.
-        in_use: Whether this process is connected to Ray: after `ray.shutdown()` nothing is lost.
+        in_use: Whether this process is connected to this Ray: after `ray.shutdown()` nothing is lost.
     """
     over, main = threading.Event(), threading.main_thread()
     atexit.register(over.set)  # from here on it is Ray's own end

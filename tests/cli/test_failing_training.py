@@ -49,7 +49,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int | None]]:
     at: list[int | None] = [None]
     monkeypatch.setattr(stage, "_run_workers", lambda job, _: run_here(job, at[0]))
     monkeypatch.setattr(stage, "corpus_of", lambda config, found, chat, by: Corpus.of(found, chat))
-    monkeypatch.setattr("atlas_ray.cluster.connection.connect", lambda _: None)
+    monkeypatch.setattr("atlas_ray.cluster.connection.connect", lambda *_: None)
     monkeypatch.setattr(stage, "fetch_for_workers", lambda _: None)
     handler = signal.getsignal(signal.SIGINT)
     yield at

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -78,3 +81,19 @@ def test_a_raylet_that_ends_with_the_process_is_not_missed(happens: str, seconds
 
 def test_after_a_shutdown_of_ray_the_process_goes_on_without_its_raylet() -> None:
     assert run("raylet.terminate", seconds=1.5, ending=0.1, used=False).stdout == "nothing happened\n"
+
+
+def test_of_two_rays_of_one_process_the_first_is_no_longer_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that shuts its Ray down and starts another one loses nothing with the first."""
+    from ray._private import worker
+
+    from atlas_ray.cluster import connection
+
+    asked: list[Any] = []
+    first, second = (SimpleNamespace(all_processes=defaultdict(lambda: [SimpleNamespace(process=None)])) for _ in "ab")
+    monkeypatch.setattr(connection, "watch", lambda _, in_use: asked.append(in_use))
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    for node in (first, second):
+        monkeypatch.setattr(worker, "_global_node", node)
+        connection._watch_own_ray()
+    assert [in_use() for in_use in asked] == [False, True]

@@ -85,7 +85,7 @@ def test_a_stage_makes_its_pool_with_its_limits(
 
     monkeypatch.setattr(RolloutPool, "__init__", make)
     for place in (module, "atlas_ray.cluster.connection"):
-        monkeypatch.setattr(f"{getattr(place, '__name__', place)}.connect", lambda _: None, raising=False)
+        monkeypatch.setattr(f"{getattr(place, '__name__', place)}.connect", lambda *_: None, raising=False)
     with pytest.raises(PoolMadeError):
         play(config(tmp_path, given))
     assert [found.model_dump() for found in made] == [expected]

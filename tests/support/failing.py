@@ -198,7 +198,7 @@ def _llm(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 def _evaluate(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     numbers = {task.item_id: i for i, task in enumerate(get("maze").tasks("test", UNITS))}
     monkeypatch.setattr(evaluation, "player_of", lambda *_, **__: Player(lambda r: numbers[r.task.item_id]))
-    monkeypatch.setattr(evaluation, "connect", lambda _: None)
+    monkeypatch.setattr(evaluation, "connect", lambda *_: None)
     arguments = ["--set", f"tasks.maze={UNITS}", "--set", "models.arm=m"]
     return Stage(["evaluate", "--run", str(here / "run"), *arguments], str(here / "run" / "arm"))
 
@@ -208,7 +208,7 @@ def _verify(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     tasks = get("maze").tasks("train", UNITS)
     numbers = {task.item_id: i for i, task in enumerate(tasks)}
     monkeypatch.setattr(verification, "player_of", lambda *_, **__: Player(lambda r: numbers[r.task.item_id]))
-    monkeypatch.setattr(verification, "connect", lambda _: None)
+    monkeypatch.setattr(verification, "connect", lambda *_: None)
     data = [collect.to_trajectory(played(EpisodeRequest(t, Sampling(), 0))) for t in tasks]
     if not (here / "data").exists():
         data_in(here / "data", data)
@@ -227,7 +227,7 @@ def _collect(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
 
     monkeypatch.setattr(collect, "run_episode", run)
     monkeypatch.setattr(collect, "_BATCH", 1)
-    monkeypatch.setattr(collect, "connect", lambda _: None)
+    monkeypatch.setattr(collect, "connect", lambda *_: None)
     monkeypatch.setattr(collect, "map_on_ray", lambda tables, play, *args: (play(table, *args) for table in tables))
     monkeypatch.setattr(collect, "stream", lambda tables, _: tables)
     arguments = ["--set", "envs=[maze]", "--set", f"tasks={UNITS}"]
