@@ -131,6 +131,7 @@ def test_engines_go_to_the_group_for_rollouts_if_it_holds_them(
     assert placement.labels_for(placement.TRAIN) == trained
 
 
+@pytest.mark.slow
 def test_training_and_engines_run_on_the_nodes_that_are_labelled_for_them(tmp_path: Path) -> None:
     model = write_base(tmp_path / "base")
     program = [sys.executable, "-m", "tests.support.labelled_nodes", str(tmp_path), model]

@@ -60,6 +60,7 @@ def data_in(store: Store) -> DataConfig:
     return DataConfig(path=store.uri("bucket/data"), format="openai")
 
 
+@pytest.mark.slow
 def test_a_model_trained_in_a_store_is_found_there_by_all_that_use_it(
     ray_cluster: None, store: Store, base: str, tmp_path: Path
 ) -> None:
