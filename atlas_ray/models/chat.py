@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from atlas_ray.errors import DataError, UserError
-from atlas_ray.models.source import local_model, trusted
+from atlas_ray.models.source import loading_libraries, local_model, trusted
 from atlas_ray.models.templates.template import ChatTemplate
 from atlas_ray.types import Message, Role
 
@@ -98,7 +98,8 @@ class ChatFormat:
         Raises:
             UserError: If no tokenizer can be loaded from there, or the model is not safe to load.
         """
-        from transformers import AutoTokenizer
+        with loading_libraries():
+            from transformers import AutoTokenizer
 
         place = local_model(model, whole=False)
         try:

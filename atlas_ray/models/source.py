@@ -6,11 +6,13 @@ whoever loads it, or a refusal before anything is loaded.
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
 import socket
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,19 @@ _WEIGHTS = ".safetensors"
 _BESIDE = (".json", ".jinja", ".model", ".txt", ".bpe", ".tiktoken", ".py")  # configuration and tokenizer
 
 _log = logging.getLogger(__name__)
+
+
+@contextmanager
+def loading_libraries() -> Iterator[None]:
+    """Keeps the collector of garbage from looking at what libraries make as they load, all of which stays: a seventh of
+    the start of whatever needs transformers."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def trusted() -> bool:
