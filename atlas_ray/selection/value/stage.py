@@ -74,7 +74,7 @@ class ValueStage(Stage):
         tables = stream(map_on_ray(trajectories, replay_rows, environments, selector.limits), "replaying")
         found = replays_by_environment((row for table in tables for row in table.to_pylist()), environments)
         for env, replays in found.items():
-            console.print(f"{env}: {replays}")
+            console.print(f"rollouts start from recorded steps: in {env} {replays}")
         self._folder.write_json("replays.json", {env: asdict(replays) for env, replays in found.items()})
         refuse_unrepeatable(found)
 

@@ -84,7 +84,7 @@ def test_within_the_tolerance_that_is_set_values_are_estimated_and_it_is_told(
     assert [s.error for s in found.read(SELECTIONS)] == [None, None]
     assert found.read_json("replays.json")["maze"]["tolerance"] == 0.5
     said = " ".join(capsys.readouterr().err.split())
-    assert "maze: 2 of 2 trajectories replay, 2 of them within the tolerance of 50%" in said
+    assert "in maze 2 of 2 trajectories replay, 2 of them within the tolerance of 50%" in said
     assert len(started) == 1
 
 
