@@ -68,7 +68,7 @@ def test_ray_starts_where_temporary_files_lie_deep(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", START], env=given, input="", capture_output=True, text=True, check=True
     )
-    assert f"{deep}/ray (TMPDIR) is too long for sockets" in " ".join(done.stderr.split())
+    assert f"{deep}/ray(TMPDIR)istoolongforsockets" in "".join(done.stderr.split())  # a screen breaks a long path
     assert ":" in done.stdout  # an address
 
 
