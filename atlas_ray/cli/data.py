@@ -103,10 +103,13 @@ def view_mask(
     ] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""
+    from atlas_ray.models.source import loading_libraries
     from atlas_ray.runs.progress import output
-    from atlas_ray.training.view import view
 
-    output.print(view(data, model, selection, trajectory, chat_template))
+    with loading_libraries():
+        from atlas_ray.training.view import view
+
+        output.print(view(data, model, selection, trajectory, chat_template))
 
 
 @trajectories_app.command("stats")

@@ -97,7 +97,10 @@ def train(
     from atlas_ray.training import stage
 
     if dry_run:
-        return show_plan(settings, *stage.plan_lines(settings))
+        from atlas_ray.models.source import loading_libraries
+
+        with loading_libraries():
+            return show_plan(settings, *stage.plan_lines(settings))
     stage.train_agent(settings, clean=clean)
     from atlas_ray.address import below
 

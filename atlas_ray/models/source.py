@@ -32,8 +32,8 @@ _log = logging.getLogger(__name__)
 
 @contextmanager
 def loading_libraries() -> Iterator[None]:
-    """Keeps the collector of garbage from looking at what libraries make as they load, all of which stays: a seventh of
-    the start of whatever needs transformers."""
+    """Keeps the collector of garbage from looking at what libraries make as they load: all of it stays, and looking is
+    a seventh of the time of whatever loads transformers for a short look."""
     enabled = gc.isenabled()
     gc.disable()
     try:
