@@ -7,18 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from atlas_ray.errors import DataError
+from atlas_ray.trajectories.formats import openai
 from atlas_ray.trajectories.formats.protocol import Row
-from atlas_ray.trajectories.formats.turns import NO_ENVIRONMENT, Turn, chat_format, holds, message_of
+from atlas_ray.trajectories.formats.turns import NO_ENVIRONMENT, Turn, holds
 from atlas_ray.trajectories.item_ids import task_of
 
 _GRADES = {"C": 1.0, "P": 0.5, "I": 0.0, "N": 0.0}  # correct, partly so, incorrect, no answer
-_CHAT = chat_format(
-    "messages",
-    lambda turn, number: [
-        message_of(turn, number, "role", "content", turn.get("tool_calls"), thoughts=("reasoning_content",))
-    ],
-    {"role", "content"},
-)
 
 
 def _turns(row: Row) -> Iterator[Turn]:
@@ -45,18 +39,19 @@ def _tools(row: Row) -> Any:
 
 def _reward(row: Row) -> float | None:
     """Of a sample that one scorer has scored; of several nothing says which counts."""
-    given = [score["value"] for score in (row.get("scores") or {}).values()]
-    value = _GRADES.get(given[0], given[0]) if len(given) == 1 and isinstance(given[0], str) else (given or [None])[0]
-    is_one = len(given) == 1 and isinstance(value, int | float)
-    return float(value) if is_one else None
+    values = [score["value"] for score in (row.get("scores") or {}).values()]
+    if len(values) != 1:
+        return None
+    value = _GRADES.get(values[0]) if isinstance(values[0], str) else values[0]
+    return float(value) if isinstance(value, int | float) else None
 
 
 FORMAT = replace(
-    _CHAT,
+    openai.FORMAT,
     recognises=lambda row: "scores" in row and "epoch" in row and holds(row, "messages"),
-    messages=lambda row: _CHAT.messages({"messages": list(_turns(row))}),
+    messages=lambda row: openai.FORMAT.messages({"messages": list(_turns(row))}),
     task=lambda row: task_of({"env": NO_ENVIRONMENT, "item_id": f"{NO_ENVIRONMENT}_{row['id']}"}),
     reward=_reward,
-    tools=lambda row: _CHAT.tools({"tools": _tools(row)}),
+    tools=lambda row: openai.FORMAT.tools({"tools": _tools(row)}),
     unused=lambda row: (),  # what the log says of the run
 )

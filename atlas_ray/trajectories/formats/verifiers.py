@@ -12,19 +12,12 @@ from dataclasses import replace
 from typing import Any
 
 from atlas_ray.errors import DataError
+from atlas_ray.trajectories.formats import openai
 from atlas_ray.trajectories.formats.protocol import Row
-from atlas_ray.trajectories.formats.turns import NO_ENVIRONMENT, Turn, chat_format, message_of
+from atlas_ray.trajectories.formats.turns import NO_ENVIRONMENT, Turn
 from atlas_ray.trajectories.item_ids import task_of
 
 _NO_NAME = re.compile(r"[^a-z0-9_]+")
-_CHAT = chat_format(
-    "messages",
-    lambda turn, number: [
-        message_of(turn, number, "role", "content", turn.get("tool_calls"), thoughts=("reasoning_content",))
-    ],
-    {"role", "content"},
-    flagged=True,
-)
 
 
 def _trace(row: Row) -> dict[str, Any]:
@@ -70,11 +63,11 @@ def _reward(row: Row) -> float | None:
 
 
 FORMAT = replace(
-    _CHAT,
+    openai.FORMAT,
     recognises=lambda row: isinstance(row.get("traces"), list) and isinstance(row.get("task"), dict),
-    messages=lambda row: _CHAT.messages({"messages": list(_turns(row))}),
+    messages=lambda row: openai.FORMAT.messages({"messages": list(_turns(row))}),
     task=_task,
     reward=_reward,
-    tools=lambda row: _CHAT.tools({"tools": _trace(row).get("tools")}),
+    tools=lambda row: openai.FORMAT.tools({"tools": _trace(row).get("tools")}),
     unused=lambda row: (),  # timings, tokens and settings of the run
 )
