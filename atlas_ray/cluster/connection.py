@@ -46,9 +46,7 @@ def connect(config: RayConfig, modules: Iterable[str] = ()) -> None:
     address, shown = config.address or os.environ.get("RAY_ADDRESS"), os.environ.get("ATLAS_RAY_LOGS") == "1"
     # Workers are niced by 15 otherwise and starve beside anything else on a small machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
-    # Threads that wait for each other by spinning, as they do by default, do a tenth of the work beside anything else.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are not enough beside it either
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # Ray's own 30 s are not enough on a busy machine
     os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:

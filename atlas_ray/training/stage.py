@@ -312,6 +312,8 @@ def _run_workers(job: Job, corpus: Corpus) -> int:
             name=job.digest,
             storage_path=below(reachable(config.run), CHECKPOINTS),
             failure_config=FailureConfig(max_failures=config.max_failures),
+            # Threads that spin as long as they do by default do a tenth of the work beside anything else.
+            worker_runtime_env={"env_vars": {"GOMP_SPINCOUNT": os.environ.get("GOMP_SPINCOUNT", "1000")}},
         ),
     )
     # Ray's own handler of SIGINT exits with 0 or 1 and stays for good: here Ctrl-C is a KeyboardInterrupt, as elsewhere
