@@ -308,7 +308,7 @@ def _run_workers(job: Job, corpus: Corpus) -> int:
             resources_per_worker={"CPU": config.cpus_per_worker},
             label_selector=labels or None,  # type: ignore[call-arg]
         ),
-        run_config=RunConfig(
+        run_config=RunConfig(  # type: ignore[call-arg]
             name=job.digest,
             storage_path=below(reachable(config.run), CHECKPOINTS),
             failure_config=FailureConfig(max_failures=config.max_failures),
