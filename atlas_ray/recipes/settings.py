@@ -242,10 +242,20 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     Raises:
         UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
     """
-    values = _plain(_read(file))
+    values = read_merged(file)
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)
+
+
+def read_merged(file: str) -> dict[str, Any]:
+    """What a file says with what it includes, before it is checked; raises what `load_recipe` does."""
+    return _plain(_read(file))
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them: mappings key by key, everything else as a whole."""
+    return _plain(_merged(under, over))
 
 
 def _located(file: str, beside: Path = Path()) -> Path:
