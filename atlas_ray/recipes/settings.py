@@ -98,7 +98,8 @@ def with_controls(arms: Mapping[str, ArmConfig], max_length: int | None = None) 
         if arm.control is not None:
             if control_of(name) in arms:
                 raise ValueError(f"the arm `{control_of(name)}` has the name of the control of `{name}`")
-            shared = arm.like is not None and arms[arm.like].control is not None
+            other = arms.get(arm.like or "")
+            shared = other is not None and other.control is not None and other.start == arm.start
             select = MatchedRandomSelector(reference=arm.like or name, max_length=max_length)
             steps = {"like": control_of(arm.like or "")} if shared else {"select": select}
             alike = {"start": arm.start, "envs": arm.envs, "match_loss_tokens": arm.match_loss_tokens}

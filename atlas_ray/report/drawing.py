@@ -119,7 +119,7 @@ def standalone(svg: str) -> str:
     """A drawing as a file of its own: with the page's colours, light and dark."""
     light, dark = (";".join(f"--{name}:{pair[i]}" for name, pair in _VARIABLES.items()) for i in (0, 1))
     style = f"<style>:root{{{light};--sans:sans-serif}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
-    opened, _, rest = svg.partition(">")
+    opened, _, rest = str(svg).partition(">")  # plain text: what it holds is escaped already
     names = 'xmlns="http://www.w3.org/2000/svg"'
     return f"{opened.replace('<svg ', f'<svg {names} ', 1)}>{style}{rest}"
 

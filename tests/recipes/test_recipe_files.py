@@ -149,6 +149,26 @@ tables: {table1: {all: all}, table2: {atlas: gold}}
     assert list(Recipe(config, tables=["table1"]).arms) == ["all"]
 
 
+def test_an_arm_that_sees_as_many_loss_tokens_shares_the_steps_and_the_control_of_the_arm_it_is_like(
+    tmp_path: Path,
+) -> None:
+    text = """
+train: {max_length: 512, epochs: 4}
+arms: {gold: {name: gold, control: random}, long: {like: gold, match_loss_tokens: true, control: random}}
+"""
+    found = recipe(tmp_path, text)
+    assert list(found.arms) == ["gold", "gold-random", "long", "long-random"]
+    assert set(found.select) == {"gold", "gold-random"}
+    assert [found.train[name].selection for name in ("long", "long-random")] == [
+        found.select[name].run for name in ("gold", "gold-random")
+    ]
+    assert {name: c.match_loss_tokens for name, c in found.train.items()} == {
+        **{"gold": False, "gold-random": False},
+        **{"long": True, "long-random": True},
+    }
+    assert (found.train["long"].passes(0.25), found.train["gold"].passes(0.25)) == (16, 4)
+
+
 def test_every_seed_draws_its_own_starts_near_by_for_table_6(tmp_path: Path) -> None:
     text = "arms: {gold: {name: gold}}\nverify: {}\n"
     found = recipe(tmp_path, "seeds: 2\n" + text)
