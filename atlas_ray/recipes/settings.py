@@ -243,19 +243,19 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     Raises:
         UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
     """
-    values = read_merged(file)
+    values = merged({}, read_layers(file))
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)
 
 
-def read_merged(file: str) -> dict[str, Any]:
-    """What a file says with what it includes, before it is checked; raises what `load_recipe` does."""
-    return _plain(_read(file))
+def read_layers(file: str) -> dict[str, Any]:
+    """What a file says with what it includes, before it is checked, for `merged`; raises what `load_recipe` does."""
+    return _read(file)
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """Settings with others over them: mappings key by key, everything else as a whole."""
+    """Settings with others over them: mappings key by key; everything else, and what `!replace` marks, as a whole."""
     return _plain(_merged(under, over))
 
 

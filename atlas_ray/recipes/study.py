@@ -6,7 +6,7 @@ cell, and every other starts from it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -17,7 +17,7 @@ from atlas_ray.config import FrozenConfig, assign, validate
 from atlas_ray.errors import AtlasError, ConfigurationChanged, UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.report import gather
-from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_merged
+from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_layers
 from atlas_ray.report.study import CellInput, Question, StudyInput, write_study
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import AGAIN
@@ -31,12 +31,12 @@ class CellConfig(FrozenConfig):
     Attributes:
         words: What it is.
         dial: Where it stands in the figure; it is not in it where None.
-        recipe: What differs from the study's recipe, merged over it key by key.
+        recipe: Its recipe's keys; in the file what differs from the study's recipe, merged over it key by key.
     """
 
     words: str
     dial: float | None = None
-    recipe: dict[str, Any] = {}
+    recipe: dict[str, Any]
 
 
 class QuestionConfig(FrozenConfig):
@@ -56,8 +56,9 @@ class QuestionConfig(FrozenConfig):
 class StudyConfig(FrozenConfig):
     """A study's file.
 
+    Beside these keys it has `recipe`: what the recipes of all cells share.
+
     Attributes:
-        recipe: What all cells share: a recipe's keys.
         dial: What the cells of the figure differ in, in words.
         panels: The figure's panels by title, each with its arms.
     """
@@ -65,7 +66,6 @@ class StudyConfig(FrozenConfig):
     name: str = Field(pattern=NAME)
     title: str
     runs: str = Field("runs", description="folder or URI under which the study's folder lies")
-    recipe: dict[str, Any]
     cells: dict[str, CellConfig] = Field(min_length=1)
     dial: str
     panels: dict[str, list[str]]
@@ -92,7 +92,7 @@ class Study:
         self.root = below(config.runs, config.name)
         self.recipes: dict[str, Recipe] = {}
         for name, cell in config.cells.items():
-            values = merged(merged(config.recipe, cell.recipe), {"name": name, "runs": self.root})
+            values = cell.recipe | {"name": name, "runs": self.root}
             if first := next(iter(self.recipes.values()), None):
                 made = isinstance(first.config.base, TinyConfig)
                 values["base"] = first.start_of(BASE).path if made else first.config.base
@@ -167,13 +167,27 @@ class Study:
         return found
 
 
-def load_study(file: str, overrides: Sequence[str] | Iterable[str] = ()) -> Study:
+def load_study(file: str, overrides: Iterable[str] = ()) -> Study:
     """Reads a study with what it includes, as `load_recipe` reads a recipe.
+
+    Args:
+        file: A path, or the bare name of a study that the package brings.
+        overrides: `a.b=c` strings; `recipe.a=b` holds for every cell.
 
     Raises:
         UserError: A missing file, bad YAML, an unknown key, or a bad value.
     """
-    values = read_merged(file)
+    values = read_layers(file)
     for override in overrides:
         assign(values, override)
+    shared, cells = values.pop("recipe", None) or {}, values.get("cells")
+    if isinstance(cells, dict):
+        values["cells"] = {name: _whole(shared, cell) for name, cell in cells.items()}
+    values = merged({}, values)
     return Study(validate(StudyConfig, values, where=file))
+
+
+def _whole(shared: Any, cell: Any) -> Any:
+    """A cell with its whole recipe; what is no mapping is refused when the settings are checked."""
+    own = cell.get("recipe") or {} if isinstance(cell, dict) else None
+    return cell | {"recipe": merged(shared, own)} if isinstance(own, dict) and isinstance(shared, dict) else cell
