@@ -249,9 +249,9 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     return validate(RecipeConfig, values, where=file)
 
 
-def read_layers(file: str) -> dict[str, Any]:
+def read_layers(file: str, beside: Path = Path()) -> dict[str, Any]:
     """What a file says with what it includes, before it is checked, for `merged`; raises what `load_recipe` does."""
-    return _read(file)
+    return _read(file, beside)
 
 
 def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ cell, and every other starts from it.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -18,7 +19,7 @@ from atlas_ray.errors import AtlasError, ConfigurationChanged, UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.report import gather
 from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_layers
-from atlas_ray.report.study import CellInput, Question, StudyInput, write_study
+from atlas_ray.report.study.page import CellInput, Question, StudyInput, write_study
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import AGAIN
 from atlas_ray.runs.progress import console
@@ -56,7 +57,7 @@ class QuestionConfig(FrozenConfig):
 class StudyConfig(FrozenConfig):
     """A study's file.
 
-    Beside these keys it has `recipe`: what the recipes of all cells share.
+    Beside these keys it has `recipe`: what the recipes of all cells share, or the name of a recipe's file.
 
     Attributes:
         dial: What the cells of the figure differ in, in words.
@@ -178,6 +179,8 @@ def load_study(file: str, overrides: Iterable[str] = ()) -> Study:
         UserError: A missing file, bad YAML, an unknown key, or a bad value.
     """
     values = read_layers(file)
+    if isinstance(values.get("recipe"), str):
+        values["recipe"] = read_layers(values["recipe"], Path(file).parent)
     for override in overrides:
         assign(values, override)
     shared, cells = values.pop("recipe", None) or {}, values.get("cells")

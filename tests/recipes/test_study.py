@@ -58,6 +58,14 @@ def test_overrides_hold_for_every_cell(tmp_path: Path) -> None:
     assert [recipe.config.seeds for recipe in found.recipes.values()] == [[0, 1], [0, 1]]
 
 
+def test_the_recipe_may_be_a_file_beside_the_study(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(a_recipe(tmp_path, {"gold": {"name": "gold"}})))
+    cells = {"one": {"words": "x", "recipe": {"expert": {"waste": 0.2}}}}
+    question = QUESTION | {"against": "base", "cells": ["one"]}
+    found = read(tmp_path, recipe="own.yaml", cells=cells, questions=[question]).recipes["one"]
+    assert (found.root, found.collections()["expert"].waste) == (str(tmp_path / "runs" / "mine" / "one"), 0.2)
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [

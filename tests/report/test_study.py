@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from atlas_ray.report.inputs import Arm
-from atlas_ray.report.study import CellInput, Question, StudyInput, study_results, write_study
+from atlas_ray.report.study.page import CellInput, Question, StudyInput, study_results, write_study
 from atlas_ray.runs.folder import RunFolder
 from tests.support.report_records import SCRIPT, arm, episode, report_input
 

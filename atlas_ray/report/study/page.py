@@ -18,7 +18,7 @@ from atlas_ray.report.drawing import standalone
 from atlas_ray.report.html import duration, templates
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.site import write_assets
-from atlas_ray.report.study_figure import Line, draw
+from atlas_ray.report.study.figure import Line, draw
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Episode
 
