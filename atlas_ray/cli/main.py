@@ -13,7 +13,7 @@ from atlas_ray.cli.data import compare, export, export_selection, trajectories_a
 from atlas_ray.cli.environments import environments_app, serve
 from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
 from atlas_ray.cli.recipes import doctor
-from atlas_ray.cli.runs import cache, status
+from atlas_ray.cli.runs import cache, fetch_model, status
 from atlas_ray.cluster.processes import kill_descendants
 from atlas_ray.cluster.watchdog import lost
 from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
@@ -241,6 +241,7 @@ def submit(
 app.command()(serve)
 app.command()(status)
 app.command()(cache)
+app.command(name="fetch-model")(fetch_model)
 app.command()(doctor)
 app.command(name="view-mask")(view_mask)
 

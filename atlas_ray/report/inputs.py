@@ -28,6 +28,7 @@ class Arm:
         runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
             one's.
         context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
+        weights: What the weights are that it starts from, where they are not those of the model's name.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Arm:
     words: str = ""
     runs: int = 1
     context: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,7 +67,7 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     disable_progress_bar()
     config = job.config
     rank, world = loop.rank_and_world()
-    check_memory(config, device)
+    check_memory(config, [example.length for example in job.examples], device)
     model, weights = load_model(local_model(config.model))
     dtype = model.dtype
     if config.lora is not None:
