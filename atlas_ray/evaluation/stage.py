@@ -27,6 +27,7 @@ from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.heartbeat import Heartbeat
 from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import AGAIN, failure_of, loading, unavailable
@@ -209,7 +210,8 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
     """
     watch, usage = FailureWatch("episodes"), Usage()
     successes = played = 0
-    with closing(player.play(left, folder)) as episodes, Tracker(title, total, total - len(left)) as tracker:
+    tracked = Tracker(title, total, total - len(left), Heartbeat(player.usage))
+    with closing(player.play(left, folder)) as episodes, tracked as tracker:
         for _, episode in episodes:
             failed = episode.stop_reason.is_infrastructure
             played, successes = played + (not failed), successes + episode.success

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -24,10 +25,15 @@ class Tracker:
         description: What is being done.
         total: Units in all, or None while unknown.
         done: Units that an earlier run finished; they count as done but not towards the rate.
+        heartbeat: What is told of the work while no unit ends for a while, in words; asked by another thread.
     """
 
-    def __init__(self, description: str, total: int | None, done: int = 0) -> None:
+    def __init__(
+        self, description: str, total: int | None, done: int = 0, heartbeat: Callable[[], str] | None = None
+    ) -> None:
         self._description, self._total, self._done = description, total, done
+        self._heartbeat, self._ended = heartbeat, threading.Event()
+        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
         self._note = ""
         self._begun = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many there were then
@@ -48,6 +54,8 @@ class Tracker:
             self._bar.add_task(self._description + resumed, total=self._total, completed=self._done, note="")
         else:
             console.print(f"{self._description}: {self._total if self._total is not None else '?'} units{resumed}")
+        if self._heartbeat:
+            self._beating.start()
         return self
 
     def advance(self, units: int = 1, note: str | None = None) -> None:
@@ -62,10 +70,23 @@ class Tracker:
         elif now - self._printed > _LINE_SECONDS:
             self._print()
 
-    def _print(self) -> None:
+    def _beat(self) -> None:
+        """Tells of the work, as long as it lasts, whenever no unit has ended since the last look."""
+        assert self._heartbeat is not None
+        before = self._done
+        while not self._ended.wait(_LINE_SECONDS):
+            if self._done == before:
+                words = self._heartbeat()
+                if self._bar:
+                    self._bar.update(self._bar.task_ids[0], note=words)
+                elif not self._ended.is_set():
+                    self._print(words)
+            before = self._done
+
+    def _print(self, words: str | None = None) -> None:
         self._printed = now = time.monotonic()
         total = f"/{self._total}" if self._total is not None else ""
-        parts = [f"{self._done}{total}", _clock(now - self._begun), self._left(now), self._note]
+        parts = [f"{self._done}{total}", _clock(now - self._begun), self._left(now), words or self._note]
         console.print(f"{self._description}: {', '.join(filter(None, parts))}")
 
     def _left(self, now: float) -> str:
@@ -78,6 +99,9 @@ class Tracker:
         return f"eta {_clock((self._total - self._done) * since / done)}"
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._ended.set()
+        if self._heartbeat:
+            self._beating.join()
         if self._bar:
             self._bar.stop()
         else:
