@@ -15,7 +15,7 @@ from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.source import local_model, trusted
+from atlas_ray.models.source import fast_in_bfloat16, local_model, trusted
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
         cuda: Whether workers have GPUs, where layers are recomputed unless the configuration says otherwise.
         lengths: Of the examples, in tokens; micro-batches are taken to be full where there are none.
     """
-    each = 2 if config.in_bfloat16(cuda) else 4
+    each = 2 if config.in_bfloat16(cuda or fast_in_bfloat16(shape.hidden)) else 4
     frozen, workers = shape.parameters - shape.trained, config.num_workers
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")
