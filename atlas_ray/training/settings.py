@@ -53,8 +53,8 @@ class TrainConfig(FrozenConfig):
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
         "auto",
-        description="what is computed in; auto: bfloat16 on GPUs and, unless the model is tiny, on CPUs with instructions "
-        "for it, float32 else",
+        description="what is computed in; auto: bfloat16 on GPUs, and on CPUs with instructions for it unless the "
+        "model is tiny; float32 else",
     )
     activation_checkpointing: bool | None = Field(
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
