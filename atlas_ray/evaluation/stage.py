@@ -210,8 +210,8 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
     """
     watch, usage = FailureWatch("episodes"), Usage()
     successes = played = 0
-    tracked = Tracker(title, total, total - len(left), Heartbeat(player.usage))
-    with closing(player.play(left, folder)) as episodes, tracked as tracker:
+    with closing(player.play(left, folder)) as episodes, Tracker(title, total, total - len(left)) as tracker:
+        tracker.between_units(Heartbeat(player.usage))
         for _, episode in episodes:
             failed = episode.stop_reason.is_infrastructure
             played, successes = played + (not failed), successes + episode.success

@@ -84,8 +84,9 @@ def _verify(config: VerifyConfig, folder: RunFolder) -> list[Row]:
         with (
             player,
             closing(player.play(left, folder)) as playing,
-            Tracker("verify", len(requests), len(requests) - len(left), Heartbeat(player.usage)) as tracker,
+            Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
+            tracker.between_units(Heartbeat(player.usage))
             usage, context, watch = Usage(), player.context, FailureWatch("episodes")
             for _, episode in playing:
                 watch.add(cause_of(episode) if episode.stop_reason.is_infrastructure else None)

@@ -25,15 +25,12 @@ class Tracker:
         description: What is being done.
         total: Units in all, or None while unknown.
         done: Units that an earlier run finished; they count as done but not towards the rate.
-        heartbeat: What is told of the work while no unit ends for a while, in words; asked by another thread.
     """
 
-    def __init__(
-        self, description: str, total: int | None, done: int = 0, heartbeat: Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, description: str, total: int | None, done: int = 0) -> None:
         self._description, self._total, self._done = description, total, done
-        self._heartbeat, self._ended = heartbeat, threading.Event()
-        self._beating = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._beating: threading.Thread | None = None
+        self._ended = threading.Event()
         self._note = ""
         self._begun = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many there were then
@@ -54,8 +51,6 @@ class Tracker:
             self._bar.add_task(self._description + resumed, total=self._total, completed=self._done, note="")
         else:
             console.print(f"{self._description}: {self._total if self._total is not None else '?'} units{resumed}")
-        if self._heartbeat:
-            self._beating.start()
         return self
 
     def advance(self, units: int = 1, note: str | None = None) -> None:
@@ -70,13 +65,20 @@ class Tracker:
         elif now - self._printed > _LINE_SECONDS:
             self._print()
 
-    def _beat(self) -> None:
-        """Tells of the work, as long as it lasts, whenever no unit has ended since the last look."""
-        assert self._heartbeat is not None
+    def between_units(self, heartbeat: Callable[[], str]) -> None:
+        """Has told how the work goes on while no unit ends for a while.
+
+        Args:
+            heartbeat: The words, or none; it is asked by another thread.
+        """
+        self._beating = threading.Thread(target=self._beat, args=[heartbeat], name="heartbeat", daemon=True)
+        self._beating.start()
+
+    def _beat(self, heartbeat: Callable[[], str]) -> None:
+        """Looks again and again whether a unit has ended."""
         before = self._done
         while not self._ended.wait(_LINE_SECONDS):
-            if self._done == before:
-                words = self._heartbeat()
+            if self._done == before and (words := heartbeat()):
                 if self._bar:
                     self._bar.update(self._bar.task_ids[0], note=words)
                 elif not self._ended.is_set():
@@ -100,7 +102,7 @@ class Tracker:
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._ended.set()
-        if self._heartbeat:
+        if self._beating:
             self._beating.join()
         if self._bar:
             self._bar.stop()

@@ -64,7 +64,8 @@ def test_a_stage_that_ends_no_unit_for_a_while_tells_what_it_does(monkeypatch: p
             asked.release()
             return "31 replies, 123 tokens/s"
 
-        with Tracker("evaluate base", 40, heartbeat=heartbeat):
+        with Tracker("evaluate base", 40) as tracker:
+            tracker.between_units(heartbeat)
             for _ in range(2):  # the first is shown once it is asked a second time
                 assert asked.acquire(timeout=20)
         assert "0/40" in screen.getvalue()
@@ -92,8 +93,8 @@ class Looks:
 def test_a_stage_that_ends_units_is_not_asked_what_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[int]()
     monkeypatch.setattr(progress, "console", Console(file=io.StringIO(), markup=False))
-    tracker = Tracker("evaluate base", 40, heartbeat=lambda: str(asked.append(0)))
+    tracker = Tracker("evaluate base", 40)
     monkeypatch.setattr(tracker, "_ended", Looks(tracker))
     with tracker:
-        pass
+        tracker.between_units(lambda: str(asked.append(0)))
     assert len(asked) == 2
