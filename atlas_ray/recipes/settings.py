@@ -115,7 +115,12 @@ class AssumeConfig(FrozenConfig):
     mfu: float = Field(0.45, gt=0, le=1, description="of training")
     prefill: float = Field(20_000, gt=0, description="prompt tokens a second and GPU, those of the prefix cache aside")
     decode: float = Field(3_000, gt=0, description="generated tokens a second and GPU")
-    gpus: int | None = Field(None, ge=1, description="where none are at hand; None: as many as the largest stage takes")
+    gpus: int | None = Field(
+        None,
+        ge=0,
+        description="where none are at hand; None: as many as the largest stage takes; 0: none are needed, and what is "
+        "said of a GPU holds for the machine",
+    )
     dollars_per_gpu_hour: float | None = Field(None, ge=0, description="what a GPU costs; no dollars where None")
 
 

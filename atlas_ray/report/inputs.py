@@ -29,6 +29,7 @@ class Arm:
         runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
             one's.
         context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
+        weights: What the weights are that it starts from, where they are not those of the model's name.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Arm:
     match_loss_tokens: bool = False
     runs: int = 1
     context: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

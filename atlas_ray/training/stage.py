@@ -98,7 +98,8 @@ def plan_lines(config: TrainConfig) -> list[str]:
         f"{_MFU:.0%} is reached ({device}, {peak / 1e12:.0f} TFLOP/s)"
     )
     disk = estimate.disk_of(config, estimate.ModelShape.of(model))
-    return [*lines, estimate.check_memory(config), str(disk)]
+    memory = estimate.check_memory(config, [example.length for example in examples])
+    return [*lines, memory, str(disk)]
 
 
 def train_agent(config: TrainConfig, clean: bool = False, *, sample: bool = True) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def train(
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=sample)
-    memory = estimate.check_memory(config)
+    memory = estimate.check_memory(config, [example.length for example in job.examples])
     if sample:
         console.print(memory)
     with open_loggers(config) as log:

@@ -230,7 +230,7 @@ def test_the_papers_recipe_holds_its_settings_and_says_what_it_takes() -> None:
     # 5 rollouts from each of 810 x 5.7 steps
     assert any("23,085 rollouts = 5 x 4,617 starts" in line for line in plan)
     # 6 x 8.03 G x 3.52 G tokens / (0.45 x 312 T) is 336 h; the rest is reading and writing
-    assert any(line.startswith("GPU-hours: 341 = 6 x 8.0 G parameters x 3.52 G") for line in plan)
+    assert any(line.startswith("GPU-hours: 341 = 6 x 8.03 G parameters x 3.52 G") for line in plan)
     assert any(line.startswith("dollars for endpoints: $") and "57,425 calls" in line for line in plan)
     # Table 3's two rows above 30 % are asked for and not trained on
     assert {"atlas-40", "atlas-50"} <= set(found.select) - set(found.train)
