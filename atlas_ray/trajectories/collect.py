@@ -131,7 +131,10 @@ def _play_batch(
                 policy,
                 LocalSession(registry.get(env)),
                 EpisodeRequest(
-                    *(Task(env, item_id), Sampling(), seed, sample),
+                    Task(env, item_id),
+                    Sampling(),
+                    seed=seed,
+                    sample=sample,
                     max_rounds=max_rounds,
                     opening=_opening(env, protocol),
                 ),
