@@ -8,7 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from bench.__main__ import NAMES
 from bench.table import Entry, path_of
 
 ROOT = Path(__file__).parents[2]
-QUICK = ("peaks", "rendering", "environments", "viewer")  # the others start Ray or an engine, or train
+QUICK = ("peaks", "rendering", "environments")  # the others start Ray, an engine or a browser, or train
 UNABLE = {
     "training": None if importlib.util.find_spec("trl") else "TRL is not installed",
     "viewer": None if shutil.which("chromium") else "there is no Chromium",
@@ -39,14 +38,12 @@ ENTRIES = {
 }
 
 
-def benches() -> Iterator[Any]:
-    for name in NAMES:
-        marks = [] if name in QUICK else [pytest.mark.slow]
-        why = UNABLE.get(name)
-        yield pytest.param(name, marks=[*marks, pytest.mark.skipif(why is not None, reason=why or "")])
+def marks_of(name: str) -> list[Any]:
+    why = UNABLE.get(name)
+    return [pytest.mark.skipif(why is not None, reason=why or ""), *([] if name in QUICK else [pytest.mark.slow])]
 
 
-@pytest.mark.parametrize("name", benches())
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in NAMES])
 def test_a_benchmark_ends_and_writes_what_it_found(name: str) -> None:
     written = path_of(name, tiny=True)
     written.unlink(missing_ok=True)
