@@ -44,14 +44,19 @@ def looking(*unneeded: str) -> Iterator[None]:
     Args:
         unneeded: Libraries that others would load where they find them; in this process they do not.
     """
-    for name in unneeded:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # as if it was not installed
+    hidden = [name for name in unneeded if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # an import fails as if it was not installed
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nobody need hear that there is no torch
+    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()  # the interpreter's end would search all of it as well
+        if collects:
+            gc.enable()
+        for name in hidden:
+            del sys.modules[name]
 
 
 def load_settings(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
