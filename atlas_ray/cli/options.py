@@ -36,27 +36,33 @@ _SETTINGS = {
 }
 
 
+_process = {"ends with its command": False}
+
+
+def ends_with_its_command() -> None:
+    """Says that nothing else will run in this process."""
+    _process["ends with its command"] = True
+
+
 @contextmanager
 def looking(*unneeded: str) -> Iterator[None]:
-    """For a verb that looks at something and ends: libraries that it does not need are not loaded, and what it loads
-    is not searched for garbage, which with torch takes a third of the time.
+    """For a verb that looks at something: where its process ends with it, libraries that it does not need are not
+    loaded, and what it loads is not searched for garbage, which with torch takes a third of the time.
 
     Args:
         unneeded: Libraries that others would load where they find them; in this process they do not.
     """
-    hidden = [name for name in unneeded if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # an import fails as if it was not installed
+    if not _process["ends with its command"]:
+        yield
+        return
+    for name in unneeded:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # an import fails as if it was not installed
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nobody need hear that there is no torch
-    collects = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         gc.freeze()  # the interpreter's end would search all of it as well
-        if collects:
-            gc.enable()
-        for name in hidden:
-            del sys.modules[name]
 
 
 def load_settings(kind: str, file: str | None, overrides: list[str] | None, **given: Any) -> Any:
