@@ -26,7 +26,7 @@ from atlas_ray.cli.options import (
     show_plan,
 )
 from atlas_ray.cli.recipes import doctor
-from atlas_ray.cli.runs import cache, status
+from atlas_ray.cli.runs import cache, fetch_model, status
 from atlas_ray.cluster.processes import kill_descendants
 from atlas_ray.cluster.watchdog import lost
 from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
@@ -199,6 +199,22 @@ def run_recipe(
 
 
 @app.command()
+def study(
+    file: Annotated[str, typer.Argument(help="YAML file, or a name: study.")],
+    set_: Set = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages that run at once at most.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe in several cells that differ in a setting or two, and answer the questions announced about them."""
+    from atlas_ray.recipes.study import load_study
+
+    found = load_study(file, set_ or [])
+    if dry_run:
+        return show_plan(found.config, *found.plan_lines(jobs))
+    found.run(jobs)
+
+
+@app.command()
 def models(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
     set_: Set = None,
@@ -254,6 +270,7 @@ def submit(
 app.command()(serve)
 app.command()(status)
 app.command()(cache)
+app.command(name="fetch-model")(fetch_model)
 app.command()(doctor)
 app.command(name="view-mask")(view_mask)
 
