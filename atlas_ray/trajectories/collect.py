@@ -127,14 +127,10 @@ def _play_batch(batch: pa.Table, policy: ScriptedPolicy, max_rounds: int | None,
                 policy,
                 LocalSession(registry.get(env)),
                 EpisodeRequest(
-<<<<<<< HEAD
                     Task(env, item_id),
                     Sampling(),
-                    seed=seed,
+                    seed=policy.seed,
                     sample=sample,
-=======
-                    *(Task(env, item_id), Sampling(), policy.seed, sample),
->>>>>>> main
                     max_rounds=max_rounds,
                     opening=_opening(env, protocol),
                 ),
