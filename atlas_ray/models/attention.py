@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import inspect
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+
+from atlas_ray.models.context import SharedRow, attend_behind_prefix
 
 NAME = "atlas_packed"
 # What a layer may ask of attention beyond plain causal softmax: those models keep their own implementation.
@@ -56,6 +59,7 @@ def _attend(
     *,
     lengths: tuple[int, ...],
     cu_seqlens: Tensor,
+    shared: SharedRow | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -68,6 +72,7 @@ def _attend(
         query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
         lengths: Of the trajectories, in order; their sum is `tokens`.
         cu_seqlens: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
+        shared: Where several processes share the row: `tokens` are this one's, `lengths` the whole trajectories'.
         sliding_window: Tokens that one sees, itself among them. Without a soft cap no trajectory is longer.
 
     Returns:
@@ -76,16 +81,28 @@ def _attend(
     if attention_mask is not None or any(options.get(name) is not None for name in _SPECIAL):
         raise NotImplementedError(f"{type(module).__name__} wants attention that packing does not know")
     grouped = query.shape[1] != key.shape[1]
-    apart = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    if shared is None:
+        apart = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
+    else:
+        apart = shared.segments(query, key, value)
     half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     if softcap is not None:
         parts = [_capped(q, k, v, scaling, dropout, softcap, sliding_window) for q, k, v in apart]
     elif half and not dropout and (varlen := _varlen()):
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        longest = max(lengths)
-        packing: Any = (cu_seqlens, cu_seqlens, longest, longest)
+        if shared is None:
+            q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+            longest = max(lengths)
+            packing: Any = (cu_seqlens, cu_seqlens, longest, longest)
+        else:  # a piece's queries are the last of its keys' tokens, which is what the kernel takes them for
+            q, k, v = (torch.cat(parts, 2)[0].transpose(0, 1) for parts in zip(*apart, strict=True))
+            sizes = [[part.shape[2] for part in parts] for parts in list(zip(*apart, strict=True))[:2]]
+            ends = (torch.tensor([0, *accumulate(s)], dtype=torch.int32, device=q.device) for s in sizes)
+            packing = (*ends, *map(max, sizes))
         out = varlen(q, k, v, *packing, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
         return out.unsqueeze(0), None
+    elif shared is not None:
+        scale = scaling or query.shape[-1] ** -0.5
+        parts = [attend_behind_prefix(q, k, v, scale) for q, k, v in apart]
     else:
         options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": grouped}
         parts = [F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in apart]
@@ -98,9 +115,9 @@ def _capped(
     """Causal attention with logits of softcap x tanh(logit / softcap), as in Gemma-2; all pairs stand in memory."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     logits = softcap * torch.tanh(q @ k.mT * ((scaling or q.shape[-1] ** -0.5) / softcap))
-    places = torch.arange(q.shape[2], device=q.device)
-    back = places[:, None] - places
-    hidden = (back < 0) | (back >= (window or q.shape[2]))
+    places = torch.arange(k.shape[2], device=q.device)
+    back = places[-q.shape[2] :, None] - places
+    hidden = (back < 0) | (back >= (window or k.shape[2]))
     weights = logits.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
     return F.dropout(weights, dropout) @ v
 

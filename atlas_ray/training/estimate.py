@@ -8,6 +8,7 @@ forward, two backward); what checkpointing computes twice is not.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
@@ -218,9 +219,12 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
     else:  # the head's gradient before it is added, and weights in bfloat16 for as long as a backward pass wants them
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
-    tokens = _largest_micro_batch(config, lengths)
+    row = _largest_row(config, lengths)
+    tokens = math.ceil(row / config.context_parallel)
+    # Keys and values of a row that is shared: gathered, in order, by heads, and as much again of gradients.
+    gathered = 0 if config.context_parallel == 1 else 2 * row * each * (2 * shape.keys + shape.queries)
     heads = 3 * shape.queries + 2 * shape.keys  # queries, output and its copy by heads; keys and values
-    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden)
+    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden) + gathered
     boundary = tokens * shape.hidden * (each if sharded else 4)
     return Memory(
         weights=(4 * shape.trained + each * frozen) / workers,
@@ -234,11 +238,12 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
     )
 
 
-def _largest_micro_batch(config: TrainConfig, lengths: Collection[int]) -> int:
-    """Tokens of it at most: a global batch may not fill it."""
+def _largest_row(config: TrainConfig, lengths: Collection[int]) -> int:
+    """Tokens of a micro-batch at most, of all workers that share it: a global batch may not fill it."""
+    full = config.micro_batch_tokens * config.context_parallel
     if not lengths:
-        return max(config.micro_batch_tokens, config.max_length)
-    return min(max(config.micro_batch_tokens, *lengths), sum(nlargest(config.global_batch_size, lengths)))
+        return max(full, config.max_length)
+    return min(max(full, *lengths), sum(nlargest(config.global_batch_size, lengths)))
 
 
 def _moments(config: TrainConfig, shape: ModelShape) -> float:
@@ -321,8 +326,9 @@ def _smaller_batches(config: TrainConfig, cuda: bool) -> Iterator[dict[str, Any]
     """Changes of the batch that save memory, the cheapest first; the last one saves all that there is to save."""
     recompute: dict[str, Any] = {} if recomputes(config, cuda) else {"activation_checkpointing": True}
     sizes: list[int] = []
-    while (size := (sizes or [config.micro_batch_tokens])[-1]) > config.max_length:
-        sizes.append(max(size // 2, config.max_length))
+    least = math.ceil(config.max_length / config.context_parallel)
+    while (size := (sizes or [config.micro_batch_tokens])[-1]) > least:
+        sizes.append(max(size // 2, least))
     yield from ({"micro_batch_tokens": size} for size in sizes)
     yield recompute
     yield from (recompute | {"micro_batch_tokens": size} for size in sizes)

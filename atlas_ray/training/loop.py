@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,7 @@ from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.attention import decoder_layers
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.data.batching import (
+    Batch,
     collate,
     global_batch_of,
     loss_denominator,
@@ -66,9 +67,13 @@ def place_model(
     model.config.use_cache = False
     if recomputes(config, device.type == "cuda"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = StepLoss(model, config.max_length)
-    computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
     _, world = rank_and_world()
+    group = None
+    if config.context_parallel > 1:
+        grid = init_device_mesh(device.type, (world // config.context_parallel, config.context_parallel))
+        group = grid.get_group(1)
+    module = StepLoss(model, config.max_length, group)
+    computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
     lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
     if not (world > 1 or lone_gpu if shard is None else shard):
         _to_trained_dtype(module, computed)
@@ -179,10 +184,9 @@ def fit(
                 group["lr"] = rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
-        for micro_batch in pack_micro_batches(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
-            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+        for packed in _micro_batches(examples, batch, lengths, costs, config):
             with autocast(module, config, device):
-                loss = module(packed)
+                loss = module(packed.to(device))
             # FSDP averages gradients over processes; the loss is a sum over all of them.
             (loss * (world / denominator)).backward()
             nll += loss.detach()
@@ -229,18 +233,30 @@ def fit(
     return total
 
 
+def _micro_batches(
+    examples: Sequence[Example],
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    costs: Sequence[float],
+    config: TrainConfig,
+) -> Iterator[Batch]:
+    """This process's micro-batches of a global batch; processes that share sequences have parts of the same ones."""
+    (rank, world), sharing = rank_and_world(), config.context_parallel
+    packed = pack_micro_batches(batch, lengths, costs, world // sharing, config.micro_batch_tokens * sharing)
+    for micro_batch in packed[rank // sharing]:
+        yield collate([examples[i] for i in micro_batch], config.loss, sharing, rank % sharing)
+
+
 def validation_loss(module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device) -> float:
     """The loss, in nats, of all examples as one batch, as training counts it; every process takes part."""
-    rank, world = rank_and_world()
+    _, world = rank_and_world()
     nll = torch.zeros((), dtype=torch.float64, device=device)
     module.eval()
     with torch.no_grad():
         lengths = [example.length for example in examples]
-        micro_batches = pack_micro_batches(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)
-        for micro_batch in micro_batches[rank]:
-            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+        for packed in _micro_batches(examples, range(len(examples)), lengths, lengths, config):
             with autocast(module, config, device):
-                nll += module(packed)
+                nll += module(packed.to(device))
     module.train()
     if isinstance(module, FSDPModule):
         module.reshard()  # without a backward pass behind it nothing else does

@@ -63,6 +63,9 @@ class TrainConfig(FrozenConfig):
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
     )
     num_workers: Annotated[int, PLACEMENT, Renamed("workers")] = Field(1, ge=1)
+    context_parallel: Annotated[int, PLACEMENT] = Field(
+        1, ge=1, description="workers that share each sequence, for those too long for one; divides num_workers"
+    )
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: Annotated[int, PLACEMENT] = Field(1, ge=1)
     label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
@@ -105,6 +108,8 @@ class TrainConfig(FrozenConfig):
             raise ValueError("keep: best needs a validation loss; set validation_fraction, e.g. 0.05")
         if self.lora and self.optimizer == "muon":
             raise ValueError("lora trains with optimizer: adam only")
+        if self.num_workers % self.context_parallel:
+            raise ValueError(f"context_parallel: {self.context_parallel} does not divide num_workers")
         return self
 
 

@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     show_units()
     try:
-        config = load(TrainConfig, given.config, given.set)
+        config = load(TrainConfig, given.config, [*given.set, f"num_workers={os.environ['WORLD_SIZE']}"])
     except AtlasError as error:
         parser.exit(error.exit_code, f"atlas: {error}\n")
     torch.set_num_threads(config.cpus_per_worker)
