@@ -17,12 +17,11 @@ from atlas_ray.training.estimate import (
     Disk,
     Memory,
     ModelShape,
-    check_memory,
     disk_of,
     memory_of,
     meta_model,
-    remedy,
 )
+from atlas_ray.training.memory_check import check_memory, remedy
 from atlas_ray.training.metrics import Meter, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.stage import plan_lines
