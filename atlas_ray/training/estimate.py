@@ -243,7 +243,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
         casts=casts,
         activations=shape.layers * boundary + layer if recomputed else shape.layers * layer,
         logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (4 if each == 4 else 8),
-        checkpoint=0.0 if cuda else (4 * shape.trained + _moments(config, shape)) / held,
+        checkpoint=0.0 if cuda else _checkpoint(config, shape) / held,
         process=0.0 if cuda else _PROCESS_ON_CPU,
         host=host,
     )
@@ -263,6 +263,12 @@ def _moments(config: TrainConfig, shape: ModelShape) -> float:
         return 2 * _BITS8 * shape.trained
     matrices = shape.trained - shape.embeddings if config.optimizer == "muon" else 0
     return 8 * shape.trained - 4 * matrices
+
+
+def _checkpoint(config: TrainConfig, shape: ModelShape) -> float:
+    """Bytes of weights and moments as they are written, all in float32."""
+    adam = config.model_copy(update={"optimizer": "adam"}) if config.optimizer == "adam8bit" else config
+    return 4 * shape.trained + _moments(adam, shape)
 
 
 def recomputes(config: TrainConfig, cuda: bool) -> bool:
@@ -307,4 +313,4 @@ def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
     adapters = shape.trained if config.lora is not None else 0
     alone = config.lora is not None and config.lora.export == "adapter"
     model = 4 * adapters if alone else shape.width * (shape.parameters - adapters)
-    return Disk(model, 4 * shape.trained + _moments(config, shape), config.keep_checkpoint)
+    return Disk(model, _checkpoint(config, shape), config.keep_checkpoint)

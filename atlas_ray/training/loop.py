@@ -83,7 +83,8 @@ def place_model(
         return module.to(device)
     held = config.shard_size or world
     # Of two dimensions, the model is sharded over the last, and gradients are summed over the first.
-    mesh = init_device_mesh(device.type, (world,) if held == world else (world // held, held))
+    copies = {"mesh_shape": (world // held, held), "mesh_dim_names": ("copy", "shard")}
+    mesh = init_device_mesh(device.type, **({"mesh_shape": (world,)} if held == world else copies))  # type: ignore[arg-type]
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
     options: dict[str, Any] = {"mesh": mesh, "ignored_params": quantized_weights(model)}
     if config.offload:

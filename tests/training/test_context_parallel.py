@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from atlas_ray.config import validate
 from atlas_ray.errors import UserError
-from atlas_ray.models.context import attend_behind_prefix
+from atlas_ray.models.attention import attend_behind_prefix
 from atlas_ray.training import loop
 from atlas_ray.training.data.batching import collate, pieces_of
 from atlas_ray.training.data.examples import Example

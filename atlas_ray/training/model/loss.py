@@ -12,8 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.attention import use_packed_attention
-from atlas_ray.models.context import SharedRow, can_share
+from atlas_ray.models.attention import SharedRow, can_share, use_packed_attention
 from atlas_ray.training.data.batching import Batch
 
 LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
