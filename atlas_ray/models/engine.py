@@ -25,7 +25,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import STOP, ModelUse, Reply, Sampling
-from atlas_ray.models.source import local_model, longest, trusted
+from atlas_ray.models.source import dtype_on_cpu, local_model, longest, trusted
 from atlas_ray.models.templates.parser import ReplyParser
 from atlas_ray.runs.folder import reachable
 from atlas_ray.types import Message, Task, Usage
@@ -331,7 +331,7 @@ def _options(model: str, config: EngineConfig, cpu: bool, revision: str | None =
         "model": model,
         "max_model_len": length,
         "max_num_seqs": config.max_num_seqs,
-        "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
+        "dtype": dtype_on_cpu(model, revision) if cpu and config.dtype == "auto" else config.dtype,
         "tensor_parallel_size": config.tensor_parallel,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,
