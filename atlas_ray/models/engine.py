@@ -1,9 +1,9 @@
 """A vLLM engine as a policy, in the process that plays the episodes. The one module here that speaks vLLM.
 
-Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 and adds up in one
-order, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache
-(layers up to 1,024 wide; wider ones round otherwise where one token is alone in a batch). On GPU rounding depends on
-the batch.
+Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it adds up in one order: in float32 a
+reply depends on its conversation and seed alone, never on what else is in the batch or in the cache (layers up to 1,024
+wide; wider ones round otherwise where one token is alone in a batch). In bfloat16, and on GPU, rounding depends on the
+batch.
 """
 
 from __future__ import annotations
