@@ -60,8 +60,9 @@ def trajectories(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
 
 
 def chosen_steps(trajectory: Trajectory) -> list[int]:
-    """Every other step, from the first or from the second on."""
-    return list(range(1 + len(trajectory.messages) % 2, len(trajectory.steps) + 1, 2))
+    """Every other step; the last one is among them, or is not."""
+    steps = len(trajectory.steps)
+    return list(range(2 - steps % 2, steps + 1 - (steps > 3), 2))
 
 
 def by_hand(trajectory: Trajectory, chosen: Sequence[int], tokenizer: Any) -> tuple[list[int], list[bool]]:
