@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart smollm2 paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
+.PHONY: setup quickstart smollm2 paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen study data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
 
 setup: $(STAMP)
 
@@ -36,6 +36,10 @@ table1 table2 table3 table4 table5 table6 table7 figure2: setup
 # Every environment of the paper, built in, with a tiny model; held in and held out apart.
 fourteen: setup
 	$(BIN)/atlas run jobs/fourteen.yaml $(OPTIONS)
+
+# When do critical steps help? Seven worlds, three seeds, tiny models; see docs/results.md.
+study: setup
+	$(BIN)/atlas study jobs/study.yaml $(foreach s,$(SET),--set $(s))
 
 # The expert trajectories, into the hub's cache; counts what is there.
 data: setup

@@ -186,6 +186,22 @@ def run_recipe(
 
 
 @app.command()
+def study(
+    file: Annotated[str, typer.Argument(help="YAML file, or a name: study.")],
+    set_: Set = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages that run at once at most.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe in several cells that differ in a setting or two, and answer the questions announced about them."""
+    from atlas_ray.recipes.study import load_study
+
+    found = load_study(file, set_ or [])
+    if dry_run:
+        return show_plan(found.config, *found.plan_lines(jobs))
+    found.run(jobs)
+
+
+@app.command()
 def models(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
     set_: Set = None,

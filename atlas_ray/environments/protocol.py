@@ -12,7 +12,7 @@ import random
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from atlas_ray.environments.http.dialects import GENERIC, Dialect
 from atlas_ray.environments.replay import compare, same_answer
@@ -133,6 +133,19 @@ class Simulator(Protocol):
 
     def novice(self, rng: random.Random) -> Decision:
         """The same with errors at decisive steps; what the base model is trained on."""
+        ...
+
+
+@runtime_checkable
+class Detouring(Protocol):
+    """A simulator whose expert can be given wasteful habits, as experts that are language models have them."""
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """A step that the expert could do without, where its habits have one; it recovers from it.
+
+        Args:
+            share: Of the expert's steps, how many lie on detours, about.
+        """
         ...
 
 

@@ -190,6 +190,7 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
         selection=recipe.arms[name].like if name in recipe.arms else None,
         reference=getattr(selector, "reference", None),
         words=_words(recipe, name, selector),
+        match_loss_tokens=name in recipe.arms and recipe.arms[name].match_loss_tokens,
         runs=len(played),
         context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
         weights=weights_note(model),
@@ -206,6 +207,8 @@ def _words(recipe: Recipe, name: str, selector: Selector | None) -> str:
     said = (inspect.getdoc(type(selector)) or "").partition("\n\n")[0].replace("\n", " ")
     said = re.sub(r" \((section|App\.)[^)]*\)", "", said)  # where the paper speaks of it
     reference = getattr(selector, "reference", None)
+    if recipe.arms[name].match_loss_tokens:
+        said += " As many tokens carried loss as with all steps: the passes were repeated."
     return said.replace("`reference`", reference).replace("the reference", reference) if reference else said
 
 

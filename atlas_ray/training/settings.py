@@ -39,6 +39,9 @@ class TrainConfig(FrozenConfig):
         None, description="folder of token ids, shared by runs on the same data; None: in the run folder"
     )
     epochs: float = Field(3, gt=0)
+    match_loss_tokens: bool = Field(
+        False, description="goes on until as many tokens carried loss as all steps have in `epochs`, whatever is chosen"
+    )
     loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
     learning_rate: float = Field(2e-5, gt=0)
@@ -91,6 +94,10 @@ class TrainConfig(FrozenConfig):
             fast: Whether its device is made for that.
         """
         return fast if self.dtype == "auto" else self.dtype == "bfloat16"
+
+    def passes(self, loss_token_fraction: float) -> float:
+        """Passes over the data, where that share of the tokens of all steps carries loss."""
+        return self.epochs / loss_token_fraction if self.match_loss_tokens and loss_token_fraction else self.epochs
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
