@@ -10,8 +10,8 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
 from atlas_ray.environments.http.dialects import GENERIC, Dialect
@@ -67,12 +67,17 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The environment's answer to one reply. `reward` is the environment's own figure so far, unscaled."""
+    """The environment's answer to one reply. `reward` is the environment's own figure so far, unscaled.
+
+    Attributes:
+        turns: What is told in place of the observation to an agent that calls tools: each call's result, with its id.
+    """
 
     observation: str
     reward: float
     done: bool
     progress: float | None = None
+    turns: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +190,8 @@ class EnvironmentSpec:
             given.
         agentgym: AgentGym's command that serves it; None: AgentGym has no such environment.
         probe_actions: What AgentGym's server answers with a state where the built-in simulator has other data.
-        tools: How it is played by calls of tools; None: it offers none.
+        tools: How it is played by calls of tools; None: it offers none, or its sessions tell them.
+        tells_tools: Whether its sessions tell their tools, and take calls of them (`ToolSession`).
     """
 
     name: str
@@ -212,6 +218,12 @@ class EnvironmentSpec:
     agentgym: str | None = None
     probe_actions: tuple[str, ...] = ()
     tools: ToolUse | None = None
+    tells_tools: bool = False
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether it is played by calls of tools too; whether a task has any, sessions tell where these do so."""
+        return self.tells_tools or self.tools is not None
 
     def index(self, item_id: str) -> int:
         """The task index that an item id of the form NAME_NUMBER carries.
@@ -319,6 +331,49 @@ class Session(Protocol):
     async def close(self) -> None:
         """Gives the session back."""
         ...
+
+
+class ToolSession(Session, Protocol):
+    """A session that also takes calls of tools, which are known once a task is started."""
+
+    async def reset_for_calls(self, task: Task) -> Opening:
+        """Starts the task for an agent that calls tools; the opening holds their schemas.
+
+        Raises:
+            UserError: If it has none.
+            EnvironmentFailure: If the server cannot.
+        """
+        ...
+
+    async def call(self, reply: Message) -> StepResult:
+        """Plays a reply's calls in their order, or what it says where it calls nothing.
+
+        Raises:
+            EnvironmentFailure: If the server fails.
+        """
+        ...
+
+
+async def play_calls(
+    reply: Message, result: StepResult, play: Callable[[ToolCall], Awaitable[StepResult]]
+) -> StepResult:
+    """Plays calls one after the other, each with a result of its own; a reply without any is told so.
+
+    Args:
+        result: How the episode stands before.
+        play: What answers one call.
+
+    Returns:
+        How it stands after the last call that was played: what is called after its end is not.
+    """
+    turns = [] if reply.calls else [Message("user", NO_CALL)]
+    for call in reply.calls:
+        told = NOT_CALLED
+        if not result.done:
+            result = await play(call)
+            told = result.observation
+        turns.append(Message("tool", told, call_id=call.id))
+    return replace(result, turns=tuple(turns))
 
 
 MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."

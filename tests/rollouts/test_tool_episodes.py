@@ -97,7 +97,7 @@ async def expert(env: str, number: int) -> Trajectory:
     opening = OpeningTemplate.of_tools(spec)
     found = await play(ScriptedPolicy("expert", 0), task=Task(env, f"{env}_{number}"), opening=opening)
     assert found.success
-    return to_trajectory(found, "tools")
+    return to_trajectory(found)
 
 
 @pytest.mark.parametrize("env", ["weather", "movie", "todo", "academia", "sheet"])
