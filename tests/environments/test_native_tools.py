@@ -1,0 +1,205 @@
+"""Other libraries' tools by native calls: what verifiers and OpenEnv are told, and what comes of an evaluation."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+
+from atlas_ray.config import DataConfig, EnvironmentsConfig, validate
+from atlas_ray.environments import registry
+from atlas_ray.environments.foreign import openenv_servers
+from atlas_ray.environments.http.server import create_app
+from atlas_ray.environments.openings import OpeningTemplate
+from atlas_ray.environments.protocol import NO_CALL, NOT_CALLED
+from atlas_ray.errors import UserError
+from atlas_ray.evaluation.openings import find_openings
+from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models.chat import ChatFormat
+from atlas_ray.models.protocol import Reply
+from atlas_ray.models.tiny import write_untrained
+from atlas_ray.runs.folder import RunFolder
+from atlas_ray.runs.tables import EPISODES
+from atlas_ray.trajectories.collect import to_trajectory
+from atlas_ray.trajectories.formats.agenttraj import to_row
+from atlas_ray.trajectories.readers import read_trajectories
+from atlas_ray.types import Episode, StopReason, Trajectory
+from tests.support.command_line import atlas
+from tests.support.docs_blocks import ROOT
+from tests.support.episodes import calling, play_all
+from tests.support.fake_endpoint import FakeEndpoint
+from tests.support.serving import running
+from tests.support.tool_formats import tool_tokenizer
+
+SUPPORT = ROOT / "tests" / "support"
+FOUND, OPEN = Reply("It is found."), "open_box"
+CALL = '<tool_call>\n{"name": "%s", "arguments": %s}\n</tool_call>'
+BOXES = [random.Random(index).randint(1, 7) for index in range(40)]
+WANTED = [random.Random(index).randint(3, 9) for index in range(30)]
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [ROOT, SUPPORT / "verifiers_tasksets", SUPPORT / "openenv_package"]
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, found)))
+    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
+    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+    monkeypatch.setattr(openenv_servers, "_servers", {})
+
+
+def registered(name: str, place: str) -> OpeningTemplate:
+    """How episodes of an environment open that is played by its tools."""
+    validate(EnvironmentsConfig, {"register": {name: place}})
+    return OpeningTemplate.of_tools(registry.get(name))
+
+
+def turns(episode: Episode) -> list[tuple[str, str]]:
+    """What came back after each call, with the call's id."""
+    return [(m.call_id, m.content) for m in episode.messages if m.role == "tool"]
+
+
+@pytest.mark.slow
+async def test_verifiers_is_told_calls_with_their_ids_and_an_answer_without_any(verifiers_python: str) -> None:
+    by_calls = registered("boxes", f"verifiers:{verifiers_python}:atlas-boxes")
+    replies = {
+        i: [*(calling(OPEN, f"c{n}", number=n) for n in range(1, box + 1)), FOUND] for i, box in enumerate(BOXES)
+    }
+    once, again = await play_all("boxes", replies, opening=by_calls), await play_all("boxes", replies, opening=by_calls)
+    assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
+    assert {e.stop_reason for e in once} == {StopReason.DONE}
+    assert [e.rounds for e in once] == [box + 1 for box in BOXES]
+    assert [e.reward for e in once] == [pytest.approx(1 / box) for box in BOXES]
+    for box, episode in zip(BOXES, once, strict=True):
+        assert episode.messages[0].content == "The coin lies in box 1 to 7."  # the task has no system turn
+        assert turns(episode) == [(f"c{n}", "Here it is." if n == box else "Higher.") for n in range(1, box + 1)]
+        assert episode.messages[-1] == FOUND.message
+        [tool] = json.loads(episode.tools or "")
+        assert tool["function"]["parameters"]["required"] == ["number"]
+
+
+@pytest.mark.slow
+async def test_verifiers_plays_several_calls_of_a_reply_and_says_which_it_does_not_take(verifiers_python: str) -> None:
+    by_calls = registered("boxes", f"verifiers:{verifiers_python}:atlas-boxes")
+    calls = [calling(OPEN, "a", number=BOXES[0]), calling("close_box", "b"), calling(OPEN, "", number="high")]
+    [found] = await play_all("boxes", {0: [Reply("All.", calls=tuple(r.calls[0] for r in calls)), FOUND]}, 1, by_calls)
+    assert [id_ for id_, _ in turns(found)] == ["a", "b", ""]
+    (_, right), (_, unknown), (_, invalid) = turns(found)
+    assert (right, unknown) == ("Here it is.", "Error: there is no tool close_box")
+    assert "number" in invalid
+    assert (found.reward, found.rounds) == (1.0, 2)
+
+
+@pytest.mark.slow
+async def test_openenvs_tools_are_called_by_native_calls(openenv_python: str) -> None:
+    by_calls = registered("counting", f"openenv:{openenv_python}:counting_env")
+    last = [calling("add", "b", number=n - 1 + index % 2) for index, n in enumerate(WANTED)]
+    replies = {
+        i: [Reply("Let me see."), calling("add", "a", number=1), Reply("", calls=(*reply.calls, *reply.calls))]
+        for i, reply in enumerate(last)
+    }
+    once, again = await play_all("counting", replies, 4, by_calls), await play_all("counting", replies, 4, by_calls)
+    assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
+    assert {e.stop_reason for e in once} == {StopReason.DONE}
+    assert [(e.reward, e.rounds) for e in once] == [(float(index % 2 == 0), 3) for index in range(30)]
+    for index, (wanted, episode) in enumerate(zip(WANTED, once, strict=True)):
+        told = [f"The total is {total} of {wanted}." for total in (1, wanted + index % 2)]
+        assert turns(episode) == [("a", told[0]), ("b", told[1]), ("b", NOT_CALLED)]
+        assert (episode.messages[0].role, episode.messages[3].content) == ("system", NO_CALL)
+    openenv_servers.end_all()
+
+
+async def test_a_server_without_tools_is_refused_before_anything_is_played() -> None:
+    async with running(create_app(["maze"], protocol="openenv")) as url:
+        given = {"run": "nowhere", "models": {"m": "none"}, "tasks": {"labyrinth": 2}, "protocol": "tools"}
+        config = EvaluateConfig.model_validate(given | {"environments": {"register": {"labyrinth": f"openenv:{url}"}}})
+        with pytest.raises(UserError, match=f"labyrinth at {url} offers no tools to call"):
+            await asyncio.to_thread(find_openings, config)
+
+
+class Solver:
+    """Answers as an endpoint whose model opens boxes in order, and counts to odd numbers but beyond even ones."""
+
+    def __call__(self, body: dict[str, Any], call: int) -> web.Response | str:
+        names = [tool["function"]["name"] for tool in body.get("tools", ())]
+        made = sum(m["role"] == "assistant" for m in body["messages"])
+        said = str(body["messages"][-1]["content"])
+        if not names:
+            return "OK"
+        if names == [OPEN]:
+            return FOUND.text if said == "Here it is." else self._call(OPEN, made + 1)
+        total = re.fullmatch(r"The total is (\d) of (\d)\.", said)
+        return self._call("add", int(total[2]) - 1 + (int(total[2]) % 2 == 0) if total else 1)
+
+    def _call(self, name: str, number: int) -> web.Response:
+        function = {"name": name, "arguments": json.dumps({"number": number})}
+        made = [{"id": f"id{number}", "type": "function", "function": function}]
+        message = {"role": "assistant", "content": None, "reasoning_content": "Next.", "tool_calls": made}
+        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
+        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 2}})
+
+
+@pytest.fixture
+def evaluated(
+    tmp_path: Path, endpoint: FakeEndpoint, verifiers_python: str, openenv_python: str
+) -> dict[str, list[Episode]]:
+    """Episodes of an evaluation by calls, by environment."""
+    endpoint.answer = Solver()
+    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "FAKE_KEY", "concurrency": 4}
+    boxes, counting = f"verifiers:{verifiers_python}:atlas-boxes", f"openenv:{openenv_python}:counting_env"
+    config = {
+        "run": str(tmp_path / "run"),
+        "models": {"m": {"path": "m", "endpoint": address}},
+        "tasks": {"boxes": 20, "counting": 20},
+        "protocol": "tools",
+        "environments": {"register": {"boxes": boxes, "counting": counting}},
+    }
+    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
+    done = atlas("evaluate", "--config", "evaluate.yaml", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    episodes = RunFolder(str(tmp_path / "run")).child("m").read(EPISODES)
+    return {env: sorted((e for e in episodes if e.env == env), key=number) for env in ("boxes", "counting")}
+
+
+def number(episode: Episode) -> int:
+    return int(episode.item_id.rpartition("_")[2])
+
+
+@pytest.mark.slow
+def test_an_evaluation_by_calls_gives_conversations_that_train_on_the_calls_alone(
+    tmp_path: Path, evaluated: dict[str, list[Episode]]
+) -> None:
+    assert [e.reward for e in evaluated["boxes"]] == [pytest.approx(1 / box) for box in BOXES[:20]]
+    assert [e.success for e in evaluated["counting"]] == [wanted % 2 == 1 for wanted in WANTED[:20]]
+    made = [to_trajectory(e) for episodes in evaluated.values() for e in episodes]
+    (tmp_path / "calls.json").write_text(json.dumps([to_row(t) for t in made]))
+    data = read_trajectories(DataConfig(path=str(tmp_path / "calls.json")))
+    assert [(t.messages, t.tools) for t in data] == [(t.messages, t.tools) for t in made]
+
+    chat = ChatFormat(tool_tokenizer("qwen3"))
+    for trajectory in data:
+        assert learnt(chat, trajectory) == [
+            "<think>\nNext.\n</think>\n\n" * bool(m.calls)
+            + (m.content or CALL % (m.calls[0].name, m.calls[0].arguments))
+            + "<|im_end|>"
+            for m in trajectory.messages
+            if m.role == "assistant"
+        ]
+
+    write_untrained(tmp_path / "tiny", data, hidden_size=64, layers=2, heads=2, context=4096, seed=0)
+    train = ["--data", "calls.json", "--run", "model", "--set", "model=tiny", "--set", "max_length=4096"]
+    done = atlas("train", *train, "--set", "dtype=float32", "--set", "epochs=1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def learnt(chat: ChatFormat, trajectory: Trajectory) -> list[str]:
+    """The texts that carry loss where all steps are chosen."""
+    rendered = chat.render(trajectory.messages, trajectory.tools)
+    return [chat.tokenizer.decode(r.ids[start:end]) for r in rendered for start, end in filter(None, r.spans)]
