@@ -98,6 +98,17 @@ async def test_verifiers_plays_several_calls_of_a_reply_and_says_which_it_does_n
 
 
 @pytest.mark.slow
+async def test_what_the_last_calls_gave_is_told_where_verifiers_ends_an_episode_by_itself(
+    verifiers_python: str,
+) -> None:
+    by_calls = registered("boxes", f"verifiers:{verifiers_python}:atlas-boxes?until_found=true")
+    opened = [[calling(OPEN, f"c{n}", number=n) for n in range(1, box + 1)] for box in BOXES[:8]]
+    found = await play_all("boxes", {index: [*calls, FOUND] for index, calls in enumerate(opened)}, 8, by_calls)
+    assert [(e.stop_reason, e.rounds) for e in found] == [(StopReason.DONE, box) for box in BOXES[:8]]
+    assert [turns(e)[-1] for e in found] == [(f"c{box}", "Here it is.") for box in BOXES[:8]]
+
+
+@pytest.mark.slow
 async def test_openenvs_tools_are_called_by_native_calls(openenv_python: str) -> None:
     by_calls = registered("counting", f"openenv:{openenv_python}:counting_env")
     last = [calling("add", "b", number=n - 1 + index % 2) for index, n in enumerate(WANTED)]
