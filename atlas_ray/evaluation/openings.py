@@ -146,7 +146,8 @@ def find_openings(config: EvaluateConfig) -> Openings:
 
 
 def examine(config: EvaluateConfig) -> Openings:
-    """The same with what differs as a part of the answer; nothing is written, and only recorded tasks are started.
+    """The same with what differs as a part of the answer; nothing is written, and only recorded tasks are started, and
+    the first one where sessions tell their tools.
 
     Raises:
         UserError: If data or checkout cannot be read.
