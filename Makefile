@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
+.PHONY: setup quickstart smollm2 paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen study data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
 
 setup: $(STAMP)
 
@@ -15,6 +15,11 @@ $(STAMP): pyproject.toml .ci/setup.sh
 # LLM=1 adds an arm chosen by the LLM selector; its cost estimate is shown first. SET="a.b=c ..." overrides settings.
 quickstart: setup
 	$(BIN)/atlas run jobs/quickstart.yaml $(if $(LLM),--with llm) $(foreach s,$(SET),--set $(s))
+
+# A pretrained model of 135 M parameters, on two cores in at most three hours a seed: docs/own-model.md.
+smollm2: setup
+	$(BIN)/atlas fetch-model smollm2
+	$(BIN)/atlas run jobs/smollm2.yaml $(OPTIONS)
 
 # The paper: all of it, one table, or Figure 2. SCALE=laptop plays the same graph on tiny models and built-in
 # environments; SEEDS=3 runs every arm three times; RAY_ADDRESS=http://HEAD:8265 RUNS=s3://BUCKET/runs submits it to a
@@ -31,6 +36,10 @@ table1 table2 table3 table4 table5 table6 table7 figure2: setup
 # Every environment of the paper, built in, with a tiny model; held in and held out apart.
 fourteen: setup
 	$(BIN)/atlas run jobs/fourteen.yaml $(OPTIONS)
+
+# When do critical steps help? Seven worlds, three seeds, tiny models; see docs/results.md.
+study: setup
+	$(BIN)/atlas study jobs/study.yaml $(foreach s,$(SET),--set $(s))
 
 # The expert trajectories, into the hub's cache; counts what is there.
 data: setup

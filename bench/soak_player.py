@@ -35,7 +35,7 @@ class Thoughtful(ScriptedPolicy):
     """The scripted novice, a second a turn."""
 
     def open(self, *given: Any) -> ScriptedConversation:
-        return _Slow(given[0], self.role, self.seed)
+        return _Slow(given[0], self)
 
 
 class _Slow(ScriptedConversation):

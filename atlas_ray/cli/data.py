@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from atlas_ray.cli.options import Clean, Config, Data, DryRun, Set, load_settings, show_plan
+from atlas_ray.cli.options import Clean, Config, Data, DryRun, Set, load_settings, looking, show_plan
 from atlas_ray.text import printable
 
 trajectories_app = typer.Typer(help="Look at a data set.", no_args_is_help=True)
@@ -103,10 +103,8 @@ def view_mask(
     ] = None,
 ) -> None:
     """Print a trajectory with its loss tokens coloured."""
-    from atlas_ray.models.source import loading_libraries
-    from atlas_ray.runs.progress import output
-
-    with loading_libraries():
+    with looking("torch"):
+        from atlas_ray.runs.progress import output
         from atlas_ray.training.view import view
 
         output.print(view(data, model, selection, trajectory, chat_template))

@@ -11,9 +11,9 @@ import typer
 
 from atlas_ray.cli.data import compare, export, export_selection, trajectories_app, view_mask
 from atlas_ray.cli.environments import environments_app, serve
-from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, show_plan
+from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, looking, show_plan
 from atlas_ray.cli.recipes import doctor
-from atlas_ray.cli.runs import cache, status
+from atlas_ray.cli.runs import cache, fetch_model, status
 from atlas_ray.cluster.processes import kill_descendants
 from atlas_ray.cluster.watchdog import lost
 from atlas_ray.errors import AtlasError, Unresponsive, is_interrupted
@@ -94,13 +94,13 @@ def train(
 ) -> None:
     """Fine-tune a model with loss on the selected steps only."""
     settings = load_settings("TrainConfig", config, set_, run=run, data=data)
+    if dry_run:
+        with looking("triton", *([] if settings.lora else ["accelerate"])):
+            from atlas_ray.training.stage import plan_lines
+
+            return show_plan(settings, *plan_lines(settings))
     from atlas_ray.training import stage
 
-    if dry_run:
-        from atlas_ray.models.source import loading_libraries
-
-        with loading_libraries():
-            return show_plan(settings, *stage.plan_lines(settings))
     stage.train_agent(settings, clean=clean)
     from atlas_ray.address import below
 
@@ -186,6 +186,22 @@ def run_recipe(
 
 
 @app.command()
+def study(
+    file: Annotated[str, typer.Argument(help="YAML file, or a name: study.")],
+    set_: Set = None,
+    jobs: Annotated[int | None, typer.Option(min=1, help="Stages that run at once at most.")] = None,
+    dry_run: DryRun = False,
+) -> None:
+    """Run a recipe in several cells that differ in a setting or two, and answer the questions announced about them."""
+    from atlas_ray.recipes.study import load_study
+
+    found = load_study(file, set_ or [])
+    if dry_run:
+        return show_plan(found.config, *found.plan_lines(jobs))
+    found.run(jobs)
+
+
+@app.command()
 def models(
     recipe: Annotated[str, typer.Argument(help="YAML file, e.g. jobs/paper.yaml.")],
     set_: Set = None,
@@ -241,6 +257,7 @@ def submit(
 app.command()(serve)
 app.command()(status)
 app.command()(cache)
+app.command(name="fetch-model")(fetch_model)
 app.command()(doctor)
 app.command(name="view-mask")(view_mask)
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from atlas_ray.cli.options import Extra, Only, Set
+from atlas_ray.cli.options import Extra, Only, Set, looking
 from atlas_ray.errors import UserError
 
 
@@ -28,12 +28,13 @@ def doctor(
         table, healthy = servers_table(what)
         output.print(table)
     elif len(what) == 1:
-        from atlas_ray.recipes.preflight.findings import failures, findings_table
-        from atlas_ray.recipes.preflight.run import preflight
-        from atlas_ray.recipes.stages import opened
+        with looking("triton"):
+            from atlas_ray.recipes.preflight.findings import failures, findings_table
+            from atlas_ray.recipes.preflight.run import preflight
+            from atlas_ray.recipes.stages import opened
 
-        found = preflight(opened(what[0], set_ or [], extra or [], only or [])[0])
-        output.print(findings_table(found))
+            found = preflight(opened(what[0], set_ or [], extra or [], only or [])[0])
+            output.print(findings_table(found))
         healthy = not failures(found)
     else:
         raise UserError("one recipe, or servers of the form ENV=URL", "write maze=http://127.0.0.1:8000")

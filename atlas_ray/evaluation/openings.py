@@ -22,7 +22,8 @@ from atlas_ray.environments.agentgym.checkout import check_checkout, checkout_er
 from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session, own_instruction
 from atlas_ray.environments.openings import OpeningTemplate, surroundings, told_of_task
-from atlas_ray.environments.protocol import Opening, ToolSession
+from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.tool_session import ToolSession
 from atlas_ray.errors import AtlasError, UserError, together
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig

@@ -27,6 +27,7 @@ from atlas_ray.models.prices import price
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.coordinator import EpisodePlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.heartbeat import Heartbeat
 from atlas_ray.runs.failures import FailureWatch, check_failed, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import AGAIN, failure_of, loading, unavailable
@@ -210,6 +211,7 @@ def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFold
     watch, usage = FailureWatch("episodes"), Usage()
     successes = played = 0
     with closing(player.play(left, folder)) as episodes, Tracker(title, total, total - len(left)) as tracker:
+        tracker.between_units(Heartbeat(player.usage))
         for _, episode in episodes:
             failed = episode.stop_reason.is_infrastructure
             played, successes = played + (not failed), successes + episode.success

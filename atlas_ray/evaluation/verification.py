@@ -29,6 +29,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.coordinator import player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.guided import GivenTurn
+from atlas_ray.rollouts.heartbeat import Heartbeat
 from atlas_ray.runs.failures import FailureWatch, failure_recorded
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import loading
@@ -85,6 +86,7 @@ def _verify(config: VerifyConfig, folder: RunFolder) -> list[Row]:
             closing(player.play(left, folder)) as playing,
             Tracker("verify", len(requests), len(requests) - len(left)) as tracker,
         ):
+            tracker.between_units(Heartbeat(player.usage))
             usage, context, watch = Usage(), player.context, FailureWatch("episodes")
             for _, episode in playing:
                 watch.add(cause_of(episode) if episode.stop_reason.is_infrastructure else None)

@@ -211,6 +211,8 @@ class Recipe:
     def _train(self, unit: Unit) -> TrainConfig:
         arm = self.arms[unit.arm]
         settings = {"seed": unit.seed, **self.config.train}
+        if arm.match_loss_tokens:
+            settings["match_loss_tokens"] = True
         selection, start = self.at("select", unit.selection), self.start_of(arm.start)
         if start.chat_template is not None:
             settings["chat_template"] = start.chat_template

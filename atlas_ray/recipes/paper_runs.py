@@ -14,6 +14,7 @@ from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.metrics import many_overflowed, overflowed
 from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
+from atlas_ray.models.pretrained import weights_note
 from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.paper.ours import ArmRuns, ChosenSteps, Figure, PaperRuns, Start, TrainingCost
 from atlas_ray.runs.folder import RunFolder
@@ -75,23 +76,24 @@ def _runs(
     by_env = {
         env: {seed: [e for e in episodes if e.env == env] for seed, episodes in played.items()} for env in config.tasks
     }
-    model = config.models[next(iter(units.values()))]
+    model = config.played[next(iter(units.values()))]
     arm = recipe.arms.get(name)
     like = recipe.arms.get(arm.like or "") if arm else None
     start = arm.start if arm else name
     tiny = recipe.tiny.get(start)
-    size = f" ({tiny.layers} layers of {tiny.hidden_size})" if tiny else ""
+    backbone = f"a tiny model trained on the spot ({tiny.layers} layers of {tiny.hidden_size})" if tiny else None
+    backbone = backbone or weights_note(model)
     contexts = ((folder.finished or {}).get("context") for folder in folders.values())
     return ArmRuns(
         name=name,
-        model=model if isinstance(model, str) else model.path,
+        model=model.path,
         stand_in=next((one.stand_in for one in (arm, like) if one and one.stand_in), None),
         scores={env: {seed: _scores(found, env) for seed, found in seeds.items()} for env, seeds in by_env.items()},
         excluded={env: {seed: _excluded(found) for seed, found in seeds.items()} for env, seeds in by_env.items()},
         expected=expected,
         overflowed={env: _overflowed(chain.from_iterable(seeds.values())) for env, seeds in by_env.items()},
         training={seed: _cost(recipe, unit) for seed, unit in units.items()} if arm else {},
-        backbone=f"`{start}`, a tiny model trained on the spot{size}" if tiny else None,
+        backbone=backbone and f"`{start}`, {backbone}",
         context=next((context for context in contexts if context is not None), None),
     )
 

@@ -6,6 +6,7 @@ reckoned from AgentTraj-L's shape (`trajectories/agenttraj.py`) and the recipe's
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
 from atlas_ray.types import Usage
 
-_SMALL_SECONDS = 120.0  # of any stage with a model: engines and workers start
+_START_SECONDS = {True: 120.0, False: 30.0}  # of engines and workers, whether or not they need GPUs: models are large
 _CALL_SECONDS, _CALLS_AT_ONCE = 5.0, 64  # of an endpoint
 _NODE_GPUS, _CPUS_PER_GPU = 8, 16  # of nodes that are assumed
 
@@ -72,27 +73,43 @@ def plan_lines(recipe: Recipe, jobs: int | None = None) -> list[str]:
         steps = sum(s.trajectories * s.steps for s in shapes.values())
         number = sum(s.trajectories for s in shapes.values())
         lines.append(Line("data", f"{number:,.0f} trajectories with about {steps:,.0f} steps ({how})", Work()))
-    lines += [_selection(name, config, shapes) for name, config in recipe.select.items()]
-    lines += [_training(recipe, name, shapes) for name in recipe.train]
-    lines += [_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()]
-    lines += [_verification(config, shapes) for config in recipe.verify.values()]
+    lines += _worked(recipe, shapes)
     said = [f"{line.stage}: {line.words}{_cost(line.work, recipe)}" for line in _together(lines)]
     sums = _sums(recipe, [line.work for line in lines])
     return [*said, *sums, *_schedule(recipe, lines, jobs), *_needs(recipe), *_not_included(recipe, shapes)]
 
 
-def _schedule(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> Iterator[str]:
-    """Disk and time that it takes, by the order in which a run would start its stages."""
-    nodes, where, most = _nodes(recipe)
-    works = {line.stage: line.work for line in lines}
+def timed(recipe: Recipe, planned: Iterable[Stage], lines: Iterable[Line] | None = None) -> list[Stage]:
+    """Stages with the seconds that a model of the recipe's size takes; as they are where it is a tiny one.
+
+    Args:
+        lines: What they do; None: as far as it can be counted now.
+    """
+    if BASE in recipe.tiny:
+        return list(planned)
+    works = {line.stage: line.work for line in (_worked(recipe, _shapes(recipe)[0]) if lines is None else lines)}
     for key, config in recipe.evaluations.items():
         group, *own = evaluation_stages(key, config)
         works |= dict.fromkeys(own, _sum([works[group]], 1 / len(own)))
+    return [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
+
+
+def _worked(recipe: Recipe, shapes: Mapping[str, Shape]) -> list[Line]:
+    """The stages with a model."""
+    return [
+        *(_selection(name, config, shapes) for name, config in recipe.select.items()),
+        *(_training(recipe, name, shapes) for name in recipe.train),
+        *(_evaluation(key, config, shapes) for key, config in recipe.evaluations.items()),
+        *(_verification(config, shapes) for config in recipe.verify.values()),
+    ]
+
+
+def _schedule(recipe: Recipe, lines: Iterable[Line], jobs: int | None) -> Iterator[str]:
+    """Disk and time that it takes, by the order in which a run would start its stages."""
+    nodes, where, most = _nodes(recipe)
 
     def takes(planned: list[Stage], jobs: int) -> str:
-        if BASE not in recipe.tiny:
-            planned = [replace(stage, seconds=_seconds(recipe, stage, works)) for stage in planned]
-        seconds = makespan(planned, nodes, jobs)
+        seconds = makespan(timed(recipe, planned, lines), nodes, jobs)
         return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{max(1, round(seconds / 60))} min"
 
     planned, jobs = stages_for(recipe, nodes, jobs, most=most)
@@ -115,7 +132,7 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str, int | None]:
     except AtlasError:
         nodes = []
     gpus = recipe.config.assume.gpus
-    if BASE not in recipe.tiny and not gpus_of(nodes):
+    if _needs_gpus(recipe) and not gpus_of(nodes):
         needed = [b for s in stages(recipe, gpus=1) for b in s.takes]
         gpus = gpus or int(max(b.count * b.each.get("GPU", 0) for b in needed))
         sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
@@ -125,10 +142,13 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str, int | None]:
 
 
 def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:
-    """Of one stage, on the GPUs that it takes."""
-    work = works.get(stage.name, Work())
+    """Of one stage, on the GPUs that it takes; what no model works at takes what it always takes."""
+    work = works.get(stage.name)
+    if work is None or work == Work():
+        return stage.seconds
     gpus = max(1.0, sum(bundle.count * bundle.each.get("GPU", 0.0) for bundle in stage.takes))
-    return _SMALL_SECONDS + 3600 * _hours(work, recipe) / gpus + _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
+    worked = 3600 * _hours(work, recipe) / gpus + _CALL_SECONDS * work.calls / _CALLS_AT_ONCE
+    return _START_SECONDS[_needs_gpus(recipe)] + worked
 
 
 def _not_included(recipe: Recipe, shapes: Mapping[str, Shape]) -> Iterator[str]:
@@ -212,6 +232,8 @@ def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
     tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
     if tokens:
         words += f", at most {config.epochs:g} x {tokens / 1e6:.1f} M tokens, less all behind the last chosen steps"
+    if config.match_loss_tokens:
+        words += "; and again until as many tokens carried loss as all steps have"
     return Line(f"train/{name}", words, Work(trained=config.epochs * tokens))
 
 
@@ -275,11 +297,21 @@ def _hours(work: Work, recipe: Recipe) -> float:
     return training + (work.read / a.prefill + work.written / a.decode) / 3600
 
 
+def _hours_of(recipe: Recipe) -> str:
+    return "GPU-hours" if _needs_gpus(recipe) else "hours"
+
+
+def _short(number: float) -> str:
+    """Three digits and a prefix: 8.03 G."""
+    power = min(int(math.log10(max(number, 1.0))) // 3, 4)
+    return f"{number / 1000**power:.3g} {('', 'k', 'M', 'G', 'T')[power]}".rstrip()
+
+
 def _cost(work: Work, recipe: Recipe) -> str:
     """Dollars and GPU-hours of one stage; none of a tiny model's, which needs no GPU."""
     parts = [f"${work.dollars:,.2f} at list price"] if work.dollars else []
     if BASE not in recipe.tiny and (hours := _hours(work, recipe)) >= 0.05:
-        parts.append(f"{hours:,.1f} GPU-hours")
+        parts.append(f"{hours:,.1f} {_hours_of(recipe)}")
     return f"; {', '.join(parts)}" if parts else ""
 
 
@@ -288,14 +320,19 @@ def _sums(recipe: Recipe, works: list[Work]) -> list[str]:
     if BASE not in recipe.tiny:
         hours = _hours(whole, recipe)
         lines += [
-            f"GPU-hours: {hours:,.0f} = 6 x {a.parameters / 1e9:.1f} G parameters x {whole.trained / 1e9:.2f} G "
-            f"trained tokens / ({a.mfu:.0%} of {a.flops / 1e12:.0f} TFLOP/s) + {whole.read / 1e9:.2f} G tokens read / "
-            f"{a.prefill:,.0f} a second + {whole.written / 1e9:.2f} G written / {a.decode:,.0f} a second"
+            f"{_hours_of(recipe)}: {hours:,.{0 if hours >= 10 else 1}f} = 6 x {_short(a.parameters)} parameters x "
+            f"{_short(whole.trained)} trained tokens / ({a.mfu:.0%} of {_short(a.flops)}FLOP/s) + "
+            f"{_short(whole.read)} tokens read / {a.prefill:,.0f} a second + {_short(whole.written)} written / "
+            f"{a.decode:,.0f} a second"
         ]
         if a.dollars_per_gpu_hour is not None:
             lines.append(f"GPUs: ${hours * a.dollars_per_gpu_hour:,.0f} at ${a.dollars_per_gpu_hour:g} an hour")
     dollars = f"${whole.dollars:,.2f} at list prices for {whole.calls:,.0f} calls" if whole.calls else "none"
     return [*lines, f"dollars for endpoints: {dollars}"]
+
+
+def _needs_gpus(recipe: Recipe) -> bool:
+    return BASE not in recipe.tiny and recipe.config.assume.gpus != 0
 
 
 def _needs(recipe: Recipe) -> list[str]:
@@ -307,7 +344,7 @@ def _needs(recipe: Recipe) -> list[str]:
     keys |= {m.endpoint.api_key_env for m in models if m.endpoint is not None}
     workers = max((c.num_workers for name, c in recipe.train.items() if name not in recipe.tiny), default=0)
     lines = []
-    if BASE not in recipe.tiny:
+    if _needs_gpus(recipe):
         lines.append(f"needs GPUs: {workers} for training, those again for engines")
     if missing:
         lines.append(f"needs servers, in environments.servers: {', '.join(missing)}")

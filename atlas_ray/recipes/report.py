@@ -16,6 +16,7 @@ from atlas_ray.environments import registry
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.provenance import other_tasks
+from atlas_ray.models.pretrained import weights_note
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.preflight.findings import RECORD
 from atlas_ray.report.html import write_report
@@ -173,9 +174,10 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
     selector = recipe.selector_of(name) if name in recipe.arms else None
     trained = finished.get(f"train/{known[0]}", {}) if selector else {}
     steps: Sequence[dict[str, Any]] = read_metrics(RunFolder(recipe.train[known[0]].run)) if selector else []
+    model = evaluation.played[known[0]]
     return Arm(
         name=name,
-        model=str(getattr(evaluation.models[known[0]], "path", evaluation.models[known[0]])),
+        model=model.path,
         selector=selector.name if selector else None,
         ratio=getattr(selector, "ratio", None),
         step_fraction=trained.get("step_fraction"),
@@ -188,8 +190,10 @@ def _arm(recipe: Recipe, name: str, finished: dict[str, dict[str, Any]], failure
         selection=recipe.arms[name].like if name in recipe.arms else None,
         reference=getattr(selector, "reference", None),
         words=_words(recipe, name, selector),
+        match_loss_tokens=name in recipe.arms and recipe.arms[name].match_loss_tokens,
         runs=len(played),
         context=next((finished[f"evaluate/{unit}"].get("context") for unit in played), None),
+        weights=weights_note(model),
     )
 
 
@@ -203,6 +207,8 @@ def _words(recipe: Recipe, name: str, selector: Selector | None) -> str:
     said = (inspect.getdoc(type(selector)) or "").partition("\n\n")[0].replace("\n", " ")
     said = re.sub(r" \((section|App\.)[^)]*\)", "", said)  # where the paper speaks of it
     reference = getattr(selector, "reference", None)
+    if recipe.arms[name].match_loss_tokens:
+        said += " As many tokens carried loss as with all steps: the passes were repeated."
     return said.replace("`reference`", reference).replace("the reference", reference) if reference else said
 
 

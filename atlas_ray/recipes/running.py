@@ -24,7 +24,8 @@ from atlas_ray.cluster.connection import connect
 from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, Unresponsive, UserError, is_interrupted
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.nodes import named, nodes_at_hand
-from atlas_ray.recipes.scheduling import Scheduler, Stage, makespan
+from atlas_ray.recipes.plan import timed
+from atlas_ray.recipes.scheduling import Node, Scheduler, Stage, makespan
 from atlas_ray.recipes.stage_process import StageProcess, as_ours
 from atlas_ray.recipes.stages import answers_to, stages_for
 from atlas_ray.runs.folder import RunFolder
@@ -79,7 +80,7 @@ def run(
         skip(recipe)
     else:
         require_passed(recipe, [s.name for s in chosen], console)
-    run = _Run(recipe, Scheduler(chosen, nodes, jobs))
+    run = _Run(recipe, chosen, nodes, jobs)
     with run.record:
         run.one_by_one() if jobs == 1 or len(chosen) == 1 else run.at_once()
     run.raise_failures()
@@ -88,8 +89,9 @@ def run(
 class _Run:
     """A recipe under way."""
 
-    def __init__(self, recipe: Recipe, scheduler: Scheduler) -> None:
-        self._recipe, self._scheduler = recipe, scheduler
+    def __init__(self, recipe: Recipe, stages: Sequence[Stage], nodes: Sequence[Node], jobs: int) -> None:
+        self._recipe, self._stages = recipe, stages
+        self._scheduler = Scheduler(timed(recipe, stages), nodes, jobs)
         self.record = StageRecord(RunFolder(recipe.root), self._states)
         self._errors: dict[str, AtlasError] = {}
         self._began: dict[str, float] = {}
@@ -171,6 +173,8 @@ class _Run:
             self._spent, self._weighed = self._spent + seconds, self._weighed + stage.seconds
         if error is None:
             self._scheduler.finish(name)
+            if name.startswith("collect/"):  # what was collected can be counted from now on
+                self._scheduler.plan(timed(self._recipe, self._stages))
         else:
             self._errors[name] = as_ours(error)
             for empty in self._scheduler.fail(name, self._errors[name].what):

@@ -93,11 +93,15 @@ class Scheduler:
 
     def __init__(self, stages: Sequence[Stage], nodes: Sequence[Node], jobs: int) -> None:
         self.nodes, self.jobs = nodes, jobs
-        self._stages = {stage.name: stage for stage in stages}
-        self._urgency = urgency(stages)
-        self._order = sorted(self._stages, key=lambda name: -self._urgency[name]) if jobs > 1 else [*self._stages]
-        self.states: dict[str, State] = dict.fromkeys(self._stages, "waiting")
+        self.states: dict[str, State] = {stage.name: "waiting" for stage in stages}
         self.why: dict[str, str] = {}
+        self.plan(stages)
+
+    def plan(self, stages: Sequence[Stage]) -> None:
+        """Takes the same stages with other seconds."""
+        self._stages = {stage.name: stage for stage in stages}
+        behind = urgency(stages)
+        self._order = sorted(self._stages, key=lambda name: -behind[name]) if self.jobs > 1 else [*self._stages]
 
     def of(self, *states: State) -> list[Stage]:
         """Stages in one of some states."""

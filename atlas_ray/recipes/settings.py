@@ -36,7 +36,7 @@ BASE = "base"
 
 
 class ArmConfig(FrozenConfig):
-    """A model fine-tuned on chosen steps. A selector's section is short for `{select: SECTION}`, `control` beside it.
+    """A model fine-tuned on chosen steps. `{name: SELECTOR, ...}` is short for `{select: {...}}`, own keys beside it.
 
     Attributes:
         select: The selector whose steps it is trained on.
@@ -45,6 +45,7 @@ class ArmConfig(FrozenConfig):
         envs: Environments that it is trained and evaluated on; the recipe's where None.
         train: False: nothing is trained and evaluated, its selection alone is made and counted.
         control: `random`: a further arm, `ARM-random`, is trained on random steps with as many loss tokens.
+        match_loss_tokens: Passes are repeated until as many tokens carried loss as all steps have in training's epochs.
         stand_in: What stands here in the place of the paper's, in words for the tables.
     """
 
@@ -54,6 +55,7 @@ class ArmConfig(FrozenConfig):
     envs: list[str] | None = None
     train: bool = True
     control: Literal["random"] | None = None
+    match_loss_tokens: bool = False
     stand_in: str | None = None
 
     @model_validator(mode="before")
@@ -62,7 +64,8 @@ class ArmConfig(FrozenConfig):
         if not isinstance(given, Mapping) or not {"name", "combine"} & set(given):
             return given
         section = dict(given)
-        return {"control": section.pop("control", None), "select": section}
+        own = {key: section.pop(key) for key in ("control", "match_loss_tokens") if key in section}
+        return {**own, "select": section}
 
     @model_validator(mode="after")
     def _one_selection(self) -> Self:
@@ -95,8 +98,12 @@ def with_controls(arms: Mapping[str, ArmConfig], max_length: int | None = None) 
         if arm.control is not None:
             if control_of(name) in arms:
                 raise ValueError(f"the arm `{control_of(name)}` has the name of the control of `{name}`")
+            other = arms.get(arm.like or "")
+            shared = other is not None and other.control is not None and other.start == arm.start
             select = MatchedRandomSelector(reference=arm.like or name, max_length=max_length)
-            found[control_of(name)] = ArmConfig(select=select, start=arm.start, envs=arm.envs)
+            steps = {"like": control_of(arm.like or "")} if shared else {"select": select}
+            alike = {"start": arm.start, "envs": arm.envs, "match_loss_tokens": arm.match_loss_tokens}
+            found[control_of(name)] = ArmConfig.model_validate(steps | alike)
     return found
 
 
@@ -108,7 +115,12 @@ class AssumeConfig(FrozenConfig):
     mfu: float = Field(0.45, gt=0, le=1, description="of training")
     prefill: float = Field(20_000, gt=0, description="prompt tokens a second and GPU, those of the prefix cache aside")
     decode: float = Field(3_000, gt=0, description="generated tokens a second and GPU")
-    gpus: int | None = Field(None, ge=1, description="where none are at hand; None: as many as the largest stage takes")
+    gpus: int | None = Field(
+        None,
+        ge=0,
+        description="where none are at hand; None: as many as the largest stage takes; 0: none are needed, and what is "
+        "said of a GPU holds for the machine",
+    )
     dollars_per_gpu_hour: float | None = Field(None, ge=0, description="what a GPU costs; no dollars where None")
 
 
@@ -236,10 +248,20 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
     Raises:
         UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
     """
-    values = _plain(_read(file))
+    values = merged({}, read_layers(file))
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)
+
+
+def read_layers(file: str, beside: Path = Path()) -> dict[str, Any]:
+    """What a file says with what it includes, before it is checked, for `merged`; raises what `load_recipe` does."""
+    return _read(file, beside)
+
+
+def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """Settings with others over them: mappings key by key; everything else, and what `!replace` marks, as a whole."""
+    return _plain(_merged(under, over))
 
 
 def _located(file: str, beside: Path = Path()) -> Path:

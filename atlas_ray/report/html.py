@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from atlas_ray.errors import AtlasError
-from atlas_ray.evaluation.intervals import percent
+from atlas_ray.evaluation.intervals import percent, points
 from atlas_ray.report import tables
 from atlas_ray.report.figures import draw
 from atlas_ray.report.site import SiteInput, write_assets, write_data
@@ -59,34 +59,43 @@ def render_page(results: Mapping[str, Any], site: SiteInput, meta: Mapping[str, 
     Raises:
         AtlasError: If a download lies outside the report's folder.
     """
-    templates = Environment(
+    return (
+        templates()
+        .get_template("index.html.j2")
+        .render(
+            results=results,
+            verdict=results["verdict"],
+            site=site,
+            meta=meta,
+            downloads=[(path, _link(path)) for path in site.downloads],
+            figures=draw(results),
+            tables={
+                "success": tables.success_table(results),
+                "verdict": tables.verdict_table(results),
+                "selectors": tables.selector_table(results),
+                "replays": tables.replay_table(results),
+                "overlap": tables.overlap_table(results),
+                "detail": tables.detail_table(results),
+            },
+            seconds=_by_stage(results["seconds"]),
+            flag=tables.FLAG,
+            group_words=tables.GROUP_WORDS,
+            scripts=SCRIPTS,
+        )
+    )
+
+
+def templates() -> Environment:
+    """The pages' templates; everything is escaped but our own drawings."""
+    found = Environment(
         loader=PackageLoader("atlas_ray.report"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"percent": percent, "duration": duration, "svg": Markup}
-    return templates.get_template("index.html.j2").render(
-        results=results,
-        verdict=results["verdict"],
-        site=site,
-        meta=meta,
-        downloads=[(path, _link(path)) for path in site.downloads],
-        figures=draw(results),
-        tables={
-            "success": tables.success_table(results),
-            "verdict": tables.verdict_table(results),
-            "selectors": tables.selector_table(results),
-            "replays": tables.replay_table(results),
-            "overlap": tables.overlap_table(results),
-            "detail": tables.detail_table(results),
-        },
-        seconds=_by_stage(results["seconds"]),
-        flag=tables.FLAG,
-        group_words=tables.GROUP_WORDS,
-        scripts=SCRIPTS,
-    )
+    found.filters |= {"percent": percent, "duration": duration, "points": points, "svg": Markup}
+    return found
 
 
 def _link(path: str) -> str:

@@ -25,9 +25,11 @@ class Arm:
         selection: Name of the selection whose steps it was trained on; the arm's own where None.
         reference: Name of the selection that its steps are the control or the rest of, if of any.
         words: What it is, for who has not seen the recipe.
+        match_loss_tokens: Whether passes were repeated until as many tokens carried loss as all steps have.
         runs: Seeds that it was trained and evaluated under, none where it could not be loaded; the losses are the first
             one's.
         context: Tokens that a conversation could have; None where that is not known, as behind an endpoint.
+        weights: What the weights are that it starts from, where they are not those of the model's name.
     """
 
     name: str
@@ -44,8 +46,10 @@ class Arm:
     selection: str | None = None
     reference: str | None = None
     words: str = ""
+    match_loss_tokens: bool = False
     runs: int = 1
     context: int | None = None
+    weights: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

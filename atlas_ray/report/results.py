@@ -22,6 +22,7 @@ SCHEMA_VERSION = 1
 CURVE_POINTS = 120
 _AS_GIVEN = (
     *("name", "words", "model", "selector", "ratio", "step_fraction", "loss_token_fraction", "train_steps", "context"),
+    "weights",
 )
 
 

@@ -32,7 +32,7 @@ def scatter(dots: Sequence[Dot], critical: str, xlabel: str, ylabel: str) -> Dra
     axes.set(xlim=(-4, 104), ylim=(0, _TOP), xticks=[0, 25, 50, 75, 100], yticks=[0, 25, 50, 75, 100])
     axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
-    for dot, height in zip(dots, _spread([dot.value for dot in dots]), strict=True):
+    for dot, height in zip(dots, spread([dot.value for dot in dots]), strict=True):
         colour = ACCENT if dot.name == critical else INK
         axes.plot([dot.x, dot.x], [dot.low, dot.high], color=colour, linewidth=1.2, alpha=0.3)
         axes.plot([dot.x], [dot.value], "o", color=colour, markersize=5.5, zorder=3 + (dot.name == critical))
@@ -42,7 +42,7 @@ def scatter(dots: Sequence[Dot], critical: str, xlabel: str, ylabel: str) -> Dra
     return figure
 
 
-def _spread(heights: Sequence[float]) -> list[float]:
+def spread(heights: Sequence[float]) -> list[float]:
     """Heights of names, moved apart as far as they need to be read and as little as order allows."""
     gap = min(_GAP, _TOP / len(heights))
     order = sorted(range(len(heights)), key=lambda i: (heights[i], i))

@@ -102,6 +102,7 @@ def success_table(results: Mapping[str, Any]) -> Table:
     )
     notes += task_notes(results["other_tasks"])
     notes += context_notes({arm["name"]: arm["context"] for arm in arms})
+    notes += weights_notes({arm["name"]: arm["weights"] for arm in arms})
     notes += [
         f"{name} could not be made, loaded or played, so it has no figures: {why}"
         for name, why in results["failures"].items()
@@ -129,6 +130,15 @@ def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
     most = max(known.values())
     less = [f"{name} {context:,}" for name, context in known.items() if context < most]
     return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
+
+
+def weights_notes(weights: Mapping[str, str | None]) -> list[str]:
+    """Which models, by name, start from weights that are not those of their name, and what these are."""
+    by_words: dict[str, list[str]] = {}
+    for name, words in weights.items():
+        if words is not None:
+            by_words.setdefault(words, []).append(name)
+    return [f"Weights: {', '.join(names)} start from {words}." for words, names in by_words.items()]
 
 
 def overflow_notes(cells: Iterable[tuple[str, str, float | None]]) -> list[str]:

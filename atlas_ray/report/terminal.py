@@ -16,14 +16,16 @@ from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.evaluation.stage import comparisons, failures, played
 from atlas_ray.evaluation.table6 import Row
-from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task_notes
+from atlas_ray.models.pretrained import weights_note
+from atlas_ray.report.tables import FLAG, OVERFLOW, marked, overflow_notes, task_notes, weights_notes
 from atlas_ray.runs.progress import output
 
 
 def print_evaluation(config: EvaluateConfig) -> None:
     """Prints what models reached, why others could not be made, loaded or played, and how far the models differ."""
     others = other_tasks(config.tasks, config.environments)
-    output.print(evaluation_table(played(config), others, failures(config)))
+    weights = {name: weights_note(model) for name, model in config.played.items()}
+    output.print(evaluation_table(played(config), others, failures(config), weights))
     if found := comparisons(config):
         output.print(paired_table(found))
 
@@ -32,6 +34,7 @@ def evaluation_table(
     results: Mapping[str, Sequence[EnvironmentResult]],
     other_tasks: Mapping[str, str] | None = None,
     failures: Mapping[str, str] | None = None,
+    weights: Mapping[str, str | None] | None = None,
 ) -> Table:
     """Success, reward and progress of several models by environment, for the terminal.
 
@@ -39,6 +42,7 @@ def evaluation_table(
         results: By model.
         other_tasks: Environments whose tasks are not the paper's, and whose they are.
         failures: Why models could not be made, loaded or played: they stand there without figures.
+        weights: What the weights are that models start from, where they are not those of their names.
     """
     others = other_tasks or {}
     columns = ("model", "environment", "success, %", "95 %", "reward, %", "progress, %", "n", "excluded")
@@ -63,6 +67,7 @@ def evaluation_table(
     overflows = ((model, cell.env, cell.overflowed) for model, cells in results.items() for cell in cells)
     said = [*task_notes(others), *flags, *overflow_notes(overflows)]
     said += [f"{model} could not be made, loaded or played: {why}" for model, why in (failures or {}).items()]
+    said += weights_notes(weights or {})
     table.caption, table.caption_justify = Text("\n".join(said)) if said else None, "left"
     return table
 

@@ -86,11 +86,12 @@ def _role(theirs: Arm, ours: Arm) -> str | None:
     if theirs.selector is None:
         return "start"
     own = theirs.reference == (ours.selection or ours.name)
-    same_budget = theirs.ratio == ours.ratio
+    same_budget, as_long = theirs.ratio == ours.ratio, theirs.match_loss_tokens == ours.match_loss_tokens
+    matched = (theirs.selector == "matched_random" and own) or (theirs.selector == "random" and same_budget)
     is_role = {
         "all": theirs.selector == "all",
-        "random": (theirs.selector == "matched_random" and own) or (theirs.selector == "random" and same_budget),
-        "rest": theirs.selector == "complement" and own,
+        "random": matched and as_long,
+        "rest": theirs.selector == "complement" and own and as_long,
     }
     return next((role for role, holds in is_role.items() if holds), None)
 

@@ -27,7 +27,7 @@ from atlas_ray.rollouts.retry_queue import MAX_DEATHS
 from atlas_ray.runs.folder import RunFolder, ShardWriter, reachable
 from atlas_ray.runs.tables import EPISODES, TableSpec
 from atlas_ray.runs.units import record_finished
-from atlas_ray.types import Episode, StopReason
+from atlas_ray.types import Episode, StopReason, Usage
 
 MOST_ENGINES = 32  # of one coordinator
 _WRITE_SECONDS = 1.0  # between two shards of a coordinator
@@ -145,6 +145,10 @@ class Coordinator(Replica[_Recorded, Episode]):
             shards[recorded.run, table_of(recorded.request)].append(episode)
         for (run, table), episodes in shards.items():
             await asyncio.to_thread(RunFolder(run).write_shard, table, episodes)
+
+    async def usage(self) -> Usage:
+        """What the pool's replicas have written."""
+        return await asyncio.to_thread(self._model.open().usage)
 
     async def load(self, spec: Any) -> int | None:
         """Goes on with another policy in the same pool."""

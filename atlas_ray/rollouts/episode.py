@@ -15,17 +15,9 @@ from typing import Any, TypeVar, cast
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.openings import OpeningTemplate, is_of_task, told_of_task
-from atlas_ray.environments.protocol import (
-    MALFORMED,
-    Opening,
-    Session,
-    StepResult,
-    ToolSession,
-    ToolUse,
-    gold_ranks,
-    play_calls,
-)
+from atlas_ray.environments.protocol import MALFORMED, Opening, Session, StepResult, ToolUse, gold_ranks
 from atlas_ray.environments.replay import worst
+from atlas_ray.environments.tool_session import ToolSession, play_calls
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
 from atlas_ray.rollouts.guided import GivenTurn, Guided

@@ -18,6 +18,7 @@ from atlas_ray.cluster.connection import AGAIN
 from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.protocol import ModelSpec, build_model
 from atlas_ray.runs.local_copy import fetching
+from atlas_ray.types import Usage
 
 Request = TypeVar("Request")
 Result = TypeVar("Result")
@@ -110,6 +111,10 @@ class Replica(ABC, Generic[Request, Result]):
 
     def _show(self) -> None:
         """Tells how much is in flight."""
+
+    async def usage(self) -> Usage:
+        """Of all replies that the model has written so far; of none where it does not count them."""
+        return getattr(self._model, "usage", Usage())
 
     async def load(self, spec: ModelSpec[Any]) -> int | None:
         """Goes on with another model.

@@ -11,6 +11,7 @@ import queue
 import time
 from abc import abstractmethod
 from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Generic, Literal, Self
@@ -22,6 +23,7 @@ from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import Replica, Request, Result
 from atlas_ray.rollouts.replica_handle import ReplicaHandle, choose
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
+from atlas_ray.types import Usage
 
 _log = logging.getLogger(__name__)
 
@@ -30,6 +32,7 @@ _DEATHS_PER_REPLICA = 3  # in a row, without a result in between
 _CALLS = 8  # that an actor serves at once
 _BATCH = 256  # requests in one call
 _Call = Literal["start", "submit", "completed"]
+_USAGE_SECONDS = 5.0  # that replicas have to say what they have written
 _SEND_SECONDS = 0.05  # that a request waits for a full batch where the source is slow
 
 
@@ -238,6 +241,17 @@ class ReplicaSet(Generic[Request, Result]):
         except BaseException:
             self.close()
             raise
+
+    def usage(self) -> Usage:
+        """Of all replies that the replicas' models have written so far; of those that answer at once."""
+        import ray
+
+        found, asked = Usage(), [handle.actor.usage.remote() for handle in self._handles if handle.ready]
+        told, _ = ray.wait(asked, num_returns=len(asked), timeout=_USAGE_SECONDS) if asked else ([], [])
+        for ref in told:
+            with suppress(ray.exceptions.RayError):
+                found += ray.get(ref)
+        return found
 
     def close(self) -> None:
         """Ends all replicas and their processes."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import TracebackType
 from typing import TypeVar
 
@@ -28,6 +29,8 @@ class Tracker:
 
     def __init__(self, description: str, total: int | None, done: int = 0) -> None:
         self._description, self._total, self._done = description, total, done
+        self._beating: threading.Thread | None = None
+        self._ended = threading.Event()
         self._note = ""
         self._begun = self._printed = time.monotonic()
         self._first: tuple[float, int] | None = None  # when the first units were done, and how many there were then
@@ -62,10 +65,30 @@ class Tracker:
         elif now - self._printed > _LINE_SECONDS:
             self._print()
 
-    def _print(self) -> None:
+    def between_units(self, heartbeat: Callable[[], str]) -> None:
+        """Has told how the work goes on while no unit ends for a while.
+
+        Args:
+            heartbeat: The words, or none; it is asked by another thread.
+        """
+        self._beating = threading.Thread(target=self._beat, args=[heartbeat], name="heartbeat", daemon=True)
+        self._beating.start()
+
+    def _beat(self, heartbeat: Callable[[], str]) -> None:
+        """Looks again and again whether a unit has ended."""
+        before = self._done
+        while not self._ended.wait(_LINE_SECONDS):
+            if self._done == before and (words := heartbeat()):
+                if self._bar:
+                    self._bar.update(self._bar.task_ids[0], note=words)
+                elif not self._ended.is_set():
+                    self._print(words)
+            before = self._done
+
+    def _print(self, words: str | None = None) -> None:
         self._printed = now = time.monotonic()
         total = f"/{self._total}" if self._total is not None else ""
-        parts = [f"{self._done}{total}", _clock(now - self._begun), self._left(now), self._note]
+        parts = [f"{self._done}{total}", _clock(now - self._begun), self._left(now), words or self._note]
         console.print(f"{self._description}: {', '.join(filter(None, parts))}")
 
     def _left(self, now: float) -> str:
@@ -78,6 +101,9 @@ class Tracker:
         return f"eta {_clock((self._total - self._done) * since / done)}"
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
+        self._ended.set()
+        if self._beating:
+            self._beating.join()
         if self._bar:
             self._bar.stop()
         else:

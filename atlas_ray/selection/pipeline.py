@@ -82,7 +82,7 @@ def _select(config: SelectConfig, folder: RunFolder, outdated: bool, begun: floa
     todo = pc.invert(pc.is_in(index.outline["id"], done))
     total, count, failed, usage = pc.sum(todo).as_py(), 0, 0, Usage()
     with Tracker(f"select ({selector.name})", len(todo), len(todo) - total) as tracker:
-        for told in _selected(config, folder, index, todo.to_numpy()) if total else ():
+        for told in _selected(config, folder, index, todo.to_numpy(), tracker) if total else ():
             rows_finished(folder.stage, folder.uri, "selections", told)
             count, usage = count + told.num_rows, usage + _sum(told["usage"])
             failed += told.num_rows - told["error"].null_count
@@ -104,7 +104,9 @@ def settled(config: SelectConfig, folder: RunFolder, clean: bool) -> SelectConfi
     return config.model_copy(update={"selector": config.selector.settled(config.run, config.ray, begun)})
 
 
-def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray) -> Iterator[pa.Table]:
+def _selected(
+    config: SelectConfig, folder: RunFolder, index: DataIndex, todo: np.ndarray, tracker: Tracker
+) -> Iterator[pa.Table]:
     """Has the selections of what is to do made and written; gives a few columns of each, as they are written."""
     if (budgets := config.selector.budgets(index.outline)) is not None:
         index = replace(index, outline=index.outline.append_column(BUDGET, budgets))
@@ -124,6 +126,7 @@ def _selected(config: SelectConfig, folder: RunFolder, index: DataIndex, todo: n
         connect(config.ray, config.selector.modules)
         if stage.checked:
             stage.check(_blocks(index, _first_of_each(index.outline["env"], todo, stage.checked), 1))
+        tracker.between_units(stage.heartbeat)
         yield from stream(_on_ray(stage, index, todo, write), "selecting")
 
 

@@ -86,6 +86,10 @@ class Stage(ABC):
             UserError: With the reason.
         """
 
+    def heartbeat(self) -> str:
+        """How the work goes on while no selection comes out, in a few words; none where that is never for long."""
+        return ""
+
     @abstractmethod
     def apply(self, trajectories: Dataset) -> Dataset:
         """Rows of `TRAJECTORIES` to rows of `SELECTIONS`, in any order; none lost, none twice."""

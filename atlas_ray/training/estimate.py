@@ -9,12 +9,13 @@ forward, two backward); what checkpointing computes twice is not.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import asdict, astuple, dataclass
+from heapq import nlargest
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.source import local_model, trusted
+from atlas_ray.models.source import fast_in_bfloat16, local_model, trusted
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 
 if TYPE_CHECKING:
@@ -200,13 +201,14 @@ class Memory:
         return ", ".join(f"{name} {size / _GB:.2f}" for name, size in asdict(self).items() if size / _GB >= 0.005)
 
 
-def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
+def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Collection[int] = ()) -> Memory:
     """Estimates the memory of one worker.
 
     Args:
         cuda: Whether workers have GPUs, where layers are recomputed unless the configuration says otherwise.
+        lengths: Of the examples, in tokens; micro-batches are taken to be full where there are none.
     """
-    each = 2 if config.in_bfloat16(cuda) else 4
+    each = 2 if config.in_bfloat16(cuda or fast_in_bfloat16(shape.hidden)) else 4
     frozen, workers = shape.parameters - shape.trained, config.num_workers
     recomputed = recomputes(config, cuda)
     sharded = workers > 1 or (cuda and config.optimizer == "adam")
@@ -216,7 +218,7 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
     else:  # the head's gradient before it is added, and weights in bfloat16 for as long as a backward pass wants them
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
-    tokens = max(config.micro_batch_tokens, config.max_length)
+    tokens = _largest_micro_batch(config, lengths)
     heads = 3 * shape.queries + 2 * shape.keys  # queries, output and its copy by heads; keys and values
     layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden)
     boundary = tokens * shape.hidden * (each if sharded else 4)
@@ -230,6 +232,13 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool) -> Memory:
         checkpoint=0.0 if cuda else (4 * shape.trained + _moments(config, shape)) / workers,
         process=0.0 if cuda else _PROCESS_ON_CPU,
     )
+
+
+def _largest_micro_batch(config: TrainConfig, lengths: Collection[int]) -> int:
+    """Tokens of it at most: a global batch may not fill it."""
+    if not lengths:
+        return max(config.micro_batch_tokens, config.max_length)
+    return min(max(config.micro_batch_tokens, *lengths), sum(nlargest(config.global_batch_size, lengths)))
 
 
 def _moments(config: TrainConfig, shape: ModelShape) -> float:
@@ -283,12 +292,12 @@ def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
     return Disk(model, 4 * shape.trained + _moments(config, shape), config.keep_checkpoint)
 
 
-def remedy(config: TrainConfig, cuda: bool, have: float) -> str:
+def remedy(config: TrainConfig, cuda: bool, have: float, lengths: Collection[int] = ()) -> str:
     """Which keys to change, and to what, so that a worker fits `have` bytes: the batch first, then workers, or LoRA."""
 
     def fits(changes: dict[str, Any]) -> bool:
         changed = config.model_copy(update=changes)
-        return memory_of(changed, lean if "lora" in changes else full, cuda).total <= have
+        return memory_of(changed, lean if "lora" in changes else full, cuda, lengths).total <= have
 
     def words(changes: dict[str, Any]) -> str:
         return ", ".join(f"{k}: {v if k != 'lora' else '{rank: 16}'}" for k, v in changes.items()).lower()
@@ -319,10 +328,11 @@ def _smaller_batches(config: TrainConfig, cuda: bool) -> Iterator[dict[str, Any]
     yield from (recompute | {"micro_batch_tokens": size} for size in sizes)
 
 
-def check_memory(config: TrainConfig, device: torch.device | None = None) -> str:
+def check_memory(config: TrainConfig, lengths: Collection[int] = (), device: torch.device | None = None) -> str:
     """Says in a line whether a worker fits its device, as far as this process can know it.
 
     Args:
+        lengths: Of the examples, in tokens; micro-batches are taken to be full where there are none.
         device: The worker's own; None in a process that is no worker.
 
     Raises:
@@ -334,7 +344,7 @@ def check_memory(config: TrainConfig, device: torch.device | None = None) -> str
         cuda = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
         device = torch.device("cuda" if cuda else "cpu")
     cuda, have = device.type == "cuda", _device_memory(config, device)
-    need = memory_of(config, ModelShape.of(meta_model(config)), cuda)
+    need = memory_of(config, ModelShape.of(meta_model(config)), cuda, lengths)
     line = f"memory of a worker: about {need.total / _GB:.1f} GB ({need})"
     if have is None:
         return f"{line}; set memory_gb to have it checked against a device"
@@ -343,16 +353,16 @@ def check_memory(config: TrainConfig, device: torch.device | None = None) -> str
         raise UserError(
             f"{config.model} needs {need.states / _GB:.1f} GB on {workers} for weights, gradients and moments alone, "
             f"and has {have / _GB:.1f} GB",
-            remedy(config, cuda, have),
+            remedy(config, cuda, have, lengths),
         )
     if cuda and need.total > _REFUSED_ABOVE * have:
         raise UserError(
             f"{config.model} needs about {need.total / _GB:.1f} GB on {workers} at the worst moment of a step "
             f"({need}), and has {have / _GB:.1f} GB",
-            f"{remedy(config, cuda, have)}; or set memory_gb to what you know to be enough",
+            f"{remedy(config, cuda, have, lengths)}; or set memory_gb to what you know to be enough",
         )
     if need.total > have:
-        return f"{line} of {have / _GB:.1f} GB: may not fit; {remedy(config, cuda, have)}"
+        return f"{line} of {have / _GB:.1f} GB: may not fit; {remedy(config, cuda, have, lengths)}"
     return f"{line} of {have / _GB:.1f} GB: fits"
 
 

@@ -39,6 +39,9 @@ class TrainConfig(FrozenConfig):
         None, description="folder of token ids, shared by runs on the same data; None: in the run folder"
     )
     epochs: float = Field(3, gt=0)
+    match_loss_tokens: bool = Field(
+        False, description="goes on until as many tokens carried loss as all steps have in `epochs`, whatever is chosen"
+    )
     loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
     optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
     learning_rate: float = Field(2e-5, gt=0)
@@ -52,7 +55,9 @@ class TrainConfig(FrozenConfig):
     max_grad_norm: Annotated[float, Renamed("clip")] = Field(1.0, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     dtype: Literal["auto", "bfloat16", "float32"] = Field(
-        "auto", description="what is computed in; auto: bfloat16 on GPUs, float32 on CPU"
+        "auto",
+        description="what is computed in; auto: bfloat16 on GPUs, and on CPUs with instructions for it unless the "
+        "model is tiny; float32 else",
     )
     activation_checkpointing: bool | None = Field(
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
@@ -82,9 +87,17 @@ class TrainConfig(FrozenConfig):
     seed: int = 0
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
-    def in_bfloat16(self, cuda: bool) -> bool:
-        """Whether a worker computes in bfloat16; most CPUs have no kernels for it, and take ten times as long."""
-        return cuda if self.dtype == "auto" else self.dtype == "bfloat16"
+    def in_bfloat16(self, fast: bool) -> bool:
+        """Whether a worker computes in bfloat16.
+
+        Args:
+            fast: Whether its device is made for that.
+        """
+        return fast if self.dtype == "auto" else self.dtype == "bfloat16"
+
+    def passes(self, loss_token_fraction: float) -> float:
+        """Passes over the data, where that share of the tokens of all steps carries loss."""
+        return self.epochs / loss_token_fraction if self.match_loss_tokens and loss_token_fraction else self.epochs
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

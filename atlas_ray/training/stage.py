@@ -72,7 +72,8 @@ def plan_lines(config: TrainConfig) -> list[str]:
     sample = training[:: max(1, len(training) // _SAMPLE)]
     chat = ChatFormat.load(config.model, template=config.chat_template)
     corpus = Corpus.of(sample, chat)
-    examples = build_examples(config, corpus, sample, selections).examples
+    prepared = build_examples(config, corpus, sample, selections)
+    examples, epochs = prepared.examples, config.passes(prepared.statistics.loss_token_fraction)
     scale, about = len(training) / len(sample), "about " if len(sample) < len(training) else ""
     count, sequences = (round(scale * n) for n in (trajectories_of(examples), len(examples)))
     tokens, loss_tokens = (scale * sum(n) for n in zip(*((e.length, e.loss_tokens) for e in examples), strict=True))
@@ -86,18 +87,19 @@ def plan_lines(config: TrainConfig) -> list[str]:
         lines.append(unknown)
     model = estimate.meta_model(config)
     flops = estimate.Flops.of(model)
-    operations = config.epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in examples)
+    operations = epochs * scale * sum(flops.of_example(e.length, e.loss_tokens) for e in examples)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else _PAPERS_GPU
     if (peak := estimate.peak_flops(device)) is None:
         device, peak = _PAPERS_GPU, estimate.PEAK_FLOPS[_PAPERS_GPU]
-    optimizer_steps = total_steps(sequences, config.global_batch_size, config.epochs)
+    optimizer_steps = total_steps(sequences, config.global_batch_size, epochs)
     lines.append(
-        f"{optimizer_steps} optimizer steps in {config.epochs:g} epochs: "
+        f"{optimizer_steps} optimizer steps in {epochs:.3g} epochs: "
         f"{operations:.3g} operations, {estimate.gpu_hours(operations, peak, _MFU):.2g} GPU-hours if an MFU of "
         f"{_MFU:.0%} is reached ({device}, {peak / 1e12:.0f} TFLOP/s)"
     )
     disk = estimate.disk_of(config, estimate.ModelShape.of(model))
-    return [*lines, estimate.check_memory(config), str(disk)]
+    memory = estimate.check_memory(config, [example.length for example in examples])
+    return [*lines, memory, str(disk)]
 
 
 def train_agent(config: TrainConfig, clean: bool = False, *, sample: bool = True) -> dict[str, Any]:
@@ -178,7 +180,7 @@ def train(
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=sample)
-    memory = estimate.check_memory(config)
+    memory = estimate.check_memory(config, [example.length for example in job.examples])
     if sample:
         console.print(memory)
     with open_loggers(config) as log:
@@ -230,7 +232,9 @@ def make_job(
     digest = hashlib.sha256(RunFolder(config.run).digest(config).encode())  # of all that shapes a checkpoint
     for example in prepared.examples:
         digest.update(example.ids.tobytes() + example.loss_mask.tobytes())
-    return prepared, Job(config, prepared.examples, validation, tuple(chat.stop_ids), digest.hexdigest()[:12])
+    passes = config.passes(prepared.statistics.loss_token_fraction)
+    trained = config.model_copy(update={"epochs": passes, "match_loss_tokens": False})
+    return prepared, Job(trained, prepared.examples, validation, tuple(chat.stop_ids), digest.hexdigest()[:12])
 
 
 def finish(prepared: ExampleSet, job: Job, chat: ChatFormat, reached: int, begun: float) -> dict[str, Any]:

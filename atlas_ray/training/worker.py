@@ -63,13 +63,15 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     from atlas_ray.training.estimate import check_memory
     from atlas_ray.training.model.export import export_model
     from atlas_ray.training.model.loading import load_model
+    from atlas_ray.training.model.precision import with_dtype
 
     disable_progress_bar()
     config = job.config
     rank, world = loop.rank_and_world()
-    check_memory(config, device)
+    check_memory(config, [example.length for example in job.examples], device)
     model, weights = load_model(local_model(config.model))
     dtype = model.dtype
+    config = with_dtype(config, model.config.get_text_config().hidden_size, device)
     if config.lora is not None:
         from atlas_ray.training.model.lora import add_adapters
 

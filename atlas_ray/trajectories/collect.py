@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal
 
 import pyarrow as pa
 
@@ -114,24 +113,21 @@ def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tupl
         return
     rows = [(task.env, task.item_id, sample) for task, sample in units]
     batches = (pa.table([*zip(*rows[i : i + _BATCH], strict=True)], _UNIT) for i in range(0, len(rows), _BATCH))
-    played = map_on_ray(batches, _play_batch, config.role, config.seed, config.max_rounds, config.protocol)
+    policy = ScriptedPolicy(config.role, config.seed, config.waste)
+    played = map_on_ray(batches, _play_batch, policy, config.max_rounds, config.protocol)
     for batch in stream(played, "collecting"):
         ends = (batch[name].to_pylist() for name in _ENDS)
         yield from zip(TRAJECTORIES.from_table(batch.drop_columns(_ENDS)), *ends, strict=True)
 
 
-def _play_batch(
-    batch: pa.Table, role: Literal["expert", "novice"], seed: int, max_rounds: int | None, protocol: ActionProtocol
-) -> pa.Table:
-    policy = ScriptedPolicy(role, seed)
-
+def _play_batch(batch: pa.Table, policy: ScriptedPolicy, max_rounds: int | None, protocol: ActionProtocol) -> pa.Table:
     async def play() -> list[Episode]:
         return [
             await run_episode(
                 policy,
                 LocalSession(registry.get(env)),
                 EpisodeRequest(
-                    *(Task(env, item_id), Sampling(), seed, sample),
+                    *(Task(env, item_id), Sampling(), policy.seed, sample),
                     max_rounds=max_rounds,
                     opening=_opening(env, protocol),
                 ),

@@ -19,7 +19,11 @@ from tests.support.records import a_row
 from tests.support.rows import write_agenttraj
 from tests.support.training import a_trajectory, write_base
 
-HEAVY = ("torch", "ray", "vllm", "transformers", "matplotlib", "openai")
+HEAVY = (
+    *("torch", "torch._dynamo", "triton", "sympy", "ray", "vllm", "transformers", "accelerate"),
+    *("matplotlib", "openai", "pandas", "scipy", "sklearn", "datasets"),
+)
+MODELS = {"torch", "torch._dynamo", "sympy", "transformers"}  # what transformers' models import
 
 
 @pytest.mark.parametrize(
@@ -31,29 +35,44 @@ def test_light_imports_pull_nothing_heavy(module: str) -> None:
     assert out.strip() == "[]"
 
 
-def imported_by(arguments: list[str], folder: Path) -> tuple[str, list[str]]:
-    """What a command prints, and which heavy libraries it has imported by its end."""
-    listing = f"atexit.register(lambda: print([m for m in {HEAVY!r} if m in sys.modules]))"
-    code = f"import atexit, sys; {listing}; from atlas_ray.cli.main import main; main({arguments!r})"
+def imported_by(arguments: list[str], folder: Path) -> tuple[str, list[str], int]:
+    """What a command prints, which heavy libraries it has imported by its end, and how many modules in all."""
+    # what is kept away stands among the modules as None
+    listing = f"[m for m in {HEAVY!r} if sys.modules.get(m)], sum(map(bool, sys.modules.values()))"
+    code = f"import atexit, json, sys; atexit.register(lambda: print(json.dumps([{listing}])))"
+    code += f"; from atlas_ray.cli.main import main; main({arguments!r})"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     *said, listed = done.stdout.splitlines()
-    return "\n".join(said), json.loads(listed.replace("'", '"'))
+    heavy, count = json.loads(listed)
+    return "\n".join(said), heavy, count
 
 
-def test_a_recipes_plan_needs_no_model_library(tmp_path: Path) -> None:
-    """It comes at once: torch alone takes longer to import than the plan to make."""
-    said, heavy = imported_by(["run", "quickstart", "--dry-run"], tmp_path)
-    assert "# makespan" in said
-    assert heavy == []
-
-
-@pytest.mark.parametrize("arguments", [["train", "--dry-run", "--set", "model=base"], ["view-mask", "--model", "base"]])
-def test_a_look_at_what_is_trained_starts_no_cluster_and_no_engine(arguments: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "says", "heavy", "most"),
+    [
+        (["--help"], "view-mask", set(), 380),
+        (["run", "quickstart", "--dry-run"], "# makespan", set(), 870),
+        (["doctor", "quickstart"], "built-in tasks", set(), 850),
+        (["doctor", "quickstart", "--set", "base=base"], "template ends replies", MODELS | {"accelerate"}, 3600),
+        (["view-mask", "--model", "base", "--data", "data.json"], ">>", {"transformers", "pandas"}, 1600),
+        (
+            ["train", "--dry-run", "--set", "model=base", "--data", "data.json"],
+            "# memory of a worker",
+            MODELS | {"pandas"},
+            3500,
+        ),
+    ],
+)
+def test_a_look_imports_what_it_needs_and_little_else(
+    arguments: list[str], says: str, heavy: set[str], most: int, tmp_path: Path
+) -> None:
+    """Start-up is imports: of `heavy` each takes a tenth of a second, `most` is a tenth more than there are."""
     write_base(tmp_path / "base")
     write_agenttraj(tmp_path / "data.json", [a_trajectory(1, 3)])
-    said, heavy = imported_by([*arguments, "--data", "data.json"], tmp_path)
-    assert said
-    assert set(heavy) <= {"torch", "transformers"}
+    said, found, count = imported_by(arguments, tmp_path)
+    assert says in said
+    assert set(found) <= heavy
+    assert count <= most
 
 
 def test_help_imports_nothing_heavy_and_takes_less_than_a_second_of_cpu() -> None:

@@ -19,7 +19,7 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.foreign import openenv_servers
 from atlas_ray.environments.http.server import create_app
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.protocol import NO_CALL, NOT_CALLED
+from atlas_ray.environments.tool_session import NO_CALL, NOT_CALLED
 from atlas_ray.errors import UserError
 from atlas_ray.evaluation.openings import find_openings
 from atlas_ray.evaluation.settings import EvaluateConfig

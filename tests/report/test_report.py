@@ -132,6 +132,18 @@ def test_averages_keep_skew() -> None:
     assert (mean.value, mean.low, mean.high) == pytest.approx((0.4, 0.35, 0.5))
 
 
+def test_an_arm_is_held_against_the_control_that_saw_as_much() -> None:
+    training = {"selector": "matched_random", "reference": "gold"}
+    arms = [
+        arm("gold", {"maze": 30}, selector="gold"),
+        arm("gold-random", {"maze": 20}, **training),
+        arm("long", {"maze": 25}, selector="gold", selection="gold", match_loss_tokens=True),
+        arm("long-random", {"maze": 15}, **training, match_loss_tokens=True),
+    ]
+    statements = build_results(report_input(*arms))["verdict"]["statements"]
+    assert {(s["arm"], s["against"]) for s in statements} == {("gold", "gold-random"), ("long", "long-random")}
+
+
 @pytest.mark.parametrize(
     ("gold_wins", "random_wins", "outcome", "words"),
     [

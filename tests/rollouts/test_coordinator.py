@@ -19,10 +19,11 @@ from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.rollouts.coordinator import CoordinatorSet, LocalPlayer, player_of
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.heartbeat import Heartbeat
 from atlas_ray.rollouts.pool import FixedSpec, PolicySpec
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from atlas_ray.types import Episode, StopReason
+from atlas_ray.types import Episode, StopReason, Usage
 from tests.rollouts.test_pool import Sleeper, eventually, facts, gone, requests
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -60,6 +61,20 @@ def alone(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> list[E
         assert isinstance(playing, LocalPlayer)
         play(playing, requests(60), folder)
     return read(folder)
+
+
+@pytest.mark.parametrize("coordinators", [1, 2])
+def test_player_tells_what_its_replicas_have_written_so_far(tmp_path: Path, coordinators: int) -> None:
+    with player(FixedSpec(Sleeper(seconds=0.0)), coordinators, replicas=2) as playing:
+        assert playing.usage() == Usage()
+        play(playing, requests(20), tmp_path)
+        replies = sum(episode.rounds for episode in read(tmp_path))
+        assert playing.usage() == Usage(completion_tokens=replies, calls=replies)
+        heartbeat = Heartbeat(playing.usage)
+        play(playing, requests(3), tmp_path / "more")
+        more = sum(episode.rounds for episode in read(tmp_path / "more"))
+        assert heartbeat().startswith(f"{more} replies, ")
+        assert heartbeat() == f"{more} replies, 0 tokens/s"
 
 
 def test_coordinators_play_and_write_what_one_process_does(

@@ -38,6 +38,7 @@ class Sleeper:
     folder: str = ""
     tell: bool = False
     name: str = "sleeper"
+    usage: Usage = Usage()
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> _Conversation:
         return _Conversation(self, task)
@@ -54,7 +55,9 @@ class _Conversation:
             self._make_trouble()
         where = random.Random(seed).choice(["up", "down", "left", "right"])
         thought = str(os.getpid()) if self._policy.tell else "which way"
-        return Reply(f"Thought: {thought}\nAction: move {where}", Usage(completion_tokens=1, calls=1))
+        usage = Usage(completion_tokens=1, calls=1)
+        self._policy.usage += usage
+        return Reply(f"Thought: {thought}\nAction: move {where}", usage)
 
     def _make_trouble(self) -> None:
         note = Path(self._policy.folder) / f"{self._task.item_id}.{os.getpid()}.{time.monotonic_ns()}"

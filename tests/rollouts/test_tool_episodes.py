@@ -12,7 +12,8 @@ import pytest
 from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.protocol import NO_CALL, NOT_CALLED, EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import NO_CALL, NOT_CALLED
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.guided import GivenTurn

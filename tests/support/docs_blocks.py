@@ -30,6 +30,7 @@ KINDS = {
     "verify": ("atlas_ray.evaluation.settings", "VerifyConfig"),
     "servers": ("atlas_ray.environments.agentgym.launcher", "LaunchConfig"),
     "recipe": ("", ""),
+    "study": ("", ""),
     "part": ("", ""),  # a file that a recipe includes: checked where it is included
 }
 _FENCE = re.compile(r"^```([^\n]*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
@@ -158,6 +159,7 @@ def check_yaml(block: Block) -> None:
 
     from atlas_ray.config import validate
     from atlas_ray.recipes.settings import load_recipe
+    from atlas_ray.recipes.study import load_study
 
     kinds = block.marks & set(KINDS)
     assert len(kinds) == 1, f"{block.page}:{block.line}: of which stage is this YAML?"
@@ -165,6 +167,9 @@ def check_yaml(block: Block) -> None:
     if kind == "recipe":
         assert block.file
         load_recipe(block.file)
+    elif kind == "study":
+        assert block.file
+        load_study(block.file)
     elif kind != "part":
         module, name = KINDS[kind]
         validate(getattr(import_module(module), name), yaml.safe_load(block.text))

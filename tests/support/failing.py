@@ -90,6 +90,9 @@ class Player:
                 writer.add(episode)
             yield request, episode
 
+    def usage(self) -> Usage:
+        return Usage()
+
     def __enter__(self) -> Player:
         return self
 

@@ -56,10 +56,14 @@ def a_recipe(runs: Path, arms: dict[str, dict[str, Any]] = ARMS) -> dict[str, An
 def start(tmp_path: Path, recipe: dict[str, Any], *arguments: str) -> subprocess.Popen[str]:
     file = tmp_path / "recipe.yaml"
     file.write_text(yaml.safe_dump(recipe))
+    return _command(tmp_path, "run", str(file), *arguments)
+
+
+def _command(tmp_path: Path, *arguments: str) -> subprocess.Popen[str]:
     code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
     environment = {k: v for k, v in os.environ.items() if k not in ("RAY_ADDRESS", "OPENAI_API_KEY")}
     return subprocess.Popen(
-        [sys.executable, "-c", code, "run", str(file), *arguments],
+        [sys.executable, "-c", code, *arguments],
         stdout=(tmp_path / "out.log").open("a"),
         stderr=subprocess.STDOUT,
         text=True,
@@ -67,10 +71,18 @@ def start(tmp_path: Path, recipe: dict[str, Any], *arguments: str) -> subprocess
     )
 
 
-def finish(tmp_path: Path, recipe: dict[str, Any], runs: Path, *arguments: str) -> dict[str, Any]:
-    process = start(tmp_path, recipe, *arguments)
+def run_command(tmp_path: Path, *arguments: str) -> None:
+    """Runs one of our commands to its end, which must be a good one."""
+    _ended_well(_command(tmp_path, *arguments), tmp_path)
+
+
+def _ended_well(process: subprocess.Popen[str], tmp_path: Path) -> None:
     code = process.wait(timeout=1500)
     assert code == 0, (tmp_path / "out.log").read_text()[-3000:]
+
+
+def finish(tmp_path: Path, recipe: dict[str, Any], runs: Path, *arguments: str) -> dict[str, Any]:
+    _ended_well(start(tmp_path, recipe, *arguments), tmp_path)
     results: dict[str, Any] = json.loads((runs / "small" / "report" / "results.json").read_text())
     for arm in results["arms"]:
         arm["model"] = arm["model"].replace(str(runs), "")

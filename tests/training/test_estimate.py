@@ -73,6 +73,19 @@ def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path)
     assert halved.logits == recomputed.logits  # a chunk has 2,048 rows
 
 
+def test_micro_batches_that_the_data_cannot_fill_are_not_counted_as_full(tmp_path: Path) -> None:
+    config = llama_8b(tmp_path, global_batch_size=4, micro_batch_tokens=16384, max_length=8192)
+    shape = ModelShape.of(meta_model(config))
+
+    def activations(lengths: list[int]) -> float:
+        return memory_of(config, shape, True, lengths).activations
+
+    full, per_token = the_memory(config).activations, the_memory(config).activations / 16384
+    assert activations([300] * 100 + [700]) == pytest.approx((3 * 300 + 700) * per_token)
+    assert activations([8000] * 100) == full
+    assert activations([20_000]) == pytest.approx(20_000 * per_token)  # longer than a micro-batch: alone in one
+
+
 @pytest.mark.parametrize(
     ("options", "have", "says"),
     [
@@ -97,7 +110,7 @@ def test_the_remedy_names_keys_and_values_that_fit(
 def test_memory_check_refuses_certain_misfits_and_warns_of_possible_ones(tmp_path: Path) -> None:
     config = llama_8b(tmp_path, memory_gb=80)
     with pytest.raises(UserError, match=r"needs 119\.7 GB on each of 1 worker.*has 80\.0 GB\n  set .*num_workers: "):
-        check_memory(config, torch.device("cpu"))
+        check_memory(config, device=torch.device("cpu"))
     line = check_memory(config.model_copy(update={"num_workers": 2, "activation_checkpointing": False}))
     assert "of 80.0 GB: may not fit; set activation_checkpointing: true" in line
     line = check_memory(config.model_copy(update={"num_workers": 16, "micro_batch_tokens": 8192, "memory_gb": 999}))

@@ -112,6 +112,24 @@ def test_the_stage_trains_as_the_loop_and_exports_its_model(ray_cluster: None, t
     assert time.monotonic() - started < 1
 
 
+def test_passes_are_repeated_until_as_many_tokens_carried_loss_as_all_steps_have(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    data, selection = write_data(tmp_path), RunFolder(str(tmp_path / "selection"))
+    selection.begin(SelectConfig(data=data), stage="select")
+    selection.write_shard(SELECTIONS, SELECTIONS_HERE)
+    selection.finish()
+    base = write_base(tmp_path / "base")
+    settings = {"model": base, "data": data, "selection": selection.uri, "match_loss_tokens": True}
+    config = a_config(run=str(tmp_path / "run"), **settings)
+    figures = train_agent(config)
+    seen = [json.loads(line)["loss_tokens"] for line in (tmp_path / "run" / METRICS).read_text().splitlines()]
+    asked = config.epochs * figures["loss_tokens"] / figures["loss_token_fraction"]
+    assert 0.25 < figures["loss_token_fraction"] < 0.9
+    assert asked <= sum(seen) < asked + max(seen)
+    assert figures["train_steps"] == len(seen) > 6
+
+
 def exported_types(folder: Path) -> tuple[Any, set[torch.dtype]]:
     """The type that `config.json` names, and those of the weights."""
     from safetensors.torch import load_file

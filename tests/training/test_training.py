@@ -42,7 +42,7 @@ def test_matrices_are_multiplied_in_the_type_that_the_device_has_kernels_for(dty
     config = a_config(dtype=dtype, epochs=1)
     run_locally(config, model)
     assert computed == {torch.bfloat16 if dtype == "bfloat16" else torch.float32}
-    assert config.in_bfloat16(cuda=True) == (dtype != "float32")
+    assert config.in_bfloat16(fast=True) == (dtype != "float32")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:

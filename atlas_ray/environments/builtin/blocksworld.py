@@ -11,7 +11,7 @@ import random
 from collections import deque
 from dataclasses import replace
 
-from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
+from atlas_ray.environments.builtin.scripted import any_category, errs, habitual, task_at
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.types import Category
 
@@ -112,6 +112,7 @@ class BlocksWorld:
         """
         self._state, self._goal = task_at(tasks(), index, "blocksworld")
         self._before: State | None = None
+        self._met: set[State] = set()
         self._slipped = False
         self._progress = satisfied(self._state, self._goal)
         goal = ", ".join(f"{block} on {under}" for block, under in self._goal)
@@ -123,6 +124,7 @@ class BlocksWorld:
         if self._progress < 1 and after:
             far = distances(self._goal)
             self._slipped = self._slipped or far[after] > far[self._state]
+            self._met.add(self._state)
             self._before, self._state = self._state, after
             self._progress = max(self._progress, satisfied(after, self._goal))
         done = self._progress == 1
@@ -135,6 +137,14 @@ class BlocksWorld:
         if wrong and category is Category.CRITICAL_ACTION and not self._slipped and rng.random() < 0.1:
             return self._decide(rng, rng.choice(wrong), None)
         return self._decide(rng, right, category)
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """A wrong block taken up, in a state that was not met before."""
+        category, _, wrong = self._situation()
+        lost = category is Category.SELF_CORRECTION or self._state in self._met
+        if lost or not wrong or "hand" in self._state or not habitual(rng, share, 1, self._state, self._goal):
+            return None
+        return self._decide(rng, wrong[0], None)
 
     def novice(self, rng: random.Random) -> Decision:
         """Moves a wrong block in many states where there is a choice."""

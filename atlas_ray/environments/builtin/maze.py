@@ -10,7 +10,7 @@ import random
 from collections import deque
 from dataclasses import replace
 
-from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
+from atlas_ray.environments.builtin.scripted import any_category, errs, habitual, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.types import Category
@@ -163,6 +163,16 @@ class Maze:
         if category is Category.CRITICAL_ACTION and not self._has_slipped() and rng.random() < 0.1:
             return Decision(_say(rng, category, slip := rng.choice(wrong)), f"move {slip}")
         return self._decide(rng, right, category, wrong)
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """A turn that leads away from the goal, at a cell that was not met before."""
+        category, right, wrong = self._situation()
+        others = wrong or [way for way in WAYS[self._at] if way != right]
+        lost = category is Category.SELF_CORRECTION or self._at in self._trail[:-1]
+        if lost or not others or not habitual(rng, share, 2, self._at, self._goal):
+            return None
+        way = min(others, key=self._as_the_crow_flies)
+        return Decision(_say(rng, category, way), f"move {way}")
 
     def novice(self, rng: random.Random) -> Decision:
         """Walks corridors well; at many choices takes the wrong way that looks nearest to the goal."""

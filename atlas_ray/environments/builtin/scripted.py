@@ -1,4 +1,4 @@
-"""What the built-in simulators share: looking a task up by its index, and a novice's misconceptions."""
+"""What the built-in simulators share: a task by its index, a novice's misconceptions, an expert's wasteful habits."""
 
 from __future__ import annotations
 
@@ -35,6 +35,20 @@ def errs(rng: random.Random, share: float, *situation: object) -> bool:
     """
     misjudged = random.Random(f"novice/{situation}").random() < share
     return rng.random() < (0.95 if misjudged else 0.03)
+
+
+def habitual(rng: random.Random, share: float, cost: float, *situation: object) -> bool:
+    """Whether an expert of wasteful habits makes a detour in a situation.
+
+    Habits hang on the situation, as a novice's misconceptions do: what is done now and then is no habit, and a model
+    that takes the likeliest action would not copy it.
+
+    Args:
+        share: Of all steps, how many the detours take, recovery included.
+        cost: Steps that a detour takes.
+        *situation: What the habit goes by.
+    """
+    return errs(rng, min(1.0, share / (1 - share) / cost), "detour", *situation)
 
 
 def any_category(rng: random.Random, category: Category | None) -> Category | None:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from atlas_ray.environments.builtin.scripted import any_category, errs, task_at
+from atlas_ray.environments.builtin.scripted import any_category, errs, habitual, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.types import Category
@@ -181,6 +181,7 @@ class TextCraft:
         self._held = Counter(dict(self._goal.stock))
         self._last: Job | None = None
         self._steps, self._failed, self._mistakes, self._checks, self._done = 0, False, 0, 0, False
+        self._wasted = False
         return Opening(INSTRUCTION, self._goal.text())
 
     def step(self, action: str) -> StepResult:
@@ -191,6 +192,7 @@ class TextCraft:
         due = plan(self._goal.target, self._held)[0]
         before = self._last
         self._steps, self._failed, self._last = self._steps + 1, False, None
+        self._wasted = action != due.action
         got, crafted = _GET.fullmatch(action), _CRAFT.fullmatch(action)
         if action == "inventory":
             self._checks += 1
@@ -215,6 +217,22 @@ class TextCraft:
         if category in _SLIPS and not self._mistakes and rng.random() < 0.07:
             return Decision(self._say(rng, job, category), self._wrong(rng, job))
         return self._decide(rng, job, category)
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """A look at the inventory, an item that nothing needs, or the target too soon; never two in a row."""
+        job, category = self._situation()
+        if self._wasted or not habitual(rng, share, 1, job.verb, job.item, self._goal.target):
+            return None
+        kind = random.Random(f"{job.action} for {self._goal.target}")  # the same each time
+        needed = {one.item for one in plan(self._goal.target, {})}
+        spare = sorted({part for item in self._goal.shown for part in RECIPES[item].needs} & BASE - needed)
+        action, drawn = "inventory", kind.random()
+        if drawn < 0.4 and spare:
+            action = f"get {kind.randint(1, 4)} {kind.choice(spare)}"
+        elif drawn < 0.7 and job.item != self._goal.target:
+            action = RECIPES[self._goal.target].command(self._goal.target)
+        thought = rng.choice(_CHECK) if action == "inventory" else self._say(rng, job, category)
+        return Decision(thought, action)
 
     def novice(self, rng: random.Random) -> Decision:
         """Knows the obvious next jobs; with many items it gets wrong amounts, crafts too soon and checks too often."""

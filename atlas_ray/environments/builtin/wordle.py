@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from atlas_ray.environments.builtin.scripted import any_category, task_at
+from atlas_ray.environments.builtin.scripted import any_category, habitual, task_at
 from atlas_ray.environments.http.dialects import Dialect
 from atlas_ray.environments.protocol import Decision, EnvironmentSpec, Opening, StepResult
 from atlas_ray.types import Category
@@ -129,6 +129,13 @@ class Wordle:
         if self._seen and spare > 0 and not self._wasted and rng.random() < 0.1:
             return self._decide(rng, self._seen[-1][0], None)
         return self._decide(rng, right, category)
+
+    def detour(self, rng: random.Random, share: float) -> Decision | None:
+        """The guess before once more, where there is time to spare; never two in a row."""
+        spare = GUESSES - self._guesses - len(self._fitting())
+        if not self._seen or self._lost or spare < 1 or not habitual(rng, share, 1, *self._seen[-1]):
+            return None
+        return self._decide(rng, self._seen[-1][0], None)
 
     def novice(self, rng: random.Random) -> Decision:
         """Finishes well once few words are left, but mostly guesses again or anyhow where an answer has to be read."""

@@ -19,7 +19,8 @@ import aiohttp
 from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPUT
 from atlas_ray.environments.foreign.openenv_servers import Package, addresses
 from atlas_ray.environments.foreign.tool_text import read_call, schema, tool_instruction
-from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, StepResult, play_calls
+from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import play_calls
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Message, Task, ToolCall
 

@@ -23,7 +23,8 @@ from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from atlas_ray.environments.foreign.tool_text import read_call, tool_instruction
-from atlas_ray.environments.protocol import NOT_CALLED, EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import NOT_CALLED
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.text import printable
 from atlas_ray.types import Message, Task, ToolCall

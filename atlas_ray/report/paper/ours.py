@@ -53,7 +53,8 @@ class ArmRuns:
         excluded: By environment and seed: infrastructure failures by cause.
         expected: By environment: episodes that a seed was asked for.
         training: By seed.
-        backbone: The model trained on the spot that stands here for the paper's, in words, or None.
+        backbone: The model that stands here for the paper's, in words: one trained on the spot, or with other weights
+            than its name says; or None.
         context: Tokens that a conversation could have; None where that is not known.
         overflowed: By environment: share of the episodes that ended with a full context.
     """

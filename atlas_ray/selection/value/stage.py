@@ -6,10 +6,13 @@ Flows in: blocks of trajectories; flows out: selections, each as soon as its rol
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from math import ceil
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from atlas_ray.cluster.dataset import map_on_ray, stream
 from atlas_ray.cluster.placement import beside_driver, place_engines
@@ -22,6 +25,7 @@ from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.async_set import AsyncReplicaSet
 from atlas_ray.rollouts.coordinator import engine_shares
 from atlas_ray.rollouts.episode import EpisodeRequest
+from atlas_ray.rollouts.heartbeat import Heartbeat
 from atlas_ray.rollouts.pool import PolicySpec, RolloutPool
 from atlas_ray.runs.failures import FailureWatch
 from atlas_ray.runs.folder import reachable
@@ -31,7 +35,7 @@ from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
 from atlas_ray.selection.value.replay_check import REPLAYED, refuse_unrepeatable, replay_rows, replays_by_environment
 from atlas_ray.selection.value.rollouts import rollouts_of
-from atlas_ray.types import Episode, Selection, Task, Trajectory
+from atlas_ray.types import Episode, Selection, Task, Trajectory, Usage
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,6 +44,9 @@ if TYPE_CHECKING:
     from atlas_ray.selection.value.settings import ValueSettings
 
 _OPEN = 32  # trajectories to an engine whose rollouts a kill may cost
+
+_ANSWER_SECONDS = 5.0
+_TELL_SECONDS = 3.0  # between two messages of an actor on what its engines have written
 
 Play = Callable[[EpisodeRequest], Awaitable[Episode]]
 
@@ -61,6 +68,7 @@ class ValueStage(Stage):
         self._folder = context.folder
         tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
         self._todo = len(tasks)
+        self._heartbeat: Heartbeat | None = None
         if wrong := unplayable((Task(**task) for task in tasks), context.environments):
             raise together(wrong)
 
@@ -96,21 +104,47 @@ class ValueStage(Stage):
         workers = ActorPoolStrategy(
             size=len(shares), max_tasks_in_flight_per_actor=most, max_concurrent_calls_per_actor=most
         )
-        shared = ray.remote(EngineShares).options(**beside_driver()).remote(shares)
+        shared: Any = ray.remote(EngineShares).options(**beside_driver()).remote(shares)
+        self._heartbeat = Heartbeat(partial(_written, shared))
         return map_on_ray(trajectories, ValueWorker, shared, spec, *self._given, workers=workers, num_cpus=0)
+
+    def heartbeat(self) -> str:
+        """Replies and tokens a second of all actors."""
+        return self._heartbeat() if self._heartbeat else ""
 
 
 class EngineShares:
-    """An actor that says the others how many engines are theirs: as many as before to one that was started again."""
+    """An actor that says the others how many engines are theirs: as many as before to one that was started again.
+
+    It is told in turn what they have written.
+    """
 
     def __init__(self, shares: Sequence[int]) -> None:
         self._left, self._given = list(shares), dict[str, int]()
+        self._written = dict[str, Usage]()
+
+    def wrote(self, actor: str, usage: Usage) -> None:
+        """Takes what an actor's engines have written so far."""
+        self._written[actor] = usage
+
+    def usage(self) -> Usage:
+        """What all have written."""
+        return sum(self._written.values(), Usage())
 
     def of(self, actor: str) -> int:
         """The share of the actor with this id."""
         if actor not in self._given:
             self._given[actor] = self._left.pop()
         return self._given[actor]
+
+
+def _written(shared: Any) -> Usage:
+    """What the actors have told; nothing where Ray does not answer."""
+    import ray
+
+    with suppress(ray.exceptions.RayError):
+        return cast(Usage, ray.get(shared.usage.remote(), timeout=_ANSWER_SECONDS))
+    return Usage()
 
 
 class ValueWorker:
@@ -122,6 +156,17 @@ class ValueWorker:
         self._shares, self._spec, self._given = shares, spec, (selector, seed, environments)
         self._engines = AsyncReplicaSet(self._pool)
         self._watch = FailureWatch("selections")
+        self._usage, self._told = Usage(), time.monotonic()
+
+    async def _play(self, request: EpisodeRequest) -> Episode:
+        import ray
+
+        episode = await self._engines.result(request)
+        self._usage += episode.usage
+        if time.monotonic() - self._told > _TELL_SECONDS:
+            self._told = time.monotonic()
+            self._shares.wrote.remote(ray.get_runtime_context().get_actor_id(), self._usage)
+        return episode
 
     def _pool(self) -> RolloutPool:
         import ray
@@ -137,7 +182,7 @@ class ValueWorker:
         Raises:
             AtlasError: If the engines do not start or keep dying, or no trajectory's rollouts are of use any more.
         """
-        values = (value_steps(t, self._engines.result, *self._given) for t in TRAJECTORIES.from_table(table))
+        values = (value_steps(t, self._play, *self._given) for t in TRAJECTORIES.from_table(table))
         found = await asyncio.gather(*values)
         for selection in found:
             if selection.excluded or not selection.error:  # what was played: others cost nothing

@@ -18,7 +18,7 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.value.estimators import critical, differences, values
 from atlas_ray.selection.value.selector import ValueSelector
-from atlas_ray.selection.value.stage import ValueStage, ValueWorker
+from atlas_ray.selection.value.stage import EngineShares, ValueStage, ValueWorker
 from atlas_ray.types import Episode, Message, StopReason, ToolCall, Trajectory, Usage
 from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
@@ -190,6 +190,15 @@ async def test_rollouts_that_are_of_no_use_many_times_in_a_row_end_the_run() -> 
         TooManyFailed, match=r"32 selections in a row failed; the first: no rollout: .*the engine is lost"
     ):
         await worker(TRAJECTORIES.to_table([expert(2, 31)]))
+
+
+def test_the_actor_that_shares_engines_out_sums_up_what_all_have_written_last() -> None:
+    shares = EngineShares([1, 1])
+    assert shares.usage() == Usage()
+    shares.wrote("a", Usage(completion_tokens=20, calls=1))
+    shares.wrote("b", Usage(completion_tokens=7, calls=1))
+    shares.wrote("a", Usage(completion_tokens=50, calls=3))
+    assert shares.usage() == Usage(completion_tokens=57, calls=4)
 
 
 def test_a_trajectory_of_tool_calls_is_not_played() -> None:

@@ -1,0 +1,63 @@
+"""A study's figure: success against what its cells differ in, a line an arm, a panel for each group of arms.
+
+Flows in: lines of points; flows out: a drawing whose names do not stand on each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Drawing
+
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, bare, short, to_svg
+from atlas_ray.report.scatter import spread
+
+# By an arm's place; who cannot tell the colours apart has the dashes.
+_LOOKS = ((INK, "-"), (ACCENT, "-"), (ACCENT, ":"), (MUTED, "-"), (MUTED, ":"), (INK, "--"), (ACCENT, "--"), (INK, ":"))
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An arm: where each cell stands, its success, and the least and most of its seeds; shares."""
+
+    name: str
+    points: Sequence[tuple[float, float, float, float]]
+
+
+def draw(panels: Mapping[str, Sequence[Line]], dial: str) -> str:
+    """Our own SVG."""
+    with style.context(["default", STYLE]):
+        figure = Drawing(figsize=(4.2 * len(panels), 3.3))
+        for number, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_axes(((number + 0.1) / len(panels), 0.16, 0.6 / len(panels), 0.72))
+            _panel(axes, title, [line for line in lines if line.points], dial)
+        label = f"Success against {dial}: {'; '.join(panels)}"
+        return to_svg(figure, "study", label)
+
+
+def _panel(axes: Axes, title: str, lines: Sequence[Line], dial: str) -> None:
+    bare(axes)
+    axes.grid(axis="y")
+    axes.set_title(title, fontsize=9.5, loc="left", color=INK)
+    axes.set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+    axes.set_xlabel(dial)
+    axes.set_ylabel("success, %")
+    places = sorted({x for line in lines for x, *_ in line.points})
+    axes.set_xticks(places, [f"{x:g}" for x in places])
+    width = (places[-1] - places[0]) or 1.0 if places else 1.0
+    ends = spread([100 * line.points[-1][1] for line in lines]) if lines else []
+    for number, (line, height) in enumerate(zip(lines, ends, strict=True)):
+        colour, dashes = _LOOKS[number % len(_LOOKS)]
+        shift = (number - (len(lines) - 1) / 2) * 0.012 * width  # so that the seeds' ranges do not cover each other
+        xs = [x + shift for x, *_ in line.points]
+        axes.plot(xs, [100 * y for _, y, *_ in line.points], dashes, color=colour, marker="o", markersize=3.5)
+        axes.vlines(xs, [100 * p[2] for p in line.points], [100 * p[3] for p in line.points], color=colour, alpha=0.35)
+        right = places[-1] + 0.06 * width
+        pointer = axes.plot([xs[-1], right], [100 * line.points[-1][1], height], color=MUTED, linewidth=0.6, alpha=0.5)
+        pointer[0].set_clip_on(False)
+        axes.text(right + 0.02 * width, height, short(line.name), va="center", ha="left", color=colour)
+    if places:
+        axes.set_xlim(places[0] - 0.06 * width, places[-1] + 0.06 * width)
