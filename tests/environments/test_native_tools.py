@@ -6,13 +6,10 @@ import asyncio
 import json
 import os
 import random
-import re
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
-from aiohttp import web
 
 from atlas_ray.config import DataConfig, EnvironmentsConfig, validate
 from atlas_ray.environments import registry
@@ -25,17 +22,12 @@ from atlas_ray.evaluation.openings import find_openings
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.protocol import Reply
-from atlas_ray.models.tiny import write_untrained
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import EPISODES
 from atlas_ray.trajectories.collect import to_trajectory
 from atlas_ray.trajectories.formats.agenttraj import to_row
 from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.types import Episode, StopReason, Trajectory
-from tests.support.command_line import atlas
 from tests.support.docs_blocks import ROOT
 from tests.support.episodes import calling, play_all
-from tests.support.fake_endpoint import FakeEndpoint
 from tests.support.serving import running
 from tests.support.tool_formats import tool_tokenizer
 
@@ -135,79 +127,34 @@ async def test_a_server_without_tools_is_refused_before_anything_is_played() -> 
             await asyncio.to_thread(find_openings, config)
 
 
-class Solver:
-    """Answers as an endpoint whose model opens boxes in order, and counts to odd numbers but beyond even ones."""
-
-    def __call__(self, body: dict[str, Any], call: int) -> web.Response | str:
-        names = [tool["function"]["name"] for tool in body.get("tools", ())]
-        made = sum(m["role"] == "assistant" for m in body["messages"])
-        said = str(body["messages"][-1]["content"])
-        if not names:
-            return "OK"
-        if names == [OPEN]:
-            return FOUND.text if said == "Here it is." else self._call(OPEN, made + 1)
-        total = re.fullmatch(r"The total is (\d) of (\d)\.", said)
-        return self._call("add", int(total[2]) - 1 + (int(total[2]) % 2 == 0) if total else 1)
-
-    def _call(self, name: str, number: int) -> web.Response:
-        function = {"name": name, "arguments": json.dumps({"number": number})}
-        made = [{"id": f"id{number}", "type": "function", "function": function}]
-        message = {"role": "assistant", "content": None, "reasoning_content": "Next.", "tool_calls": made}
-        choice = {"index": 0, "message": message, "finish_reason": "tool_calls"}
-        return web.json_response({"choices": [choice], "usage": {"prompt_tokens": 10, "completion_tokens": 2}})
-
-
-@pytest.fixture
-def evaluated(
-    tmp_path: Path, endpoint: FakeEndpoint, verifiers_python: str, openenv_python: str
-) -> dict[str, list[Episode]]:
-    """Episodes of an evaluation by calls, by environment."""
-    endpoint.answer = Solver()
-    address = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "FAKE_KEY", "concurrency": 4}
-    boxes, counting = f"verifiers:{verifiers_python}:atlas-boxes", f"openenv:{openenv_python}:counting_env"
-    config = {
-        "run": str(tmp_path / "run"),
-        "models": {"m": {"path": "m", "endpoint": address}},
-        "tasks": {"boxes": 20, "counting": 20},
-        "protocol": "tools",
-        "environments": {"register": {"boxes": boxes, "counting": counting}},
-    }
-    (tmp_path / "evaluate.yaml").write_text(yaml.safe_dump(config))
-    done = atlas("evaluate", "--config", "evaluate.yaml", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    episodes = RunFolder(str(tmp_path / "run")).child("m").read(EPISODES)
-    return {env: sorted((e for e in episodes if e.env == env), key=number) for env in ("boxes", "counting")}
-
-
-def number(episode: Episode) -> int:
-    return int(episode.item_id.rpartition("_")[2])
-
-
 @pytest.mark.slow
-def test_an_evaluation_by_calls_gives_conversations_that_train_on_the_calls_alone(
-    tmp_path: Path, evaluated: dict[str, list[Episode]]
+async def test_conversations_by_calls_are_read_as_data_and_train_on_the_calls_alone(
+    tmp_path: Path, verifiers_python: str, openenv_python: str
 ) -> None:
-    assert [e.reward for e in evaluated["boxes"]] == [pytest.approx(1 / box) for box in BOXES[:20]]
-    assert [e.success for e in evaluated["counting"]] == [wanted % 2 == 1 for wanted in WANTED[:20]]
-    made = [to_trajectory(e) for episodes in evaluated.values() for e in episodes]
-    (tmp_path / "calls.json").write_text(json.dumps([to_row(t) for t in made]))
+    boxes = registered("boxes", f"verifiers:{verifiers_python}:atlas-boxes")
+    counting = registered("counting", f"openenv:{openenv_python}:counting_env")
+    opened = [[thinking(calling(OPEN, f"c{n}", number=n)) for n in range(1, box + 1)] for box in BOXES[:6]]
+    added = [[thinking(calling("add", number=n)) for n in (1, wanted - 1)] for wanted in WANTED[:3]]
+    made = await play_all("boxes", {index: [*calls, thinking(FOUND)] for index, calls in enumerate(opened)}, 4, boxes)
+    made += await play_all("counting", dict(enumerate(added)), 1, counting)
+    openenv_servers.end_all()
+    conversations = [to_trajectory(e) for e in made]
+    (tmp_path / "calls.json").write_text(json.dumps([to_row(t) for t in conversations]))
     data = read_trajectories(DataConfig(path=str(tmp_path / "calls.json")))
-    assert [(t.messages, t.tools) for t in data] == [(t.messages, t.tools) for t in made]
-
+    assert [(t.messages, t.tools) for t in data] == [(t.messages, t.tools) for t in conversations]
     chat = ChatFormat(tool_tokenizer("qwen3"))
     for trajectory in data:
         assert learnt(chat, trajectory) == [
-            "<think>\nNext.\n</think>\n\n" * bool(m.calls)
+            "<think>\nNext.\n</think>\n\n"
             + (m.content or CALL % (m.calls[0].name, m.calls[0].arguments))
             + "<|im_end|>"
             for m in trajectory.messages
             if m.role == "assistant"
         ]
 
-    write_untrained(tmp_path / "tiny", data, hidden_size=64, layers=2, heads=2, context=4096, seed=0)
-    train = ["--data", "calls.json", "--run", "model", "--set", "model=tiny", "--set", "max_length=4096"]
-    done = atlas("train", *train, "--set", "dtype=float32", "--set", "epochs=1", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+
+def thinking(reply: Reply) -> Reply:
+    return replace(reply, thought="Next.")
 
 
 def learnt(chat: ChatFormat, trajectory: Trajectory) -> list[str]:

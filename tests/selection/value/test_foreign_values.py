@@ -1,4 +1,4 @@
-"""Values of trajectories in environments of other libraries: rollouts of a real engine, from recorded steps."""
+"""Values of trajectories in environments of other libraries: rollouts from recorded steps, which replay there."""
 
 from __future__ import annotations
 
@@ -6,29 +6,27 @@ import asyncio
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 import pytest
-import yaml
 
 from atlas_ray.config import EnvironmentsConfig, validate
 from atlas_ray.environments import registry
+from atlas_ray.environments.client import open_session
 from atlas_ray.environments.foreign import openenv_servers
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.models.protocol import Reply
-from atlas_ray.models.tiny import write_untrained
-from atlas_ray.runs.folder import RunFolder
-from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.recorded import play_again
+from atlas_ray.selection.value.settings import ValueSettings
+from atlas_ray.selection.value.stage import value_steps
 from atlas_ray.trajectories.collect import to_trajectory
-from atlas_ray.types import Selection, Trajectory
+from atlas_ray.types import Episode, Message, Task, Trajectory
 from tests.support import solutions
-from tests.support.command_line import atlas
 from tests.support.docs_blocks import ROOT
 from tests.support.episodes import calling, play_all
 
 SUPPORT = ROOT / "tests" / "support"
-ROLLOUTS, TASKS = 2, range(2)
+ROLLOUTS, TASKS = 2, range(1)
 
 
 @pytest.fixture(autouse=True)
@@ -65,9 +63,34 @@ async def recorded(places: dict[str, str]) -> list[Trajectory]:
     return found
 
 
+class Wandering:
+    """A policy that draws each reply from some, by the turn's seed."""
+
+    name = "wandering"
+
+    def __init__(self, replies: Sequence[Reply]) -> None:
+        self._replies = replies
+
+    def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Wandering:
+        return self
+
+    async def generate(self, seed: int) -> Reply:
+        return random.Random(seed).choice(self._replies)
+
+    def append(self, message: Message) -> None: ...
+
+
+DRAWN = {
+    "boxes": [*(calling("open_box", "q", number=n) for n in range(1, 8)), Reply("Found.")],
+    "counting": [calling("add", "q", number=n) for n in (1, 2, 3)],
+    "lake": [Reply(said) for said in acting(["[right]", "[down]"])],
+    "taxi": [Reply(said) for said in acting(["south", "north", "pickup"])],
+}
+
+
 @pytest.mark.slow
-def test_each_library_replays_its_trajectories_and_their_rollouts_are_the_same_twice(
-    tmp_path: Path, verifiers_python: str, openenv_python: str
+async def test_each_library_replays_its_trajectories_and_gives_their_rollouts_the_same_rewards_twice(
+    verifiers_python: str, openenv_python: str
 ) -> None:
     places = {
         "boxes": f"verifiers:{verifiers_python}:atlas-boxes",
@@ -75,30 +98,23 @@ def test_each_library_replays_its_trajectories_and_their_rollouts_are_the_same_t
         "lake": "textarena:FrozenLake-v0",
         "taxi": "gymnasium:tests.support.toy_text:TaxiInWords-v0",
     }
-    data = asyncio.run(recorded(places))
+    room, selector = asyncio.Semaphore(4), ValueSettings.model_validate({"rollouts": ROLLOUTS})
+
+    async def rollout(request: EpisodeRequest) -> Episode:
+        async with room:
+            session = open_session(registry.get(request.task.env), EnvironmentsConfig())
+            try:
+                return await run_episode(Wandering(DRAWN[request.task.env]), session, request)
+            finally:
+                await session.close()
+
+    for trajectory in await recorded(places):
+        assert trajectory.calls_tools == (trajectory.env in ("boxes", "counting"))
+        again = await play_again(trajectory, EnvironmentsConfig())
+        assert (again.replay, again.error, again.reward) == ("exact", None, trajectory.reward)
+        found, same = [await value_steps(trajectory, rollout, selector, seed=0) for _ in range(2)]
+        assert (found.error, found.excluded) == (None, {})
+        assert found == same
+        assert [len(rewards) for rewards in found.rewards] == [ROLLOUTS] * len(trajectory.steps) + [1]
+        assert found.replays == {"exact": len(trajectory.steps) - 1, "near": 0, "differs": 0}
     openenv_servers.end_all()
-    assert all(t.reward == 1.0 for t in data if t.env != "boxes")
-    assert [t.calls_tools for t in data] == [t.env in ("boxes", "counting") for t in data]
-    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, data)
-    write_untrained(tmp_path / "tiny", data, hidden_size=64, layers=2, heads=2, context=8192, seed=0)
-    selector = {"name": "value", "model": "tiny", "rollouts": ROLLOUTS, "max_tokens": 12}
-    config = {
-        "data": {"path": "data"},
-        "selector": selector | {"engine": {"episodes_in_flight": 4, "replicas": 1}},
-        "environments": {"register": places},
-    }
-    (tmp_path / "select.yaml").write_text(yaml.safe_dump(config))
-
-    def selected(run: str) -> list[Selection]:
-        done = atlas("select", "--config", "select.yaml", "--run", run, cwd=tmp_path, timeout=800)
-        assert done.returncode == 0, done.stderr
-        told = RunFolder(str(tmp_path / run)).read_json("replays.json")
-        assert {env: found["counts"]["exact"] for env, found in told.items()} == dict.fromkeys(places, len(TASKS))
-        found = RunFolder(str(tmp_path / run)).read(SELECTIONS)
-        return sorted((replace(s, usage=replace(s.usage, cached_tokens=0)) for s in found), key=lambda s: s.id)
-
-    once, again = selected("once"), selected("again")
-    assert once == again
-    for trajectory, selection in zip(sorted(data, key=lambda t: t.id), once, strict=True):
-        assert (selection.error, selection.excluded) == (None, {})
-        assert [len(r) for r in selection.rewards] == [ROLLOUTS] * len(trajectory.steps) + [1]
