@@ -100,10 +100,10 @@ async def engine(tiny_models: tuple[str, str]) -> AsyncIterator[VllmPolicy]:
     """The one vLLM engine of the session, with the first tiny model."""
     from atlas_ray.config import EngineConfig
     from atlas_ray.models.engine import EngineSpec
+    from atlas_ray.models.protocol import opened
 
-    policy = await EngineSpec("tiny", tiny_models[0], EngineConfig()).build()
-    yield policy
-    await policy.close()
+    async with opened(EngineSpec("tiny", tiny_models[0], EngineConfig())) as policy:
+        yield policy
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, cast
 
@@ -57,6 +57,7 @@ class EpisodeRequest:
 
     task: Task
     sampling: Sampling
+    _: KW_ONLY
     seed: int
     sample: int = 0
     prefix: tuple[Message, ...] = ()
