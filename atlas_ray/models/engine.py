@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import count
 from pathlib import Path
 from subprocess import Popen
@@ -61,6 +61,7 @@ class EngineSpec:
     name: str
     model: str
     config: EngineConfig
+    _: KW_ONLY
     revision: str | None = None
     chat_template: str | None = None
 
@@ -91,7 +92,7 @@ class EngineModel(ModelConfig):
     def spec(self, name: str, engine: EngineConfig) -> EngineSpec:
         """An engine with as much context as all models of a comparison get, or less."""
         capped = engine.capped(self.max_model_len)
-        return EngineSpec(name, reachable(self.path), capped, self.revision, self.chat_template)
+        return EngineSpec(name, reachable(self.path), capped, revision=self.revision, chat_template=self.chat_template)
 
 
 class VllmPolicy:
