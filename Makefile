@@ -4,7 +4,7 @@ EXTRA ?= cpu
 BIN := .venv/bin
 STAMP := .venv/.installed-$(EXTRA)
 
-.PHONY: setup quickstart smollm2 paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen study data test test-slow bench-selection bench-perplexity bench-training bench-rendering bench-values bench-report bench-environments bench-rollouts bench-scaling bench-soak gpu-check lint format clean
+.PHONY: setup quickstart smollm2 paper table1 table2 table3 table4 table5 table6 table7 figure2 fourteen study data test test-slow bench gpu-check lint format clean
 
 setup: $(STAMP)
 
@@ -45,52 +45,24 @@ study: setup
 data: setup
 	$(BIN)/atlas trajectories stats AgentGym/AgentTraj-L
 
-# Economical against exhaustive values; about half an hour the first time, then from its run folders.
-bench-values: setup
-	$(BIN)/python -m bench.values $(BENCH)
-
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Each prints a table and writes bench/NAME.json. With a GPU: BENCH="--device cuda".
-bench-training: setup
-	$(BIN)/python -c "import trl" 2>/dev/null || $(BIN)/python -m pip install -q -e ".[bench]"
-	$(BIN)/python -m bench.training $(BENCH)
+# `bench` runs every benchmark and shows one table, `bench-NAME` one of them (bench/__main__.py names them all);
+# BENCH="--tiny" shows in a minute that one runs, BENCH="--help" says what it measures and which options it has.
+bench: setup
+	$(BIN)/python -m pip install -q -e ".[bench]"
+	$(BIN)/python -m bench $(BENCH)
 
-bench-rendering: setup
-	$(BIN)/python -m bench.rendering
-
-bench-selection: setup
-	$(BIN)/python -m bench.selection
-
-bench-perplexity: setup
-	$(BIN)/python -m bench.perplexity $(BENCH)
-
-# The viewer with 10,000 trajectories, in headless Chromium (apt-get install chromium).
-bench-report: setup
-	$(BIN)/python -m bench.report_site $(BENCH)
-
-# Every built-in environment in process and over HTTP; names of some: BENCH="maze webshop".
-bench-environments: setup
-	$(BIN)/python -m bench.environments $(BENCH)
-
-bench-rollouts: setup
-	$(BIN)/python -m bench.rollouts $(BENCH)
-
-# 1, 2 and 4 simulated engines, and the simulator of docs/scaling.md beside real runs; 10 minutes.
-bench-scaling: setup
-	$(BIN)/python -m bench.scaling $(BENCH)
-
-# Half an hour of kills on a cluster in network namespaces (root); shorter: BENCH="--minutes 3 --every 20".
-bench-soak: setup
-	$(BIN)/python -m bench.soak $(BENCH)
+bench-%: setup
+	$(BIN)/python -m bench $* $(BENCH)
 
 # What one GPU does here, in ten minutes, without downloads: training speed, memory, numerics, rollouts, scoring.
 gpu-check: setup
-	$(BIN)/python -m bench.gpu $(BENCH)
+	$(BIN)/python -m bench gpu $(BENCH)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,9 +1,10 @@
-"""`make bench-environments`: steps and resets a second of every built-in environment, in process and over HTTP.
+"""Steps and resets a second of every built-in environment, in process and over HTTP.
 
 The novice plays some test tasks once; its replies are then played again and again, by one session in this process, by
 one session over HTTP, and by 32 at once, each for some seconds in turn. The server is `atlas serve` in a process of its
 own. An entry's rival is play in process, so its ratio is what is left of that over HTTP: one request after another
-pays for the way there and back, many at once share one server process (run several for more). Turns are those of whole
+pays for the way there and back, many at once share one server process (run several for more). The floor is what
+requests over loopback allow. Turns are those of whole
 rollouts in process, with a policy that costs nothing: the fastest episode counts, which a busy machine hardly moves.
 """
 
@@ -31,7 +32,8 @@ from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.types import Message, Task
-from bench.report import Entry, write_bench
+from bench.peaks import loopback
+from bench.table import Entry, parse, write_bench
 
 TASKS, AT_ONCE = 10, 32
 
@@ -144,7 +146,7 @@ def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
         ways: list[tuple[str, Callable[[], Session], int]] = [
             ("in process", lambda: LocalSession(registry.get(name)), 1),
             ("http", remote, 1),
-            ("http32", remote, AT_ONCE),
+            (f"http{AT_ONCE}", remote, AT_ONCE),
         ]
         for _ in range(runs):
             found.setdefault("rollout", Pace()).steps.append(asyncio.run(turns_per_second(spec, episodes, seconds)))
@@ -156,14 +158,16 @@ def bench(name: str, runs: int, seconds: float) -> dict[str, Pace]:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Measures and reports."""
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="environments; all that are built in and installed by default")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each way in each run")
-    given = parser.parse_args(arguments)
+    given = parse(parser, arguments, names=["maze"], runs=1, seconds=0.2)
     built_in = [name for name, spec in registry.ENVIRONMENTS.items() if spec.simulator is not None]
     heads = [f"{what}/s {how}" for what in ("resets", "steps") for how in ("in process", "HTTP", f"HTTP, {AT_ONCE}")]
-    shown, entries = Table("environment", *heads, "turns/s, whole rollouts", title="medians"), []
+    shown, entries = Table("environment", *heads, "turns/s, whole rollouts", title="medians"), list[Entry]()
+    floors = {"http": loopback(1), f"http{AT_ONCE}": loopback(AT_ONCE)}
     for name in given.names or built_in:
         try:
             found = bench(name, given.runs, given.seconds)
@@ -175,11 +179,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
         told = [*figures[0], *figures[1], turns]
         shown.add_row(name, *(f"{figure:,.0f}" if figure >= 100 else f"{figure:.3g}" for figure in told))
         inside = found.pop("in process")
-        for way, pace in found.items():
-            entries.append(Entry(f"{name} resets, {way}", pace.resets, inside.resets, "1/s", "higher"))
-            entries.append(Entry(f"{name} steps, {way}", pace.steps, inside.steps, "1/s", "higher"))
+        entries += [
+            Entry(
+                f"{name} {what}, {way}",
+                getattr(pace, what),
+                getattr(inside, what),
+                against="ours, in process",
+                unit=f"{what}/s",
+                floor=floors[way],
+            )
+            for way, pace in found.items()
+            for what in ("resets", "steps")
+        ]
         print(f"{name}: done", flush=True)
-    write_bench("environments", entries)
+    write_bench("environments", entries, given.tiny)
     Console().print(shown)
 
 

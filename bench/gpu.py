@@ -1,6 +1,6 @@
 """What one GPU does with this package, in ten minutes and without downloads: `make gpu-check`.
 
-    python -m bench.gpu [--device cuda | cpu] [--tiny] [--runs 2] [--layers 32] [--only training ...]
+    python -m bench gpu [--device cuda | cpu] [--tiny] [--runs 2] [--layers 32] [--only training ...]
 
 `training`: bfloat16 fine-tuning of Llama-3.1-8B's shape from random weights, as many layers as fit, on the road that a
 run on this GPU takes: operations a second beside the data sheet's (MFU) and beside what a matrix product reaches here
@@ -16,7 +16,6 @@ are off or memory exceeds the estimate.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
 import os
 import shutil
@@ -28,11 +27,11 @@ from itertools import islice, product
 from typing import Any
 
 from bench import perplexity, rollouts, training
-from bench.report import Entry, write_bench
+from bench.peaks import gemm_flops
+from bench.table import Entry, named, parse, write_bench
 
 LOSS_TOLERANCE, GRADIENT_TOLERANCE = 0.01, 0.05  # of bfloat16, relative to float32
 _NUMERICS_LAYERS = 2
-_GEMM_SIZE, _GEMM_SECONDS = {"cuda": 8192, "cpu": 1024}, 1.0
 
 
 @dataclass(frozen=True)
@@ -63,26 +62,6 @@ def size_of(device: str, layers: int | None = None) -> Size:
     return Size(8, 2, 8, shape | heads, "float32")
 
 
-def gemm_flops(device: str, dtype: str) -> float:
-    """Operations a second of a large square matrix product: the most that training can reach here."""
-    import torch
-
-    n = _GEMM_SIZE[device]
-    one = torch.randn(n, n, device=device, dtype=getattr(torch, dtype))
-
-    def multiply() -> None:
-        torch.mm(one, one)
-        if device == "cuda":
-            torch.cuda.synchronize()
-
-    multiply()
-    count, begun = 0, time.perf_counter()
-    while time.perf_counter() - begun < _GEMM_SECONDS:
-        multiply()
-        count += 1
-    return 2 * n**3 * count / (time.perf_counter() - begun)
-
-
 def train(device: str, tiny: bool) -> dict[str, Any]:
     """Trains, and says how fast, in how much memory, and what was expected."""
     import torch
@@ -94,7 +73,7 @@ def train(device: str, tiny: bool) -> dict[str, Any]:
     layers = training.fitting_layers(setup, device)
     found = training.run_ours(setup, device)
     shape = ModelShape.of(training.a_model(setup, layers, "meta"))
-    expected = memory_of(training.train_config(setup, device), shape, device == "cuda").total
+    expected = memory_of(training.train_config(setup, device), shape, device == "cuda")
     memory = training.peak_memory(device)
     sheet = peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
     return {
@@ -102,7 +81,8 @@ def train(device: str, tiny: bool) -> dict[str, Any]:
         "gemm": peak,
         "sheet": sheet,
         "memory": memory,
-        "expected": expected / 1e9,
+        "expected": expected.total / 1e9,
+        "states": expected.states / 1e9,
         "layers": layers,
     }
 
@@ -194,24 +174,18 @@ def roll_out(folder: str, size: Size) -> dict[str, Any]:
     }
 
 
-def score(folder: str, size: Size, runs: int) -> dict[str, Any]:
-    """Steps a second of the torch scorer, and of vLLM."""
+def score(folder: str, size: Size, runs: int, device: str) -> dict[str, Any]:
+    """Steps a second of the torch scorer, of vLLM, and at most."""
     from atlas_ray.config import EngineConfig
-    from atlas_ray.models.engine import EngineSpec
     from atlas_ray.selection.perplexity.torch_engine import TorchScorer
-    from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 
     # half of a GPU: the torch scorer holds the same weights there
     config = EngineConfig(dtype=size.dtype, max_model_len=4096, gpu_memory_utilization=0.5)  # type: ignore[arg-type]
-    with asyncio.Runner() as runner:
-        ours: Callable[..., Any] = TorchScorer(folder, size.dtype).score  # type: ignore[arg-type]
-        engine = runner.run(EngineSpec("random", folder, config).build())
-        try:
-            rival = VllmScorer(engine)
-            entry = perplexity.compare("perplexity", ours, lambda d: runner.run(rival.score(d)), _data(size), runs)
-        finally:
-            runner.run(engine.close())
-    return {"ours": list(entry.ours), "rival": list(entry.rival)}
+    ours, data = TorchScorer(folder, size.dtype).score, _data(size)  # type: ignore[arg-type]
+    floor = perplexity.floor_of(folder, data, size.dtype, device)
+    with perplexity.by_vllm(folder, config) as rival:
+        entry = perplexity.compare(ours, rival, data, runs, name="perplexity", against="", floor=floor)
+    return {"ours": list(entry.ours), "rival": list(entry.rival), "floor": floor}
 
 
 PARTS = ("training", "numerics", "rollouts", "perplexity")
@@ -221,25 +195,28 @@ def entries_of(part: str, found: dict[str, Any]) -> list[Entry]:
     """A part's figures beside what they are held against."""
     if part == "training":
         print(f"training: {found['layers']} layers")
-        reached = [found["flops"] / 1e12]
-        entries = [
-            Entry("training.floor", reached, [found["gemm"] / 1e12], "TFLOP/s; a matrix product's", "higher"),
-            Entry("training.memory", [found["memory"]], [found["expected"]], "GB; the estimate's", "lower"),
+        peaks = {"floor": (found["gemm"], "a large matrix product"), "mfu": (found["sheet"], "data sheet")}
+        reached, most = found["flops"] / 1e12, found["gemm"] / 1e12
+        pace = [
+            Entry(f"training.{name}", [reached], [peak / 1e12], against=against, unit="TFLOP/s", floor=most)
+            for name, (peak, against) in peaks.items()
+            if peak
         ]
-        if found["sheet"]:
-            mfu = Entry("training.mfu", reached, [found["sheet"] / 1e12], "TFLOP/s; the data sheet's", "higher")
-            entries.insert(0, mfu)
-        return entries
+        held, plan, states = [found["memory"]], [found["expected"]], found["states"]
+        memory = Entry("training.memory", held, plan, against="the plan", unit="GB", better="lower", floor=states)
+        return [*pace, memory]
     if part == "numerics":
         limits = {"loss": LOSS_TOLERANCE, "gradients": GRADIENT_TOLERANCE}
         return [
-            Entry(f"numerics.{name}", [found[name]], [limit], "off float32; limit", "lower")
+            Entry(f"numerics.{name}", [found[name]], [limit], against="limit", unit="off float32", better="lower")
             for name, limit in limits.items()
         ]
     if part == "rollouts":
         print(f"rollouts: {found['tokens']:,.0f} generated tokens/s")
-        return [Entry("rollouts", [found["together"]], [found["alone"]], "episodes/s; one at a time", "higher")]
-    return [Entry("perplexity", found["ours"], found["rival"], "steps/s; vLLM", "higher")]
+        rates = [found["together"]], [found["alone"]]
+        return [Entry("rollouts", *rates, against="ours, one at a time", unit="episodes/s")]
+    against, rates = named("vllm", "prompt_logprobs=0, all at once"), (found["ours"], found["rival"])
+    return [Entry("perplexity", *rates, against=against, unit="steps/s", floor=found["floor"])]
 
 
 def about(device: str) -> str:
@@ -256,16 +233,16 @@ def faults(entries: Sequence[Entry], device: str) -> list[str]:
     return [f"{e.name}: {e.ours[0]:.3g} exceeds {e.rival[0]:.3g}" for e in entries if e.name in held and e.ratio < 1]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the parts, or one of them where `--one` names it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="a GPU where there is one")
     parser.add_argument("--layers", type=int, help="of the engine's model; all 32 of an 8 B model where left out")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--runs", type=int, default=2, help="of the scorers")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--one", choices=[*PARTS, "model"], help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser, arguments, device="cpu", runs=1)
     device = options.device or _device()
     tiny, size = device == "cpu", size_of(device, options.layers)
     if options.one:
@@ -275,7 +252,7 @@ def main() -> None:
             "training": lambda: train(device, tiny),
             "numerics": lambda: numerics(device, tiny),
             "rollouts": lambda: roll_out(options.folder, size),
-            "perplexity": lambda: score(options.folder, size, options.runs),
+            "perplexity": lambda: score(options.folder, size, options.runs, device),
         }
         print(json.dumps(run[options.one]()), flush=True)
         return
@@ -290,7 +267,7 @@ def main() -> None:
         for part in options.only:
             found = _run(part, same)
             entries += entries_of(part, found)
-    write_bench("gpu", entries)
+    write_bench("gpu", entries, options.tiny)
     print(about(device))
     if wrong := faults(entries, device):
         raise SystemExit("gpu-check: " + "; ".join(wrong))

@@ -1,12 +1,13 @@
 """Perplexity of 200 trajectories: ours against one forward a step, and against vLLM's `prompt_logprobs`, warm.
 
-    python -m bench.perplexity [per_step | vllm] [--dtype bfloat16] [--runs 3] [--hidden 128] [--layers 2]
+    python -m bench perplexity [per_step | vllm] [--dtype bfloat16] [--runs 3] [--hidden 128] [--layers 2]
 
 Trajectories have 18 to 22 steps of 45 to 55 tokens and observations of 10 to 20; the model is an untrained Llama whose
 output head weighs against its layers about as in an 8B model. One forward a trajectory of T equal steps needs 1/T of
-the token positions that T forwards over growing prefixes need, T (T + 1) / 2 against T: the floor says a ratio of at
-most (T + 1) / 2, here about 10.5. Loading, rendering of a first trajectory and vLLM's first call are left out on both
-sides; a run alternates between the two every 40 trajectories, so that a busy machine slows both alike.
+the token positions that T forwards over growing prefixes need, T (T + 1) / 2 against T: the ratio is (T + 1) / 2 at
+most, here about 10.5. The floor is the pace of a large matrix product. Loading, rendering of a first trajectory and
+vLLM's first call are left out on both sides; a run alternates between the two every 40 trajectories, so that a busy
+machine slows both alike.
 """
 
 from __future__ import annotations
@@ -23,10 +24,12 @@ from contextlib import contextmanager
 from itertools import product
 from typing import Any
 
+from atlas_ray.config import EngineConfig
 from atlas_ray.selection.budget import budget, top_k
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.types import Message, Trajectory
-from bench.report import Entry, write_bench
+from bench.peaks import gemm_flops
+from bench.table import Entry, named, parse, write_bench
 
 _WORDS = ["".join(letters) for letters in product("bdfgkmnprs", "aeiou", "lmnpr", "bdgkm", "aeo")]
 _SLICE = 40  # trajectories
@@ -94,21 +97,39 @@ def per_step(model: str, dtype: str) -> Score:
 
 
 @contextmanager
-def by_vllm(model: str, dtype: Any, runner: asyncio.Runner) -> Iterator[Score]:
+def by_vllm(model: str, config: EngineConfig) -> Iterator[Score]:
     """The other rival: all trajectories at once in a warm engine, which ends with the block."""
-    from atlas_ray.config import EngineConfig
     from atlas_ray.models.engine import EngineSpec
     from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 
-    engine = runner.run(EngineSpec("base", model, EngineConfig(dtype=dtype)).build())
-    try:
-        scorer = VllmScorer(engine)
-        yield lambda data: runner.run(scorer.score(data))
-    finally:
-        runner.run(engine.close())
+    with asyncio.Runner() as runner:
+        engine = runner.run(EngineSpec("base", model, config).build())
+        try:
+            scorer = VllmScorer(engine)
+            yield lambda data: runner.run(scorer.score(data))
+        finally:
+            runner.run(engine.close())
 
 
-def compare(name: str, ours: Score, rival: Score, data: Sequence[Trajectory], runs: int) -> Entry:
+def floor_of(model: str, data: Sequence[Trajectory], dtype: str, device: str = "cpu") -> float:
+    """Steps a second if one forward a trajectory went at the pace of a large matrix product."""
+    from atlas_ray.config import DataConfig
+    from atlas_ray.models.chat import ChatFormat
+    from atlas_ray.training.estimate import Flops, meta_model
+    from atlas_ray.training.settings import TrainConfig
+
+    chat, flops = ChatFormat.load(model), Flops.of(meta_model(TrainConfig(data=DataConfig(path=""), model=model)))
+    forward = 0.0
+    for trajectory in data:
+        (rendered,) = chat.render(trajectory.messages)
+        scored = sum(end - start for start, end in filter(None, rendered.spans))
+        forward += flops.of_example(len(rendered.ids), scored) / 3  # the backward pass is two more
+    return sum(len(t.steps) for t in data) * gemm_flops(dtype, device) / forward
+
+
+def compare(
+    ours: Score, rival: Score, data: Sequence[Trajectory], runs: int, *, name: str, against: str, floor: float | None
+) -> Entry:
     """Steps a second of both, warm; a run alternates between them slice by slice. Says how far they agree."""
     seconds: dict[Score, list[float]] = {ours: [], rival: []}
     scores: dict[Score, list[tuple[float, ...]]] = {ours: [], rival: []}
@@ -131,12 +152,12 @@ def compare(name: str, ours: Score, rival: Score, data: Sequence[Trajectory], ru
     print(f"{name}: largest relative difference {off:.1e}; the same steps in {same} of {len(data)} trajectories")
     steps = sum(len(t.steps) for t in data)
     rates = {score: [steps / total for total in found] for score, found in seconds.items()}
-    return Entry(name, rates[ours], rates[rival], "steps/s", "higher")
+    return Entry(name, rates[ours], rates[rival], against=against, unit="steps/s", floor=floor)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", nargs="?", choices=["per_step", "vllm"], help="both where left out")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--runs", type=int, default=3)
@@ -144,20 +165,22 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--vocabulary", type=int, default=1000)
     parser.add_argument("--trajectories", type=int, default=200)
-    args = parser.parse_args()
+    args = parse(parser, arguments, runs=1, trajectories=6, hidden=64, layers=1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as both engines have it in a worker
     data, found = trajectories(args.trajectories, args.vocabulary), []
-    with tempfile.TemporaryDirectory() as model, asyncio.Runner() as runner:
+    with tempfile.TemporaryDirectory() as model:
         layers, head = write_model(model, data, args.hidden, args.layers)
         steps = sum(len(t.steps) for t in data)
         print(f"{len(data)} trajectories, {steps} steps; layers {layers:.2f} M, head {head:.2f} M, {args.dtype}")
-        ours = TorchScorer(model, args.dtype).score
+        ours, floor = TorchScorer(model, args.dtype).score, floor_of(model, data, args.dtype)
         if args.entry != "vllm":
-            found.append(compare("per_step", ours, per_step(model, args.dtype), data, args.runs))
+            rival, against = per_step(model, args.dtype), named("transformers", "a forward a step, logits of its own")
+            found.append(compare(ours, rival, data, args.runs, name="per_step", against=against, floor=floor))
         if args.entry != "per_step":
-            with by_vllm(model, args.dtype, runner) as rival:
-                found.append(compare("vllm", ours, rival, data, args.runs))
-    write_bench("perplexity", found)
+            against = named("vllm", "prompt_logprobs=0, all at once")
+            with by_vllm(model, EngineConfig(dtype=args.dtype)) as rival:
+                found.append(compare(ours, rival, data, args.runs, name="vllm", against=against, floor=floor))
+    write_bench("perplexity", found, args.tiny)
 
 
 if __name__ == "__main__":

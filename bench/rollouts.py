@@ -1,11 +1,12 @@
 """The rollout pool beside vLLM offline, beside one episode at a time, and beside a simulator without overhead.
 
-    python -m bench.rollouts [offline | ideal] [--model FOLDER]
+    python -m bench rollouts [offline | ideal] [--model FOLDER]
 
 `offline`: multi-turn maze episodes on one engine in one pool actor, against `LLM.generate` in this process with the
-same prompts and lengths, all known beforehand and no environment, both decoding as many sequences at once as there are
-episodes; `offline_wide`: the rival takes 256 at once, which turns that wait for each other cannot fill; `sequential`:
-the same episodes one after another.
+same prompts and lengths, all known beforehand and no environment, both decoding as many sequences at once as there
+are episodes; `offline_wide`: the rival takes 256 at once, which turns that wait for each other cannot fill;
+`sequential`: the same episodes one after another. The floor is the lesser of two: a multiplication and an addition for
+each weight and token at the pace of a large matrix product, and all weights read once for each token of a full batch.
 A run alternates between them, prefix caches emptied before each, while the engine of the other side is idle. On
 CPU a reply follows from conversation and seed alone, so that all runs generate the same tokens.
 `ideal`: a policy that sleeps 0.5 s and an environment that sleeps 20 ms, so what is left is orchestration; from the
@@ -23,6 +24,7 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,9 +40,10 @@ from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import RolloutPool
 from atlas_ray.types import Message, Task, Trajectory
-from bench.report import Entry, write_bench
+from bench.peaks import bandwidth, gemm_flops
+from bench.table import Entry, named, parse, write_bench
 
-EPISODES, TURNS, MAX_TOKENS = 64, 10, 48
+TURNS, MAX_TOKENS = 10, 48
 WIDE = 256  # sequences that the wide rival decodes at once
 ALONE = 8  # episodes of the one-at-a-time schedule
 THINK_SECONDS, STEP_SECONDS = 0.5, 0.02
@@ -149,50 +152,82 @@ class Offline:
         outputs = self._llm.generate(inputs, params, use_tqdm=False)
         return time.perf_counter() - begun, sum(len(output.outputs[0].token_ids) for output in outputs)
 
+    def close(self) -> None:
+        """Ends the engine."""
+        self._llm.llm_engine.engine_core.shutdown()
 
-def engine_entries(model: str, runs: int) -> list[Entry]:
+
+def engine_entries(model: str, runs: int, episodes: int) -> list[Entry]:
     """`offline`, `offline_wide` and `sequential`."""
-    config = EngineConfig(max_num_seqs=EPISODES)
-    ours, together, alone = list[float](), list[float](), list[float]()
-    rival, wide = list[float](), list[float]()
-    with tempfile.TemporaryDirectory() as folder:
-        spec = RecordingSpec("tiny", model, config, log=f"{folder}/log")
-        with RolloutPool(spec, EngineConfig(episodes_in_flight=EPISODES)) as pool:
-            play(pool, EPISODES, EPISODES)
+    rates: dict[str, list[float]] = {name: [] for name in ("ours", "offline", "offline_wide", "together", "alone")}
+    wide, config = EngineConfig(max_num_seqs=WIDE), EngineConfig(max_num_seqs=episodes)
+    with ExitStack() as stack:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "log"
+        spec = RecordingSpec("tiny", model, config, log=str(log))
+        pool = stack.enter_context(RolloutPool(spec, EngineConfig(episodes_in_flight=episodes)))
+        play(pool, episodes, episodes)
+        pool.load(spec)
+        prompts: list[Prompt] = pickle.loads(log.read_bytes())  # noqa: S301 (its own)
+        rivals = {
+            name: stack.enter_context(closing(Offline(model, one)))
+            for name, one in (("offline", config), ("offline_wide", wide))
+        }
+        for rival in rivals.values():
+            rival.generate(prompts)
+        lengths = [n for _, n in prompts]
+        print(f"{len(prompts)} prompts of {sum(len(ids) for ids, _ in prompts) / len(prompts):.0f} tokens,", end=" ")
+        print(f"{min(lengths)} to {max(lengths)} generated, {sum(lengths)} in all")
+        for run in range(runs):
+            for side in ("ours", "rival") if run % 2 else ("rival", "ours"):
+                if side == "rival":
+                    for name, rival in rivals.items():
+                        seconds, tokens = rival.generate(prompts)
+                        rates[name].append(tokens / seconds)
+                else:
+                    pool.load(spec)
+                    seconds, tokens = play(pool, episodes, episodes)
+                    rates["ours"].append(tokens / seconds)
+                    rates["together"].append(60 * episodes / seconds)
+                assert tokens == sum(lengths)
             pool.load(spec)
-            prompts: list[Prompt] = pickle.loads(Path(spec.log).read_bytes())  # noqa: S301 (its own)
-            rivals = [
-                (Offline(model, c), found) for c, found in ((config, rival), (EngineConfig(max_num_seqs=WIDE), wide))
-            ]
-            for offline, _ in rivals:
-                offline.generate(prompts)
-            lengths = [n for _, n in prompts]
+            alone = min(ALONE, episodes)
+            seconds, _ = play(pool, alone, 1)
+            rates["alone"].append(60 * alone / seconds)
             print(
-                f"{len(prompts)} prompts of {sum(len(ids) for ids, _ in prompts) / len(prompts):.0f} tokens,", end=" "
+                f"run {run + 1}: " + ", ".join(f"{name} {found[-1]:,.1f}" for name, found in rates.items()), flush=True
             )
-            print(f"{min(lengths)} to {max(lengths)} generated, {sum(lengths)} in all")
-            for run in range(runs):
-                for side in ("ours", "rival") if run % 2 else ("rival", "ours"):
-                    if side == "rival":
-                        for offline, found in rivals:
-                            seconds, tokens = offline.generate(prompts)
-                            found.append(tokens / seconds)
-                    else:
-                        pool.load(spec)
-                        seconds, tokens = play(pool, EPISODES, EPISODES)
-                        ours.append(tokens / seconds)
-                        together.append(60 * EPISODES / seconds)
-                    assert tokens == sum(lengths)
-                pool.load(spec)
-                seconds, _ = play(pool, ALONE, 1)
-                alone.append(60 * ALONE / seconds)
-                print(f"run {run + 1}: {ours[-1]:.0f} tokens/s, offline {rival[-1]:.0f}, wide {wide[-1]:.0f}", end="; ")
-                print(f"{together[-1]:.1f} episodes/min, one at a time {alone[-1]:.1f}", flush=True)
+    floor = floor_of(model, episodes)
     return [
-        Entry("offline", ours, rival, "generated tokens/s", "higher"),
-        Entry("offline_wide", ours, wide, "generated tokens/s", "higher"),
-        Entry("sequential", together, alone, "episodes/min", "higher"),
+        *(
+            Entry(
+                name,
+                rates["ours"],
+                rates[name],
+                against=named("vllm", f"LLM.generate of all turns at once, max_num_seqs={one.max_num_seqs}"),
+                unit="generated tokens/s",
+                floor=floor,
+            )
+            for name, one in (("offline", config), ("offline_wide", wide))
+        ),
+        Entry(
+            "sequential",
+            rates["together"],
+            rates["alone"],
+            against="ours, one episode at a time",
+            unit="episodes/min",
+        ),
     ]
+
+
+def floor_of(model: str, batch: int) -> float:
+    """Generated tokens a second that multiplying and reading the weights alone would allow."""
+    from atlas_ray.config import DataConfig
+    from atlas_ray.training.estimate import ModelShape, meta_model
+    from atlas_ray.training.settings import TrainConfig
+
+    shape = ModelShape.of(meta_model(TrainConfig(data=DataConfig(path=""), model=model)))
+    weights = shape.parameters - (shape.embeddings - shape.head)  # embeddings are looked up
+    return min(gemm_flops("float32") / (2 * weights), batch * bandwidth() / (4 * weights))
 
 
 class Sleeper:
@@ -282,23 +317,53 @@ def ideal_entries(runs: int, few: int, many: int) -> list[Entry]:
     """`ideal`, and what a turn and an episode cost with few and many in flight."""
     pairs = [(orchestrate(few), orchestrate(many)) for _ in range(runs)]
     ideal = few / (THINK_SECONDS + STEP_SECONDS)
+    fewer = f"ours with {few:,} episodes in flight"
     return [
-        Entry("ideal", [a.rate for a, _ in pairs], [ideal] * runs, "turns/s", "higher"),
-        Entry("cpu", [a.cpu_ms for a, _ in pairs], [LIMIT_MS] * runs, f"CPU ms/turn at {few:,}; limit", "lower"),
-        Entry("cpu_growth", [b.cpu_ms for _, b in pairs], [a.cpu_ms for a, _ in pairs], "CPU ms/turn", "lower"),
-        Entry("memory", [b.kilobytes for _, b in pairs], [a.kilobytes for a, _ in pairs], "kB/episode", "lower"),
+        Entry(
+            "ideal",
+            [a.rate for a, _ in pairs],
+            [ideal],
+            against="a simulator without any overhead",
+            unit="turns/s",
+            floor=ideal,
+        ),
+        Entry(
+            f"cpu, {few:,} in flight",
+            [a.cpu_ms for a, _ in pairs],
+            [LIMIT_MS],
+            against="limit",
+            unit="CPU ms/turn",
+            better="lower",
+        ),
+        Entry(
+            f"cpu, {many:,} in flight",
+            [b.cpu_ms for _, b in pairs],
+            [a.cpu_ms for a, _ in pairs],
+            against=fewer,
+            unit="CPU ms/turn",
+            better="lower",
+        ),
+        Entry(
+            f"memory, {many:,} in flight",
+            [b.kilobytes for _, b in pairs],
+            [a.kilobytes for a, _ in pairs],
+            against=fewer,
+            unit="kB/episode",
+            better="lower",
+        ),
     ]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("entry", nargs="?", choices=["offline", "ideal"], help="both where left out")
     parser.add_argument("--model", help="a tiny model's folder; where left out an untrained one is made")
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--few", type=int, default=1000, help="episodes in flight")
-    parser.add_argument("--many", type=int, default=10_000, help="episodes in flight")
-    args = parser.parse_args()
+    parser.add_argument("--episodes", type=int, default=64, help="of the engine, at once")
+    parser.add_argument("--few", type=int, default=1000, help="episodes in flight without an engine")
+    parser.add_argument("--many", type=int, default=10_000, help="episodes in flight without an engine")
+    args = parse(parser, arguments, runs=1, episodes=4, few=20, many=60)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our engine has it in its actor
     connect(RayConfig())
     found: list[Entry] = []
@@ -306,10 +371,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             if not args.model:
                 write_model(folder)
-            found += engine_entries(args.model or folder, args.runs)
+            found += engine_entries(args.model or folder, args.runs, args.episodes)
     if args.entry != "offline":
         found += ideal_entries(args.runs, args.few, args.many)
-    write_bench("rollouts", found)
+    write_bench("rollouts", found, args.tiny)
 
 
 if __name__ == "__main__":

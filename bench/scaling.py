@@ -1,13 +1,13 @@
 """Simulated engines side by side, and the simulator of `docs/scaling.md` beside real runs.
 
-    python -m bench.scaling [--runs 3] [--only sleeping | vllm]
+    python -m bench scaling [--runs 3] [--only sleeping | vllm]
 
 `engines_2`, `engines_4`: turns a second of 2 and 4 sleeping engines in the real pool, against 2 and 4 times one's;
-`coordinators_2`: of 4 engines under two coordinators. An engine decodes a token every 10 ms for each of its 64
-sequences, an environment takes 20 ms; replies and episodes differ in length. `predicted_*`: what the simulator says of
-a run's turns a second, against the run: sleeping engines with room for all, sleeping engines that a queue waits for,
-those of two coordinators, and a tiny model on vLLM. Its costs are measured on other shapes: CPU on one sleeping engine
-and under two coordinators, decoding on vLLM with 16 and 96 episodes, the prediction for 48.
+`coordinators_2`: of 4 engines under two coordinators. The floor: without any overhead. An engine decodes a token every
+10 ms for each of its 64 sequences, an environment takes 20 ms; replies and episodes differ in length. `predicted_*`:
+what the simulator says of a run's turns a second, against the run: sleeping engines with room for all, sleeping engines
+that a queue waits for, those of two coordinators, and a tiny model on vLLM. Its costs are measured on other shapes: CPU
+on one sleeping engine and under two coordinators, decoding on vLLM with 16 and 96 episodes, the prediction for 48.
 """
 
 from __future__ import annotations
@@ -34,14 +34,15 @@ from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.rollouts.pool import PolicySpec
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Task, Usage
-from bench.report import Entry, write_bench
 from bench.rollouts import STEP_SECONDS, SleepySession, write_model
 from bench.simulation import Cluster, Costs, Load, rollouts
+from bench.table import Entry, parse, write_bench
 
 TOKEN_SECONDS = 0.01
 REPLY, TURNS, SPREAD = 40, 10, 0.5
-IN_FLIGHT, WAVES = 64, 4
+IN_FLIGHT = 64
 VLLM_TOKENS, VLLM_FEW, VLLM_RUN, VLLM_MANY = 24, 16, 48, 96
+IDEAL = IN_FLIGHT / (REPLY * TOKEN_SECONDS + STEP_SECONDS)  # turns a second of one engine
 
 
 @dataclass(frozen=True)
@@ -146,24 +147,30 @@ def player(spec: PolicySpec, engines: int, in_flight: int, coordinators: int = 1
     return player_of(spec, engine, EnvironmentsConfig(), limits=LimitsConfig(), retries=0)
 
 
-def sleep(engines: int, sequences: int, in_flight: int, coordinators: int = 1) -> Run:
+def sleep(engines: int, sequences: int, in_flight: int, coordinators: int, waves: int) -> Run:
     """A run of sleeping engines."""
     with player(Sleeper(sequences), engines, in_flight, coordinators) as playing:
         play(playing, 8 * engines, SPREAD)
-        run = play(playing, WAVES * engines * in_flight, SPREAD)
+        run = play(playing, waves * engines * in_flight, SPREAD)
     print(f"{engines} engines, {sequences} sequences, {in_flight} in flight, {coordinators} coordinating:", end=" ")
     print(f"{run.rate:.1f} turns/s; CPU {1000 * run.driver:.2f} ms an episode in the driver,", end=" ")
     print(f"{1000 * run.coordinator:.2f} in a coordinator, {1000 * run.actor:.2f} ms a turn in an actor", flush=True)
     return run
 
 
-def scaling(runs: int) -> tuple[list[Entry], Run, Run]:
+def scaling(runs: int, waves: int) -> tuple[list[Entry], Run, Run]:
     """1, 2 and 4 engines, and 4 under two coordinators; runs of one and of the last come back for their CPU costs."""
     shapes = ((1, 1), (2, 1), (4, 1), (4, 2))
-    found = [[sleep(n, IN_FLIGHT, IN_FLIGHT, coordinators) for n, coordinators in shapes] for _ in range(runs)]
-    alone = [row[0].rate for row in found]
+    found = [[sleep(n, IN_FLIGHT, IN_FLIGHT, coordinators, waves) for n, coordinators in shapes] for _ in range(runs)]
     entries = [
-        Entry(name, [row[i].rate for row in found], [n * rate for rate in alone], "turns/s", "higher")
+        Entry(
+            name,
+            [row[i].rate for row in found],
+            [n * row[0].rate for row in found],
+            against=f"{n} times ours with one engine",
+            unit="turns/s",
+            floor=n * IDEAL,
+        )
         for i, n, name in ((1, 2, "engines_2"), (2, 4, "engines_4"), (3, 4, "coordinators_2"))
     ]
     for entry in entries:
@@ -177,16 +184,17 @@ def predicted(name: str, costs: Costs, load: Load, cluster: Cluster, real: Run) 
     error = guess.turns_per_second / real.rate - 1
     print(f"{name}: {guess.turns_per_second:.1f} turns/s predicted, {real.rate:.1f} measured, {error:+.1%};", end=" ")
     print(f"limit: {guess.limit}", flush=True)
-    return Entry(f"predicted_{name}", [guess.turns_per_second], [real.rate], "turns/s", "higher")
+    rates = [guess.turns_per_second], [real.rate]
+    return Entry(f"predicted_{name}", *rates, against="the run that was predicted", unit="turns/s")
 
 
-def sleeping_predictions(one: Run, two: Run) -> list[Entry]:
+def sleeping_predictions(one: Run, two: Run, waves: int) -> list[Entry]:
     """Shapes of sleeping engines, from the CPU costs of one engine, and of four under two coordinators."""
     costs = Costs(TOKEN_SECONDS, 0.0, 0.0, one.actor, one.coordinator, STEP_SECONDS, 0.0, 0.0, 0.0, two.driver)
     shapes = (("roomy", 2, 128, 128, 1), ("queued", 4, 16, 48, 1), ("coordinated", 4, 128, 128, 2))
     entries = []
     for name, engines, sequences, in_flight, coordinators in shapes:
-        real = sleep(engines, sequences, in_flight, coordinators)
+        real = sleep(engines, sequences, in_flight, coordinators, waves)
         load = Load(real.episodes, TURNS, REPLY, 0.0, 0.0, SPREAD)
         cluster = Cluster(engines, 0, in_flight, sequences, coordinators=coordinators)
         entries.append(predicted(name, costs, load, cluster, real))
@@ -213,23 +221,24 @@ def vllm_prediction(folder: str, runs: int) -> Entry:
     return predicted("vllm", costs, load, Cluster(1, 0, VLLM_RUN, VLLM_RUN), real)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Measures and reports."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", choices=["sleeping", "vllm"], help="one part; both where left out")
-    args = parser.parse_args()
+    parser.add_argument("--waves", type=int, default=4, help="episodes that a place in flight plays in a row")
+    args = parse(parser, arguments, runs=1, waves=1)
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as our engine has it in its actor
     connect(RayConfig())
     entries: list[Entry] = []
     if args.only != "vllm":
-        entries, one, two = scaling(args.runs)
-        entries += sleeping_predictions(one, two)
+        entries, one, two = scaling(args.runs, args.waves)
+        entries += sleeping_predictions(one, two, args.waves)
     if args.only != "sleeping":
         with tempfile.TemporaryDirectory() as folder:
             write_model(folder)
             entries.append(vllm_prediction(folder, args.runs))
-    write_bench("scaling", entries)
+    write_bench("scaling", entries, args.tiny)
 
 
 if __name__ == "__main__":

@@ -1,28 +1,32 @@
-"""`make bench-selection`. 2,000 trajectories against an endpoint that takes 1 s a reply, 200 at once.
+"""2,000 trajectories against an endpoint that takes 1 s a reply, 200 at once.
 
 Ours is the wall time of the stage up to the finished run folder, with Ray started before, by one judging actor and by
 two: `whole`, from reading the trajectories; `judging`, from the first request, which leaves out that actors start. The
-rival is the time that the replies alone take.
+rival is openai's client with its fastest transport, in one event loop, which asks the same prompts and keeps nothing.
+The floor is the time that the replies alone take.
 """
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import os
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from atlas_ray.config import RayConfig, validate
+from atlas_ray.models.request import ChatMessages
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import TRAJECTORIES
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.trajectories.settings import CollectConfig
 from atlas_ray.types import Message, Trajectory
 from bench.endpoint import endpoint
-from bench.report import Entry, write_bench
+from bench.table import Entry, named, parse, write_bench
 
-_AT_ONCE, _SECONDS, _RUNS = 200, 1.0, 3
+_SECONDS = 1.0
 
 
 def trajectories(n: int) -> list[Trajectory]:
@@ -57,38 +61,71 @@ def _trajectory(number: int, n_steps: int) -> Trajectory:
     return Trajectory(f"house/{number}", "house", str(number), tuple(turns), 1.0)
 
 
-def _main() -> None:
+def ask_openai(asked: Sequence[ChatMessages], base_url: str, at_once: int) -> float:
+    """Seconds that the rival takes."""
+    from openai import AsyncOpenAI, DefaultAioHttpClient
+
+    async def ask() -> float:
+        free = asyncio.Semaphore(at_once)
+        async with AsyncOpenAI(base_url=base_url, api_key="none", http_client=DefaultAioHttpClient()) as client:
+
+            async def one(messages: ChatMessages) -> None:
+                async with free:
+                    await client.chat.completions.create(model="m", messages=messages)  # type: ignore[arg-type]
+
+            begun = time.time()
+            await asyncio.gather(*map(one, asked))
+            return time.time() - begun
+
+    return asyncio.run(ask())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measures and reports."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--n", type=int, default=2000)
-    parser.add_argument("--runs", type=int, default=_RUNS)
-    given = parser.parse_args()
+    parser.add_argument("--at-once", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=3)
+    given = parse(parser, arguments, n=40, at_once=20, runs=1)
     os.environ.pop("ATLAS_BENCH_KEY", None)
 
     from atlas_ray.cluster.connection import connect
+    from atlas_ray.selection.llm.prompt import load_prompt
     from atlas_ray.selection.pipeline import select_steps
 
     connect(RayConfig())
-    ideal = -(-given.n // _AT_ONCE) * _SECONDS
-    entries = []
+    ideal = -(-given.n // given.at_once) * _SECONDS
+    found: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as folder, endpoint(seconds=_SECONDS) as server:
         data = write(Path(folder) / "data", given.n)
-        for actors in (1, 2):
-            whole, judging = [], []
-            for i in range(given.runs):
+        asked = [load_prompt().messages(t, max(1, len(t.steps) * 3 // 10)) for t in trajectories(given.n)]
+        for i in range(given.runs):
+            for actors in (1, 2):
                 run = Path(folder) / f"run{actors}-{i}"
-                config = config_of(run, data, server.base_url, _AT_ONCE, num_workers=actors)
+                config = config_of(run, data, server.base_url, given.at_once, num_workers=actors)
                 begun = time.time()
                 figures = select_steps(config).finished or {}
                 ended = time.time()
-                whole.append(ended - begun)
-                judging.append(ended - server.first_request())
+                found.setdefault(f"judging, {actors} actor(s)", []).append(ended - server.first_request())
+                found.setdefault(f"whole, {actors} actor(s)", []).append(ended - begun)
                 assert figures["trajectories"] == given.n, figures
                 assert not figures["errors"], figures
-            for name, ours in (("judging", judging), ("whole", whole)):
-                entries.append(Entry(f"{name}, {actors} actor(s)", ours, [ideal] * len(ours), "s", "lower"))
-        assert server.most_at_once() <= _AT_ONCE
-    write_bench("selection", entries)
+            found.setdefault("rival", []).append(ask_openai(asked, server.base_url, given.at_once))
+            server.first_request()
+        assert server.most_at_once() <= given.at_once
+    rival, client = (
+        found.pop("rival"),
+        named("openai", f"AsyncOpenAI on aiohttp, {given.at_once} at once, replies alone"),
+    )
+    write_bench(
+        "selection",
+        [
+            Entry(name, ours, rival, against=client, unit="s", better="lower", floor=ideal)
+            for name, ours in found.items()
+        ],
+        given.tiny,
+    )
 
 
 if __name__ == "__main__":
-    _main()
+    main()

@@ -1,9 +1,9 @@
 """Selection at a million trajectories of 2 kB: the driver's memory, the rate, and what a kill costs.
 
-`python -m bench.selection_stream` writes such data (2 GB, as Parquet and as JSONL), selects in it by
+Such data (2 GB, as Parquet and as JSONL) is written, and selected in by
 `atlas select` (random; a rule in Python; an LLM behind a local endpoint that answers at once), and reads, maps and
 writes the same rows by Ray Data alone. Each is a process of its own, whose private memory is watched. Then a run of the
-rule is killed at half and resumed. Writes `bench/selection_stream.json`.
+rule is killed at half and resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import islice
@@ -30,7 +30,7 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.types import Message, Trajectory
 from bench.endpoint import endpoint
-from bench.report import Entry, write_bench
+from bench.table import Entry, named, parse, write_bench
 
 _SHARD = 8192
 _ATLAS = "from atlas_ray.cli.main import main; main()"
@@ -75,7 +75,7 @@ class Run:
     memory: float
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", type=int, default=1_000_000)
@@ -85,10 +85,10 @@ def main() -> None:
     parser.add_argument("--folder", help="where data and runs are written, and stay; a temporary one else")
     parser.add_argument("--forms", nargs="*", default=["parquet", "jsonl"])
     parser.add_argument("--only", nargs="*", default=["bare", "random", "python", "llm", "kill"])
-    args = parser.parse_args()
+    args = parse(parser, arguments, rows=2000, few=500, asked=500, forms=["parquet"])
     with ExitStack() as stack:
         place = args.folder or stack.enter_context(tempfile.TemporaryDirectory())
-        write_bench("selection_stream", list(_measured(Path(place), args)))
+        write_bench("selection_stream", list(_measured(Path(place), args)), args.tiny)
 
 
 def _measured(place: Path, args: argparse.Namespace) -> Iterator[Entry]:
@@ -112,8 +112,10 @@ def _measured(place: Path, args: argparse.Namespace) -> Iterator[Entry]:
             memory = f"{small.memory:.0f} then {run.memory:.0f} MB"
             print(f"{name}, {form}: {rows / run.seconds:,.0f} rows/s, {memory}", flush=True)
             if bare:
-                yield Entry(f"{name}, {form}, beside Ray Data alone", [rows / run.seconds], [bare], "rows/s", "higher")
-            yield Entry(f"{name}, {form}, {rows:,} beside {args.few:,}", [run.memory], [small.memory], "MB", "lower")
+                rate, alone = rows / run.seconds, named("ray", "Ray Data alone")
+                yield Entry(f"{name}, {form}", [rate], [bare], against=alone, unit="rows/s")
+            fewer, driver = f"ours with {args.few:,} rows", f"{name}, {form}: driver"
+            yield Entry(driver, [run.memory], [small.memory], against=fewer, unit="MB", better="lower")
         if "kill" in args.only:
             data, folder = write_rows(place, args.rows, form), place / f"killed-{form}"
             command = _select(data, folder, args.cores, [setting.format() for setting in _SETTINGS["python"]])
@@ -121,7 +123,7 @@ def _measured(place: Path, args: argparse.Namespace) -> Iterator[Entry]:
             watched(command, place)
             _check_whole(folder, args.rows)
             print(f"killed at {half:,} rows and resumed: {args.rows:,}, none twice, none lost", flush=True)
-            yield Entry(f"selections of a killed and resumed run, {form}", [args.rows], [args.rows], "rows", "higher")
+            yield Entry(f"killed and resumed, {form}", [args.rows], [args.rows], against="all rows, once", unit="rows")
 
 
 def trajectories(count: int) -> Iterator[Trajectory]:

@@ -1,6 +1,6 @@
 """Evaluation for many minutes while engine actors, environment servers and nodes are killed at random.
 
-    python -m bench.soak [--minutes 30] [--every 60]
+    python -m bench soak [--minutes 30] [--every 60]
 
 A Ray cluster of three nodes in network namespaces (`cluster/local/nodes.sh`, with tokens; root is needed). A policy
 that thinks for a second plays text games; the driver and two environment servers run in the head's namespace, two
@@ -45,9 +45,9 @@ from atlas_ray.rollouts.episode import EpisodeRequest, episode_id, run_episode
 from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import EPISODES
-from bench.report import Entry, write_bench
 from bench.soak_memory import LASTING, OURS, Sample, growth, measure
 from bench.soak_player import THINK_SECONDS
+from bench.table import Entry, parse, path_of, write_bench
 
 ROOT = Path(__file__).parents[1]
 TASKS = {"textcraft": 50, "wordle": 50}
@@ -295,13 +295,13 @@ async def count_turns() -> int:
     return turns
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Plays, kills, counts."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args = parse(parser, arguments, minutes=1.0, every=20.0)
     if os.geteuid() or shutil.which("ip") is None:
         raise SystemExit("network namespaces want root and iproute2")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
@@ -340,28 +340,29 @@ def main() -> None:
     accounts = account(wanted, [key for _, key in lines], [row["id"] for row in rows])
     causes = Counter(row["stop_reason"] for row in rows)
     tail = float(lines[-1][0]) - float(lines[-min(len(lines), REPLICAS * IN_FLIGHT)][0])
-    report(trouble, accounts, causes, min(seconds, 60 * args.minutes), seconds, tail)
+    print(f"{seconds:.0f} s, of them {tail:.0f} s for the last {REPLICAS * IN_FLIGHT}; {dict(causes)}")
+    report(trouble, accounts, min(seconds, 60 * args.minutes), args.tiny)
 
 
-def report(trouble: Trouble, accounts: Accounts, causes: Counter[str], end: float, seconds: float, tail: float) -> None:
+def report(trouble: Trouble, accounts: Accounts, end: float, tiny: bool) -> None:
     """Prints what became of the episodes, and memory; writes `bench/soak.json` and `bench/soak_samples.json`.
 
     Raises:
         SystemExit: If an episode is not there exactly once.
     """
-    print(f"{accounts}; {dict(causes)}")
-    print(f"{seconds:.0f} s, of them {tail:.0f} s for the last {REPLICAS * IN_FLIGHT}; killed: {dict(trouble.kills)}")
-    entries = [Entry("episodes", [accounts.recorded], [accounts.wanted], "episodes", "higher")]
+    print(f"{accounts}; killed: {dict(trouble.kills)}")
+    entries = [Entry("episodes", [accounts.recorded], [accounts.wanted], against="all, once each", unit="episodes")]
     head = LASTING[1:]
     rows = {"total": None, "ours": OURS, "driver": LASTING[:1], "Ray's head": head, **{kind: (kind,) for kind in head}}
     for name, kinds in rows.items():
         first, last = growth(trouble.samples, end, kinds)
         print(f"memory, {name}: {100 * (last / first - 1):+.1f} % over the last two thirds, from {first:.0f} MB")
         if name in ("total", "ours", "driver"):
-            entries.append(Entry(f"memory_{name}", [last], [first], "MB", "lower"))
-    write_bench("soak", entries)
+            before = "after a third of the time"
+            entries.append(Entry(f"memory_{name}", [last], [first], against=before, unit="MB", better="lower"))
+    write_bench("soak", entries, tiny)
     samples = [asdict(sample) for sample in trouble.samples]
-    Path(__file__).with_name("soak_samples.json").write_text(json.dumps(samples) + "\n")
+    path_of("soak_samples", tiny).write_text(json.dumps(samples) + "\n")
     if not accounts.good:
         raise SystemExit("episodes were lost, or played twice")
 

@@ -60,7 +60,7 @@ def main() -> None:
                     yield request, episode
             print(f"replicas replaced: {self.restarts}", flush=True)
 
-    engine.EngineSpec = lambda *_: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
+    engine.EngineSpec = lambda *_, **__: FixedSpec(Thoughtful("novice"))  # type: ignore[assignment, misc]
     coordinator.LocalPlayer = Watched  # type: ignore[misc]
     stage.evaluate(validate(EvaluateConfig, json.loads(settings.read_text())))
 

@@ -6,8 +6,9 @@ length so that it pads little, in each of its settings below; the one that is fa
 again. Its own packing is none of them, for it moves trajectories from one global batch to another; nor is compiling,
 which made it slower on CPU (5.9 s a step, not 4.7). Every run is a process of its own, in turn; memory is its peak.
 
-`python -m bench.training` runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit,
-and says how much of the GPU's peak is used (MFU). `--tiny` shrinks everything, to see that it runs.
+It runs on CPU; with `--device cuda` layers of Llama-3.1-8B's shape on one GPU, as many as fit, and says how much of the
+GPU's peak is used (MFU). Floors: throughput if all that training has to multiply went at the pace of a large matrix
+product; memory of weights, gradients and moments alone.
 """
 
 from __future__ import annotations
@@ -18,16 +19,17 @@ import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from bench.peaks import gemm_flops
 from bench.rendering import SHAPES
-from bench.report import Entry, write_bench
+from bench.table import Entry, named, parse, write_bench
 
 SEED = 30  # of 300 tried, the one whose share of tokens behind a last chosen step is nearest to their mean
 RATIO = 0.3
@@ -194,7 +196,7 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
 
     loop.fit(module, loop.make_optimizers(module, config), examples, config, where, on_step=note)
     seconds = started[-1] - started[setup.warm_up]
-    timed = _batches(setup)[setup.warm_up :]
+    timed = batches_of(setup)[setup.warm_up :]
     work = sum(flops.of_example(examples[i].length, examples[i].loss_tokens) for batch in timed for i in batch)
     return {
         "seconds": seconds,
@@ -204,88 +206,13 @@ def run_ours(setup: Setup, device: str) -> dict[str, Any]:
     }
 
 
-def _batches(setup: Setup) -> list[list[int]]:
+def batches_of(setup: Setup) -> list[list[int]]:
+    """Examples of each step."""
     from atlas_ray.training.data.batching import global_batch_of
 
     return [
         global_batch_of(step, setup.trajectories, setup.global_batch_size, SEED) for step in range(1, setup.steps + 1)
     ]
-
-
-def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:
-    """One run of TRL's trainer: whole trajectories, our batches, our learning rates."""
-    import torch
-    from datasets import Dataset
-    from transformers import TrainerCallback
-    from transformers.utils import is_flash_attn_2_available
-    from transformers.utils.logging import disable_progress_bar
-    from trl import SFTConfig, SFTTrainer
-
-    from atlas_ray.training.loop import schedule
-
-    disable_progress_bar()
-    examples, wholes = examples_of(setup)
-    order = [i for members in _batches(setup) for i in sorted(members, key=lambda i: len(wholes[i]))]
-    labels = []
-    for example, ids in zip(examples, wholes, strict=True):
-        marked = np.full(len(ids), -100)
-        marked[: example.length][example.loss_mask] = example.ids[example.loss_mask]
-        labels.append(marked)
-    data = Dataset.from_dict({"input_ids": [wholes[i] for i in order], "labels": [labels[i] for i in order]})
-    model, config = a_model(setup, fitting_layers(setup, device), device), train_config(setup, device)
-    if device == "cuda" and is_flash_attn_2_available():
-        model.set_attn_implementation("flash_attention_2")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    rates = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: schedule(min(done + 1, setup.steps), setup.steps, config.warmup_ratio)
-    )
-    marks = [time.monotonic()]
-
-    class Watch(TrainerCallback):
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            marks[0] = time.monotonic()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            if device == "cuda":
-                torch.cuda.synchronize()
-            marks.append(time.monotonic())
-
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = SFTTrainer(
-            model=model,
-            args=SFTConfig(
-                output_dir=folder,
-                per_device_train_batch_size=rival.batch,
-                gradient_accumulation_steps=rival.accumulation,
-                padding_free=rival.padding_free,
-                max_steps=setup.steps,
-                max_length=None,
-                bf16=setup.dtype == "bfloat16",
-                use_cpu=device == "cpu",
-                gradient_checkpointing=device == "cuda",
-                train_sampling_strategy="sequential",
-                max_grad_norm=config.max_grad_norm,
-                dataset_kwargs={"skip_prepare_dataset": True},
-                seed=SEED,
-                **{"logging_steps": 1, "save_strategy": "no", "report_to": "none", "disable_tqdm": True},
-            ),
-            train_dataset=data,
-            processing_class=_a_tokenizer(setup.shape["vocab_size"]),
-            optimizers=(optimizer, rates),
-            callbacks=[Watch()],
-        )
-        trainer.train()
-    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
-    return {"seconds": marks[-1] - marks[setup.warm_up], "losses": losses}
-
-
-def _a_tokenizer(size: int) -> Any:
-    """Only its padding token is used."""
-    from tokenizers import Tokenizer, models
-    from transformers import PreTrainedTokenizerFast
-
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(size)}, unk_token="0"))
-    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="1", eos_token="2")
 
 
 def peak_memory(device: str) -> float:
@@ -331,7 +258,7 @@ def compare(setup: Setup, device: str, arguments: list[str], runs: int) -> list[
         if not rivals:
             raise SystemExit("TRL runs out of GPU memory in every setting")
         best = min(rivals, key=lambda name: found[name][0]["seconds"])
-    timed = _batches(setup)[setup.warm_up :]
+    timed = batches_of(setup)[setup.warm_up :]
     _, wholes = examples_of(setup)
     tokens = sum(len(wholes[i]) for batch in timed for i in batch)
     speed = {name: [tokens / run["seconds"] for run in done] for name, done in found.items() if done}
@@ -347,38 +274,64 @@ def compare(setup: Setup, device: str, arguments: list[str], runs: int) -> list[
     trained = found["ours"][0]["trained_tokens"]
     print(f"ours: {trained:,} of {tokens:,} trajectory tokens go through the model")
     print(_use_of_peak(median(run["flops"] for run in found["ours"]), device, setup))
+    fastest = named("trl", f"SFTTrainer, batch x accumulation {best}")
+    reached = median(run["flops"] for run in found["ours"]) / gemm_flops(setup.dtype, device)
     return [
-        Entry("throughput", speed["ours"], speed[best], "trajectory tokens/s", "higher"),
-        Entry("memory", memory["ours"], memory[best], "GB", "lower"),
+        Entry(
+            "throughput",
+            speed["ours"],
+            speed[best],
+            against=fastest,
+            unit="trajectory tokens/s",
+            floor=median(speed["ours"]) / reached,
+        ),
+        Entry(
+            "memory",
+            memory["ours"],
+            memory[best],
+            against=fastest,
+            unit="GB",
+            better="lower",
+            floor=_states(setup, device),
+        ),
     ]
 
 
-def main() -> None:
+def _states(setup: Setup, device: str) -> float:
+    """GB of weights, gradients and moments."""
+    from atlas_ray.training.estimate import ModelShape, memory_of
+
+    shape = ModelShape.of(a_model(setup, fitting_layers(setup, device), "meta"))
+    return memory_of(train_config(setup, device), shape, device == "cuda").states / 1e9
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
     """Runs all in turn, or one competitor where `--one` names it."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--tiny", action="store_true")
-    parser.add_argument("--small-vocabulary", action="store_true")
+    parser.add_argument("--small-vocabulary", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--one", help="ours, or one of TRL's settings: 8x1, 1x8, '2x4 padding-free'")
     parser.add_argument("--runs", type=int, default=RUNS)
-    options = parser.parse_args()
+    options = parse(parser, arguments, runs=1)
     if options.one:
         setup = setup_of(options.device, options.tiny, options.small_vocabulary)
         if options.one == "ours":
             figures = run_ours(setup, options.device)
         else:
+            from bench.training_trl import run_trl
+
             figures = run_trl(setup, options.device, next(r for r in setup.rivals if str(r) == options.one))
         print(json.dumps(figures | {"memory": peak_memory(options.device)}))
         return
 
+    named("trl", "which is the rival")  # is it there?
     same = ["--device", options.device, *(["--tiny"] if options.tiny else [])]
     entries = compare(setup_of(options.device, options.tiny), options.device, same, options.runs)
     if options.device == "cpu" and not options.tiny:
         small = setup_of("cpu", tiny=False, small_vocabulary=True)
         extra = compare(small, "cpu", [*same, "--small-vocabulary"], options.runs)
         entries += [replace(entry, name=f"{entry.name}, small vocabulary") for entry in extra]
-    name = "training" if options.device == "cpu" else "training-gpu"
-    write_bench(f"{name}-tiny" if options.tiny else name, entries)
+    write_bench("training" if options.device == "cpu" else "training-gpu", entries, options.tiny)
 
 
 def _use_of_peak(flops: float, device: str, setup: Setup) -> str:

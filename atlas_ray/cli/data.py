@@ -25,21 +25,22 @@ def compare(
     figure: Annotated[str | None, typer.Option(metavar="FILE", help="Draw them: .png, .svg or .pdf.")] = None,
 ) -> None:
     """Say how far selections agree with each other and with the expert's own annotation."""
-    from rich.console import Console
+    with looking("torch"):
+        from rich.console import Console
 
-    from atlas_ray.runs.progress import output
-    from atlas_ray.selection.compare.agreement import compare_runs
-    from atlas_ray.selection.compare.show import comparison_tables, write_figure, write_json
+        from atlas_ray.runs.progress import output
+        from atlas_ray.selection.compare.agreement import compare_runs
+        from atlas_ray.selection.compare.show import comparison_tables, write_figure, write_json
 
-    found = compare_runs(selections, data, ratio, model)
-    if json_:
-        write_json(json_, found)
-    if figure:
-        write_figure(figure, found)
-    # a file is as wide as it needs to be
-    console = output if output.is_terminal else Console(width=160, markup=False)
-    for table in comparison_tables(found):
-        console.print(table)
+        found = compare_runs(selections, data, ratio, model)
+        if json_:
+            write_json(json_, found)
+        if figure:
+            write_figure(figure, found)
+        # a file is as wide as it needs to be
+        console = output if output.is_terminal else Console(width=160, markup=False)
+        for table in comparison_tables(found):
+            console.print(table)
 
 
 def export_selection(

@@ -11,7 +11,20 @@ import typer
 
 from atlas_ray.cli.data import compare, export, export_selection, trajectories_app, view_mask
 from atlas_ray.cli.environments import environments_app, serve
-from atlas_ray.cli.options import Clean, Config, Data, DryRun, Extra, Only, Run, Set, load_settings, looking, show_plan
+from atlas_ray.cli.options import (
+    Clean,
+    Config,
+    Data,
+    DryRun,
+    Extra,
+    Only,
+    Run,
+    Set,
+    ends_with_its_command,
+    load_settings,
+    looking,
+    show_plan,
+)
 from atlas_ray.cli.recipes import doctor
 from atlas_ray.cli.runs import cache, fetch_model, status
 from atlas_ray.cluster.processes import kill_descendants
@@ -275,6 +288,8 @@ def main(arguments: list[str] | None = None) -> None:
     Args:
         arguments: The command line without the program's name; this process's own where None.
     """
+    if arguments is None:
+        ends_with_its_command()
     try:
         app(arguments)
     except (Exception, KeyboardInterrupt, SystemExit) as raised:

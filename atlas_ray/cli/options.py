@@ -36,16 +36,27 @@ _SETTINGS = {
 }
 
 
+_process = {"ends with its command": False}
+
+
+def ends_with_its_command() -> None:
+    """Says that nothing else will run in this process."""
+    _process["ends with its command"] = True
+
+
 @contextmanager
 def looking(*unneeded: str) -> Iterator[None]:
-    """For a verb that looks at something and ends: libraries that it does not need are not loaded, and what it loads
-    is not searched for garbage, which with torch takes a third of the time.
+    """For a verb that looks at something: where its process ends with it, libraries that it does not need are not
+    loaded, and what it loads is not searched for garbage, which with torch takes a third of the time.
 
     Args:
         unneeded: Libraries that others would load where they find them; in this process they do not.
     """
+    if not _process["ends with its command"]:
+        yield
+        return
     for name in unneeded:
-        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # as if it was not installed
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]  # an import fails as if it was not installed
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # nobody need hear that there is no torch
     gc.disable()
     try:

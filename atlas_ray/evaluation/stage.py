@@ -199,7 +199,7 @@ def _requests(config: EvaluateConfig) -> Iterator[EpisodeRequest]:
         for task in tasks:
             for sample in range(config.samples):
                 group = task.id if config.samples > 1 else None
-                yield EpisodeRequest(task, sampling, config.seed, sample, group=group)
+                yield EpisodeRequest(task, sampling, seed=config.seed, sample=sample, group=group)
 
 
 def _play(player: EpisodePlayer, left: Sequence[EpisodeRequest], folder: RunFolder, title: str, total: int) -> None:

@@ -1,9 +1,9 @@
 """A vLLM engine as a policy, in the process that plays the episodes. The one module here that speaks vLLM.
 
-Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 and adds up in one
-order, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache
-(layers up to 1,024 wide; wider ones round otherwise where one token is alone in a batch). On GPU rounding depends on
-the batch.
+Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it adds up in one order: in float32 a
+reply depends on its conversation and seed alone, never on what else is in the batch or in the cache (layers up to 1,024
+wide; wider ones round otherwise where one token is alone in a batch). In bfloat16, and on GPU, rounding depends on the
+batch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import asyncio
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from itertools import count
 from pathlib import Path
 from subprocess import Popen
@@ -25,7 +25,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import STOP, ModelUse, Reply, Sampling
-from atlas_ray.models.source import local_model, longest, trusted
+from atlas_ray.models.source import dtype_on_cpu, local_model, longest, trusted
 from atlas_ray.models.templates.parser import ReplyParser
 from atlas_ray.runs.folder import reachable
 from atlas_ray.types import Message, Task, Usage
@@ -61,6 +61,7 @@ class EngineSpec:
     name: str
     model: str
     config: EngineConfig
+    _: KW_ONLY
     revision: str | None = None
     chat_template: str | None = None
 
@@ -91,7 +92,7 @@ class EngineModel(ModelConfig):
     def spec(self, name: str, engine: EngineConfig) -> EngineSpec:
         """An engine with as much context as all models of a comparison get, or less."""
         capped = engine.capped(self.max_model_len)
-        return EngineSpec(name, reachable(self.path), capped, self.revision, self.chat_template)
+        return EngineSpec(name, reachable(self.path), capped, revision=self.revision, chat_template=self.chat_template)
 
 
 class VllmPolicy:
@@ -331,7 +332,7 @@ def _options(model: str, config: EngineConfig, cpu: bool, revision: str | None =
         "model": model,
         "max_model_len": length,
         "max_num_seqs": config.max_num_seqs,
-        "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
+        "dtype": dtype_on_cpu(model, revision) if cpu and config.dtype == "auto" else config.dtype,
         "tensor_parallel_size": config.tensor_parallel,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,

@@ -5,7 +5,8 @@ A policy answers with a message: a text, a thought apart from it, calls of tools
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
@@ -133,3 +134,18 @@ async def build_model(spec: ModelSpec[Made_co]) -> Made_co:
         raise
     except Exception as error:
         raise ModelFailure(f"the model does not start: {type(error).__name__}: {error}") from error
+
+
+@asynccontextmanager
+async def opened(spec: ModelSpec[Made_co]) -> AsyncIterator[Made_co]:
+    """A model in this process, for as long as a block: its engine or its connections end on every way out.
+
+    Raises:
+        AtlasError: If it cannot be made.
+    """
+    made = await spec.build()
+    try:
+        yield made
+    finally:
+        if hasattr(made, "close"):
+            await made.close()

@@ -127,7 +127,10 @@ def _play_batch(batch: pa.Table, policy: ScriptedPolicy, max_rounds: int | None,
                 policy,
                 LocalSession(registry.get(env)),
                 EpisodeRequest(
-                    *(Task(env, item_id), Sampling(), policy.seed, sample),
+                    Task(env, item_id),
+                    Sampling(),
+                    seed=policy.seed,
+                    sample=sample,
                     max_rounds=max_rounds,
                     opening=_opening(env, protocol),
                 ),
@@ -136,7 +139,7 @@ def _play_batch(batch: pa.Table, policy: ScriptedPolicy, max_rounds: int | None,
         ]
 
     episodes = asyncio.run(play())
-    trajectories = TRAJECTORIES.to_table(to_trajectory(e, protocol) for e in episodes)
+    trajectories = TRAJECTORIES.to_table(to_trajectory(e) for e in episodes)
     ends = [[e.success for e in episodes], [e.error if e.stop_reason.is_infrastructure else None for e in episodes]]
     for name, end, kind in zip(_ENDS, ends, (pa.bool_(), pa.string()), strict=True):
         trajectories = trajectories.append_column(name, pa.array(end, kind))
@@ -147,9 +150,8 @@ def _opening(env: str, protocol: ActionProtocol) -> OpeningTemplate | None:
     return OpeningTemplate.of_tools(registry.get(env)) if protocol == "tools" else None
 
 
-def to_trajectory(episode: Episode, protocol: ActionProtocol = "react") -> Trajectory:
+def to_trajectory(episode: Episode) -> Trajectory:
     """An episode from scratch as a trajectory, with the scripted agent's marks as gold."""
-    opening = _opening(episode.env, protocol)
     return Trajectory(
         _trajectory_id(Task(episode.env, episode.item_id), episode.sample),
         episode.env,
@@ -157,7 +159,7 @@ def to_trajectory(episode: Episode, protocol: ActionProtocol = "react") -> Traje
         episode.messages,
         episode.reward,
         episode.gold or (),
-        opening.tools if opening else None,
+        episode.tools,
     )
 
 

@@ -1,11 +1,6 @@
-"""The training benchmark runs through, GPU part and all, in a form that is tiny."""
+"""What the training benchmark trains on, and models of which size."""
 
 from __future__ import annotations
-
-import json
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -46,16 +41,3 @@ def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens(small_voca
     assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.01)
     fractions = [e.steps_chosen / e.steps for e in examples]
     assert np.mean(fractions) == pytest.approx(0.26, abs=0.02)  # 30 %, rounded down
-
-
-@pytest.mark.slow
-def test_the_whole_benchmark_in_a_tiny_form() -> None:
-    pytest.importorskip("trl")
-    command = [sys.executable, "-m", "bench.training", "--device", "cpu", "--tiny", "--runs", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
-    assert "losses differ by at most" in done.stdout
-    written = json.loads(Path(training.__file__).with_name("training-tiny.json").read_text())
-    assert [(entry["name"], entry["better"], entry["runs"]) for entry in written] == [
-        ("throughput", "higher", 1),
-        ("memory", "lower", 1),
-    ]

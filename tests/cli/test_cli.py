@@ -40,7 +40,7 @@ def imported_by(arguments: list[str], folder: Path) -> tuple[str, list[str], int
     # what is kept away stands among the modules as None
     listing = f"[m for m in {HEAVY!r} if sys.modules.get(m)], sum(map(bool, sys.modules.values()))"
     code = f"import atexit, json, sys; atexit.register(lambda: print(json.dumps([{listing}])))"
-    code += f"; from atlas_ray.cli.main import main; main({arguments!r})"
+    code += f"; from atlas_ray.cli.main import main; sys.argv[1:] = {arguments!r}; main()"
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
     *said, listed = done.stdout.splitlines()
     heavy, count = json.loads(listed)

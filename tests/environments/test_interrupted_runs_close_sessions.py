@@ -78,7 +78,7 @@ def test_a_closed_pool_closes_its_sessions() -> None:
 def test_an_interrupted_evaluation_closes_its_sessions_and_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(POLICY))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(POLICY))
     # what runs in the background may have been started with interrupts ignored
     before_this = signal.signal(signal.SIGINT, signal.default_int_handler)
     request.addfinalizer(lambda: signal.signal(signal.SIGINT, before_this))

@@ -147,7 +147,7 @@ class Knowing:
 @pytest.mark.usefixtures("ray_cluster")
 def test_items_in_their_published_forms_are_played(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(agentgym, "TASKS", 10_000)
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(Knowing()))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(Knowing()))
     named = write_eval(tmp_path / "eval", alfworld=["_".join(TRIALS[0]), "/".join(TRIALS[1])])
     servers = {env: AgentGym(env) for env in KNOWN}
     servers["alfworld"].names = {number: "/".join(trial) for number, trial in TRIALS.items()}
@@ -225,7 +225,7 @@ def test_a_model_behind_an_endpoint_plays_and_is_paid(tmp_path: Path, endpoint: 
 def test_an_endpoint_and_an_engine_take_turns_in_pools_of_their_own(
     tmp_path: Path, endpoint: FakeEndpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("expert")))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(ScriptedPolicy("expert")))
     endpoint.answer = lambda body, call: "Thought: on\nAction: move up"
     asked = {"base_url": f"http://127.0.0.1:{endpoint.port}/v1", "api_key_env": "ATLAS_WORKERS_KEY"}
     models = {"closed": {"path": "gpt-4o", "endpoint": asked}, "open": "m", "again": {"path": "o", "endpoint": asked}}

@@ -157,7 +157,9 @@ def test_the_expert_speaks_where_the_policy_sees_what_it_saw() -> None:
 
     def play(given: tuple[GivenTurn, ...]) -> Episode:
         policy = Guided(Stuck("novice"), given)
-        return asyncio.run(run_episode(policy, LocalSession(get("maze")), EpisodeRequest(expert.task, Sampling(), 0)))
+        return asyncio.run(
+            run_episode(policy, LocalSession(get("maze")), EpisodeRequest(expert.task, Sampling(), seed=0))
+        )
 
     whole = play(every)
     assert (whole.success, whole.rounds, put_in(whole, every)) == (True, len(expert.steps), len(every))

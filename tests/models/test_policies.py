@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ from atlas_ray.errors import UserError
 from atlas_ray.evaluation import stage
 from atlas_ray.evaluation.settings import EvaluateConfig
 from atlas_ray.models.endpoint import EndpointModel
-from atlas_ray.models.engine import EngineModel
+from atlas_ray.models.engine import EngineModel, EngineSpec
+from atlas_ray.models.protocol import opened
+from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.manifest import completed, identity
 from atlas_ray.runs.tables import EPISODES
@@ -38,6 +41,35 @@ class Named(ScriptedPolicy):
         super().__init__(role)
         self.name = f"{name}, {role}"
 """
+
+
+class Closing:
+    """A spec, and the model that it makes."""
+
+    gpus, closed = 0, False
+
+    async def build(self) -> Closing:
+        return self
+
+    async def close(self) -> None:
+        self.closed = True
+
+
+async def test_a_model_ends_with_its_block_whichever_way_that_is_left() -> None:
+    async with opened(Closing()) as model:
+        assert not model.closed
+    assert model.closed
+    broken = Closing()
+    with pytest.raises(KeyboardInterrupt):
+        async with opened(broken):
+            raise KeyboardInterrupt
+    assert broken.closed
+
+
+@pytest.mark.parametrize("made", [EngineSpec, EpisodeRequest])
+def test_what_may_gain_fields_is_not_filled_by_place(made: type) -> None:
+    by_place = [field.name for field in fields(made) if not field.kw_only]
+    assert by_place == (["name", "model", "config"] if made is EngineSpec else ["task", "sampling"])
 
 
 def config(run: Path, **models: Any) -> EvaluateConfig:

@@ -163,9 +163,9 @@ def test_evaluation_by_coordinators_stops_early_and_goes_on(tmp_path: Path, monk
     failing = Sleeper(trouble="fail", tasks=tuple(f"maze_{i}" for i in range(60)), folder=str(notes))
     values = {"run": str(tmp_path), "models": {"arm": "m"}, "tasks": {"maze": 40}, "retries": 0}
     values["engine"] = {"replicas": 2, "coordinators": 2, "episodes_in_flight": 4}
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(failing))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(failing))
     with pytest.raises(AtlasError, match="32 episodes in a row failed"):
         stage.evaluate(validate(EvaluateConfig, values))
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(Sleeper()))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(Sleeper()))
     [result] = stage.evaluate(validate(EvaluateConfig, values | {"engine": {"coordinators": 1}}))["arm"]
     assert (result.n, result.excluded, result.flagged) == (40, {}, False)

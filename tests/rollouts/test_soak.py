@@ -120,7 +120,7 @@ def test_a_thousand_episodes_survive_everything_at_once(tmp_path: Path, monkeypa
                     os.kill(self._handles[0].pid or 0, signal.SIGKILL)
                 yield request, episode
 
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(ScriptedPolicy("novice")))
     monkeypatch.setattr(coordinator, "LocalPlayer", Troubled)
     url = faulty.start()
     values = {

@@ -20,6 +20,8 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.__main__ import NAMES as BENCHES
+
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 KINDS = {
@@ -133,7 +135,7 @@ def parse(words: list[str]) -> None:
         words = words[1:]
     if words[0] == "make":
         targets = set(re.findall(r"^([\w -]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-        known = {name for line in targets for name in line.split()}
+        known = {name for line in targets for name in line.split()} | {f"bench-{name}" for name in BENCHES}
         wanted = [w for w in words[1:] if "=" not in w]
         assert set(wanted) <= known, f"make knows no {set(wanted) - known}"
     elif words[0] == "atlas":

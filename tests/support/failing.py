@@ -212,7 +212,7 @@ def _verify(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
     numbers = {task.item_id: i for i, task in enumerate(tasks)}
     monkeypatch.setattr(verification, "player_of", lambda *_, **__: Player(lambda r: numbers[r.task.item_id]))
     monkeypatch.setattr(verification, "connect", lambda *_: None)
-    data = [collect.to_trajectory(played(EpisodeRequest(t, Sampling(), 0))) for t in tasks]
+    data = [collect.to_trajectory(played(EpisodeRequest(t, Sampling(), seed=0))) for t in tasks]
     if not (here / "data").exists():
         data_in(here / "data", data)
         chosen = [Selection(t.id, t.env, t.item_id, "x", 0.3, len(t.steps), (len(t.steps),)) for t in data]

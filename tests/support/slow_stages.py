@@ -44,5 +44,5 @@ if __name__ == "__main__":
     from atlas_ray.trajectories import index
 
     index.SMALL = -1
-    engine.EngineSpec = lambda *_: FixedSpec(SlowExpert("expert"))  # type: ignore[assignment,misc]
+    engine.EngineSpec = lambda *_, **__: FixedSpec(SlowExpert("expert"))  # type: ignore[assignment,misc]
     main(["--log-units", *sys.argv[1:]])

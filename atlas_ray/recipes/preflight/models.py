@@ -12,7 +12,7 @@ from pathlib import Path
 from atlas_ray.errors import UserError
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.policies import ModelConfig
-from atlas_ray.models.protocol import ModelUse
+from atlas_ray.models.protocol import ModelUse, opened
 from atlas_ray.models.source import longest
 from atlas_ray.recipes.preflight.findings import Finding, attempt
 from atlas_ray.recipes.preflight.hub import require_cached
@@ -90,6 +90,5 @@ async def _plays(name: str, model: ModelConfig) -> str:
     from atlas_ray.models.endpoint import EndpointSpec
 
     assert model.endpoint is not None
-    policy = await EndpointSpec(name, model.path, model.endpoint.model_copy(update={"max_retries": 0})).build()
-    await policy.close()
-    return f"answers, {policy.usage.prompt_tokens + policy.usage.completion_tokens} tokens"
+    async with opened(EndpointSpec(name, model.path, model.endpoint.model_copy(update={"max_retries": 0}))) as policy:
+        return f"answers, {policy.usage.prompt_tokens + policy.usage.completion_tokens} tokens"

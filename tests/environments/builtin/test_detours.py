@@ -21,7 +21,7 @@ ROUNDS = 45
 def played(env: str, waste: float, seed: int = 0, tasks: int = 60) -> list[Episode]:
     async def play() -> list[Episode]:
         policy, spec = ScriptedPolicy("expert", seed, waste), get(env)
-        requests = [EpisodeRequest(t, Sampling(), seed, 0, max_rounds=ROUNDS) for t in spec.tasks("train", tasks)]
+        requests = [EpisodeRequest(t, Sampling(), seed=seed, max_rounds=ROUNDS) for t in spec.tasks("train", tasks)]
         return [await run_episode(policy, LocalSession(spec), request) for request in requests]
 
     return asyncio.run(play())

@@ -43,7 +43,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Engines that were asked for."""
     asked: list[str] = []
 
-    def spec(name: str, *_: Any) -> FixedSpec:
+    def spec(name: str, *_: Any, **__: Any) -> FixedSpec:
         asked.append(name)
         return FixedSpec(ScriptedPolicy("novice"))
 

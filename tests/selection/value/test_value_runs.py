@@ -125,7 +125,7 @@ def test_coordinators_share_trajectories_and_engines_and_a_killed_one_costs_its_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(24)))
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(ScriptedPolicy("novice")))
     monkeypatch.setattr(stage, "ValueWorker", Noting)
     alone, noted = selected(tmp_path / "alone", tmp_path / "data", 1, replicas=2)
     assert len(alone) == 24
@@ -155,7 +155,7 @@ def test_engines_that_find_no_room_are_told_before_an_actor_waits_for_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(1)))
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(ScriptedPolicy("novice")))
     with pytest.raises(UserError, match="cannot place 7 engine replicas"):
         selected(tmp_path, tmp_path / "data", 2, replicas=7)
 

@@ -1,4 +1,4 @@
-"""`make bench-report`: how fast the viewer answers with 10,000 trajectories, five selectors and 5,000 episodes.
+"""How fast the viewer answers with 10,000 trajectories, five selectors and 5,000 episodes.
 
 The trajectories are made up, with the lengths of real ones: ten steps in the middle and some of thirty, observations of
 some hundred characters and some of thousands, words as unevenly frequent as in any language. The report is opened from
@@ -15,7 +15,7 @@ import resource
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from atlas_ray.report.results import build_results
 from atlas_ray.report.site import SiteInput
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Category, Episode, GoldStep, Message, Selection, StopReason, Trajectory
-from bench.report import Entry, write_bench
+from bench.table import Entry, parse, write_bench
 
 FIRST_VIEW_MS = 2000.0
 FILTER_MS = 300.0
@@ -62,25 +62,31 @@ _CHANGED = (
 )
 
 
-def main() -> None:
-    """Makes the report, measures it and writes `bench/report.json`."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Makes the report, measures it and writes `bench/viewer.json`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--trajectories", type=int, default=10_000)
+    parser.add_argument("--episodes", type=int, default=1000, help="of each of five models")
     parser.add_argument("--runs", type=int, default=7)
-    given = parser.parse_args()
+    given = parse(parser, arguments, trajectories=600, episodes=100, runs=1)
+    if not shutil.which("chromium"):
+        raise SystemExit("there is no chromium: apt-get install chromium")
     with tempfile.TemporaryDirectory() as folder:
-        _make(Path(folder), given.trajectories)
+        _make(Path(folder), given.trajectories, given.episodes)
         times = _measure(Path(folder), given.runs)
     limits = {"first view: overview": FIRST_VIEW_MS, "first view: list": FIRST_VIEW_MS, "one trajectory": FIRST_VIEW_MS}
-    entries = [Entry(name, ms, [limits.get(name, FILTER_MS)], "ms", "lower") for name, ms in times.items()]
-    write_bench("report", entries)
+    entries = [
+        Entry(name, ms, [limits.get(name, FILTER_MS)], against="limit", unit="ms", better="lower")
+        for name, ms in times.items()
+    ]
+    write_bench("viewer", entries, given.tiny)
 
 
-def _make(folder: Path, count: int) -> None:
+def _make(folder: Path, count: int, episodes: int) -> None:
     rng = random.Random(0)
     trajectories = [_trajectory(rng, i) for i in range(count)]
     selections = {name: [_selection(rng, name, t) for t in trajectories] for name in SELECTORS}
-    arms = [Arm(m, m, None, None, None, None, None, [_episode(rng, m, i) for i in range(1000)]) for m in MODELS]
+    arms = [Arm(m, m, None, None, None, None, None, [_episode(rng, m, i) for i in range(episodes)]) for m in MODELS]
     whole = ReportInput(
         recipe="bench",
         seeds=[0],
@@ -91,7 +97,7 @@ def _make(folder: Path, count: int) -> None:
         trajectories=trajectories,
         selections=selections,
         specs={env: EnvironmentSpec(env, "in", 15, "success", "first") for env in ENVS},
-        n_expected=dict.fromkeys(ENVS, 1000 // len(ENVS)),
+        n_expected=dict.fromkeys(ENVS, episodes // len(ENVS)),
     )
     results = build_results(whole)
     begun = time.monotonic()
