@@ -126,7 +126,11 @@ class EngineConfig(FrozenConfig):
     coordinators: Annotated[int | None, PLACEMENT] = Field(
         None, ge=1, description="actors that coordinate episodes; None: one for 32 replicas, none where one is enough"
     )
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        "auto",
+        description="auto: the model's own on GPUs; on CPUs with instructions for it, unless the model is tiny, "
+        "bfloat16; else float32",
+    )
     max_model_len: int | None = Field(
         None, ge=16, description=f"context in tokens, at most the model's own; models that are compared: {CONTEXT}"
     )

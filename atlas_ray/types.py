@@ -365,8 +365,7 @@ class Episode:
     """A policy acting in an environment from step `start_step` on. A bad rollout is data, not a crash.
 
     Attributes:
-        id: Unique in a run: task or trajectory, sample and start, e.g. `maze/maze_17#2@0+3` (sample 0, after step 3 of
-            the task's second trajectory).
+        id: Unique in a run, e.g. `maze/maze_17#2@0+3`: of the task's second trajectory, sample 0, after its step 3.
         start_step: Number of expert steps replayed before the policy acted.
         reward: Final reward scaled to [0, 1].
         raw_reward: The environment's own figure.
@@ -375,6 +374,7 @@ class Episode:
         gold: Marks of a scripted policy on its own turns, else None.
         trajectory: Whose steps were replayed or put in, or None.
         replay: How the environment repeated the expert's steps; None where there were none, or none to compare with.
+        tools: Schemas of the tools that it was played by, as a trajectory holds them; None: it was played by text.
     """
 
     id: str
@@ -397,3 +397,4 @@ class Episode:
     gold: tuple[GoldStep, ...] | None = None
     trajectory: str | None = None
     replay: Replay | None = None
+    tools: str | None = None

@@ -63,6 +63,22 @@ def ray_cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def verifiers_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that has verifiers and environments of it, from PyPI; `ATLAS_VERIFIERS` names one that is there."""
+    from tests.support import published
+
+    return os.environ.get("ATLAS_VERIFIERS") or published.verifiers_python(tmp_path_factory.mktemp("verifiers"))
+
+
+@pytest.fixture(scope="session")
+def openenv_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Python that has OpenEnv and an environment of it, from PyPI; `ATLAS_OPENENV` names one that is there."""
+    from tests.support import published
+
+    return os.environ.get("ATLAS_OPENENV") or published.openenv_python(tmp_path_factory.mktemp("openenv"))
+
+
+@pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Folders of two untrained Llamas that differ in weights alone."""
     from atlas_ray.models.tiny import write_untrained

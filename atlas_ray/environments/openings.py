@@ -12,6 +12,8 @@ from atlas_ray.environments.protocol import EnvironmentSpec, Opening
 from atlas_ray.environments.replay import same_answer
 from atlas_ray.errors import UserError
 
+TOLD = "told"  # in place of schemas: those that each session tells
+
 
 @dataclass(frozen=True, slots=True)
 class OpeningTemplate:
@@ -25,7 +27,8 @@ class OpeningTemplate:
         plain: Whether that text is in the server's words (`EnvironmentSpec.plain`), not in ours.
         recorded: Turn 3 as recorded, for one task alone: shown where the environment plays that very task.
         error_turn: What answers a malformed reply, later on; None: this package's own words.
-        tools: Schemas of the tools by whose calls the episode is played; None: by text.
+        tools: Schemas of the tools by whose calls the episode is played; `TOLD`: each session tells its own, and the
+            instruction; None: by text.
     """
 
     instruction: str
@@ -49,12 +52,16 @@ class OpeningTemplate:
         Raises:
             UserError: If it offers none.
         """
+        if spec.tells_tools:
+            return cls("", "", tools=TOLD)
         if spec.tools is None:
             raise UserError(f"{spec.name} offers no tools to call", "play it as text: protocol: react")
         return cls(spec.tools.instruction, "", tools=spec.tools.schemas)
 
     def applied(self, spec: EnvironmentSpec, own: Opening) -> Opening:
         """The opening of a task, from the environment's own."""
+        if self.tools == TOLD:
+            return own
         told = told_of_task(spec, own.observation, tools=self.tools is not None)
         shown = self.before + (spec.plain(told) if self.plain and spec.plain else told) + self.after
         if self.recorded is not None and is_of_task(spec, self.recorded, told):

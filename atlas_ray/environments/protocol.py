@@ -67,12 +67,17 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """The environment's answer to one reply. `reward` is the environment's own figure so far, unscaled."""
+    """The environment's answer to one reply. `reward` is the environment's own figure so far, unscaled.
+
+    Attributes:
+        turns: What is told in place of the observation to an agent that calls tools: each call's result, with its id.
+    """
 
     observation: str
     reward: float
     done: bool
     progress: float | None = None
+    turns: tuple[Message, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,7 +203,8 @@ class EnvironmentSpec:
             given.
         agentgym: AgentGym's command that serves it; None: AgentGym has no such environment.
         probe_actions: What AgentGym's server answers with a state where the built-in simulator has other data.
-        tools: How it is played by calls of tools; None: it offers none.
+        tools: How it is played by calls of tools; None: it offers none, or its sessions tell them.
+        tells_tools: Whether its sessions tell their tools, and take calls of them (`tool_session.ToolSession`).
     """
 
     name: str
@@ -225,6 +231,12 @@ class EnvironmentSpec:
     agentgym: str | None = None
     probe_actions: tuple[str, ...] = ()
     tools: ToolUse | None = None
+    tells_tools: bool = False
+
+    @property
+    def offers_tools(self) -> bool:
+        """Whether it is played by calls of tools too; whether a task has any, sessions tell where these do so."""
+        return self.tells_tools or self.tools is not None
 
     def index(self, item_id: str) -> int:
         """The task index that an item id of the form NAME_NUMBER carries.
@@ -335,8 +347,6 @@ class Session(Protocol):
 
 
 MALFORMED = "Error: the reply must hold exactly one line that starts with Action: and names one action."
-NO_CALL = "Error: the reply must call one of the tools."
-NOT_CALLED = "Not called: the task has ended."
 
 
 def gold_ranks(weights: Sequence[tuple[int, float]]) -> dict[int, int]:

@@ -66,7 +66,7 @@ def register(spec: EnvironmentSpec) -> None:
 
 def not_replayed(trajectory: Trajectory) -> str | None:
     """Why episodes cannot play a trajectory's steps again, if they cannot."""
-    if trajectory.calls_tools and get(trajectory.env).tools is None:
+    if trajectory.calls_tools and not get(trajectory.env).offers_tools:
         return f"{trajectory.id} calls tools, and {trajectory.env} offers none"
     return None
 

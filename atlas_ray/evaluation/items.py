@@ -53,7 +53,7 @@ def problems(config: EvaluateConfig, *, ask: bool = True) -> list[UserError]:
             open_session(registry.get(env), config.environments)
         except UserError as error:
             wrong += [error] if str(error) not in map(str, wrong) else []
-    if config.protocol == "tools" and (without := [env for env in config.tasks if registry.get(env).tools is None]):
+    if config.protocol == "tools" and (without := [env for env in config.tasks if not registry.get(env).offers_tools]):
         wrong.append(UserError(f"{', '.join(without)}: no tools to call", "play them as text: protocol: react"))
     wrong += unplayable((task for tasks in found.values() for task in tasks), config.environments)
     return wrong + (wrong_servers(config) if ask else [])

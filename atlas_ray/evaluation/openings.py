@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations, takewhile
-from typing import Any
+from typing import Any, cast
 
 from atlas_ray.config import ActionProtocol, DataConfig, EnvironmentsConfig, OpeningsConfig
 from atlas_ray.environments import registry
@@ -23,6 +23,7 @@ from atlas_ray.environments.agentgym.task_numbers import numbered
 from atlas_ray.environments.client import open_session, own_instruction
 from atlas_ray.environments.openings import OpeningTemplate, surroundings, told_of_task
 from atlas_ray.environments.protocol import Opening
+from atlas_ray.environments.tool_session import ToolSession
 from atlas_ray.errors import AtlasError, UserError, together
 from atlas_ray.evaluation.items import test_tasks
 from atlas_ray.evaluation.settings import EvaluateConfig
@@ -37,6 +38,7 @@ _CANDIDATES = 8  # of them, for some may not be there any more
 _FAILURES = 3  # to start one, from which an environment is given up
 _SHOWN = 60  # characters of a difference
 OWN = "the environment's own"
+_BY_TEXT = "play it as text: protocol: react"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,8 @@ def find_openings(config: EvaluateConfig) -> Openings:
 
 
 def examine(config: EvaluateConfig) -> Openings:
-    """The same with what differs as a part of the answer; nothing is written, and only recorded tasks are started.
+    """The same with what differs as a part of the answer; nothing is written, and only recorded tasks are started, and
+    the first one where sessions tell their tools.
 
     Raises:
         UserError: If data or checkout cannot be read.
@@ -226,7 +229,7 @@ async def _examine(config: EvaluateConfig, rows: Mapping[str, _Rows], given: Ope
         differences += different
     for env in envs:
         if env not in found:
-            found[env], different = _of_others(env, given, environments, config.protocol)
+            found[env], different = await _of_others(env, given, config)
             differences += different
     alike = [known for env, known in rows.items() if env not in given.differing]
     verbatim = {key: opening for known in alike for key, opening in known.wanted.items()}
@@ -257,9 +260,9 @@ async def _of_data(
         return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason)] * (env not in given.differing)
     source = f"training data ({count} of {total} trajectories)"
     template = OpeningTemplate(*kind[:2], tools=kind[2])
-    if template.tools is not None and registry.get(env).tools is None:
+    if template.tools is not None and not registry.get(env).offers_tools:
         reason = f"the training data calls tools, and {env} offers none"
-        return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason, "play it as text: protocol: react")]
+        return EnvironmentOpening(env, OWN), [OpeningDifference(env, None, reason, _BY_TEXT)]
     if env in given.differing:
         source += ", but for the first observation"
         return EnvironmentOpening(env, source, template), []
@@ -318,13 +321,14 @@ def _difference(recorded: str, told: str, other: str | None = None) -> str:
     return f"turn 3 has {shown[0]} in the data, and the environment tells {shown[1]} (character {at + 1})"
 
 
-def _of_others(
-    env: str, given: OpeningsConfig, environments: EnvironmentsConfig, protocol: ActionProtocol | None
+async def _of_others(
+    env: str, given: OpeningsConfig, config: EvaluateConfig
 ) -> tuple[EnvironmentOpening, list[OpeningDifference]]:
     """The opening of an environment without training data: AgentGym's where a server plays it, else its own."""
-    if protocol == "tools":
-        return EnvironmentOpening(env, f"{OWN}, by its tools", OpeningTemplate.of_tools(registry.get(env))), []
-    if env not in environments.servers:
+    if config.protocol == "tools":
+        by_calls = EnvironmentOpening(env, f"{OWN}, by its tools", OpeningTemplate.of_tools(registry.get(env)))
+        return by_calls, await _without_tools(env, config)
+    if env not in config.environments.servers:
         return EnvironmentOpening(env, OWN), []
     if given.agentgym is not None:
         try:
@@ -340,3 +344,19 @@ def _of_others(
             env,
         )
     return EnvironmentOpening(env, f"{OWN}, in this package's words" if given.data else OWN), []
+
+
+async def _without_tools(env: str, config: EvaluateConfig) -> list[OpeningDifference]:
+    """What keeps an environment whose sessions tell their tools from being played by calls: its first task says so."""
+    spec = registry.get(env)
+    if not spec.tells_tools:
+        return []
+    task = test_tasks(config)[env][0]
+    session = cast(ToolSession, open_session(spec, config.environments))
+    try:
+        await session.reset_for_calls(task)
+    except AtlasError as error:
+        return [OpeningDifference(env, task.item_id, error.what, error.remedy or _BY_TEXT)]
+    finally:
+        await session.close()
+    return []

@@ -1,9 +1,9 @@
 """A vLLM engine as a policy, in the process that plays the episodes. The one module here that speaks vLLM.
 
-Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it computes in float32 and adds up in one
-order, so that a reply depends on its conversation and seed alone, never on what else is in the batch or in the cache
-(layers up to 1,024 wide; wider ones round otherwise where one token is alone in a batch). On GPU rounding depends on
-the batch.
+Flows in: turns, as token ids appended one by one; flows out: replies. On CPU it adds up in one order: in float32 a
+reply depends on its conversation and seed alone, never on what else is in the batch or in the cache (layers up to 1,024
+wide; wider ones round otherwise where one token is alone in a batch). In bfloat16, and on GPU, rounding depends on the
+batch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.policies import ModelConfig
 from atlas_ray.models.protocol import STOP, ModelUse, Reply, Sampling
-from atlas_ray.models.source import local_model, longest, trusted
+from atlas_ray.models.source import dtype_on_cpu, local_model, longest, trusted
 from atlas_ray.models.templates.parser import ReplyParser
 from atlas_ray.runs.folder import reachable
 from atlas_ray.types import Message, Task, Usage
@@ -332,7 +332,7 @@ def _options(model: str, config: EngineConfig, cpu: bool, revision: str | None =
         "model": model,
         "max_model_len": length,
         "max_num_seqs": config.max_num_seqs,
-        "dtype": "float32" if cpu and config.dtype == "auto" else config.dtype,
+        "dtype": dtype_on_cpu(model, revision) if cpu and config.dtype == "auto" else config.dtype,
         "tensor_parallel_size": config.tensor_parallel,
         "distributed_executor_backend": "uni" if config.tensor_parallel == 1 else "mp",
         "enable_prefix_caching": True,

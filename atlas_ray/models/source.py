@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from atlas_ray.errors import UserError
 from atlas_ray.runs.local_copy import local_copy
@@ -117,8 +117,8 @@ def check_model(folder: str, model: str | None = None) -> None:
         )
 
 
-def longest(model: str, revision: str | None = None) -> int | None:
-    """Tokens that the model was made for, as vLLM reckons them; None where its configuration does not say.
+def text_config(model: str, revision: str | None = None) -> Any:
+    """What a model's configuration says of its part for text.
 
     Raises:
         UserError: If it has no configuration that can be read.
@@ -127,12 +127,21 @@ def longest(model: str, revision: str | None = None) -> int | None:
 
     try:
         place = local_model(model, whole=False)
-        config = AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trusted()).get_text_config()
+        return AutoConfig.from_pretrained(place, revision=revision, trust_remote_code=trusted()).get_text_config()
     except UserError:
         raise
     except Exception as error:  # noqa: BLE001 (a broken file may raise anything)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UserError(f"cannot load the configuration of {model!r}: {reason}", "check the model's name") from None
+
+
+def longest(model: str, revision: str | None = None) -> int | None:
+    """Tokens that the model was made for, as vLLM reckons them; None where its configuration does not say.
+
+    Raises:
+        UserError: If it has no configuration that can be read.
+    """
+    config = text_config(model, revision)
     positions = getattr(config, "max_position_embeddings", None)
     rope = getattr(config, "rope_parameters", None) or {}
     if positions and rope.get("rope_type") in _STRETCHING:
@@ -152,6 +161,16 @@ def fast_in_bfloat16(width: int) -> bool:
 
     known = torch.cpu.get_capabilities()
     return width >= _WIDE and any(known.get(name) for name in ("avx512_bf16", "amx_bf16"))
+
+
+def dtype_on_cpu(model: str, revision: str | None = None) -> Literal["bfloat16", "float32"]:
+    """What an engine on this machine's CPU plays a model in, unless it is told.
+
+    Raises:
+        UserError: If the model has no configuration that can be read.
+    """
+    width = getattr(text_config(model, revision), "hidden_size", 0)
+    return "bfloat16" if fast_in_bfloat16(width) else "float32"
 
 
 def _refuse_pickles(model: str, names: Iterable[str]) -> None:

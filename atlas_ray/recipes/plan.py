@@ -231,7 +231,7 @@ def _training(recipe: Recipe, name: str, shapes: Mapping[str, Shape]) -> Line:
         return Line(f"train/{name}", f"{words}, on the novice's trajectories", Work())
     tokens = sum(s.trajectories * s.tokens for s in _only(shapes, config.data.envs).values())
     if tokens:
-        words += f", at most {config.epochs:g} x {tokens / 1e6:.1f} M tokens, less all behind the last chosen steps"
+        words += f", at most {config.epochs:g} x {_short(tokens)} tokens, less all behind the last chosen steps"
     if config.match_loss_tokens:
         words += "; and again until as many tokens carried loss as all steps have"
     return Line(f"train/{name}", words, Work(trained=config.epochs * tokens))

@@ -108,7 +108,7 @@ def with_controls(arms: Mapping[str, ArmConfig], max_length: int | None = None) 
 
 
 class AssumeConfig(FrozenConfig):
-    """What a plan reckons with: the model's size and what a GPU does in an hour. Only `--dry-run` reads it."""
+    """What a plan reckons with: the model's size and what a GPU does in an hour. No result depends on it."""
 
     parameters: float = Field(8.03e9, gt=0, description="of the model that is trained and played")
     flops: float = Field(312e12, gt=0, description="peak of one GPU in bfloat16; A100: 312e12, H100: 989e12")
@@ -160,7 +160,7 @@ class RecipeConfig(FrozenConfig):
         stand_ins: What stands in for the paper's in a whole table: environments by the paper's environment.
         max_failed: Share of failures above which a selection, evaluation or verification has failed.
         jobs: Stages that run at once at most; as many as the cluster has room for where None, one on a laptop.
-        assume: What `--dry-run` reckons with where nothing can be counted.
+        assume: What `--dry-run` and the time left are reckoned with where nothing can be counted.
     """
 
     name: str = Field(pattern=NAME)

@@ -100,9 +100,7 @@ def success_table(results: Mapping[str, Any]) -> Table:
     notes += overflow_notes(
         (arm["name"], cell["env"], cell.get("overflowed")) for arm in arms for cell in arm["environments"]
     )
-    notes += task_notes(results["other_tasks"])
-    notes += context_notes({arm["name"]: arm["context"] for arm in arms})
-    notes += weights_notes({arm["name"]: arm["weights"] for arm in arms})
+    notes += [*_notes_on_names(results), *context_notes({arm["name"]: arm["context"] for arm in arms})]
     notes += [
         f"{name} could not be made, loaded or played, so it has no figures: {why}"
         for name, why in results["failures"].items()
@@ -130,6 +128,12 @@ def context_notes(contexts: Mapping[str, int | None]) -> list[str]:
     most = max(known.values())
     less = [f"{name} {context:,}" for name, context in known.items() if context < most]
     return [f"Context: {most:,} tokens" + (f"; less, for they were made for less: {', '.join(less)}." if less else ".")]
+
+
+def _notes_on_names(results: Mapping[str, Any]) -> list[str]:
+    """On environments and models that are not what their names say."""
+    weights = {arm["name"]: arm["weights"] for arm in results["arms"]}
+    return [*task_notes(results["other_tasks"]), *weights_notes(weights)]
 
 
 def weights_notes(weights: Mapping[str, str | None]) -> list[str]:
@@ -169,7 +173,7 @@ def verdict_table(results: Mapping[str, Any]) -> Table:
     heads = columns("arm", "environment", *(("against", ROLES[role]) for role in roles), words=2)
     pairs = dict.fromkeys((s["arm"], s["against"]) for s in statements if s["role"] == "random")
     notes = [f"Random steps: {', '.join(f'{theirs} for {ours}' for ours, theirs in pairs)}."] if pairs else []
-    notes += [results["verdict"]["method"], *task_notes(results["other_tasks"])]
+    notes += [results["verdict"]["method"], *_notes_on_names(results)]
     return Table("What each selector gains, in points of success", heads, rows, notes)
 
 
@@ -202,7 +206,7 @@ def detail_table(results: Mapping[str, Any]) -> Table:
             )
     titles = ("arm", "environment", "episodes", "tasks", "success", "reward", "progress", "context full, %")
     heads = [*columns(*titles, words=2), Column("excluded", align="left")]
-    return Table("Every cell", heads, rows, task_notes(results["other_tasks"]))
+    return Table("Every cell", heads, rows, _notes_on_names(results))
 
 
 def selector_table(results: Mapping[str, Any]) -> Table:

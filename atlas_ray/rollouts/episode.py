@@ -10,17 +10,19 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from atlas_ray.config import LimitsConfig
 from atlas_ray.environments.openings import OpeningTemplate, is_of_task, told_of_task
-from atlas_ray.environments.protocol import MALFORMED, NO_CALL, NOT_CALLED, Session, StepResult, ToolUse, gold_ranks
+from atlas_ray.environments.protocol import MALFORMED, Opening, Session, StepResult, ToolUse, gold_ranks
 from atlas_ray.environments.replay import worst
+from atlas_ray.environments.tool_session import ToolSession, play_calls
 from atlas_ray.errors import AtlasError, ContextOverflow, ReplayMismatch
 from atlas_ray.models.protocol import Conversation, Policy, Reply, Sampling
 from atlas_ray.rollouts.guided import GivenTurn, Guided
 from atlas_ray.runs.seeds import derive_seed
-from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, Usage, last_seen
+from atlas_ray.types import Category, Episode, GoldStep, Message, Replay, StopReason, Task, ToolCall, Usage, last_seen
 
 A = TypeVar("A")
 T = TypeVar("T")
@@ -116,28 +118,28 @@ async def run_episode(
     if request.given:
         policy = Guided(policy, request.given)
     clock = _Clock(limits or LimitsConfig())
-    tools = opening.tools if opening else None
-    course = _Course(opening.error_turn if opening else None, session.spec.tools if tools else None)
-    sampling = replace(request.sampling, tools=tools)
+    course = _Course(session, clock, opening.error_turn if opening else None)
     cap = session.spec.max_rounds if request.max_rounds is None else request.max_rounds
     error = None
     try:
-        if tools and course.tools is None:
-            raise _StopError(StopReason.ENV_ERROR, f"{task.env} offers no tools to call")
-        own = await clock.wait(StopReason.ENV_ERROR, session.reset, task)
-        first, told = request.first_observation, told_of_task(session.spec, own.observation, tools=tools is not None)
+        by_calls = opening is not None and opening.tools is not None
+        own = await course.begin(task, by_calls=by_calls)
+        first, told = request.first_observation, told_of_task(session.spec, own.observation, tools=by_calls)
         if first is not None and not is_of_task(session.spec, first, told):
             course.replay = "differs" if prefix else None
             raise _StopError(StopReason.REPLAY_MISMATCH, "the first observation is another task's than recorded")
-        course.messages += (opening.applied(session.spec, own) if opening else own).messages()
+        shown = opening.applied(session.spec, own) if opening else own
+        course.messages += shown.messages()
+        course.tools = shown.tools
         with _blame(StopReason.MODEL_ERROR):
+            sampling = replace(request.sampling, tools=shown.tools)
             conversation = policy.open(task, list(course.messages), sampling)
         for turn, given in enumerate(prefix):
             if course.result.done:
                 break
             with _blame(StopReason.MODEL_ERROR):
                 conversation.append(given)
-            await course.act(given, session, conversation, clock)
+            await course.act(given, conversation)
             if turn < len(recorded):
                 now = session.spec.compare(recorded[turn], last_seen(course.messages))
                 course.replay = worst(course.replay, now)
@@ -147,7 +149,7 @@ async def run_episode(
             drawn = derive_seed(request.seed, task.id, request.sample, len(prefix), course.turns)
             reply = await clock.wait(StopReason.MODEL_ERROR, conversation.generate, drawn)
             course.take(reply)
-            await course.act(reply.message, session, conversation, clock)
+            await course.act(reply.message, conversation)
         stop = StopReason.DONE if course.result.done else StopReason.MAX_ROUNDS
     except _StopError as end:
         stop, error = end.reason, end.error
@@ -166,6 +168,7 @@ async def run_episode(
         seconds=time.monotonic() - clock.begun,
         gold=course.gold(),
         replay=course.replay,
+        tools=course.tools,
     )
 
 
@@ -175,11 +178,15 @@ class _Course:
 
     Attributes:
         error_turn: Answers a malformed reply in place of the session's own words.
-        tools: By which replies act; None: by text.
+        play: What answers a reply with turns; None: its text is the action.
+        tools: Schemas of the tools that the policy is shown.
     """
 
+    session: Session
+    clock: _Clock
     error_turn: str | None = None
-    tools: ToolUse | None = None
+    play: Callable[[Message], Awaitable[StepResult]] | None = None
+    tools: str | None = None
     messages: list[Message] = field(default_factory=list)
     result: StepResult = field(default_factory=lambda: StepResult("", 0.0, False))
     progress: float | None = None
@@ -189,6 +196,20 @@ class _Course:
     replay: Replay | None = None
     marks: list[tuple[int, Category, float]] = field(default_factory=list)
 
+    async def begin(self, task: Task, *, by_calls: bool) -> Opening:
+        """The environment's own opening of a task, which is played by text or by calls of tools."""
+        session, spec = self.session, self.session.spec
+        if not by_calls:
+            return await self.clock.wait(StopReason.ENV_ERROR, session.reset, task)
+        if spec.tells_tools:
+            calling = cast(ToolSession, session)
+            self.play = partial(self._ask, calling.call)
+            return await self.clock.wait(StopReason.ENV_ERROR, calling.reset_for_calls, task)
+        if spec.tools is None:
+            raise _StopError(StopReason.ENV_ERROR, f"{task.env} offers no tools to call")
+        self.play = partial(self._play_as_text, spec.tools)
+        return await self.clock.wait(StopReason.ENV_ERROR, session.reset, task)
+
     def take(self, reply: Reply) -> None:
         """Counts a turn of the policy's own."""
         self.rounds += 1
@@ -196,21 +217,15 @@ class _Course:
         if reply.category is not None:
             self.marks.append((self.turns + 1, reply.category, reply.weight))
 
-    async def act(self, reply: Message, session: Session, conversation: Conversation, clock: _Clock) -> None:
+    async def act(self, reply: Message, conversation: Conversation) -> None:
         """Plays a reply, and appends what comes back to the conversation."""
         self.turns += 1
         self.messages.append(reply)
         begun = len(self.messages)
-        if self.tools is None:
-            self.messages.append(Message("user", await self._step(reply.content, session, clock)))
-        elif not reply.calls:
-            self.messages.append(Message("user", NO_CALL))
+        if self.play is None:
+            self.messages.append(Message("user", self._said(await self._ask(self.session.step, reply.content))))
         else:
-            for call in reply.calls:
-                told = NOT_CALLED
-                if not self.result.done:
-                    told = self.tools.result(await self._step(self.tools.action(call), session, clock))
-                self.messages.append(Message("tool", told, call_id=call.id))
+            self.messages += (await self.play(reply)).turns
         if not self.result.done:
             try:  # no context manager, which would cost a twentieth of a cheap world's turn
                 for answer in self.messages[begun:]:
@@ -218,13 +233,25 @@ class _Course:
             except Exception as error:
                 raise _fault(error, StopReason.MODEL_ERROR) from error
 
-    async def _step(self, action: str, session: Session, clock: _Clock) -> str:
-        """What the environment answers to a text."""
-        self.result = await clock.wait(StopReason.ENV_ERROR, session.step, action)
+    async def _ask(self, step: Callable[[A], Awaitable[StepResult]], about: A) -> StepResult:
+        """What the environment answers."""
+        self.result = await self.clock.wait(StopReason.ENV_ERROR, step, about)
         if self.result.progress is not None:
             self.progress = max(self.progress or 0.0, self.result.progress)
-        told = self.result.observation
+        return self.result
+
+    def _said(self, result: StepResult) -> str:
+        told = result.observation
         return self.error_turn if self.error_turn is not None and told == MALFORMED else told
+
+    async def _play_as_text(self, use: ToolUse, reply: Message) -> StepResult:
+        """What answers a reply's calls, each played as the text of an action."""
+
+        async def play(call: ToolCall) -> StepResult:
+            result = await self._ask(self.session.step, use.action(call))
+            return replace(result, observation=use.result(self._said(result)))
+
+        return await play_calls(reply, self.result, play)
 
     def gold(self) -> tuple[GoldStep, ...] | None:
         """The policy's own marks, ranked; None where it makes none."""

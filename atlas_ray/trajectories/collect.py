@@ -139,7 +139,7 @@ def _play_batch(batch: pa.Table, policy: ScriptedPolicy, max_rounds: int | None,
         ]
 
     episodes = asyncio.run(play())
-    trajectories = TRAJECTORIES.to_table(to_trajectory(e, protocol) for e in episodes)
+    trajectories = TRAJECTORIES.to_table(to_trajectory(e) for e in episodes)
     ends = [[e.success for e in episodes], [e.error if e.stop_reason.is_infrastructure else None for e in episodes]]
     for name, end, kind in zip(_ENDS, ends, (pa.bool_(), pa.string()), strict=True):
         trajectories = trajectories.append_column(name, pa.array(end, kind))
@@ -150,9 +150,8 @@ def _opening(env: str, protocol: ActionProtocol) -> OpeningTemplate | None:
     return OpeningTemplate.of_tools(registry.get(env)) if protocol == "tools" else None
 
 
-def to_trajectory(episode: Episode, protocol: ActionProtocol = "react") -> Trajectory:
+def to_trajectory(episode: Episode) -> Trajectory:
     """An episode from scratch as a trajectory, with the scripted agent's marks as gold."""
-    opening = _opening(episode.env, protocol)
     return Trajectory(
         _trajectory_id(Task(episode.env, episode.item_id), episode.sample),
         episode.env,
@@ -160,7 +159,7 @@ def to_trajectory(episode: Episode, protocol: ActionProtocol = "react") -> Traje
         episode.messages,
         episode.reward,
         episode.gold or (),
-        opening.tools if opening else None,
+        episode.tools,
     )
 
 

@@ -1,6 +1,6 @@
 """OpenEnv both ways: its servers played here, our environments played by its clients.
 
-The fast half speaks to our own server; the slow half installs OpenEnv itself, apart from all else.
+The fast half speaks to our own server; the slow half to OpenEnv itself, in a virtual environment of its own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, StopReason, Task
-from tests.support.episodes import Recite
+from tests.support.episodes import Recite, play_all
 from tests.support.serving import expert_replies, running
 
 CLIENT = """
@@ -173,24 +172,10 @@ def test_one_server_has_one_environment() -> None:
         create_app(["maze", "wordle"], protocol="openenv")
 
 
-@pytest.fixture(scope="module")
-def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OpenEnv from PyPI, in a folder of its own: what it needs is newer than what the engines need."""
-    given = os.environ.get("ATLAS_OPENENV")  # a folder that holds it already
-    if given:
-        return Path(given)
-    folder = tmp_path_factory.mktemp("openenv")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "install", "-q", "--target", str(folder), "openenv-core>=0.3,<0.4"], check=True
-    )
-    return folder
-
-
 @pytest.fixture
-def server(installed: Path) -> Iterator[str]:
+def server(openenv_python: str) -> Iterator[str]:
     process = subprocess.Popen(
-        [sys.executable, str(SUPPORT / "openenv_server.py")],
-        env=os.environ | {"PYTHONPATH": str(installed)},
+        [openenv_python, str(SUPPORT / "openenv_server.py")],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -205,13 +190,8 @@ def server(installed: Path) -> Iterator[str]:
 @pytest.mark.slow
 async def test_openenvs_own_server_is_played_many_at_once_and_alike_twice(server: str) -> None:
     registered("guess", server)
-    room = asyncio.Semaphore(16)
-
-    async def one(index: int) -> Episode:
-        async with room:
-            return await played("guess", index, [f"Action: {n}" for n in range(1, 8)])
-
-    once, again = [await asyncio.gather(*map(one, range(30))) for _ in range(2)]
+    replies = {index: [f"Action: {n}" for n in range(1, 8)] for index in range(30)}
+    once, again = await play_all("guess", replies), await play_all("guess", replies)
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     numbers = [random.Random(index).randint(1, 7) for index in range(30)]
     assert [e.rounds for e in once] == numbers
@@ -230,7 +210,7 @@ async def test_an_error_of_openenvs_server_spoils_that_episode_alone(server: str
 
 
 @pytest.mark.slow
-async def test_openenvs_own_client_plays_our_maze_as_we_do(installed: Path) -> None:
+async def test_openenvs_own_client_plays_our_maze_as_we_do(openenv_python: str) -> None:
     games = [(index, expert_replies("maze", index, noise=0.2)) for index in range(50)]
     expected = []
     for index, replies in games:
@@ -244,8 +224,7 @@ async def test_openenvs_own_client_plays_our_maze_as_we_do(installed: Path) -> N
         expected.append([told, reward, done])
     async with running(create_app(["maze"], protocol="openenv")) as url:
         client = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", CLIENT),
-            env=os.environ | {"PYTHONPATH": str(installed)},
+            *(openenv_python, "-c", CLIENT),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
@@ -255,30 +234,18 @@ async def test_openenvs_own_client_plays_our_maze_as_we_do(installed: Path) -> N
 
 
 @pytest.fixture
-def packages(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Packages of OpenEnv's that this Python finds, and whose servers end with the test."""
-    found = [installed, SUPPORT, SUPPORT / "openenv_package"]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, found)))
+def packages(openenv_python: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Packages of OpenEnv's that the Python which is returned finds, and whose servers end with the test."""
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [SUPPORT, SUPPORT / "openenv_package"])))
     monkeypatch.setattr(openenv_servers, "_servers", {})
-
-
-async def many(name: str, replies: dict[int, list[str]], at_once: int) -> list[Episode]:
-    """An episode of each task, so many at once."""
-    room = asyncio.Semaphore(at_once)
-
-    async def one(index: int) -> Episode:
-        async with room:
-            return await played(name, index, replies[index])
-
-    return await asyncio.gather(*map(one, replies))
+    return openenv_python
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("packages")
-async def test_a_packages_server_is_started_here_played_many_at_once_and_ended() -> None:
-    registered("guess", "openenv_server:app")
+async def test_a_packages_server_is_started_here_played_many_at_once_and_ended(packages: str) -> None:
+    registered("guess", f"{packages}:openenv_server:app")
     replies = {index: [f"Action: {n}" for n in range(1, 8)] for index in range(30)}
-    once, again = await many("guess", replies, 16), await many("guess", replies, 16)
+    once, again = await play_all("guess", replies), await play_all("guess", replies)
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     assert [e.rounds for e in once] == [random.Random(index).randint(1, 7) for index in range(30)]
     [servers] = openenv_servers._servers.values()
@@ -288,13 +255,12 @@ async def test_a_packages_server_is_started_here_played_many_at_once_and_ended()
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("packages")
-async def test_tools_of_a_server_that_plays_one_episode_at_a_time_are_called_by_several_of_it() -> None:
-    registered("counting", "counting_env")
+async def test_tools_of_a_server_that_plays_one_episode_at_a_time_are_called_by_several_of_it(packages: str) -> None:
+    registered("counting", f"{packages}:counting_env")
     wanted = {index: random.Random(index).randint(3, 9) for index in range(30)}
     call = 'Thought: on\n\nAction: add with Action Input: {"number": %d}'
     replies = {index: ["no call", call % 1, call % 2, call % (n - 3 + index % 2)] for index, n in wanted.items()}
-    once, again = await many("counting", replies, 3), await many("counting", replies, 3)
+    once, again = await play_all("counting", replies, 3), await play_all("counting", replies, 3)
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     assert {e.stop_reason for e in once} == {StopReason.DONE}
     assert [e.reward for e in once] == [float(index % 2 == 0) for index in range(30)]

@@ -1,15 +1,12 @@
 """verifiers both ways: its tasksets played here, our worlds played by its agents.
 
-The library lives in a virtual environment of its own, made here from PyPI: its dependencies shut out ours.
+The library lives in a virtual environment of its own, made from PyPI: its dependencies shut out ours.
 """
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
-import subprocess
-import sys
 
 import pytest
 
@@ -22,9 +19,9 @@ from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import UserError
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
-from atlas_ray.types import Episode, StopReason, Task
+from atlas_ray.types import StopReason, Task
 from tests.support.docs_blocks import ROOT
-from tests.support.episodes import Recite
+from tests.support.episodes import Recite, play_all
 from tests.support.serving import expert_replies
 
 TASKSETS = ROOT / "tests" / "support" / "verifiers_tasksets"
@@ -37,38 +34,8 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
 
 
-@pytest.fixture(scope="module")
-def python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The Python that has verifiers."""
-    given = os.environ.get("ATLAS_VERIFIERS")  # one that has it already
-    if given:
-        return given
-    folder = tmp_path_factory.mktemp("verifiers")
-    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-    found = str(folder / "bin" / "python")
-    subprocess.run([found, "-m", "pip", "install", "-q", "verifiers>=0.4,<0.5"], check=True)
-    return found
-
-
 def registered(name: str, place: str) -> None:
     validate(EnvironmentsConfig, {"register": {name: f"verifiers:{place}"}})
-
-
-async def episodes(name: str, replies: dict[int, list[str]], at_once: int = 16) -> list[Episode]:
-    """An episode of each task, so many at once, each session for several."""
-    spec, waiting, done = registry.get(name), list(replies), dict[int, Episode]()
-
-    async def work() -> None:
-        session = open_session(spec, EnvironmentsConfig())
-        while waiting:
-            index = waiting.pop(0)
-            task = Task(name, f"{name}_{index}")
-            request = EpisodeRequest(task, Sampling(), seed=0)
-            done[index] = await run_episode(Recite(replies[index]), session, request)
-        await session.close()
-
-    await asyncio.gather(*(work() for _ in range(at_once)))
-    return [done[index] for index in replies]
 
 
 def answer(index: int) -> int:
@@ -76,12 +43,12 @@ def answer(index: int) -> int:
 
 
 @pytest.mark.slow
-async def test_questions_are_asked_and_answers_rewarded_as_the_tasksets_rubric_does(python: str) -> None:
-    registered("sums", f"{python}:atlas-sums")
+async def test_questions_are_asked_and_answers_rewarded_as_the_tasksets_rubric_does(verifiers_python: str) -> None:
+    registered("sums", f"{verifiers_python}:atlas-sums")
     spec = registry.get("sums")
     assert (spec.n_test, spec.n_train) == (30, 30)
     replies = {index: [str(answer(index) + (index % 3 == 0))] for index in range(60)}
-    once, again = await episodes("sums", replies), await episodes("sums", replies)
+    once, again = await play_all("sums", replies), await play_all("sums", replies)
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     assert {e.stop_reason for e in once} == {StopReason.DONE}
     assert [e.success for e in once] == [index % 3 != 0 for index in range(60)]
@@ -90,12 +57,12 @@ async def test_questions_are_asked_and_answers_rewarded_as_the_tasksets_rubric_d
 
 
 @pytest.mark.slow
-async def test_tools_are_called_many_turns_long_and_alike_twice(python: str) -> None:
-    registered("boxes", f"{python}:atlas-boxes")
+async def test_tools_are_called_many_turns_long_and_alike_twice(verifiers_python: str) -> None:
+    registered("boxes", f"{verifiers_python}:atlas-boxes")
     boxes = [random.Random(index).randint(1, 7) for index in range(40)]
     calls = [f'Thought: next\n\nAction: open_box with Action Input: {{"number": {n}}}' for n in range(1, 8)]
     replies = {index: [*calls[: boxes[index]], "It is found."] for index in range(40)}
-    once, again = await episodes("boxes", replies), await episodes("boxes", replies)
+    once, again = await play_all("boxes", replies), await play_all("boxes", replies)
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     assert {e.stop_reason for e in once} == {StopReason.DONE}
     assert [e.rounds for e in once] == [box + 1 for box in boxes]
@@ -105,8 +72,8 @@ async def test_tools_are_called_many_turns_long_and_alike_twice(python: str) -> 
 
 
 @pytest.mark.slow
-async def test_the_sessions_tools_are_schemas(python: str) -> None:
-    registered("boxes", f"{python}:atlas-boxes")
+async def test_the_sessions_tools_are_schemas(verifiers_python: str) -> None:
+    registered("boxes", f"{verifiers_python}:atlas-boxes")
     session = open_session(registry.get("boxes"), EnvironmentsConfig())
     assert isinstance(session, VerifiersSession)
     await session.reset(Task("boxes", "boxes_0"))
@@ -117,11 +84,11 @@ async def test_the_sessions_tools_are_schemas(python: str) -> None:
 
 
 @pytest.mark.slow
-async def test_a_failing_rubric_a_missing_task_and_an_episode_given_up_spoil_no_other(python: str) -> None:
-    registered("sums", f"{python}:atlas-sums")
+async def test_a_failing_rubric_a_missing_task_and_an_episode_given_up_spoil_no_other(verifiers_python: str) -> None:
+    registered("sums", f"{verifiers_python}:atlas-sums")
     session = open_session(registry.get("sums"), EnvironmentsConfig())
     await session.reset(Task("sums", "sums_1"))  # given up by the next reset
-    broken, missing, fine = await episodes("sums", {2: ["break"], 999: ["1"], 3: [str(answer(3))]})
+    broken, missing, fine = await play_all("sums", {2: ["break"], 999: ["1"], 3: [str(answer(3))]})
     assert (broken.stop_reason, missing.stop_reason) == (StopReason.ENV_ERROR, StopReason.ENV_ERROR)
     assert "it broke" in str(broken.error)
     assert "number 999 was asked for" in str(missing.error)
@@ -130,22 +97,22 @@ async def test_a_failing_rubric_a_missing_task_and_an_episode_given_up_spoil_no_
 
 
 @pytest.mark.slow
-def test_a_judge_without_a_key_and_what_does_not_load_are_refused_by_name(python: str) -> None:
-    registered("judged", f"{python}:atlas-sums?judged=true")
+def test_a_judge_without_a_key_and_what_does_not_load_are_refused_by_name(verifiers_python: str) -> None:
+    registered("judged", f"{verifiers_python}:atlas-sums?judged=true")
     with pytest.raises(UserError, match=r"asks a judge: .* whose key is in NO_SUCH_KEY"):
         registry.get("judged")
-    registered("nowhere", f"{python}:no-such-taskset")
+    registered("nowhere", f"{verifiers_python}:no-such-taskset")
     with pytest.raises(UserError, match=r"no-such-taskset does not load: .*not found"):
         registry.get("nowhere")
 
 
 @pytest.mark.slow
-async def test_our_textcraft_as_a_taskset_of_verifiers_gives_our_rewards(python: str) -> None:
-    registered("crafting", f"{python}:atlas-ray?world=textcraft&split=test")
+async def test_our_textcraft_as_a_taskset_of_verifiers_gives_our_rewards(verifiers_python: str) -> None:
+    registered("crafting", f"{verifiers_python}:atlas-ray?world=textcraft&split=test")
     tasks = registry.get("textcraft").tasks("test", 50)
     numbers = [registry.get("textcraft").number(task) for task in tasks]
     replies = {place: expert_replies("textcraft", number, noise=0.2) for place, number in enumerate(numbers)}
-    theirs = await episodes("crafting", replies)
+    theirs = await play_all("crafting", replies)
     ours = []
     for place, task in enumerate(tasks):
         request = EpisodeRequest(task, Sampling(), seed=0)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import LlamaConfig
 
 from atlas_ray.config import DataConfig, EngineConfig
@@ -112,6 +113,22 @@ def test_other_folders_are_left_to_the_loaders(tmp_path: Path) -> None:
     check_model(str(tmp_path))
     with pytest.raises(UserError, match="cannot load a tokenizer"):
         ChatFormat.load(str(tmp_path))
+
+
+def test_an_engine_on_cpu_plays_wide_models_in_bfloat16_where_the_cpu_multiplies_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for width in (64, 576):
+        LlamaConfig(hidden_size=width).save_pretrained(tmp_path / str(width))
+
+    def played(width: int, **options: Any) -> str:
+        return _options(str(tmp_path / str(width)), EngineConfig(**options), cpu=True)["dtype"]
+
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    assert (played(64), played(576), played(576, dtype="float32")) == ("float32", "bfloat16", "float32")
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_f": True})
+    assert (played(576), played(576, dtype="bfloat16")) == ("float32", "bfloat16")
+    assert _options(str(tmp_path / "576"), EngineConfig(), cpu=False)["dtype"] == "auto"
 
 
 def test_an_engine_gets_no_more_context_than_its_model_was_made_for(tmp_path: Path) -> None:

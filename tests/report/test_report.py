@@ -94,6 +94,16 @@ def test_environments_with_other_tasks_than_the_papers_are_marked_in_every_table
     assert not any("§" in note for note in success_table(build_results(realistic())).notes)
 
 
+def test_models_whose_weights_are_not_those_of_their_name_are_named_under_every_table() -> None:
+    given, words = realistic(), "a model with its weights rounded to 4 bits"
+    results = build_results(replace(given, arms=[replace(given.arms[0], weights=words), *given.arms[1:]]))
+    for shown in (success_table(results), detail_table(results), verdict_table(results)):
+        assert f"Weights: {given.arms[0].name} start from {words}." in shown.notes, shown.title
+    cells = [summarise([], SPECS["blocksworld"], 1, 0.02)]
+    terminal = evaluation_table({"base": cells}, weights={"base": words, "other": None})
+    assert str(terminal.caption).splitlines()[-1] == f"Weights: base start from {words}."
+
+
 def test_how_far_a_selector_agrees_with_the_critical_one_stands_in_the_table() -> None:
     results = build_results(realistic())
     shown = selector_table(results)

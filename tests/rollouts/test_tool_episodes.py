@@ -12,7 +12,8 @@ import pytest
 from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.environments.openings import OpeningTemplate
-from atlas_ray.environments.protocol import NO_CALL, NOT_CALLED, Opening
+from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import NO_CALL, NOT_CALLED
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.guided import GivenTurn
@@ -97,7 +98,7 @@ async def expert(env: str, number: int) -> Trajectory:
     opening = OpeningTemplate.of_tools(spec)
     found = await play(ScriptedPolicy("expert", 0), task=Task(env, f"{env}_{number}"), opening=opening)
     assert found.success
-    return to_trajectory(found, "tools")
+    return to_trajectory(found)
 
 
 @pytest.mark.parametrize("env", ["weather", "movie", "todo", "academia", "sheet"])
@@ -186,3 +187,71 @@ async def test_values_of_a_trajectory_of_calls(mode: str) -> None:
         assert selection.chosen == ()  # who plays as the expert does learns nothing from its steps
     elsewhere = await value_steps(replace(found, env="maze"), rollout, selector, 0)
     assert elsewhere.error == f"{found.id} calls tools, and maze offers none"
+
+
+class Telling:
+    """A session that tells its tools and takes calls as they are; a reply without any ends it."""
+
+    spec = EnvironmentSpec("telling", "out", 5, "reward", "whole", tells_tools=True)
+
+    def __init__(self) -> None:
+        self.taken: list[Message | str] = []
+
+    async def reset(self, task: Task) -> Opening:
+        return Opening("Write.", "A task.")
+
+    async def step(self, reply: str) -> StepResult:
+        self.taken.append(reply)
+        return StepResult("Read.", 0.0, True)
+
+    async def reset_for_calls(self, task: Task) -> Opening:
+        return Opening("Call.", "A task.", "", '["a tool"]')
+
+    async def call(self, reply: Message) -> StepResult:
+        self.taken.append(reply)
+        turns = tuple(Message("tool", call.name.upper(), call_id=call.id) for call in reply.calls)
+        return StepResult("", 1.0, not turns, turns=turns)
+
+    async def close(self) -> None: ...
+
+
+async def told(policy: Any, session: Telling, **given: Any) -> Episode:
+    fields = {"task": Task("telling", "telling_0"), "sampling": Sampling(), "seed": 0} | given
+    return await run_episode(policy, session, EpisodeRequest(**fields))
+
+
+async def test_a_session_that_tells_its_tools_takes_calls_as_they_are_and_an_answer_without_any() -> None:
+    session, opening = Telling(), OpeningTemplate.of_tools(Telling.spec)
+    policy = Calls(Reply("", thought="Both.", calls=(DATE, CITY)), Reply("It is done."))
+    found = await told(policy, session, opening=opening)
+    assert (found.stop_reason, found.reward, found.rounds) == (StopReason.DONE, 1.0, 2)
+    assert [m.role for m in found.messages] == ["system", "user", "assistant", "tool", "tool", "assistant"]
+    assert [(m.content, m.call_id) for m in found.messages[3:5]] == [(DATE.name.upper(), "a"), (CITY.name.upper(), "b")]
+    assert session.taken == [found.messages[2], found.messages[5]]
+    assert policy.sampling is not None
+    assert policy.sampling.tools == found.tools == to_trajectory(found).tools == '["a tool"]'
+
+
+async def test_the_same_session_is_played_by_text_where_nothing_else_is_asked_for() -> None:
+    session, policy = Telling(), Calls(Reply("Some text."))
+    found = await told(policy, session)
+    assert (session.taken, found.messages[-1].content, found.tools) == (["Some text."], "Read.", None)
+    assert policy.sampling == Sampling()
+
+
+async def test_its_trajectory_is_played_again_by_its_recorded_calls() -> None:
+    once = await told(
+        Calls(Reply("", calls=(DATE,)), Reply("It is done.")), Telling(), opening=OpeningTemplate.of_tools(Telling.spec)
+    )
+    recorded = to_trajectory(once)
+    opening = Opening.recorded(recorded)
+    assert opening is not None
+    again = await told(
+        Calls(Reply("never asked")),
+        Telling(),
+        prefix=recorded.replies,
+        recorded=recorded.answers,
+        opening=OpeningTemplate.verbatim(opening),
+        first_observation=opening.observation,
+    )
+    assert (again.messages, again.replay, again.stop_reason) == (once.messages, "exact", StopReason.DONE)

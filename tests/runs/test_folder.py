@@ -57,7 +57,7 @@ def test_the_columns_on_disk_stay_as_they_are() -> None:
     }
     assert columns(EPISODES) == {
         **text,
-        **dict.fromkeys(["policy", "stop_reason", "error", "trajectory", "replay"], "string"),
+        **dict.fromkeys(["policy", "stop_reason", "error", "trajectory", "replay", "tools"], "string"),
         **dict.fromkeys(["sample", "start_step", "rounds"], "int32"),
         **dict.fromkeys(["reward", "raw_reward", "progress", "seconds"], "double"),
         **{"seed": "int64", "success": "bool", "messages": messages, "gold": gold, "usage": f"struct<{usage}>"},

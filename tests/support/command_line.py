@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 
-def atlas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+def atlas(*arguments: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENAI", "ATLAS", "RAY_ADDRESS"))}
     code = "import sys; from atlas_ray.cli.main import main; main(sys.argv[1:])"
     return subprocess.run(
@@ -16,7 +16,7 @@ def atlas(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProce
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=timeout,
         cwd=cwd,
         env=environment,
     )

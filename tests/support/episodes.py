@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from atlas_ray.config import EnvironmentsConfig
+from atlas_ray.environments import registry
+from atlas_ray.environments.client import open_session
+from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
-from atlas_ray.types import Episode, Message, Task
+from atlas_ray.types import Episode, Message, Task, ToolCall
 from tests.support.agentgym import TOOLS
 
 
@@ -16,14 +22,15 @@ class Recite:
 
     name = "recite"
 
-    def __init__(self, replies: Sequence[str]) -> None:
+    def __init__(self, replies: Sequence[str | Reply]) -> None:
         self.replies = list(replies)
 
     def open(self, task: Task, opening: Sequence[Message], sampling: Sampling) -> Recite:
         return Recite(self.replies)
 
     async def generate(self, seed: int) -> Reply:
-        return Reply(self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])
+        said = self.replies.pop(0) if len(self.replies) > 1 else self.replies[0]
+        return said if isinstance(said, Reply) else Reply(said)
 
     def append(self, message: Message) -> None: ...
 
@@ -45,3 +52,29 @@ async def episode(session: Any, replies: list[str], index: int = 7, **options: A
     limits, prefix = options.pop("limits", None), options.pop("prefix", ())
     options["prefix"] = tuple(Message("assistant", reply, True) for reply in prefix)
     return await run_episode(Recite(replies), session, EpisodeRequest(task, Sampling(), seed=0, **options), limits)
+
+
+def calling(name: str, id_: str = "", **arguments: Any) -> Reply:
+    """A reply that calls a tool."""
+    return Reply("", calls=(ToolCall(name, json.dumps(arguments), id_),))
+
+
+async def play_all(
+    name: str,
+    replies: Mapping[int, Sequence[str | Reply]],
+    at_once: int = 16,
+    opening: OpeningTemplate | None = None,
+) -> list[Episode]:
+    """An episode of each task of a registered environment, so many at once, each session for several."""
+    spec, waiting, done = registry.get(name), list(replies), dict[int, Episode]()
+
+    async def work() -> None:
+        session = open_session(spec, EnvironmentsConfig())
+        while waiting:
+            index = waiting.pop(0)
+            request = EpisodeRequest(Task(name, f"{name}_{index}"), Sampling(), seed=0, opening=opening)
+            done[index] = await run_episode(Recite(replies[index]), session, request)
+        await session.close()
+
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    return [done[index] for index in replies]

@@ -1,8 +1,8 @@
 """OpenEnv's servers as environments: `environments.register.NAME=openenv:http://HOST:PORT`, or `openenv:PACKAGE`.
 
 A session is one WebSocket, as OpenEnv's own clients have it: a reset carries the task's number as its seed, a step the
-action in the one text that the server's schema of actions wants, or a call of one of its MCP tools. Of an observation
-the texts are told; rewards of steps are added up.
+action in the one text that the server's schema of actions wants, or a call of one of its MCP tools, which a model makes
+as such or in text. Of an observation the texts are told; rewards of steps are added up.
 """
 
 from __future__ import annotations
@@ -10,20 +10,22 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR
+from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPUT
 from atlas_ray.environments.foreign.openenv_servers import Package, addresses
 from atlas_ray.environments.foreign.tool_text import read_call, schema, tool_instruction
 from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import play_calls
 from atlas_ray.errors import EnvironmentFailure, UserError
-from atlas_ray.types import Task
+from atlas_ray.types import Message, Task, ToolCall
 
-INSTRUCTION = "You act in the environment {name}. Answer with a Thought: line and an Action: line."
+ABOUT = "You act in the environment {name}."
+INSTRUCTION = f"{ABOUT} Answer with a Thought: line and an Action: line."
 N_TEST, N_TRAIN = 200, 10_000
 _PACKAGE = re.compile(r"(?:[\w./-]*/[\w./-]*:)?[A-Za-z_][\w.]*(?::\w+)?")  # perhaps behind a Python
 _ROUNDS = 30
@@ -53,6 +55,7 @@ def environment(name: str, url: str) -> EnvironmentSpec:
         *(name, "out", _ROUNDS, "reward", "first"),
         instruction=INSTRUCTION.format(name=name),
         session=lambda spec: OpenEnvSession(spec, where),
+        tells_tools=True,
         n_train=N_TRAIN,
         n_test=N_TEST,
     )
@@ -79,13 +82,23 @@ class OpenEnvSession:
             UserError: If the server's actions are neither a single text nor calls of tools.
             EnvironmentFailure: If it does not answer, or is full.
         """
-        self._reward = 0.0
-        data = {"seed": self.spec.number(task)}
-        observation = await (self._ask("reset", data) if self._socket is not None else self._first_reset(data))
+        told = await self._begin(task)
         instruction = INSTRUCTION.format(name=self.spec.name)
         if self.tools:
-            instruction = tool_instruction(f"You act in the environment {self.spec.name}.", self.tools)
-        return Opening(instruction, text_of(observation.get("observation")) or _BEGUN)
+            instruction = tool_instruction(ABOUT.format(name=self.spec.name), self.tools)
+        return Opening(instruction, told)
+
+    async def reset_for_calls(self, task: Task) -> Opening:
+        """Starts the task for an agent that calls the server's tools.
+
+        Raises:
+            UserError: If it has none.
+            EnvironmentFailure: If it does not answer, or is full.
+        """
+        told = await self._begin(task)
+        if not self.tools:
+            raise UserError(f"{self.spec.name} at {self._url} offers no tools to call", "play it as text")
+        return Opening(ABOUT.format(name=self.spec.name), told, "", json.dumps(self.tools))
 
     async def step(self, reply: str) -> StepResult:
         """Plays the action in a model's reply.
@@ -97,16 +110,25 @@ class OpenEnvSession:
             call = read_call(reply)
             if call is None:
                 return StepResult(FORMAT_ERROR, self._reward, False)
-            told = await self._ask("step", {"type": "call_tool", "tool_name": call[0], "arguments": call[1]})
-            text = result_of(told.get("observation"))
-        else:
-            action = self.spec.take_action(reply)
-            if action is None:
-                return StepResult(MALFORMED, self._reward, False)
-            told = await self._ask("step", {self._field: action})
-            text = text_of(told.get("observation"))
-        self._reward += float(told.get("reward") or 0.0)
-        return StepResult(text, self._reward, bool(told.get("done")))
+            return await self._call_tool(*call)
+        action = self.spec.take_action(reply)
+        if action is None:
+            return StepResult(MALFORMED, self._reward, False)
+        return await self._step({self._field: action}, text_of)
+
+    async def call(self, reply: Message) -> StepResult:
+        """Calls the tools that a reply calls.
+
+        Raises:
+            EnvironmentFailure: If the server does not answer, or with an error.
+        """
+
+        async def play(call: ToolCall) -> StepResult:
+            if not call.is_well_formed:
+                return StepResult(INVALID_INPUT, self._reward, False)
+            return await self._call_tool(call.name, json.loads(call.arguments))
+
+        return await play_calls(reply, StepResult("", self._reward, False), play)
 
     async def close(self) -> None:
         """Ends the connection, and with it the server's environment of it."""
@@ -121,6 +143,21 @@ class OpenEnvSession:
         finally:
             if http is not None:
                 await http.close()
+
+    async def _begin(self, task: Task) -> str:
+        """Starts the task; what is told of it."""
+        self._reward = 0.0
+        data = {"seed": self.spec.number(task)}
+        answer = await (self._ask("reset", data) if self._socket is not None else self._first_reset(data))
+        return text_of(answer.get("observation")) or _BEGUN
+
+    async def _call_tool(self, name: str, arguments: Mapping[str, Any]) -> StepResult:
+        return await self._step({"type": "call_tool", "tool_name": name, "arguments": arguments}, result_of)
+
+    async def _step(self, action: Mapping[str, Any], in_words: Callable[[Any], str]) -> StepResult:
+        answer = await self._ask("step", action)
+        self._reward += float(answer.get("reward") or 0.0)
+        return StepResult(in_words(answer.get("observation")), self._reward, bool(answer.get("done")))
 
     async def _first_reset(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The answer of a server that has room; a package's may need another process for that."""

@@ -1,8 +1,8 @@
 """Environments of verifiers (0.4 and later): `environments.register.NAME=verifiers:[PYTHON:]ID[?KEY=VALUE&...]`.
 
 The library's own dependencies shut out this package's, so it lives in a Python of its own and plays there, in a process
-that ends with this one (`verifiers_worker.py`). The taskset gives the tasks, by number, and the reward, at the end;
-tools are played as text, `Action: NAME with Action Input: {...}`.
+that ends with this one (`verifiers_worker.py`). The taskset gives the tasks, by number, and the reward, at the end. Its
+tools are called by native calls, or in text, `Action: NAME with Action Input: {...}`.
 """
 
 from __future__ import annotations
@@ -17,22 +17,23 @@ import sys
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import parse_qsl
 
 from atlas_ray.environments.foreign.tool_text import read_call, tool_instruction
 from atlas_ray.environments.protocol import EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.tool_session import NOT_CALLED
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.text import printable
-from atlas_ray.types import Task
+from atlas_ray.types import Message, Task, ToolCall
 
 N_TEST, N_TRAIN = 200, 10_000  # of a taskset without end; of others the first half, up to as many, are test tasks
 _ROUNDS = 30
 _DESCRIBE_SECONDS = 300.0
 _WORKER = Path(__file__).with_name("verifiers_worker.py")
-_OVER = "The episode is over."
+_OVER, _NOTHING = "The episode is over.", "Go on."
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,7 @@ def environment(name: str, place: str) -> EnvironmentSpec:
     return EnvironmentSpec(
         *(name, "out", _ROUNDS, "reward", "whole"),
         session=lambda spec: VerifiersSession(spec, at),
+        tells_tools=told["tools"],
         n_train=N_TRAIN if tasks is None else tasks - n_test,
         n_test=n_test,
     )
@@ -138,17 +140,18 @@ class VerifiersSession:
         Raises:
             EnvironmentFailure: If there is no such task, or the environment fails.
         """
-        await self.close()
-        self._end = None
-        self._episode = _worker(self._at).open(self.spec.number(task))
-        told = await self._next()
-        if told["event"] == "end":
-            raise EnvironmentFailure(f"{self.spec.name} ended before it began: {told['error'] or 'it asked nothing'}")
-        self.tools = told["tools"]
-        system = [_text(m) for m in told["messages"] if m["role"] == "system"]
-        about = "\n\n".join(system) or f"You act in the environment {self.spec.name}."
-        asked = [m for m in told["messages"] if m["role"] != "system"]
-        return Opening(tool_instruction(about, self.tools) if self.tools else about, _told(asked) or "Begin.")
+        system, asked = await self._begin(task)
+        about = system or f"You act in the environment {self.spec.name}."
+        return Opening(tool_instruction(about, self.tools) if self.tools else about, asked)
+
+    async def reset_for_calls(self, task: Task) -> Opening:
+        """Starts the task as the library's own chat loop does: its system turn, if any, and its tools.
+
+        Raises:
+            EnvironmentFailure: If there is no such task, or the environment fails.
+        """
+        system, asked = await self._begin(task)
+        return Opening(system, asked, "", json.dumps(self.tools))
 
     async def step(self, reply: str) -> StepResult:
         """Gives the environment a reply, or the call of a tool that it names.
@@ -158,22 +161,57 @@ class VerifiersSession:
         """
         if self._end is not None:
             return self._end
-        assert self._episode is not None
         call = read_call(reply) if self.tools else None
-        calls = [] if call is None else [{"name": call[0], "arguments": json.dumps(call[1])}]
-        self._episode.reply(reply, calls)
-        told = await self._next()
-        if told["event"] == "turn":
-            self.tools = told["tools"]
-            return StepResult(_told(told["new"]) or "Go on.", 0.0, False)
-        self._end = StepResult(_OVER, float(told["reward"]), True)
-        return self._end
+        new = await self._reply(reply, [] if call is None else [ToolCall(call[0], json.dumps(call[1]))])
+        return self._end or StepResult(_told(new) or _NOTHING, 0.0, False)
+
+    async def call(self, reply: Message) -> StepResult:
+        """Gives the environment a reply with its calls; one that calls nothing is an answer too.
+
+        Raises:
+            EnvironmentFailure: If the environment fails.
+        """
+        new = await self._reply(reply.content, reply.calls)
+        results = [_text(message) for message in new if message["role"] == "tool"]
+        results += [NOT_CALLED] * (len(reply.calls) - len(results))
+        turns = [Message("tool", told, call_id=c.id) for c, told in zip(reply.calls, results, strict=False)]
+        if self._end is not None:
+            return replace(self._end, turns=tuple(turns))
+        beside = [message for message in new if message["role"] != "tool"]
+        if beside or not turns:
+            turns.append(Message("user", _told(beside) or _NOTHING))
+        return StepResult("", 0.0, False, turns=tuple(turns))
 
     async def close(self) -> None:
         """Gives the episode up, if it goes on."""
         episode, self._episode = self._episode, None
         if episode is not None:
             episode.close()
+
+    async def _begin(self, task: Task) -> tuple[str, str]:
+        """Starts the task: its system turn, and what is asked in it."""
+        await self.close()
+        self._end = None
+        self._episode = _worker(self._at).open(self.spec.number(task))
+        told = await self._next()
+        if told["event"] == "end":
+            raise EnvironmentFailure(f"{self.spec.name} ended before it began: {told['error'] or 'it asked nothing'}")
+        self.tools = told["tools"]
+        system = [_text(m) for m in told["messages"] if m["role"] == "system"]
+        asked = [m for m in told["messages"] if m["role"] != "system"]
+        return "\n\n".join(system), _told(asked) or "Begin."
+
+    async def _reply(self, text: str, calls: Sequence[ToolCall]) -> Sequence[Mapping[str, Any]]:
+        """The messages that come after a reply; where the episode has ended, what its calls gave."""
+        assert self._episode is not None
+        self._episode.reply(text, [asdict(call) for call in calls])
+        told = await self._next()
+        if told["event"] == "turn":
+            self.tools = told["tools"]
+        else:
+            self._end = StepResult(_OVER, float(told["reward"]), True)
+        new: Sequence[Mapping[str, Any]] = told["new"]
+        return new
 
     async def _next(self) -> Mapping[str, Any]:
         """What the worker tells next.
@@ -274,7 +312,7 @@ class _Worker:
         self._log.seek(0)
         error = f"its process ended: {_end_of(self._log.read())}"
         for number in [*self._episodes]:
-            self._episodes.pop(number).take({"event": "end", "reward": 0.0, "error": error})
+            self._episodes.pop(number).take({"event": "end", "reward": 0.0, "new": [], "error": error})
 
 
 _workers: dict[Place, _Worker] = {}

@@ -2,8 +2,9 @@
 of this package.
 
 Flows in, as lines of JSON: `open` (an episode of a task), `reply` (text, and the calls in it), `close`; flows out:
-`turn` (the messages since the last reply, and the tools' schemas) and `end` (the reward, or an error). The library runs
-the episode and scores it; its model is this process, which holds each request until the other one replies.
+`turn` (the messages since the last reply, and the tools' schemas) and `end` (the reward or an error, and what the last
+calls gave). The library runs the episode and scores it; its model is this process, which holds each request until the
+other one replies.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import sys
 import types
 import uuid
 from collections.abc import Mapping
-from typing import Any
+from contextlib import AsyncExitStack
+from typing import Any, ClassVar
 
 import verifiers.v1 as vf
 from aiohttp import ClientSession, ClientTimeout, web
-from mcp import ClientSession as McpSession
-from mcp.client.streamable_http import streamable_http_client
 from verifiers.v1.configs.agent import agent_config_fields
 from verifiers.v1.configs.client import resolve_api_key
 from verifiers.v1.dialects.chat import message_to_wire
+from verifiers.v1.harnesses.utils.mcp import call_mcp, connect_mcp
 
 _HARNESS = "atlas_ray_harness"  # a module of this name is made below
 _FOREVER = ClientTimeout(total=None)
@@ -35,6 +36,7 @@ class BridgeHarness(vf.Harness[vf.HarnessConfig]):
 
     APPENDS_SYSTEM_PROMPT = SUPPORTS_MCP = SUPPORTS_RESUME = True
     EXECUTES_CODE = NEEDS_CONTAINER = False
+    results: ClassVar[dict[str, list[dict[str, Any]]]] = {}  # of the last answer's calls, by trace
 
     async def launch(  # type: ignore[override]
         self,
@@ -53,49 +55,41 @@ class BridgeHarness(vf.Harness[vf.HarnessConfig]):
             messages.append({"role": "user", "content": prompt})
         else:
             messages += [message_to_wire(message) for message in prompt or []]
-        tools, places = await _tools(mcp_urls)
-        asked = {"model": ctx.model} | ({"tools": tools} if tools else {})
-        headers = {"Authorization": f"Bearer {secret}"}
-        async with ClientSession(timeout=_FOREVER, headers=headers) as http:
+        servers = {"mcpServers": {name: {"url": url} for name, url in mcp_urls.items()}}
+        async with (
+            ClientSession(timeout=_FOREVER, headers={"Authorization": f"Bearer {secret}"}) as http,
+            AsyncExitStack() as held,
+        ):
+            tools, places, connected = await connect_mcp(servers, held)
+            asked = {"model": ctx.model} | ({"tools": tools} if tools else {})
             while trace.stop_condition is None:
                 async with http.post(f"{endpoint}/chat/completions", json=asked | {"messages": messages}) as answer:
                     if answer.status != 200:
                         return vf.ProgramResult(exit_code=1, stdout="", stderr=(await answer.text())[-2000:])
                     message = (await answer.json())["choices"][0]["message"]
                 messages.append({k: v for k, v in message.items() if v})
-                if not message.get("tool_calls"):
+                results = self.results[trace.id] = []
+                for call in message.get("tool_calls") or ():
+                    name, given = call["function"]["name"], _arguments(call["function"]["arguments"])
+                    if name not in places:
+                        told: Any = f"error: unknown tool {name!r}"
+                    elif given is None:
+                        told = "error: tool arguments must be a JSON object"
+                    else:
+                        told = await call_mcp(connected, places, name, given)
+                    results.append({"role": "tool", "tool_call_id": call["id"], "content": told})
+                if not results:
                     break
-                for call in message["tool_calls"]:
-                    result = await _call(places, call["function"])
-                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+                messages += results
         return vf.ProgramResult(exit_code=0, stdout="", stderr="")
 
 
-async def _tools(urls: Mapping[str, str]) -> tuple[list[dict[str, Any]], dict[str, str]]:
-    """Schemas of all tools, and the server of each."""
-    schemas, places = list[dict[str, Any]](), dict[str, str]()
-    for url in urls.values():
-        async with streamable_http_client(url) as streams, McpSession(*streams[:2]) as session:
-            await session.initialize()
-            for tool in (await session.list_tools()).tools:
-                described = tool.model_dump(by_alias=True)
-                function = {"name": tool.name, "description": tool.description or ""}
-                schemas.append({"type": "function", "function": function | {"parameters": described["inputSchema"]}})
-                places[tool.name] = url
-    return schemas, places
-
-
-async def _call(places: Mapping[str, str], function: Mapping[str, Any]) -> str:
-    """A tool's result in words; what it refuses is one too."""
-    if function["name"] not in places:
-        return f"Error: there is no tool {function['name']}"
-    async with streamable_http_client(places[function["name"]]) as streams, McpSession(*streams[:2]) as session:
-        await session.initialize()
-        try:
-            result = await session.call_tool(function["name"], json.loads(function["arguments"]))
-        except Exception as error:  # noqa: BLE001 (a tool's own)
-            return f"Error: {error}"
-    return "\n".join(str(getattr(part, "text", part)) for part in result.content)
+def _arguments(text: str) -> dict[str, Any] | None:
+    try:
+        found = json.loads(text or "{}")
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class Bridge:
@@ -107,6 +101,7 @@ class Bridge:
         self._known: list[vf.Task[Any, Any, Any]] = []
         self._episodes: dict[int, asyncio.Task[None]] = {}
         self._by_trace: dict[str, int] = {}
+        self._asking: dict[int, str] = {}  # the trace that an episode's last request is of
         self._replies: dict[int, asyncio.Future[Mapping[str, Any]]] = {}
         self._context: vf.ModelContext | None = None
 
@@ -140,7 +135,7 @@ class Bridge:
             self._episodes[number].cancel()
 
     async def _play(self, number: int, index: int) -> None:
-        error, reward, traces = "", 0.0, list[vf.Trace]()
+        error, reward, traces, new = "", 0.0, list[vf.Trace](), list[dict[str, Any]]()
 
         def minted(trace: vf.Trace) -> None:
             traces.append(trace)
@@ -157,9 +152,12 @@ class Bridge:
         finally:
             self._episodes.pop(number, None)
             self._replies.pop(number, None)
+            asking = self._asking.pop(number, None)
             for trace in traces:
                 self._by_trace.pop(trace.id, None)
-        self._tell({"event": "end", "id": number, "reward": reward, "error": error[-2000:]})
+                results = BridgeHarness.results.pop(trace.id, [])
+                new = results if trace.id == asking else new
+        self._tell({"event": "end", "id": number, "reward": reward, "new": new, "error": error[-2000:]})
 
     def _task(self, index: int) -> vf.Task[Any, Any, Any]:
         self._known += itertools.islice(self._tasks, max(0, index + 1 - len(self._known)))
@@ -169,9 +167,11 @@ class Bridge:
 
     async def _answer(self, request: web.Request) -> web.Response:
         """The model: tells what it is asked, and answers with the reply that comes."""
-        number = self._by_trace.get(request.headers.get("X-Session-ID", ""))
+        trace = request.headers.get("X-Session-ID", "")
+        number = self._by_trace.get(trace)
         if number is None:
             return web.json_response({"error": {"message": "the episode is closed"}}, status=400)
+        self._asking[number] = trace
         body = await request.json()
         told = body["messages"]
         replied = [place for place, message in enumerate(told) if message["role"] == "assistant"]
@@ -180,8 +180,8 @@ class Bridge:
         self._tell({"event": "turn", "id": number, "messages": told, "new": new, "tools": body.get("tools") or []})
         given = await reply
         calls = [
-            {"id": f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": function}
-            for function in given["calls"]
+            {"id": call.pop("id") or f"call_{uuid.uuid4().hex[:12]}", "type": "function", "function": call}
+            for call in given["calls"]
         ]
         message = {"role": "assistant", "content": given["text"]} | ({"tool_calls": calls} if calls else {})
         choice = {"index": 0, "message": message, "finish_reason": "tool_calls" if calls else "stop"}
@@ -213,9 +213,10 @@ def describe(env: vf.Env[Any]) -> dict[str, Any]:
         for judge in env.taskset.config.task.judges
         if resolve_api_key(judge) == "EMPTY"
     ]
-    container = type(env.taskset).task_type().NEEDS_CONTAINER
-    tasks = sum(1 for _ in env.taskset) if env.taskset.bounded else None
-    return {"tasks": tasks, "judges": judges, "container": container}
+    taskset, kind = env.taskset, type(env.taskset).task_type()
+    tasks = sum(1 for _ in taskset) if taskset.bounded else None
+    tools = bool(taskset.toolsets(taskset.config) or kind.toolsets(taskset.config.task))
+    return {"tasks": tasks, "judges": judges, "container": kind.NEEDS_CONTAINER, "tools": tools}
 
 
 def main() -> None:

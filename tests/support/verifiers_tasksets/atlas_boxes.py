@@ -16,6 +16,7 @@ class Coin(vf.State):
 
 class BoxData(vf.TaskData):
     box: int
+    until_found: bool
 
 
 class BoxTools(vf.Toolset[vf.SharedToolsetConfig, Coin]):
@@ -35,15 +36,24 @@ class Box(vf.Task[BoxData, Coin]):
     async def setup(self, trace: vf.Trace, runtime: vf.Runtime) -> None:
         trace.state.box = self.data.box
 
+    @vf.stop
+    async def is_over(self, trace: vf.Trace) -> bool:
+        return self.data.until_found and trace.state.found
+
     @vf.reward(weight=1.0)
     async def found(self, trace: vf.Trace) -> float:
         return trace.state.found / max(1, trace.state.opened)
 
 
-class Boxes(vf.Taskset[Box]):
+class Settings(vf.TasksetConfig):
+    until_found: bool = False
+
+
+class Boxes(vf.Taskset[Box, Settings]):
     def load(self) -> Iterator[Box]:
         for index in range(40):
-            yield Box(BoxData(prompt="The coin lies in box 1 to 7.", box=random.Random(index).randint(1, 7)))
+            box, prompt = random.Random(index).randint(1, 7), "The coin lies in box 1 to 7."
+            yield Box(BoxData(prompt=prompt, box=box, until_found=self.config.until_found))
 
     @classmethod
     def toolsets(cls, config: vf.TasksetConfig) -> list[vf.Toolset]:

@@ -1,0 +1,117 @@
+"""Environments that others have published, 30 tasks of each and 16 at once: exact rewards and turns, alike twice."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from atlas_ray.config import EnvironmentsConfig, validate
+from atlas_ray.environments import registry
+from atlas_ray.environments.client import open_session
+from atlas_ray.environments.foreign import openenv_servers
+from atlas_ray.environments.openings import OpeningTemplate
+from atlas_ray.models.protocol import Reply, Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.types import Episode, StopReason, Task
+from tests.support import solutions
+from tests.support.docs_blocks import ROOT
+from tests.support.episodes import Recite, calling, play_all
+
+TASKS = 30
+GAMES = {
+    "TowerOfHanoi-v0": lambda seed: solutions.HANOI,
+    "FrozenLake-v0": solutions.frozen_lake,
+    "Mastermind-v0": solutions.mastermind,
+}
+MARBLE = """
+import itertools, json
+from marble_v1.taskset import MarbleConfig, MarbleTaskset
+tasks = itertools.islice(MarbleTaskset(MarbleConfig(id="marble-v1")), 30)
+print(json.dumps([task.data.solution for task in tasks]))
+"""
+
+
+@pytest.fixture(autouse=True)
+def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+    monkeypatch.setattr(openenv_servers, "_servers", {})
+
+
+async def twice(name: str, place: str, replies: Mapping[int, Sequence[str]]) -> list[Episode]:
+    """Episodes of an environment, after others that were the same."""
+    validate(EnvironmentsConfig, {"register": {name: place}})
+    once, again = await play_all(name, replies), await play_all(name, replies)
+    assert [(e.messages, e.raw_reward) for e in once] == [(e.messages, e.raw_reward) for e in again]
+    return again
+
+
+def acting(actions: Sequence[str]) -> list[str]:
+    return [f"Thought: it is the way.\nAction: {action}" for action in actions]
+
+
+@pytest.mark.parametrize("game", GAMES)
+async def test_games_of_textarena_are_won_in_as_many_moves_as_it_takes(game: str) -> None:
+    moves = {seed: GAMES[game](seed) for seed in range(TASKS)}
+    found = await twice("game", f"textarena:{game}", {seed: acting(way) for seed, way in moves.items()})
+    assert {e.stop_reason for e in found} == {StopReason.DONE}
+    assert [(e.reward, e.rounds) for e in found] == [(1.0, len(way)) for way in moves.values()]
+
+
+async def test_gymnasiums_taxi_is_paid_for_each_ride_what_its_way_leaves() -> None:
+    ways = {seed: solutions.taxi(seed) for seed in range(TASKS)}
+    place = "gymnasium:tests.support.toy_text:TaxiInWords-v0"
+    found = await twice("taxi", place, {seed: acting(["fly", *way]) for seed, way in ways.items()})
+    assert {e.stop_reason for e in found} == {StopReason.DONE}
+    assert [(e.raw_reward, e.rounds) for e in found] == [(21.0 - len(way), len(way) + 1) for way in ways.values()]
+    assert len({e.messages[2].content for e in found}) > TASKS // 2
+
+
+@pytest.mark.slow
+async def test_marble_v1_of_verifiers_pays_for_layouts_that_score(verifiers_python: str) -> None:
+    told = subprocess.run([verifiers_python, "-c", MARBLE], check=True, capture_output=True, text=True).stdout
+    layouts = [json.dumps(layout if index % 3 else []) for index, layout in enumerate(json.loads(told))]
+    replies = {index: [f"So it falls.\n```json\n{layout}\n```"] for index, layout in enumerate(layouts)}
+    found = await twice("marble", f"verifiers:{verifiers_python}:marble-v1", replies)
+    assert {(e.stop_reason, e.rounds) for e in found} == {(StopReason.DONE, 1)}
+    assert [e.reward for e in found] == [float(index % 3 > 0) for index in range(TASKS)]
+    assert len({e.messages[2].content for e in found}) > TASKS // 2
+
+
+@pytest.mark.slow
+async def test_the_counter_of_verifiers_own_tests_is_bumped_by_calls_of_its_tool(verifiers_python: str) -> None:
+    """It is one task, which is played thirty times."""
+    place = f"verifiers:{verifiers_python}:counter-tool-v1"
+    validate(EnvironmentsConfig, {"register": {"counter": place}})
+    spec, room = registry.get("counter"), asyncio.Semaphore(16)
+    by_calls = OpeningTemplate.of_tools(spec)
+
+    async def one(sample: int) -> Episode:
+        bumps = [calling("counter_bump", f"c{n}") for n in range(sample % 4)]
+        request = EpisodeRequest(Task("counter", "counter_0"), Sampling(), seed=0, sample=sample, opening=by_calls)
+        async with room:
+            session = open_session(spec, EnvironmentsConfig())
+            played = await run_episode(Recite([*bumps, Reply("<answer>done</answer>")]), session, request)
+            await session.close()
+        return played
+
+    once, again = [await asyncio.gather(*map(one, range(TASKS))) for _ in range(2)]
+    assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
+    assert [(e.reward, e.rounds) for e in once] == [(float(n % 4 >= 2), n % 4 + 1) for n in range(TASKS)]
+    assert [m.content for m in once[3].messages if m.role == "tool"] == ["count=1", "count=2", "count=3"]
+
+
+@pytest.mark.slow
+async def test_the_environment_that_openenvs_init_writes_pays_by_length(openenv_python: str) -> None:
+    """Its server plays one episode at a time, and no episode of it ends."""
+    said = {index: "a" * (index % 12 + 1) for index in range(TASKS)}
+    found = await twice("echo", f"openenv:{openenv_python}:echo_env", {i: [f"Action: {t}"] for i, t in said.items()})
+    assert {(e.stop_reason, e.rounds) for e in found} == {(StopReason.MAX_ROUNDS, 30)}
+    assert [e.raw_reward for e in found] == [pytest.approx(30 * min(1.0, len(text) / 10)) for text in said.values()]
+    assert json.loads(found[0].messages[-1].content) == {"echoed_message": "a", "message_length": 1}
+    openenv_servers.end_all()
