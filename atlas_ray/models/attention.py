@@ -2,17 +2,25 @@
 
 Flows in: queries, keys and values of a row; flows out: attention within each trajectory, causal and exact. Registered
 with transformers under a name of its own, so that the layers of any model that takes foreign attention call it.
+
+Where several processes share the tokens of each trajectory (context parallelism), a process's queries attend to all
+that stands before them, wherever that was computed: keys and values are gathered, their gradients summed and scattered
+again. The result is one process's, up to rounding.
 """
 
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from functools import cache
+from itertools import accumulate
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import all_gather_tensor_autograd
+from torch.nn.attention.bias import causal_lower_right
 
 NAME = "atlas_packed"
 # What a layer may ask of attention beyond plain causal softmax: those models keep their own implementation.
@@ -47,6 +55,47 @@ def use_packed_attention(model: Any, max_length: int) -> bool:
     return True
 
 
+def can_share(model: Any) -> bool:
+    """Whether a model that attends within packed trajectories does so alike, whatever part of them a process has.
+
+    Neither dropout of attention is drawn alike, nor are rotary frequencies that follow the longest position in sight.
+    """
+    config = model.config.get_text_config()
+    rope = getattr(config, "rope_parameters", None) or {}
+    kinds = {part.get("rope_type") for part in (rope, *rope.values()) if isinstance(part, dict)}
+    return not getattr(config, "attention_dropout", 0) and not kinds & {"dynamic", "longrope"}
+
+
+class SharedRow:
+    """One process's view of a packed row that the processes of a group share.
+
+    Args:
+        lengths: Of the whole trajectories.
+        pieces: Of this process, in order: the number of a trajectory, and the tokens of it, from and to.
+        order: int64, (tokens of the row,): where each token stands in what is gathered.
+        most: Tokens that any of the processes has at most.
+        group: The processes.
+    """
+
+    def __init__(
+        self, lengths: tuple[int, ...], pieces: Sequence[tuple[int, int, int]], order: Tensor, most: int, group: Any
+    ) -> None:
+        self.lengths, self.pieces, self._order, self._most, self._group = lengths, pieces, order, most, group
+
+    def segments(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each piece its queries, and the keys and values up to its end; all (1, heads, tokens, head size)."""
+        own = torch.cat([key, value], -1)[0].transpose(0, 1)
+        padded = F.pad(own, (0, 0, 0, 0, 0, self._most - own.shape[0])).contiguous()
+        row = all_gather_tensor_autograd(padded, 0, self._group).index_select(0, self._order).transpose(0, 1)[None]
+        keys, values = (
+            whole.split(self.lengths, dim=2) for whole in row.split((key.shape[-1], value.shape[-1]), dim=-1)
+        )
+        queries = query.split([end - begin for _, begin, end in self.pieces], dim=2)
+        return [
+            (q, keys[i][:, :, :end], values[i][:, :, :end]) for q, (i, _, end) in zip(queries, self.pieces, strict=True)
+        ]
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -56,6 +105,7 @@ def _attend(
     *,
     lengths: tuple[int, ...],
     cu_seqlens: Tensor,
+    shared: SharedRow | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -68,6 +118,7 @@ def _attend(
         query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
         lengths: Of the trajectories, in order; their sum is `tokens`.
         cu_seqlens: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
+        shared: Where several processes share the row: `tokens` are this one's, `lengths` the whole trajectories'.
         sliding_window: Tokens that one sees, itself among them. Without a soft cap no trajectory is longer.
 
     Returns:
@@ -76,20 +127,76 @@ def _attend(
     if attention_mask is not None or any(options.get(name) is not None for name in _SPECIAL):
         raise NotImplementedError(f"{type(module).__name__} wants attention that packing does not know")
     grouped = query.shape[1] != key.shape[1]
-    apart = zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True)
+    if shared is None:
+        apart = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
+    else:
+        apart = shared.segments(query, key, value)
     half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     if softcap is not None:
         parts = [_capped(q, k, v, scaling, dropout, softcap, sliding_window) for q, k, v in apart]
     elif half and not dropout and (varlen := _varlen()):
-        q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-        longest = max(lengths)
-        packing: Any = (cu_seqlens, cu_seqlens, longest, longest)
+        if shared is None:
+            q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
+            longest = max(lengths)
+            packing: Any = (cu_seqlens, cu_seqlens, longest, longest)
+        else:  # a piece's queries are the last of its keys' tokens, which is what the kernel takes them for
+            q, k, v = (torch.cat(parts, 2)[0].transpose(0, 1) for parts in zip(*apart, strict=True))
+            sizes = [[part.shape[2] for part in parts] for parts in list(zip(*apart, strict=True))[:2]]
+            ends = (torch.tensor([0, *accumulate(s)], dtype=torch.int32, device=q.device) for s in sizes)
+            packing = (*ends, *map(max, sizes))
         out = varlen(q, k, v, *packing, scale=scaling, window_size=(-1, 0), enable_gqa=grouped)
         return out.unsqueeze(0), None
+    elif shared is not None:
+        scale = scaling or query.shape[-1] ** -0.5
+        parts = [attend_behind_prefix(q, k, v, scale) for q, k, v in apart]
     else:
         options = {"dropout_p": dropout, "is_causal": True, "scale": scaling, "enable_gqa": grouped}
         parts = [F.scaled_dot_product_attention(q, k, v, **options) for q, k, v in apart]
     return torch.cat([part.transpose(1, 2) for part in parts], dim=1), None
+
+
+def attend_behind_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Attention of queries that are the last of as many tokens as there are keys, causal among themselves.
+
+    No matrix of all pairs stands in memory.
+    """
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if q.shape[2] == k.shape[2]:
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
+    if q.is_cuda:
+        return F.scaled_dot_product_attention(q, k, v, causal_lower_right(q.shape[2], k.shape[2]), scale=scale)
+    return _BehindPrefix.apply(q, k, v, scale)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _BehindPrefix(torch.autograd.Function):
+    """On CPU, whose kernel knows square causal masks alone: all of the prefix, own tokens causally, weighed by their
+    sums of exponentials. With the sums of both the kernel's backward pass gives each part's exact gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        before = k.shape[2] - q.shape[2]
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        prefix, prefix_sum = attend(q, k[:, :, :before], v[:, :, :before], 0.0, False, scale=scale)
+        own, own_sum = attend(q, k[:, :, before:], v[:, :, before:], 0.0, True, scale=scale)
+        total = torch.logaddexp(prefix_sum, own_sum)
+        shares = ((part_sum - total).exp()[..., None] for part_sum in (prefix_sum, own_sum))
+        out = sum(part * share for part, share in zip((prefix, own), shares, strict=True)).to(q.dtype)
+        ctx.save_for_backward(q, k, v, out, total)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+        q, k, v, out, total = ctx.saved_tensors
+        before = k.shape[2] - q.shape[2]
+        grads = [
+            torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+                grad, q, k[:, :, part], v[:, :, part], out, total, 0.0, causal, scale=ctx.scale
+            )
+            for part, causal in ((slice(before), False), (slice(before, None), True))
+        ]
+        (q_prefix, *prefix), (q_own, *own) = grads
+        return q_prefix + q_own, *(torch.cat(both, 2) for both in zip(prefix, own, strict=True)), None
 
 
 def _capped(
@@ -98,9 +205,9 @@ def _capped(
     """Causal attention with logits of softcap x tanh(logit / softcap), as in Gemma-2; all pairs stand in memory."""
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     logits = softcap * torch.tanh(q @ k.mT * ((scaling or q.shape[-1] ** -0.5) / softcap))
-    places = torch.arange(q.shape[2], device=q.device)
-    back = places[:, None] - places
-    hidden = (back < 0) | (back >= (window or q.shape[2]))
+    places = torch.arange(k.shape[2], device=q.device)
+    back = places[-q.shape[2] :, None] - places
+    hidden = (back < 0) | (back >= (window or k.shape[2]))
     weights = logits.masked_fill(hidden, -torch.inf).softmax(-1, dtype=torch.float32).to(q.dtype)
     return F.dropout(weights, dropout) @ v
 

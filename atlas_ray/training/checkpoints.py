@@ -22,6 +22,8 @@ from torch import nn, optim
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemBase
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map
 
 from atlas_ray.address import name_of
 from atlas_ray.errors import AtlasError
@@ -59,7 +61,7 @@ class Checkpoints:
         last = self._on_all("read", lambda: self._delete_older() if self._first else None)
         if last is None:
             return 0, ""
-        place, state, alone = self._folder.child(last), _state(module, optimizers, 0), self._group is None
+        place, (state, held), alone = self._folder.child(last), _state(module, optimizers, 0), self._group is None
 
         def load() -> None:
             dcp.load(
@@ -67,7 +69,7 @@ class Checkpoints:
             )
 
         self._on_all("read", load)
-        weights, moments = state["model"], state["optimizer"]
+        weights, moments = state["model"], tree_map(_taken_in, held, state["optimizer"])
         set_state_dict(module, optimizers, model_state_dict=weights, optim_state_dict=moments, options=_TRAINED)
         return int(state["step"]), place.read_bytes(METRICS).decode()
 
@@ -92,7 +94,7 @@ class Checkpoints:
         self.wait()
         begun, place = time.monotonic(), self._folder.child(f"{step:08d}")
         self._on_all("write to", lambda: place.write_bytes(METRICS, metrics.encode()) if self._first else None)
-        state, alone = _state(module, optimizers, step), self._group is None
+        (state, _), alone = _state(module, optimizers, step), self._group is None
         writer = _storage(dcp.FileSystemWriter, place)
         written: Any = dcp.async_save(state, storage_writer=writer, process_group=self._group, no_dist=alone)
 
@@ -136,9 +138,32 @@ class Checkpoints:
         return None if last is None else name_of(last.uri)
 
 
-def _state(module: nn.Module, optimizers: Sequence[optim.Optimizer], step: int) -> dict[str, Any]:
+def _state(
+    module: nn.Module, optimizers: Sequence[optim.Optimizer], step: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The state as it is written, and the optimizers' own as they hold it."""
     weights, moments = get_state_dict(module, optimizers, options=_TRAINED)
-    return {"model": weights, "optimizer": moments, "step": step}
+    return {"model": weights, "optimizer": tree_map(_written_out, moments), "step": step}, moments
+
+
+def _written_out(moment: Any) -> Any:
+    """Moments of 8 bits in float32: whatever number of processes reads them cuts them into other blocks."""
+    local = moment.to_local() if isinstance(moment, DTensor) else moment
+    if not hasattr(local, "codes"):
+        return moment
+    if not isinstance(moment, DTensor):
+        return local.dequantize()
+    whole: dict[str, Any] = {"shape": moment.shape, "stride": moment.stride(), "run_check": False}
+    return DTensor.from_local(local.dequantize(), moment.device_mesh, moment.placements, **whole)
+
+
+def _taken_in(held: Any, read: Any) -> Any:
+    """What was read, in the form in which the optimizer holds it."""
+    local, given = (value.to_local() if isinstance(value, DTensor) else value for value in (held, read))
+    if not hasattr(local, "codes"):
+        return read
+    local.copy_(given)
+    return held
 
 
 @contextmanager

@@ -8,24 +8,21 @@ forward, two backward); what checkpointing computes twice is not.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Iterator
+import math
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, astuple, dataclass
 from heapq import nlargest
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from atlas_ray.errors import UserError
 from atlas_ray.models.source import fast_in_bfloat16, local_model, trusted
-from atlas_ray.training.settings import LoraConfig, TrainConfig
-
-if TYPE_CHECKING:
-    import torch
+from atlas_ray.training.settings import TrainConfig
 
 _GB = 2**30
 _LOGIT_ROWS = 2048  # as in the loss
 _PROCESS_ON_CPU = 0.7 * _GB  # torch, transformers and Ray themselves
-_MAX_WORKERS = 256
-_REFUSED_ABOVE = 1.1  # of a GPU's memory: activations are an estimate, and what may not fit is told, not refused
+_BITS4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes: four bits, a constant of 8 bits for 64, one of float32 for 256 of those
+_BITS8 = 1 + 4 / 256  # bytes: eight bits, and a scale in float32 for 256
 # Operations a second in bfloat16, dense, as the makers' data sheets give them
 PEAK_FLOPS = {
     "GB200": 2500e12,
@@ -122,6 +119,7 @@ class ModelShape:
         embeddings: Embedding and head, which are one where they are tied.
         head: Of the head.
         layer: Of the largest layer.
+        frozen_matrices: Of all layers, those that training leaves alone.
         width: Bytes of a weight as the model is written.
         hidden, intermediate: Width of the residual stream and of the feed-forward part.
         queries: Query heads times their size; `keys` the same for keys, and for values.
@@ -132,6 +130,7 @@ class ModelShape:
     embeddings: int
     head: int
     layer: int
+    frozen_matrices: int
     layers: int
     hidden: int
     intermediate: int
@@ -155,6 +154,7 @@ class ModelShape:
             embeddings=sum(embeddings.values()),
             head=head.numel(),
             layer=max(sum(p.numel() for p in layer.parameters()) for layer in layers),
+            frozen_matrices=sum(p.numel() for p in layers.parameters() if p.ndim == 2 and not p.requires_grad),
             layers=len(layers),
             hidden=text.hidden_size,
             intermediate=text.intermediate_size,
@@ -176,6 +176,7 @@ class Memory:
         logits: One chunk of the head's output, and its gradient.
         checkpoint: The copy of weights and moments that is written while training goes on; a GPU's is in the host's
             memory.
+        host: What lies in the memory of a GPU's host for the whole run, and is none of the total.
     """
 
     weights: float
@@ -186,6 +187,7 @@ class Memory:
     logits: float
     checkpoint: float
     process: float
+    host: float = 0.0
 
     @property
     def states(self) -> float:
@@ -195,10 +197,11 @@ class Memory:
     @property
     def total(self) -> float:
         """All of it."""
-        return sum(astuple(self))
+        return sum(astuple(self)) - self.host
 
     def __str__(self) -> str:
-        return ", ".join(f"{name} {size / _GB:.2f}" for name, size in asdict(self).items() if size / _GB >= 0.005)
+        sizes = {name: size / _GB for name, size in asdict(self).items() if name != "host"}
+        return ", ".join(f"{name} {size:.2f}" for name, size in sizes.items() if size >= 0.005)
 
 
 def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Collection[int] = ()) -> Memory:
@@ -209,42 +212,63 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
         lengths: Of the examples, in tokens; micro-batches are taken to be full where there are none.
     """
     each = 2 if config.in_bfloat16(cuda or fast_in_bfloat16(shape.hidden)) else 4
-    frozen, workers = shape.parameters - shape.trained, config.num_workers
+    workers, held = config.num_workers, config.shard_size or config.num_workers
+    quantized = shape.frozen_matrices if config.quantized else 0  # which every worker holds all of
+    frozen = shape.parameters - shape.trained - quantized
     recomputed = recomputes(config, cuda)
-    sharded = workers > 1 or (cuda and config.optimizer == "adam")
+    sharded = workers > 1 or (cuda and config.optimizer != "muon")
     if sharded:  # the embedding and the head stay for the pass; of the layers one computes while the next one comes
-        gathered = shape.embeddings + 2 * shape.layer
+        # (of 4 bits one matrix at a time is computed with)
+        gathered = shape.embeddings + (1 if quantized else 2) * shape.layer
         casts = each * gathered + (4 + each) * gathered * shape.trained / shape.parameters
     else:  # the head's gradient before it is added, and weights in bfloat16 for as long as a backward pass wants them
         casts = 4 * shape.head * shape.trained / shape.parameters
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
-    tokens = _largest_micro_batch(config, lengths)
+    row = _largest_row(config, lengths)
+    tokens = math.ceil(row / config.context_parallel)
+    # Keys and values of a row that is shared: gathered, in order, by heads, and as much again of gradients.
+    gathered = 0 if config.context_parallel == 1 else 2 * row * each * (2 * shape.keys + shape.queries)
     heads = 3 * shape.queries + 2 * shape.keys  # queries, output and its copy by heads; keys and values
-    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden)
+    layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden) + gathered
     boundary = tokens * shape.hidden * (each if sharded else 4)
+    weights = (4 * shape.trained + each * frozen) / held + _BITS4 * quantized
+    gradients, moments = 4 * shape.trained / held, _moments(config, shape) / held
+    host = 0.0
+    if config.offload and cuda:
+        host, weights, gradients, moments = weights + gradients + moments, 0.0, 0.0, 0.0
     return Memory(
-        weights=(4 * shape.trained + each * frozen) / workers,
-        gradients=4 * shape.trained / workers,
-        moments=_moments(config, shape) / workers,
+        weights=weights,
+        gradients=gradients,
+        moments=moments,
         casts=casts,
         activations=shape.layers * boundary + layer if recomputed else shape.layers * layer,
         logits=min(_LOGIT_ROWS, tokens) * shape.vocabulary * (4 if each == 4 else 8),
-        checkpoint=0.0 if cuda else (4 * shape.trained + _moments(config, shape)) / workers,
+        checkpoint=0.0 if cuda else _checkpoint(config, shape) / held,
         process=0.0 if cuda else _PROCESS_ON_CPU,
+        host=host,
     )
 
 
-def _largest_micro_batch(config: TrainConfig, lengths: Collection[int]) -> int:
-    """Tokens of it at most: a global batch may not fill it."""
+def _largest_row(config: TrainConfig, lengths: Collection[int]) -> int:
+    """Tokens of a micro-batch at most, of all workers that share it: a global batch may not fill it."""
+    full = config.micro_batch_tokens * config.context_parallel
     if not lengths:
-        return max(config.micro_batch_tokens, config.max_length)
-    return min(max(config.micro_batch_tokens, *lengths), sum(nlargest(config.global_batch_size, lengths)))
+        return max(full, config.max_length)
+    return min(max(full, *lengths), sum(nlargest(config.global_batch_size, lengths)))
 
 
 def _moments(config: TrainConfig, shape: ModelShape) -> float:
     """Bytes of the optimizers' moments: two of Adam's, one of Muon's."""
+    if config.optimizer == "adam8bit":
+        return 2 * _BITS8 * shape.trained
     matrices = shape.trained - shape.embeddings if config.optimizer == "muon" else 0
     return 8 * shape.trained - 4 * matrices
+
+
+def _checkpoint(config: TrainConfig, shape: ModelShape) -> float:
+    """Bytes of weights and moments as they are written, all in float32."""
+    adam = config.model_copy(update={"optimizer": "adam"}) if config.optimizer == "adam8bit" else config
+    return 4 * shape.trained + _moments(adam, shape)
 
 
 def recomputes(config: TrainConfig, cuda: bool) -> bool:
@@ -289,92 +313,4 @@ def disk_of(config: TrainConfig, shape: ModelShape) -> Disk:
     adapters = shape.trained if config.lora is not None else 0
     alone = config.lora is not None and config.lora.export == "adapter"
     model = 4 * adapters if alone else shape.width * (shape.parameters - adapters)
-    return Disk(model, 4 * shape.trained + _moments(config, shape), config.keep_checkpoint)
-
-
-def remedy(config: TrainConfig, cuda: bool, have: float, lengths: Collection[int] = ()) -> str:
-    """Which keys to change, and to what, so that a worker fits `have` bytes: the batch first, then workers, or LoRA."""
-
-    def fits(changes: dict[str, Any]) -> bool:
-        changed = config.model_copy(update=changes)
-        return memory_of(changed, lean if "lora" in changes else full, cuda, lengths).total <= have
-
-    def words(changes: dict[str, Any]) -> str:
-        return ", ".join(f"{k}: {v if k != 'lora' else '{rank: 16}'}" for k, v in changes.items()).lower()
-
-    full = ModelShape.of(meta_model(config))
-    batches = list(_smaller_batches(config, cuda))
-    found = [next((b for b in batches if fits(b)), None)]
-    if found[0] is None and config.optimizer == "adam":
-        doublings = (config.num_workers * 2**n for n in range(1, 9))
-        more = (batches[-1] | {"num_workers": w} for w in doublings if w <= _MAX_WORKERS)
-        found = [next((m for m in more if fits(m)), None)]
-        if config.lora is None:
-            lora = {"lora": LoraConfig()}
-            lean = ModelShape.of(meta_model(config.model_copy(update=lora)))
-            found.append(next((b | lora for b in batches if fits(b | lora)), None))
-    options = [words(changes) for changes in found if changes]
-    return "set " + "; or ".join(options) if options else "use a smaller model, or a device with more memory"
-
-
-def _smaller_batches(config: TrainConfig, cuda: bool) -> Iterator[dict[str, Any]]:
-    """Changes of the batch that save memory, the cheapest first; the last one saves all that there is to save."""
-    recompute: dict[str, Any] = {} if recomputes(config, cuda) else {"activation_checkpointing": True}
-    sizes: list[int] = []
-    while (size := (sizes or [config.micro_batch_tokens])[-1]) > config.max_length:
-        sizes.append(max(size // 2, config.max_length))
-    yield from ({"micro_batch_tokens": size} for size in sizes)
-    yield recompute
-    yield from (recompute | {"micro_batch_tokens": size} for size in sizes)
-
-
-def check_memory(config: TrainConfig, lengths: Collection[int] = (), device: torch.device | None = None) -> str:
-    """Says in a line whether a worker fits its device, as far as this process can know it.
-
-    Args:
-        lengths: Of the examples, in tokens; micro-batches are taken to be full where there are none.
-        device: The worker's own; None in a process that is no worker.
-
-    Raises:
-        UserError: If weights, gradients and moments alone do not fit, or on a GPU the peak is far above it.
-    """
-    import torch
-
-    if device is None:
-        cuda = torch.cuda.is_available() if config.use_gpu is None else config.use_gpu
-        device = torch.device("cuda" if cuda else "cpu")
-    cuda, have = device.type == "cuda", _device_memory(config, device)
-    need = memory_of(config, ModelShape.of(meta_model(config)), cuda, lengths)
-    line = f"memory of a worker: about {need.total / _GB:.1f} GB ({need})"
-    if have is None:
-        return f"{line}; set memory_gb to have it checked against a device"
-    workers = f"each of {config.num_workers} worker(s)"
-    if need.states > have:
-        raise UserError(
-            f"{config.model} needs {need.states / _GB:.1f} GB on {workers} for weights, gradients and moments alone, "
-            f"and has {have / _GB:.1f} GB",
-            remedy(config, cuda, have, lengths),
-        )
-    if cuda and need.total > _REFUSED_ABOVE * have:
-        raise UserError(
-            f"{config.model} needs about {need.total / _GB:.1f} GB on {workers} at the worst moment of a step "
-            f"({need}), and has {have / _GB:.1f} GB",
-            f"{remedy(config, cuda, have, lengths)}; or set memory_gb to what you know to be enough",
-        )
-    if need.total > have:
-        return f"{line} of {have / _GB:.1f} GB: may not fit; {remedy(config, cuda, have, lengths)}"
-    return f"{line} of {have / _GB:.1f} GB: fits"
-
-
-def _device_memory(config: TrainConfig, device: torch.device) -> float | None:
-    """Bytes that one worker may use; None where this process cannot know."""
-    import torch
-
-    if config.memory_gb is not None:
-        return config.memory_gb * _GB
-    if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0]) if torch.cuda.is_available() else None
-    here = os.environ.get("LOCAL_WORLD_SIZE")
-    if here is None and (config.ray.address or os.environ.get("RAY_ADDRESS")):
-        return None  # the workers' machines are others
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / int(here or config.num_workers)
+    return Disk(model, _checkpoint(config, shape), config.keep_checkpoint)

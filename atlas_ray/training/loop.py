@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -19,13 +19,14 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from atlas_ray.errors import AtlasError, UserError
 from atlas_ray.models.attention import decoder_layers
 from atlas_ray.runs.seeds import derive_seed
 from atlas_ray.training.data.batching import (
+    Batch,
     collate,
     global_batch_of,
     loss_denominator,
@@ -37,6 +38,7 @@ from atlas_ray.training.estimate import Flops, recomputes
 from atlas_ray.training.model.loading import Weights
 from atlas_ray.training.model.loss import StepLoss
 from atlas_ray.training.model.muon import Muon
+from atlas_ray.training.model.quantized import quantized_weights
 from atlas_ray.training.settings import TrainConfig
 
 
@@ -66,23 +68,34 @@ def place_model(
     model.config.use_cache = False
     if recomputes(config, device.type == "cuda"):
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    module = StepLoss(model, config.max_length)
-    computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
     _, world = rank_and_world()
-    lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer == "adam"
+    group = None
+    if config.context_parallel > 1:
+        grid = init_device_mesh(device.type, (world // config.context_parallel, config.context_parallel))
+        group = grid.get_group(1)
+    module = StepLoss(model, config.max_length, group)
+    computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
+    lone_gpu = device.type == "cuda" and dist.is_initialized() and config.optimizer != "muon"
     if not (world > 1 or lone_gpu if shard is None else shard):
         _to_trained_dtype(module, computed)
         if weights is not None:
             weights.fill(module, device, "model.")
         return module.to(device)
-    mesh = init_device_mesh(device.type, (world,))
+    held = config.shard_size or world
+    # Of two dimensions, the model is sharded over the last, and gradients are summed over the first.
+    copies = {"mesh_shape": (world // held, held), "mesh_dim_names": ("copy", "shard")}
+    mesh = init_device_mesh(device.type, **({"mesh_shape": (world,)} if held == world else copies))  # type: ignore[arg-type]
     policy = MixedPrecisionPolicy(param_dtype=computed, reduce_dtype=torch.float32)
+    options: dict[str, Any] = {"mesh": mesh, "ignored_params": quantized_weights(model)}
+    if config.offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=device.type == "cuda")
     for layer in decoder_layers(model):
-        fully_shard(_to_trained_dtype(layer, computed), mesh=mesh, mp_policy=policy)
+        fully_shard(_to_trained_dtype(layer, computed), mp_policy=policy, **options)
     # What goes into the whole module is a batch, whose weights stay float32; what goes on is the embedding's type.
-    fully_shard(_to_trained_dtype(module, computed), mesh=mesh, mp_policy=replace(policy, cast_forward_inputs=False))
+    policy = replace(policy, cast_forward_inputs=False)
+    fully_shard(_to_trained_dtype(module, computed), mp_policy=policy, **options)
     if weights is not None:
-        weights.fill(module, device, "model.")
+        weights.fill(module, torch.device("cpu") if config.offload else device, "model.")
     return module
 
 
@@ -91,20 +104,24 @@ def _to_trained_dtype(module: nn.Module, computed: torch.dtype) -> Any:
     if all(p.requires_grad for p in module.parameters()):
         return module.float()
     for p in module.parameters():
-        p.data = p.data.to(torch.float32 if p.requires_grad else computed)
+        if p.is_floating_point():  # what is held in 4 bits stays so
+            p.data = p.data.to(torch.float32 if p.requires_grad else computed)
     return module
 
 
 def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Adam (App. B.1), with decoupled weight decay where configured; or Muon for the layers' matrices and Adam for the
-    rest, which trains a small model from nothing in a fraction of the steps.
+    """Adam (App. B.1), with decoupled weight decay where configured; the same with moments in 8 bits; or Muon for the
+    layers' matrices and Adam for the rest, which trains a small model from nothing in a fraction of the steps.
 
     Raises:
-        UserError: If Muon is asked for on several workers: it needs whole matrices.
+        UserError: If Muon is asked for on several workers: it needs whole matrices; or torchao is missing.
     """
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if config.optimizer == "adam8bit":
+        return [_adam_8bit(trained, config)]
     adam = partial(torch.optim.AdamW, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
     if config.optimizer == "adam":
-        return [adam([p for p in module.parameters() if p.requires_grad])]
+        return [adam(trained)]
     if rank_and_world()[1] > 1:
         remedy = "set num_workers: 1 or optimizer: adam"
         raise UserError("muon needs whole matrices, which several workers split", remedy)
@@ -112,6 +129,15 @@ def make_optimizers(module: StepLoss, config: TrainConfig) -> list[torch.optim.O
     held = {id(p) for p in matrices}
     rest = [p for p in module.parameters() if id(p) not in held]
     return [Muon(matrices, config.muon_learning_rate, config.weight_decay), adam(rest)]
+
+
+def _adam_8bit(trained: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    try:
+        from torchao.optim import AdamW8bit
+    except ImportError:
+        remedy = "pip install 'atlas-ray[adam8bit]'"
+        raise UserError("adam8bit needs torchao, which is not installed", remedy) from None
+    return AdamW8bit(trained, lr=config.learning_rate, weight_decay=config.weight_decay)  # type: ignore[no-any-return]
 
 
 def schedule(step: int, total: int, warmup_ratio: float) -> float:
@@ -176,13 +202,14 @@ def fit(
         factor = schedule(step, total, config.warmup_ratio)
         for optimizer, rate in zip(optimizers, rates, strict=True):
             for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+                # Of a compiled step the rate is a tensor, or each would be compiled anew.
+                held = isinstance(group["lr"], torch.Tensor)
+                group["lr"] = torch.full_like(group["lr"], rate * factor) if held else rate * factor
 
         nll = torch.zeros((), dtype=torch.float64, device=device)
-        for micro_batch in pack_micro_batches(batch, lengths, costs, world, config.micro_batch_tokens)[rank]:
-            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+        for packed in _micro_batches(examples, batch, lengths, costs, config):
             with autocast(module, config, device):
-                loss = module(packed)
+                loss = module(packed.to(device))
             # FSDP averages gradients over processes; the loss is a sum over all of them.
             (loss * (world / denominator)).backward()
             nll += loss.detach()
@@ -229,18 +256,30 @@ def fit(
     return total
 
 
+def _micro_batches(
+    examples: Sequence[Example],
+    batch: Sequence[int],
+    lengths: Sequence[int],
+    costs: Sequence[float],
+    config: TrainConfig,
+) -> Iterator[Batch]:
+    """This process's micro-batches of a global batch; processes that share sequences have parts of the same ones."""
+    (rank, world), sharing = rank_and_world(), config.context_parallel
+    packed = pack_micro_batches(batch, lengths, costs, world // sharing, config.micro_batch_tokens * sharing)
+    for micro_batch in packed[rank // sharing]:
+        yield collate([examples[i] for i in micro_batch], config.loss, sharing, rank % sharing)
+
+
 def validation_loss(module: StepLoss, examples: Sequence[Example], config: TrainConfig, device: torch.device) -> float:
     """The loss, in nats, of all examples as one batch, as training counts it; every process takes part."""
-    rank, world = rank_and_world()
+    _, world = rank_and_world()
     nll = torch.zeros((), dtype=torch.float64, device=device)
     module.eval()
     with torch.no_grad():
         lengths = [example.length for example in examples]
-        micro_batches = pack_micro_batches(range(len(examples)), lengths, lengths, world, config.micro_batch_tokens)
-        for micro_batch in micro_batches[rank]:
-            packed = collate([examples[i] for i in micro_batch], config.loss).to(device)
+        for packed in _micro_batches(examples, range(len(examples)), lengths, lengths, config):
             with autocast(module, config, device):
-                nll += module(packed)
+                nll += module(packed.to(device))
     module.train()
     if isinstance(module, FSDPModule):
         module.reshard()  # without a backward pass behind it nothing else does

@@ -20,6 +20,9 @@ class LoraConfig(FrozenConfig):
     alpha: float = Field(32, gt=0, description="an adapter's output is scaled by alpha / rank")
     dropout: float = Field(0.0, ge=0, lt=1)
     targets: list[str] | Literal["all-linear"] = Field("all-linear", description="names of modules, e.g. q_proj")
+    base: Literal["whole", "4bit"] = Field(
+        "whole", description="4bit: its layers' matrices are held in 4 bits (QLoRA; `pip install 'atlas-ray[qlora]'`)"
+    )
     export: Literal["merged", "adapter"] = Field(
         "merged", description="a whole model, which all stages read, or peft's"
     )
@@ -43,7 +46,11 @@ class TrainConfig(FrozenConfig):
         False, description="goes on until as many tokens carried loss as all steps have in `epochs`, whatever is chosen"
     )
     loss: Objective = Field("token", description="what the loss is a mean of, over a global batch")
-    optimizer: Literal["adam", "muon"] = Field("adam", description="muon: for matrices, AdamW for the rest")
+    optimizer: Literal["adam", "adam8bit", "muon"] = Field(
+        "adam",
+        description="adam8bit: its moments in 8 bits (`pip install 'atlas-ray[adam8bit]'`); muon: for matrices, AdamW "
+        "for the rest",
+    )
     learning_rate: float = Field(2e-5, gt=0)
     muon_learning_rate: float = Field(2e-2, gt=0)
     warmup_ratio: float = Field(0.03, ge=0, le=1)
@@ -63,6 +70,18 @@ class TrainConfig(FrozenConfig):
         None, description="recompute layers instead of keeping their activations; None: on GPUs"
     )
     num_workers: Annotated[int, PLACEMENT, Renamed("workers")] = Field(1, ge=1)
+    context_parallel: Annotated[int, PLACEMENT] = Field(
+        1, ge=1, description="workers that share each sequence, for those too long for one; divides num_workers"
+    )
+    shard_size: Annotated[int | None, PLACEMENT] = Field(
+        None,
+        ge=1,
+        description="workers that hold one copy of the model between them, such as those of a node (hybrid sharding); "
+        "divides num_workers; None: all",
+    )
+    offload: Annotated[bool, PLACEMENT] = Field(
+        False, description="GPU workers keep weights, gradients and moments in their host's memory, and step there"
+    )
     use_gpu: bool | None = Field(None, description="None: where the cluster has GPUs")
     cpus_per_worker: Annotated[int, PLACEMENT] = Field(1, ge=1)
     label_selector: Annotated[LabelSelector | None, PLACEMENT] = Field(
@@ -87,6 +106,11 @@ class TrainConfig(FrozenConfig):
     seed: int = 0
     ray: Annotated[RayConfig, PLACEMENT] = RayConfig()
 
+    @property
+    def quantized(self) -> bool:
+        """Whether the frozen base of adapters is held in 4 bits."""
+        return self.lora is not None and self.lora.base == "4bit"
+
     def in_bfloat16(self, fast: bool) -> bool:
         """Whether a worker computes in bfloat16.
 
@@ -105,6 +129,15 @@ class TrainConfig(FrozenConfig):
             raise ValueError("keep: best needs a validation loss; set validation_fraction, e.g. 0.05")
         if self.lora and self.optimizer == "muon":
             raise ValueError("lora trains with optimizer: adam only")
+        for name in ("context_parallel", "shard_size"):
+            if self.num_workers % (getattr(self, name) or 1):
+                raise ValueError(f"{name}: {getattr(self, name)} does not divide num_workers: {self.num_workers}")
+        if self.offload and self.optimizer == "muon":
+            raise ValueError("offload trains with optimizer: adam or adam8bit")
+        if self.quantized and (self.offload or self.optimizer == "adam8bit"):
+            raise ValueError(
+                "lora.base: 4bit stays on its device, and adapters are few: leave offload and adam8bit out"
+            )
         return self
 
 

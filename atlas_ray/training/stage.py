@@ -40,12 +40,13 @@ from atlas_ray.training.data.examples import (
     without_ids,
 )
 from atlas_ray.training.loggers import open_loggers
+from atlas_ray.training.memory_check import check_memory
 from atlas_ray.training.metrics import Follower, Progress, best_step, read_metrics
 from atlas_ray.training.model.export import write_tokenizer
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.stopping import STOP, StopFile, on_sigterm
 from atlas_ray.training.view import show
-from atlas_ray.training.worker import CHECKPOINTS, Job, run_worker
+from atlas_ray.training.worker import CHECKPOINTS, Job, backend, run_worker
 from atlas_ray.types import Selection, Trajectory
 
 _SAMPLE = 300  # trajectories tokenized for a count
@@ -98,7 +99,7 @@ def plan_lines(config: TrainConfig) -> list[str]:
         f"{_MFU:.0%} is reached ({device}, {peak / 1e12:.0f} TFLOP/s)"
     )
     disk = estimate.disk_of(config, estimate.ModelShape.of(model))
-    memory = estimate.check_memory(config, [example.length for example in examples])
+    memory = check_memory(config, [example.length for example in examples])
     return [*lines, memory, str(disk)]
 
 
@@ -180,7 +181,7 @@ def train(
     corpus = corpus_of(config, trajectories, chat, render)
     prepared, job = make_job(config, chat, corpus, trajectories, selections)
     show(prepared, chat, unknown_words(corpus, trajectories, chat), sample=sample)
-    memory = estimate.check_memory(config, [example.length for example in job.examples])
+    memory = check_memory(config, [example.length for example in job.examples])
     if sample:
         console.print(memory)
     with open_loggers(config) as log:
@@ -305,7 +306,7 @@ def _run_workers(job: Job, corpus: Corpus) -> int:
             "stop_ids": job.stop_ids,
             "digest": job.digest,
         },
-        torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
+        torch_config=TorchConfig(backend=backend(use_gpu, config.offload)),
         scaling_config=ScalingConfig(
             num_workers=config.num_workers,
             use_gpu=use_gpu,

@@ -29,7 +29,7 @@ from atlas_ray.training.data.examples import read_selection
 from atlas_ray.training.settings import TrainConfig
 from atlas_ray.training.stage import begin, corpus_of, finish, make_job
 from atlas_ray.training.view import show
-from atlas_ray.training.worker import run_worker
+from atlas_ray.training.worker import backend, run_worker
 from atlas_ray.trajectories.readers import read_trajectories
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     given = parser.parse_args()
     show_units()
     try:
-        config = load(TrainConfig, given.config, given.set)
+        config = load(TrainConfig, given.config, [*given.set, f"num_workers={os.environ['WORLD_SIZE']}"])
     except AtlasError as error:
         parser.exit(error.exit_code, f"atlas: {error}\n")
     torch.set_num_threads(config.cpus_per_worker)
@@ -79,7 +79,7 @@ def main() -> None:
     if torch.cuda.is_available() if config.use_gpu is None else config.use_gpu:
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group(backend(device.type == "cuda", config.offload))
     try:
         train_here(config, device)
     except AtlasError as error:

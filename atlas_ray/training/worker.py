@@ -46,6 +46,11 @@ class Job:
         return total_steps(len(self.examples), self.config.global_batch_size, self.config.epochs)
 
 
+def backend(cuda: bool, offload: bool) -> str:
+    """What processes exchange tensors by; with `offload` GPU workers have some in their hosts' memory too."""
+    return ("cpu:gloo,cuda:nccl" if offload else "nccl") if cuda else "gloo"
+
+
 def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     """Trains from the last checkpoint on and writes the model, unless `stop`, as in `loop.fit`, ends it before.
 
@@ -56,11 +61,12 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
         UserError: If model and settings do not fit together, or the device is too small for them.
         AtlasError: If the loss is no longer finite, or a checkpoint cannot be written.
     """
+    import torch
     from transformers.utils.logging import disable_progress_bar
 
     from atlas_ray.training import loop
     from atlas_ray.training.checkpoints import Checkpoints
-    from atlas_ray.training.estimate import check_memory
+    from atlas_ray.training.memory_check import check_memory
     from atlas_ray.training.model.export import export_model
     from atlas_ray.training.model.loading import load_model
     from atlas_ray.training.model.precision import with_dtype
@@ -72,6 +78,11 @@ def run_worker(job: Job, device: torch.device, stop: Callable[[], bool]) -> int:
     model, weights = load_model(local_model(config.model))
     dtype = model.dtype
     config = with_dtype(config, model.config.get_text_config().hidden_size, device)
+    if config.quantized:
+        from atlas_ray.training.model.quantized import load_in_4bit
+
+        computed = torch.bfloat16 if config.in_bfloat16(device.type == "cuda") else torch.float32
+        model, weights = load_in_4bit(local_model(config.model), computed, device), None
     if config.lora is not None:
         from atlas_ray.training.model.lora import add_adapters
 

@@ -23,7 +23,7 @@ from atlas_ray.selection.llm.tokens import counter
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.selection.sources import watch_sources
-from atlas_ray.training.estimate import check_memory
+from atlas_ray.training.memory_check import check_memory
 from atlas_ray.training.metrics import METRICS
 from atlas_ray.training.settings import LoraConfig
 from atlas_ray.training.stage import train_agent

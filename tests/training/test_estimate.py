@@ -17,12 +17,11 @@ from atlas_ray.training.estimate import (
     Disk,
     Memory,
     ModelShape,
-    check_memory,
     disk_of,
     memory_of,
     meta_model,
-    remedy,
 )
+from atlas_ray.training.memory_check import check_memory, remedy
 from atlas_ray.training.metrics import Meter, peak_flops
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from atlas_ray.training.stage import plan_lines
@@ -64,6 +63,38 @@ def test_states_are_exact_and_shared_among_workers(tmp_path: Path) -> None:
     assert the_memory(llama_8b(tmp_path)).total > the_memory(llama_8b(tmp_path, num_workers=4)).total > lora.total
 
 
+def test_settings_for_less_memory_are_in_the_estimate(tmp_path: Path) -> None:
+    n = 8_030_261_248
+    plain, eight = the_memory(llama_8b(tmp_path)), the_memory(llama_8b(tmp_path, optimizer="adam8bit"))
+    assert eight.moments == 2 * (1 + 4 / 256) * n  # a scale in float32 for 256 weights
+    assert plain.total - eight.total == plain.moments - eight.moments
+    offloaded = the_memory(llama_8b(tmp_path, offload=True))
+    assert (offloaded.states, offloaded.host) == (0, plain.states)
+    assert offloaded.total == plain.total - plain.states
+    on_cpu = the_memory(llama_8b(tmp_path, offload=True, use_gpu=False), cuda=False)
+    assert (on_cpu.states, on_cpu.host) == (plain.states, 0)
+    hybrid = the_memory(llama_8b(tmp_path, num_workers=8, shard_size=4))
+    assert hybrid == the_memory(llama_8b(tmp_path, num_workers=4))
+
+
+def test_8_b_parameters_on_a_base_of_4_bits_fit_a_gpu_of_24_gb(tmp_path: Path) -> None:
+    config = llama_8b(tmp_path, lora=LoraConfig(rank=16, base="4bit"), use_gpu=True, memory_gb=24)
+    matrices, trained = 32 * 4096 * (2 * 4096 + 2 * 1024 + 3 * 14336), 41_943_040
+    found = the_memory(config)
+    in_4_bits = matrices * (1 / 2 + 1 / 64 + 4 / (64 * 256))
+    assert found.weights == pytest.approx(in_4_bits + 2 * (8_030_261_248 - matrices) + 4 * trained)
+    assert check_memory(config).endswith("of 24.0 GB: fits")
+    more = the_memory(config.model_copy(update={"num_workers": 2}))
+    assert more.weights > in_4_bits  # every worker holds all of the base
+
+
+def test_workers_that_share_sequences_have_less_of_each(tmp_path: Path) -> None:
+    long = {"max_length": 131072, "micro_batch_tokens": 16384, "num_workers": 8}
+    alone, shared = (the_memory(llama_8b(tmp_path, context_parallel=ranks, **long)) for ranks in (1, 8))
+    assert alone.activations / 8 < shared.activations < alone.activations / 3  # keys and values of all come on top
+    assert shared.states == alone.states
+
+
 def test_recomputing_layers_and_smaller_batches_save_activations(tmp_path: Path) -> None:
     kept = the_memory(llama_8b(tmp_path, activation_checkpointing=False))
     recomputed = the_memory(llama_8b(tmp_path))
@@ -94,8 +125,17 @@ def test_micro_batches_that_the_data_cannot_fill_are_not_counted_as_full(tmp_pat
         (
             {"num_workers": 1},
             80,
-            "set micro_batch_tokens: 8192, num_workers: 2; or micro_batch_tokens: 8192, lora: {rank",
+            "set micro_batch_tokens: 8192, num_workers: 2 (76.6 GB a worker); or offload: true (20.5 GB a worker and "
+            "119.7 GB of its host's memory); or offload: true, optimizer: adam8bit (20.5 GB a worker and 75.0 GB of "
+            "its host's memory); or lora: {rank: 16} (27.8 GB a worker); or lora: {rank: 16, base: 4bit} (17.7 GB a ",
         ),
+        (
+            {"num_workers": 4},
+            40,
+            "set num_workers: 8 (35.4 GB a worker); or optimizer: adam8bit (39.2 GB a worker); or ",
+        ),
+        ({"num_workers": 8, "max_length": 131072}, 80, "set context_parallel: 2 (60.7 GB a worker); or "),
+        ({"num_workers": 1, "lora": LoraConfig(rank=8)}, 8, "use a smaller model, or a device with more memory"),
         ({"num_workers": 1}, 4, "use a smaller model, or a device with more memory"),
     ],
 )

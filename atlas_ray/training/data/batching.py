@@ -12,7 +12,7 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -86,6 +86,27 @@ def _first_fit(indices: Sequence[int], lengths: Sequence[int], micro_batch_token
     return packed
 
 
+class Piece(NamedTuple):
+    """Tokens `begin` to `end` of the row's trajectory number `trajectory`."""
+
+    trajectory: int
+    begin: int
+    end: int
+
+
+def pieces_of(lengths: Sequence[int], ranks: int, rank: int) -> list[Piece]:
+    """What process `rank` of `ranks` has of a row: of each trajectory, cut into 2 x ranks, two pieces; none is empty.
+
+    One from the front and the matching one from the back: all processes have equally many pairs of tokens.
+    """
+    cuts = [
+        Piece(i, n * place // (2 * ranks), n * (place + 1) // (2 * ranks))
+        for i, n in enumerate(lengths)
+        for place in (rank, 2 * ranks - 1 - rank)
+    ]
+    return [piece for piece in cuts if piece.begin < piece.end]
+
+
 @dataclass(frozen=True, slots=True)
 class Batch:
     """Trajectories packed into one row.
@@ -98,6 +119,11 @@ class Batch:
         rows: int64, (n,): where in `ids` the prediction of a token that carries loss stands: one before it.
         targets: int64, (n,): the tokens that carry loss.
         weights: float32, (n,): how much each of them counts.
+        pieces: Where several processes share the row: what this one has of it. `ids` and `positions` are then its
+            tokens, `rows` stand among them, and `lengths` and `cu_seqlens` are the whole row's.
+        order: int64, (tokens of the row,): where each stands among the tokens of all processes, each with room for
+            `most`.
+        most: Tokens that one of them has at most.
     """
 
     ids: torch.Tensor
@@ -107,24 +133,63 @@ class Batch:
     rows: torch.Tensor
     targets: torch.Tensor
     weights: torch.Tensor
+    pieces: tuple[Piece, ...] = ()
+    order: torch.Tensor | None = None
+    most: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same on a device."""
-        tensors = (f.name for f in fields(self) if f.name != "lengths")
-        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in tensors})
+        import torch
+
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
+        moved = {n: v.to(device, non_blocking=True) for n, v in values.items() if isinstance(v, torch.Tensor)}
+        return replace(self, **(values | moved))
+
+    def part(self, ranks: int, rank: int) -> Batch:
+        """What one of the processes that share a row has of it. A token to predict goes with the one before it."""
+        import torch
+
+        starts, places, order = self.cu_seqlens.tolist(), [], torch.empty(self.ids.shape[1], dtype=torch.int64)
+        shares = [pieces_of(self.lengths, ranks, k) for k in range(ranks)]
+        for share in shares:
+            places.append(torch.cat([torch.arange(starts[i] + a, starts[i] + b) for i, a, b in share]))
+        most = max(map(len, places))
+        for k, own in enumerate(places):
+            order[own] = torch.arange(k * most, k * most + len(own))
+        rows = order[self.rows] - rank * most
+        here = (rows >= 0) & (rows < most)
+        return replace(
+            self,
+            ids=self.ids[:, places[rank]],
+            positions=self.positions[:, places[rank]],
+            rows=rows[here],
+            targets=self.targets[here],
+            weights=self.weights[here],
+            pieces=tuple(shares[rank]),
+            order=order,
+            most=most,
+        )
 
 
-def collate(examples: Sequence[Example], objective: Objective) -> Batch:
-    """Packs examples. Of none comes one token without loss, to run through a worker that has nothing to do."""
+def collate(examples: Sequence[Example], objective: Objective, ranks: int = 1, rank: int = 0) -> Batch:
+    """Packs examples. Of none comes one token without loss, to run through a worker that has nothing to do.
+
+    Args:
+        ranks: Workers that share the row; `rank` is the one whose part is wanted. Where no trajectory is long enough
+            for each of them to have some of it, one without loss is.
+    """
     import torch
 
-    lengths = tuple(e.length for e in examples) or (1,)
+    least = 1 if ranks == 1 else 2 * ranks
+    lengths = tuple(e.length for e in examples)
+    filling = [] if max(lengths, default=0) >= least else [np.zeros(least, np.int32)]
+    lengths += tuple(map(len, filling))
     cu_seqlens = np.cumsum([0, *lengths], dtype=np.int32)
-    ids = np.concatenate([e.ids for e in examples] or [np.zeros(1, np.int32)]).astype(np.int64)
+    ids = np.concatenate([*(e.ids for e in examples), *filling]).astype(np.int64)
     spans = [span + start for e, start in zip(examples, cu_seqlens, strict=False) for span in e.spans]
     places = np.concatenate([np.arange(*span) for span in spans] or [np.zeros(0, np.int64)])
     weights = [token_weights(e, objective) for e in examples] or [np.zeros(0, np.float32)]
-    return Batch(
+    batch = Batch(
         ids=torch.from_numpy(ids)[None],
         positions=torch.from_numpy(np.concatenate([np.arange(n) for n in lengths]))[None],
         lengths=lengths,
@@ -133,6 +198,7 @@ def collate(examples: Sequence[Example], objective: Objective) -> Batch:
         targets=torch.from_numpy(ids[places]),
         weights=torch.from_numpy(np.concatenate(weights)),
     )
+    return batch if ranks == 1 else batch.part(ranks, rank)
 
 
 def token_weights(example: Example, objective: Objective) -> NDArray[np.float32]:

@@ -48,10 +48,13 @@ def _write(
 ) -> None:
     if config.lora is not None:
         from atlas_ray.training.model.lora import merge_adapters, write_adapter
+        from atlas_ray.training.model.quantized import whole_weights
 
         if config.lora.export == "adapter":
             write_adapter(path, weights, config.lora, config.model)
             return
+        if config.quantized:
+            weights = whole_weights(model, weights)
         weights = merge_adapters(weights, config.lora)
     weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
     known = model.generation_config.eos_token_id

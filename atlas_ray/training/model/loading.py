@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
@@ -88,9 +87,10 @@ def _read(file: Any, name: str, tensor: Tensor) -> None:
     if not isinstance(tensor, DTensor):
         tensor.copy_(file.get_tensor(name))
         return
-    # FSDP cuts the first dimension into as many pieces of equal size as there are processes; the last ones are smaller.
-    rows, local = -(-tensor.shape[0] // dist.get_world_size()), tensor.to_local()
-    start = min(dist.get_rank() * rows, tensor.shape[0])
+    # FSDP cuts the first dimension into as many pieces of equal size as processes hold a copy; the last are smaller.
+    mesh, local = tensor.device_mesh, tensor.to_local()
+    rows = -(-tensor.shape[0] // mesh.size(-1))
+    start = min(mesh.get_local_rank(-1) * rows, tensor.shape[0])
     local.copy_(file.get_slice(name)[start : start + local.shape[0]])
 
 

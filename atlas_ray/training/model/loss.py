@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from atlas_ray.errors import UserError
-from atlas_ray.models.attention import use_packed_attention
+from atlas_ray.models.attention import SharedRow, can_share, use_packed_attention
 from atlas_ray.training.data.batching import Batch
 
 LOGIT_ROWS = 2048  # rows of logits that stand in memory at once: 1 GB in float32 with Llama 3's vocabulary
@@ -28,12 +28,14 @@ class StepLoss(nn.Module):
 
     Args:
         max_length: Tokens of the longest trajectory that it will see.
+        group: The processes that share each sequence, where several do.
 
     Raises:
-        UserError: If the model scales its logits behind the head, or its head is not a plain matrix.
+        UserError: If the model scales its logits behind the head, its head is not a plain matrix, or its attention is
+            not one that processes can share.
     """
 
-    def __init__(self, model: Any, max_length: int) -> None:
+    def __init__(self, model: Any, max_length: int, group: Any = None) -> None:
         super().__init__()
         changes = [n for n in _LOGIT_CHANGES if getattr(model.config, n, None) not in (None, 1, 1.0)]
         if changes:
@@ -45,7 +47,10 @@ class StepLoss(nn.Module):
             raise UserError(f"the head of {type(model).__name__} is a {type(head).__name__}", "use another model")
         self.model = model
         self._softcap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
-        self._packed = use_packed_attention(model, max_length)
+        self._packed, self._group = use_packed_attention(model, max_length), group
+        if group is not None and not (self._packed and can_share(model)):
+            what = f"the attention of {type(model).__name__} is not one that workers can share"
+            raise UserError(what, "set context_parallel: 1")
 
     def forward(self, batch: Batch) -> Tensor:
         """Sums -weight x log p(token | all before it in its trajectory).
@@ -53,7 +58,9 @@ class StepLoss(nn.Module):
         Returns:
             float32 scalar, in nats.
         """
-        packing = {"lengths": batch.lengths, "cu_seqlens": batch.cu_seqlens} if self._packed else {}
+        packing: dict[str, Any] = {"lengths": batch.lengths, "cu_seqlens": batch.cu_seqlens} if self._packed else {}
+        if batch.order is not None:
+            packing["shared"] = SharedRow(batch.lengths, batch.pieces, batch.order, batch.most, self._group)
         decoder, head = self.model.get_decoder(), self.model.get_output_embeddings()
         hidden = decoder(input_ids=batch.ids, position_ids=batch.positions, use_cache=False, **packing)
         states = hidden.last_hidden_state[0, batch.rows]
