@@ -42,21 +42,24 @@ def scatter(dots: Sequence[Dot], critical: str, xlabel: str, ylabel: str) -> Dra
     return figure
 
 
-def spread(heights: Sequence[float]) -> list[float]:
-    """Heights of names, moved apart as far as they need to be read and as little as order allows."""
-    gap = min(_GAP, _TOP / len(heights))
+def spread(heights: Sequence[float], top: float = _TOP) -> list[float]:
+    """Heights of names on an axis that ends at `top`, moved apart as far as they need to be read and as little as order
+    allows."""
+    gap = min(_GAP * top / _TOP, top / len(heights))
     order = sorted(range(len(heights)), key=lambda i: (heights[i], i))
     runs: list[list[int]] = []
     for i in order:
         runs.append([i])
-        while len(runs) > 1 and _foot(runs[-1], heights, gap) < _foot(runs[-2], heights, gap) + gap * len(runs[-2]):
+        while len(runs) > 1 and _foot(runs[-1], heights, gap, top) < _foot(runs[-2], heights, gap, top) + gap * len(
+            runs[-2]
+        ):
             runs[-2:] = [runs[-2] + runs[-1]]
-    placed = {i: _foot(run, heights, gap) + gap * k for run in runs for k, i in enumerate(run)}
+    placed = {i: _foot(run, heights, gap, top) + gap * k for run in runs for k, i in enumerate(run)}
     return [placed[i] for i in range(len(heights))]
 
 
-def _foot(run: Sequence[int], heights: Sequence[float], gap: float) -> float:
+def _foot(run: Sequence[int], heights: Sequence[float], gap: float, top: float) -> float:
     """Where the lowest name of a run stands when the run is centred on its dots, within the axis."""
     length = gap * (len(run) - 1)
     centred = sum(heights[i] for i in run) / len(run) - length / 2
-    return min(max(centred, gap / 2), _TOP - gap / 2 - length)
+    return min(max(centred, gap / 2), top - gap / 2 - length)

@@ -5,6 +5,7 @@ Skipped where neither the hub nor pip's index has it: nothing else could be show
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,22 +16,24 @@ import pytest
 import torch
 
 from atlas_ray.config import DataConfig
+from atlas_ray.environments.local import LocalSession
+from atlas_ray.environments.registry import get
 from atlas_ray.errors import ModelUnavailable
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.models.conversation import EngineConversation
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.models.pretrained import PRETRAINED, fetch_pretrained, weights_note
 from atlas_ray.models.protocol import Sampling
+from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
+from atlas_ray.rollouts.scripted import ScriptedPolicy
 from atlas_ray.training import loop
 from atlas_ray.training.data.batching import collate, pack_micro_batches
 from atlas_ray.training.data.corpus import Corpus
 from atlas_ray.training.data.examples import Example, training_examples
 from atlas_ray.training.model.loading import load_model
 from atlas_ray.training.settings import TrainConfig
-from atlas_ray.trajectories.collect import collect
-from atlas_ray.trajectories.readers import read_trajectories
-from atlas_ray.trajectories.settings import CollectConfig
-from atlas_ray.types import Trajectory, Usage
+from atlas_ray.trajectories.collect import to_trajectory
+from atlas_ray.types import Task, Trajectory, Usage
 
 pytestmark = pytest.mark.slow
 
@@ -50,13 +53,15 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trajectories(tmp_path_factory: pytest.TempPathFactory) -> list[Trajectory]:
-    run = str(tmp_path_factory.mktemp("experts"))
-    tasks = {"maze": 7, "textcraft": 7, "wordle": 6}
-    collect(CollectConfig(run=run, envs=list(tasks), tasks=tasks, role="expert"))
-    found = read_trajectories(DataConfig(path=run))
-    assert len(found) == 20
-    return found
+def trajectories() -> list[Trajectory]:
+    async def expert(task: Task) -> Trajectory:
+        session = LocalSession(get(task.env))
+        return to_trajectory(
+            await run_episode(ScriptedPolicy("expert"), session, EpisodeRequest(task, Sampling(), seed=0))
+        )
+
+    tasks = [task for env, n in {"maze": 7, "textcraft": 7, "wordle": 6}.items() for task in get(env).tasks("train", n)]
+    return [asyncio.run(expert(task)) for task in tasks]
 
 
 def chosen_steps(trajectory: Trajectory) -> list[int]:

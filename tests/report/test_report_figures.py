@@ -16,7 +16,7 @@ from atlas_ray.report.figures import draw
 from atlas_ray.report.paper.figures import cost_figures, figure2
 from atlas_ray.report.paper.ours import PaperRuns, TrainingCost
 from atlas_ray.report.results import build_results
-from atlas_ray.report.scatter import _spread
+from atlas_ray.report.scatter import spread
 from atlas_ray.report.selection_figures import _along, _fences, selection_figures
 from atlas_ray.selection.compare.agreement import compare_selections
 from atlas_ray.types import Category, GoldStep, Selection
@@ -99,7 +99,7 @@ def test_cost_is_held_against_success_where_arms_played_the_same() -> None:
 
 @given(st.lists(st.floats(0, 100), min_size=1, max_size=16))
 def test_no_name_stands_on_another_nor_outside_of_the_axis(heights: list[float]) -> None:
-    placed = _spread(heights)
+    placed = spread(heights)
     ordered = sorted(placed)
     assert all(above - below >= min(6.4, 104 / len(heights)) - 1e-9 for below, above in pairwise(ordered))
     assert ordered[0] > 0

@@ -5,6 +5,7 @@ Flows in: lines of points; flows out: a drawing whose names do not stand on each
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -12,11 +13,11 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Drawing
 
-from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, bare, short, to_svg
+from atlas_ray.report.drawing import ACCENT, INK, MUTED, STYLE, bare, to_svg
 from atlas_ray.report.scatter import spread
 
-# By an arm's place; who cannot tell the colours apart has the dashes.
-_LOOKS = ((INK, "-"), (ACCENT, "-"), (ACCENT, ":"), (MUTED, "-"), (MUTED, ":"), (INK, "--"), (ACCENT, "--"), (INK, ":"))
+# By an arm's place: two rivals, then pairs of a selector and its control; the dashes tell them apart without colours.
+_LOOKS = ((MUTED, "-"), (INK, "-"), (ACCENT, "-"), (ACCENT, ":"), (INK, "--"), (INK, ":"), (MUTED, "--"), (MUTED, ":"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +31,9 @@ class Line:
 def draw(panels: Mapping[str, Sequence[Line]], dial: str) -> str:
     """Our own SVG."""
     with style.context(["default", STYLE]):
-        figure = Drawing(figsize=(4.2 * len(panels), 3.3))
+        figure = Drawing(figsize=(6.4 * len(panels), 3.6))
         for number, (title, lines) in enumerate(panels.items()):
-            axes = figure.add_axes(((number + 0.1) / len(panels), 0.16, 0.6 / len(panels), 0.72))
+            axes = figure.add_axes(((number + 0.08) / len(panels), 0.14, 0.68 / len(panels), 0.76))
             _panel(axes, title, [line for line in lines if line.points], dial)
         label = f"Success against {dial}: {'; '.join(panels)}"
         return to_svg(figure, "study", label)
@@ -42,13 +43,14 @@ def _panel(axes: Axes, title: str, lines: Sequence[Line], dial: str) -> None:
     bare(axes)
     axes.grid(axis="y")
     axes.set_title(title, fontsize=9.5, loc="left", color=INK)
-    axes.set(ylim=(0, 104), yticks=[0, 25, 50, 75, 100])
+    top = 20 * math.ceil(max((p[3] for line in lines for p in line.points), default=1.0) * 5 + 0.2)
+    axes.set(ylim=(0, min(top, 104)), yticks=range(0, min(top, 100) + 1, 20 if top > 40 else 10))
     axes.set_xlabel(dial)
     axes.set_ylabel("success, %")
     places = sorted({x for line in lines for x, *_ in line.points})
     axes.set_xticks(places, [f"{x:g}" for x in places])
     width = (places[-1] - places[0]) or 1.0 if places else 1.0
-    ends = spread([100 * line.points[-1][1] for line in lines]) if lines else []
+    ends = spread([100 * line.points[-1][1] for line in lines], min(top, 104)) if lines else []
     for number, (line, height) in enumerate(zip(lines, ends, strict=True)):
         colour, dashes = _LOOKS[number % len(_LOOKS)]
         shift = (number - (len(lines) - 1) / 2) * 0.012 * width  # so that the seeds' ranges do not cover each other
@@ -58,6 +60,6 @@ def _panel(axes: Axes, title: str, lines: Sequence[Line], dial: str) -> None:
         right = places[-1] + 0.06 * width
         pointer = axes.plot([xs[-1], right], [100 * line.points[-1][1], height], color=MUTED, linewidth=0.6, alpha=0.5)
         pointer[0].set_clip_on(False)
-        axes.text(right + 0.02 * width, height, short(line.name), va="center", ha="left", color=colour)
+        axes.text(right + 0.02 * width, height, line.name, va="center", ha="left", color=colour)
     if places:
         axes.set_xlim(places[0] - 0.06 * width, places[-1] + 0.06 * width)

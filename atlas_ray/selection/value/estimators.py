@@ -87,8 +87,7 @@ def rescore(selection: Selection, selector: ValueSettings, k: int | None = None)
         k: Steps that may be chosen; None: as many as exceed the threshold.
     """
     if selector.mode == "exhaustive":
-        q = values(selection.rewards, selector.estimator, selector.gamma, selection.rounds)
-        scores = differences(q)
+        scores = _known_differences(selection, selector)
     else:
         *rewards, (reward,) = selection.rewards
         rows = zip(selection.probed, selection.rejoined, rewards, selection.rounds[:-1], strict=True)
@@ -96,6 +95,15 @@ def rescore(selection: Selection, selector: ValueSettings, k: int | None = None)
         found = posteriors([Evidence(*row) for row in rows], reward, gamma, share=selector.economy.share)
         scores = tuple(round(posterior.score, _DIGITS) for posterior in found)
     return replace(selection, ratio=selector.ratio, scores=scores, chosen=_above(scores, selector.threshold, k))
+
+
+def _known_differences(selection: Selection, selector: ValueSettings) -> tuple[float, ...]:
+    """The score of each step; 0 of one before or behind which no rollout started, for nobody proposed it."""
+    known = [t for t, rewards in enumerate(selection.rewards) if rewards]
+    rewards, rounds = [selection.rewards[t] for t in known], [selection.rounds[t] for t in known]
+    q = dict(zip(known, values(rewards, selector.estimator, selector.gamma, rounds), strict=True))
+    steps = range(1, selection.n_steps + 1)
+    return tuple(differences((q[t - 1], q[t]))[0] if q.keys() >= {t - 1, t} else 0.0 for t in steps)
 
 
 def value_figures(selections: Iterable[Selection], selector: ValueSettings) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import Counter
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from atlas_ray.config import EnvironmentsConfig
@@ -31,11 +32,20 @@ _SAME_REWARD = 1e-9
 
 
 def rollouts_of(
-    trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
+    trajectory: Trajectory,
+    selector: ValueSettings,
+    seed: int,
+    environments: EnvironmentsConfig,
+    proposed: Collection[int] | None = None,
 ) -> Rollouts:
-    """The rollouts of a trajectory in the selector's mode."""
-    kind = Exhaustive if selector.mode == "exhaustive" else Economical
-    return kind(trajectory, selector, seed, environments)
+    """The rollouts of a trajectory in the selector's mode.
+
+    Args:
+        proposed: The steps that are to be valued; all where None.
+    """
+    if selector.mode == "economical":
+        return Economical(trajectory, selector, seed, environments)
+    return Exhaustive(trajectory, selector, seed, environments, proposed)
 
 
 class Rollouts(ABC):
@@ -138,12 +148,20 @@ class Rollouts(ABC):
 
 
 class Exhaustive(Rollouts):
-    """N rollouts after each of the steps 0..T-1."""
+    """N rollouts after each of the steps 0..T-1, or right before and behind each of those that are proposed."""
 
     def __init__(
-        self, trajectory: Trajectory, selector: ValueSettings, seed: int, environments: EnvironmentsConfig
+        self,
+        trajectory: Trajectory,
+        selector: ValueSettings,
+        seed: int,
+        environments: EnvironmentsConfig,
+        proposed: Collection[int] | None = None,
     ) -> None:
         super().__init__(trajectory, selector, seed, environments)
+        n = len(self._steps)
+        around = {start for t in proposed or () for start in (t - 1, t) if start < n}
+        self._starts = range(n) if proposed is None else sorted(around)
         self._asked = False
         self._done: list[tuple[int, int, float, int]] = []  # start, sample, reward, rounds
 
@@ -151,8 +169,7 @@ class Exhaustive(Rollouts):
         if self._asked:
             return []
         self._asked = True
-        starts = range(len(self._steps))
-        return [self._request(t, n) for t in starts for n in range(self.selector.rollouts)] + self._replay()
+        return [self._request(t, n) for t in self._starts for n in range(self.selector.rollouts)] + self._replay()
 
     def _take(self, request: EpisodeRequest, episode: Episode) -> None:
         self._done.append((len(request.prefix), episode.sample, episode.reward, episode.rounds))
@@ -166,7 +183,8 @@ class Exhaustive(Rollouts):
         return {"rewards": (*rewards, last[0]), "rounds": (*rounds, last[1])}
 
     def _empty(self) -> int | None:
-        return next((t for t, rewards in enumerate(self._evidence()["rewards"]) if not rewards), None)
+        rewards = self._evidence()["rewards"]
+        return next((t for t in (*self._starts, len(self._steps)) if not rewards[t]), None)
 
 
 class Economical(Rollouts):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, Self
 
 from atlas_ray.config import EngineConfig
@@ -23,6 +23,12 @@ class ValueSelector(ValueSettings, ScoringSelector):
     @property
     def plays(self) -> bool:
         return self.scores is None
+
+    def sources(self) -> list[str]:
+        return [*super().sources(), *([self.propose] if self.propose and self.plays else [])]
+
+    def for_seed(self, named: Callable[[str], str]) -> Self:
+        return self.model_copy(update={"propose": named(self.propose)}) if self.propose else self
 
     def scoring(self, context: StageContext) -> Stage:
         from atlas_ray.selection.value.stage import ValueStage
@@ -45,6 +51,8 @@ class ValueSelector(ValueSettings, ScoringSelector):
         )
         half = [(self.rollouts * s.trajectories * s.steps / 2, s) for s in shapes.values()]
         read, written = sum(n * s.read for n, s in half), sum(n * s.written for n, s in half)
+        if self.propose:
+            words += f"; at most, for they are played around the steps of `{self.propose}` alone"
         if self.mode == "economical":
             read, written = read / _SAVED, written / _SAVED
             words += f"; the economical mode makes about 1/{_SAVED} of them"
@@ -55,6 +63,8 @@ class ValueSelector(ValueSettings, ScoringSelector):
             return super().estimate(trajectories)
         steps = sum(len(t.steps) for t in trajectories)
         whole = f"{steps * self.rollouts} rollouts: {self.rollouts} from each of {steps} starts"
+        if self.propose:
+            return [f"fewer than {whole}: around the steps of `{self.propose}` alone"]
         return [whole if self.mode == "exhaustive" else f"fewer than the exhaustive mode's {whole}"]
 
     def note(self, usage: Usage, done: int, total: int) -> str | None:

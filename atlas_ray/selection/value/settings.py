@@ -45,6 +45,9 @@ class ValueSettings(ScoringSettings):
     estimator: Literal["mean_reward", "discounted", "eq9"] = "mean_reward"
     gamma: float = Field(0.99, gt=0, le=1)
     ratio: float | None = Field(None, gt=0, le=1, description="caps the steps only where given")
+    propose: str | None = Field(
+        None, description="a finished selection, by a cheap score: rollouts verify its steps alone; see `sources.py`"
+    )
     mode: Literal["exhaustive", "economical"] = "exhaustive"
     economy: Economy = Field(Economy(), description="read by the economical mode only")
     engine: EngineConfig = EngineConfig()
@@ -54,6 +57,8 @@ class ValueSettings(ScoringSettings):
     def _has_an_estimator(self) -> Self:
         if self.mode == "economical" and self.estimator == "eq9":
             raise ValueError("`eq9` sums over the values of all starts: it needs mode `exhaustive`")
+        if self.propose and (self.mode == "economical" or self.estimator == "eq9"):
+            raise ValueError("`propose` leaves starts without a value: it needs mode `exhaustive`, and not `eq9`")
         return self
 
     @property

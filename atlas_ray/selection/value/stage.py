@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
@@ -33,6 +33,7 @@ from atlas_ray.runs.progress import console
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
 from atlas_ray.selection.protocol import Stage, StageContext
+from atlas_ray.selection.sources import find_source, of_trajectory, read_source
 from atlas_ray.selection.value.replay_check import REPLAYED, refuse_unrepeatable, replay_rows, replays_by_environment
 from atlas_ray.selection.value.rollouts import rollouts_of
 from atlas_ray.types import Episode, Selection, Task, Trajectory, Usage
@@ -69,6 +70,7 @@ class ValueStage(Stage):
         tasks = context.index.filter(context.index["todo"]).select(["env", "item_id"]).to_pylist()
         self._todo = len(tasks)
         self._heartbeat: Heartbeat | None = None
+        self._source = find_source(selector.propose, context.run) if selector.propose else None
         if wrong := unplayable((Task(**task) for task in tasks), context.environments):
             raise together(wrong)
 
@@ -106,7 +108,9 @@ class ValueStage(Stage):
         )
         shared: Any = ray.remote(EngineShares).options(**beside_driver()).remote(shares)
         self._heartbeat = Heartbeat(partial(_written, shared))
-        return map_on_ray(trajectories, ValueWorker, shared, spec, *self._given, workers=workers, num_cpus=0)
+        proposed = ray.put(None if self._source is None else read_source(self._source))
+        given = (shared, spec, *self._given, [proposed])  # in a list: Ray would hand over what it refers to, to each
+        return map_on_ray(trajectories, ValueWorker, *given, workers=workers, num_cpus=0)
 
     def heartbeat(self) -> str:
         """Replies and tokens a second of all actors."""
@@ -151,9 +155,18 @@ class ValueWorker:
     """One actor: all its trajectories' rollouts go through one pool, of its share of the engines."""
 
     def __init__(
-        self, shares: Any, spec: PolicySpec, selector: ValueSettings, environments: EnvironmentsConfig, seed: int
+        self,
+        shares: Any,
+        spec: PolicySpec,
+        selector: ValueSettings,
+        environments: EnvironmentsConfig,
+        seed: int,
+        proposed: Sequence[Any] = (),
     ) -> None:
-        self._shares, self._spec, self._given = shares, spec, (selector, seed, environments)
+        import ray
+
+        self._shares, self._spec = shares, spec
+        self._given = selector, seed, environments, ray.get(proposed[0]) if proposed else None
         self._engines = AsyncReplicaSet(self._pool)
         self._watch = FailureWatch("selections")
         self._usage, self._told = Usage(), time.monotonic()
@@ -171,7 +184,7 @@ class ValueWorker:
     def _pool(self) -> RolloutPool:
         import ray
 
-        selector, _, environments = self._given
+        selector, _, environments, _ = self._given
         share = ray.get(self._shares.of.remote(ray.get_runtime_context().get_actor_id()))
         engine = selector.engine.model_copy(update={"replicas": share})
         return RolloutPool(self._spec, engine, environments, limits=selector.limits)
@@ -196,6 +209,7 @@ async def value_steps(
     selector: ValueSettings,
     seed: int,
     environments: EnvironmentsConfig | None = None,
+    proposed: Mapping[str, Selection] | None = None,
 ) -> Selection:
     """The selection of one trajectory, from rollouts that are played round by round.
 
@@ -205,10 +219,15 @@ async def value_steps(
         selector: Rollouts a start, estimator, threshold.
         seed: Of the run; a rollout's own follows from it, the trajectory, the start and the sample.
         environments: Of the run, for its tolerances; None: the usual ones.
+        proposed: What `selector.propose` holds, by trajectory; None: every step is valued.
     """
     if why := not_replayed(trajectory):
         return record(trajectory, selector, error=why)
-    rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig())
+    found = None if proposed is None else of_trajectory(trajectory, selector.propose or "", proposed)
+    if isinstance(found, str):
+        return record(trajectory, selector, error=f"nothing is proposed: {found}")
+    steps = None if found is None else found.chosen
+    rollouts = rollouts_of(trajectory, selector, seed, environments or EnvironmentsConfig(), steps)
     while requests := rollouts.more():
         for request, episode in zip(requests, await asyncio.gather(*map(play, requests)), strict=True):
             rollouts.add(request, episode)

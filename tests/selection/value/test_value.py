@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,9 +17,10 @@ from atlas_ray.errors import TooManyFailed
 from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
-from atlas_ray.selection.value.estimators import critical, differences, values
+from atlas_ray.selection.budget import record
+from atlas_ray.selection.value.estimators import critical, differences, rescore, values
 from atlas_ray.selection.value.selector import ValueSelector
-from atlas_ray.selection.value.stage import EngineShares, ValueStage, ValueWorker
+from atlas_ray.selection.value.stage import EngineShares, ValueStage, ValueWorker, value_steps
 from atlas_ray.types import Episode, Message, StopReason, ToolCall, Trajectory, Usage
 from tests.support.selecting import context_of
 from tests.support.values import FakePool, estimate_values
@@ -116,6 +118,24 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     assert found.scores == pytest.approx((0.0, 2 / 3, 0.0, 0.0))
     assert (found.chosen, found.ratio, found.model, found.error) == ((2,), None, "m", None)
     assert found.usage == Usage(120, 0, 60, 24)
+
+
+def test_of_proposed_steps_alone_rollouts_start_around_them_and_none_other_is_chosen() -> None:
+    trajectory, config = expert(6), ValueSelector(model="m", rollouts=2, propose="cheap")
+    asked: list[int] = []
+
+    async def play(request: EpisodeRequest) -> Episode:
+        asked.append(len(request.prefix))
+        return solved_from(3)(request)
+
+    proposed = {trajectory.id: record(trajectory, config, (3, 6))}
+    selection = asyncio.run(value_steps(trajectory, play, config, 0, proposed=proposed))
+    assert sorted(asked) == [2, 2, 3, 3, 5, 5]
+    assert (selection.chosen, selection.scores) == ((3,), (0, 0, 0.5, 0, 0, 0))
+    assert [len(rewards) for rewards in selection.rewards] == [0, 0, 2, 2, 0, 2, 1]
+    assert rescore(selection, config) == selection
+    nothing = asyncio.run(value_steps(trajectory, play, config, 0, proposed={}))
+    assert nothing.error == "nothing is proposed: cheap holds no such trajectory"
 
 
 def test_the_order_in_which_rollouts_finish_changes_nothing() -> None:

@@ -151,6 +151,28 @@ def test_coordinators_share_trajectories_and_engines_and_a_killed_one_costs_its_
 
 
 @pytest.mark.usefixtures("ray_cluster")
+def test_rollouts_verify_what_a_cheap_selection_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(6)))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    data, cheap = {"path": str(tmp_path / "data")}, {"name": "random", "ratio": 0.4}
+    runs = {
+        "cheap": cheap,
+        "whole": {"name": "value", "rollouts": 2, "model": "scripted"},
+        "verified": {"name": "value", "rollouts": 2, "model": "scripted", "propose": "cheap"},
+    }
+    found = {}
+    for name, selector in runs.items():
+        values = {"run": str(tmp_path / name), "data": data, "selector": selector}
+        found[name] = select_steps(validate(SelectConfig, values)).read(SELECTIONS)
+    for proposed, whole, verified in zip(found["cheap"], found["whole"], found["verified"], strict=True):
+        assert set(verified.chosen) & set(proposed.chosen) == set(whole.chosen) & set(proposed.chosen)
+        around = {start for t in proposed.chosen for start in (t - 1, t)}
+        assert {t for t, rewards in enumerate(verified.rewards[:-1]) if rewards} == around - {whole.n_steps}
+    rollouts = {name: (RunFolder(str(tmp_path / name)).finished or {}).get("rollouts") for name in runs}
+    assert rollouts["verified"] < rollouts["whole"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_engines_that_find_no_room_are_told_before_an_actor_waits_for_its_share(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
