@@ -160,7 +160,8 @@ def attend_behind_prefix(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tenso
 
     No matrix of all pairs stands in memory.
     """
-    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    if q.shape[1] != k.shape[1]:
+        k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
     if q.shape[2] == k.shape[2]:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     if q.is_cuda:

@@ -226,8 +226,10 @@ def memory_of(config: TrainConfig, shape: ModelShape, cuda: bool, lengths: Colle
         casts += 0 if each == 4 else 2 * (shape.head + shape.layer * (1 if recomputed else shape.layers))
     row = _largest_row(config, lengths)
     tokens = math.ceil(row / config.context_parallel)
-    # Keys and values of a row that is shared: gathered, in order, by heads, and as much again of gradients.
-    gathered = 0 if config.context_parallel == 1 else 2 * row * each * (2 * shape.keys + shape.queries)
+    # Keys and values of a shared row, with what their backward pass makes of them, as measured: gathered and in order;
+    # by pieces, for each query head where no kernel shares them among several.
+    by_head = shape.keys if cuda and each == 2 else shape.queries
+    gathered = 0 if config.context_parallel == 1 else row * each * (8 * shape.keys + 12 * by_head)
     heads = 3 * shape.queries + 2 * shape.keys  # queries, output and its copy by heads; keys and values
     layer = tokens * (each * (2 * shape.hidden + heads + 4 * shape.intermediate) + 4 * 4 * shape.hidden) + gathered
     boundary = tokens * shape.hidden * (each if sharded else 4)

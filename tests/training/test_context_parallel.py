@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 import torch
 import torch.distributed as dist
@@ -123,10 +122,9 @@ def _one_long_step(rank: int, folder: Path, config: TrainConfig) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     module = loop.place_model(tiny_llama(80, layers=1, max_position_embeddings=config.max_length), config, CPU)
     examples, steps = examples_of([config.max_length]), list[dict[str, Any]]()
-    begun = psutil.Process().memory_info().rss
     loop.fit(module, loop.make_optimizers(module, config), examples, config, CPU, on_step=steps.append)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    torch.save((steps[0]["loss"], peak - begun), folder / f"{rank}.pt")
+    torch.save((steps[0]["loss"], peak), folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -138,7 +136,7 @@ def test_131072_tokens_train_within_the_estimate(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_long_step, (tmp_path, config), nprocs=2)
     (loss, first), (same, second) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert loss == same == pytest.approx(np.log(80), rel=0.05)  # of a model that knows nothing yet
-    assert estimate.total / 4 < max(first, second) + estimate.process < estimate.total
+    assert estimate.total / 2 < max(first, second) < estimate.total
 
 
 # --- who has what

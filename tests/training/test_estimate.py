@@ -134,7 +134,7 @@ def test_micro_batches_that_the_data_cannot_fill_are_not_counted_as_full(tmp_pat
             40,
             "set num_workers: 8 (35.4 GB a worker); or optimizer: adam8bit (39.2 GB a worker); or ",
         ),
-        ({"num_workers": 8, "max_length": 131072}, 80, "set context_parallel: 2 (60.7 GB a worker); or "),
+        ({"num_workers": 8, "max_length": 131072}, 80, "set context_parallel: 2 (62.7 GB a worker); or "),
         ({"num_workers": 1, "lora": LoraConfig(rank=8)}, 8, "use a smaller model, or a device with more memory"),
         ({"num_workers": 1}, 4, "use a smaller model, or a device with more memory"),
     ],
