@@ -265,9 +265,9 @@ def test_what_scores_and_verifies_has_the_engines_that_evaluation_has() -> None:
     assert "select/babyai-value: " in plan
     assert plan.count("; 4 engine replica(s)") == 2 + len(found.evaluations)
     assert "one a trajectory; 4 worker(s), bfloat16 on GPUs" in plan
-    # the quickstart's own numbers stand
+    # where evaluation says nothing, the defaults
     small = Recipe(load_recipe(str(JOBS / "quickstart.yaml"))).select
-    assert getattr(small["value"].selector, "engine", None) == EngineConfig(replicas=2)
+    assert getattr(small["value"].selector, "engine", None) == EngineConfig()
     assert getattr(small["perplexity"].selector, "num_workers", 0) is None
 
 
