@@ -153,7 +153,7 @@ def test_coordinators_share_trajectories_and_engines_and_a_killed_one_costs_its_
 @pytest.mark.usefixtures("ray_cluster")
 def test_rollouts_verify_what_a_cheap_selection_proposes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     RunFolder(str(tmp_path / "data")).write_shard(TRAJECTORIES, asyncio.run(experts(6)))
-    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_: FixedSpec(ScriptedPolicy("novice")))
+    monkeypatch.setattr("atlas_ray.models.engine.EngineSpec", lambda *_, **__: FixedSpec(ScriptedPolicy("novice")))
     data, cheap = {"path": str(tmp_path / "data")}, {"name": "random", "ratio": 0.4}
     runs = {
         "cheap": cheap,
