@@ -15,7 +15,7 @@ from rich.text import Text
 
 from atlas_ray.address import below
 from atlas_ray.config import FrozenConfig, assign, validate
-from atlas_ray.errors import AtlasError, ConfigurationChanged, UserError
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, Unresponsive, UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.report import gather
 from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_layers
@@ -84,8 +84,7 @@ class Study:
     """A study with the recipe of each of its cells.
 
     Raises:
-        UserError: If a cell makes no recipe, or a question is about an arm that its cell does
-            not have.
+        UserError: If a cell makes no recipe, or a question is about an arm that its cell does not have.
     """
 
     def __init__(self, config: StudyConfig) -> None:
@@ -115,6 +114,7 @@ class Study:
 
         Raises:
             AtlasError: If stages of a cell failed; every other cell has run by then, and the page is of what there is.
+            Stopped: If a SIGTERM ended it.
         """
         from atlas_ray.recipes.running import run
 
@@ -124,8 +124,8 @@ class Study:
             console.rule(Text(said, "bold"), characters="═", align="left")
             try:
                 run(recipe, jobs=jobs)
-            except ConfigurationChanged:
-                raise
+            except (ConfigurationChanged, Stopped, Unresponsive):
+                raise  # it concerns the whole study
             except AtlasError as error:
                 failed[name] = error
                 console.print(Text(f"{name}: {error}", "red"))

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from atlas_ray.errors import UserError
+from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, Unresponsive, UserError
+from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.study import Study, load_study
 from tests.support.recipes import a_recipe, run_command
 
@@ -92,6 +93,37 @@ def test_what_does_not_fit_is_refused_before_anything_runs(
 def test_a_study_of_which_nothing_was_run_has_no_page(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing is evaluated"):
         read(tmp_path).report()
+
+
+@pytest.mark.parametrize("error", [Stopped("stopped"), ConfigurationChanged("another"), Unresponsive("silent")])
+def test_what_concerns_the_whole_study_ends_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: AtlasError
+) -> None:
+    ran = list[str]()
+
+    def run(recipe: Recipe, **_: Any) -> None:
+        ran.append(recipe.config.name)
+        raise error
+
+    monkeypatch.setattr("atlas_ray.recipes.running.run", run)
+    with pytest.raises(type(error)):
+        read(tmp_path).run()
+    assert ran == ["straight"]
+
+
+def test_a_cell_that_fails_leaves_the_others_to_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ran = list[str]()
+
+    def run(recipe: Recipe, **_: Any) -> None:
+        ran.append(recipe.config.name)
+        if recipe.config.name == "straight":
+            raise AtlasError("no engine starts")
+
+    monkeypatch.setattr("atlas_ray.recipes.running.run", run)
+    monkeypatch.setattr(Study, "report", lambda _: "page")
+    with pytest.raises(AtlasError, match="straight: no engine starts"):
+        read(tmp_path).run()
+    assert ran == ["straight", "wasteful"]
 
 
 def test_the_plan_names_every_cell(tmp_path: Path) -> None:
