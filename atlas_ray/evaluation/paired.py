@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Literal
 
 from atlas_ray.environments import registry
-from atlas_ray.evaluation.intervals import paired_difference
+from atlas_ray.evaluation.intervals import Interval, paired_difference
 from atlas_ray.evaluation.metrics import by_task
 from atlas_ray.types import Episode
 
@@ -35,17 +35,22 @@ class Comparison:
     outcome: Literal["better", "worse", "none"]
 
 
+def difference(
+    ours: Sequence[Episode], theirs: Sequence[Episode], env: str, metric: Literal["success", "reward", "progress"]
+) -> tuple[Interval, int] | None:
+    """`ours` minus `theirs` in one environment, and over how many tasks; None where no task counts for both."""
+    left, right = (by_task([e for e in side if e.env == env], metric) for side in (ours, theirs))
+    common = sorted(left.keys() & right.keys())
+    return (paired_difference([left[task] - right[task] for task in common]), len(common)) if common else None
+
+
 def compare(ours: str, theirs: str, left: Sequence[Episode], right: Sequence[Episode]) -> Iterator[Comparison]:
     """Environment by environment, where both have tasks that count."""
     for env in dict.fromkeys(e.env for e in left):
         metric = registry.get(env).metric
-        a, b = (by_task([e for e in side if e.env == env], metric) for side in (left, right))
-        common = sorted(a.keys() & b.keys())
-        if not common:
-            continue
-        found = paired_difference([a[task] - b[task] for task in common])
-        limits = (found.low, found.high)
-        yield Comparison(ours, theirs, env, metric, len(common), found.value, limits, found.outcome)
+        if (made := difference(left, right, env, metric)) is not None:
+            found, tasks = made
+            yield Comparison(ours, theirs, env, metric, tasks, found.value, (found.low, found.high), found.outcome)
 
 
 def compare_all(episodes: Mapping[str, Sequence[Episode]]) -> list[Comparison]:

@@ -9,6 +9,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 
 import matplotlib as mpl
 from markupsafe import Markup, escape
@@ -106,18 +107,14 @@ def short(name: str) -> str:
     return name if len(name) <= _NAME else f"{name[: _NAME - 1]}…"
 
 
-_VARIABLES = {
-    "ink": ("#22211e", "#e4e1da"),
-    "muted": ("#66635c", "#a8a49b"),
-    "line": ("#dfdbd2", "#393b3f"),
-    "accent": ("#a8431c", "#f08d62"),
-    "paper": ("#fdfcf9", "#17181a"),
-}
-
-
 def standalone(svg: str) -> str:
     """A drawing as a file of its own: with the page's colours, light and dark."""
-    light, dark = (";".join(f"--{name}:{pair[i]}" for name, pair in _VARIABLES.items()) for i in (0, 1))
+    sheet = (resources.files(__package__) / "assets" / "site.css").read_text()
+    named = "|".join(_COLOURS.values())
+    light, dark = (
+        ";".join(re.findall(rf"--(?:{named}): [^;]+", block))
+        for block in re.findall(r"\{[^{}]*--paper: [^{}]*\}", sheet)[:2]
+    )
     style = f"<style>:root{{{light};--sans:sans-serif}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}</style>"
     opened, _, rest = str(svg).partition(">")  # plain text: what it holds is escaped already
     names = 'xmlns="http://www.w3.org/2000/svg"'

@@ -59,29 +59,26 @@ def render_page(results: Mapping[str, Any], site: SiteInput, meta: Mapping[str, 
     Raises:
         AtlasError: If a download lies outside the report's folder.
     """
-    return (
-        templates()
-        .get_template("index.html.j2")
-        .render(
-            results=results,
-            verdict=results["verdict"],
-            site=site,
-            meta=meta,
-            downloads=[(path, _link(path)) for path in site.downloads],
-            figures=draw(results),
-            tables={
-                "success": tables.success_table(results),
-                "verdict": tables.verdict_table(results),
-                "selectors": tables.selector_table(results),
-                "replays": tables.replay_table(results),
-                "overlap": tables.overlap_table(results),
-                "detail": tables.detail_table(results),
-            },
-            seconds=_by_stage(results["seconds"]),
-            flag=tables.FLAG,
-            group_words=tables.GROUP_WORDS,
-            scripts=SCRIPTS,
-        )
+    page = templates().get_template("index.html.j2")
+    return page.render(
+        results=results,
+        verdict=results["verdict"],
+        site=site,
+        meta=meta,
+        downloads=[(path, _link(path)) for path in site.downloads],
+        figures=draw(results),
+        tables={
+            "success": tables.success_table(results),
+            "verdict": tables.verdict_table(results),
+            "selectors": tables.selector_table(results),
+            "replays": tables.replay_table(results),
+            "overlap": tables.overlap_table(results),
+            "detail": tables.detail_table(results),
+        },
+        seconds=_by_stage(results["seconds"]),
+        flag=tables.FLAG,
+        group_words=tables.GROUP_WORDS,
+        scripts=SCRIPTS,
     )
 
 

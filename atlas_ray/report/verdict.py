@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed, paired_difference, points
+from atlas_ray.evaluation.intervals import MIN_TASKS, Interval, average, listed, points
 from atlas_ray.evaluation.metrics import by_task
+from atlas_ray.evaluation.paired import difference
 from atlas_ray.report.inputs import Arm, ReportInput
 
 METHOD = (
@@ -71,11 +72,12 @@ def _question(statements: Sequence[Mapping[str, Any]]) -> str:
 
 def _standing(given: ReportInput, arm: Arm) -> float:
     """Mean success over the environments that were trained on, each weighing the same; by it the best is told."""
-    held_in = [by_task([e for e in arm.episodes if e.env == env], "success") for env in _held(given, "in")]
+    held_in = [by_task([e for e in arm.episodes if e.env == env], "success") for env in held_environments(given, "in")]
     return fmean([fmean(tasks.values()) for tasks in held_in if tasks] or [0.0])
 
 
-def _held(given: ReportInput, held: str) -> list[str]:
+def held_environments(given: ReportInput, held: str) -> list[str]:
+    """Those that were trained on (`in`), or were not (`out`)."""
     return [env for env, spec in given.specs.items() if spec.held == held]
 
 
@@ -100,17 +102,16 @@ def _compare(given: ReportInput, ours: Arm, theirs: Arm, role: str) -> Iterator[
     """Statements on one rival: each environment, then each group of two or more that is complete."""
     for held, group in GROUPS.items():
         parts: dict[str, tuple[Interval, int]] = {}
-        environments = _held(given, held)
+        environments = held_environments(given, held)
         for env in environments:
-            left, right = (by_task([e for e in arm.episodes if e.env == env], "success") for arm in (ours, theirs))
-            if common := left.keys() & right.keys():
-                parts[env] = paired_difference([left[task] - right[task] for task in sorted(common)]), len(common)
+            if (found := difference(ours.episodes, theirs.episodes, env, "success")) is not None:
+                parts[env] = found
         if len(parts) == len(environments) > 1:
-            parts[group] = average([found for found, _ in parts.values()]), sum(n for _, n in parts.values())
-        for scope, (found, tasks) in parts.items():
+            parts[group] = average([one for one, _ in parts.values()]), sum(n for _, n in parts.values())
+        for scope, (interval, tasks) in parts.items():
             said = {
                 **{"arm": ours.name, "against": theirs.name, "role": role, "scope": scope, "held": held},
-                **{"tasks": tasks, "difference": found.value, "ci95": found.limits, "outcome": found.outcome},
+                **{"tasks": tasks, "difference": interval.value, "ci95": interval.limits, "outcome": interval.outcome},
             }
             yield {**said, "sentence": _sentence(said)}
 

@@ -12,13 +12,15 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average, paired_difference
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average
 from atlas_ray.evaluation.metrics import by_task
+from atlas_ray.evaluation.paired import difference
 from atlas_ray.report.drawing import standalone
 from atlas_ray.report.html import duration, templates
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.site import write_assets
 from atlas_ray.report.study.figure import Line, draw
+from atlas_ray.report.verdict import held_environments
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Episode
 
@@ -151,21 +153,17 @@ def _by_seed(arm: Arm, samples: int) -> list[list[Episode]]:
 
 def _score(episodes: Sequence[Episode], held: str, given: ReportInput) -> float | None:
     """Mean success over a group's environments, each weighing the same; None where one was not played."""
-    found = [_tasks(episodes, env) for env in _group(given, held)]
+    found = [_tasks(episodes, env) for env in held_environments(given, held)]
     return fmean(fmean(tasks.values()) for tasks in found) if found and all(found) else None
 
 
 def _rounds(episodes: Sequence[Episode], held: str, given: ReportInput) -> float:
     """Mean turns of an episode, environments weighing the same."""
-    return fmean(fmean(e.rounds for e in episodes if e.env == env) for env in _group(given, held))
+    return fmean(fmean(e.rounds for e in episodes if e.env == env) for env in held_environments(given, held))
 
 
 def _tasks(episodes: Sequence[Episode], env: str) -> dict[str, float]:
     return by_task([e for e in episodes if e.env == env], "success")
-
-
-def _group(given: ReportInput, held: str) -> list[str]:
-    return [env for env, spec in given.specs.items() if spec.held == held]
 
 
 def _comparisons(asked: Question, cells: Sequence[CellInput]) -> Iterator[dict[str, Any]]:
@@ -204,14 +202,9 @@ def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
 
 def _difference(ours: Sequence[Episode], theirs: Sequence[Episode], held: str, given: ReportInput) -> Interval | None:
     """In success, task by task, averaged over a group; None where an environment of it was not played by both."""
-    parts: list[Interval] = []
-    for env in _group(given, held):
-        left, right = _tasks(ours, env), _tasks(theirs, env)
-        common = left.keys() & right.keys()
-        if not common:
-            return None
-        parts.append(paired_difference([left[task] - right[task] for task in sorted(common)]))
-    return average(parts) if parts else None
+    found = [difference(ours, theirs, env, "success") for env in held_environments(given, held)]
+    parts = [part[0] for part in found if part is not None]
+    return average(parts) if parts and len(parts) == len(found) else None
 
 
 def _outcome(found: Interval, by_seed: Sequence[float]) -> Literal["better", "worse", "none"]:
