@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from itertools import islice, product
 from typing import Any
 
-from bench import perplexity, rollouts, training
+from bench import perplexity, rollouts, training, training_setup
 from bench.peaks import gemm_flops
 from bench.table import Entry, named, parse, write_bench
 
@@ -55,7 +55,7 @@ class Size:
 def size_of(device: str, layers: int | None = None) -> Size:
     """An 8 B model and 256 episodes on a GPU; a model of a few hundred thousand weights on CPU."""
     if device == "cuda":
-        shape = training.setup_of(device, tiny=False).shape
+        shape = training_setup.setup_of(device, tiny=False).shape
         return Size(256, 4, 200, shape | ({} if layers is None else {"num_hidden_layers": layers}), "bfloat16")
     heads = {"num_attention_heads": 3, "num_key_value_heads": 3, "tie_word_embeddings": False}
     shape = {"hidden_size": 96, "intermediate_size": 288, "num_hidden_layers": layers or 2, "vocab_size": 2048}
@@ -68,12 +68,12 @@ def train(device: str, tiny: bool) -> dict[str, Any]:
 
     from atlas_ray.training.estimate import ModelShape, memory_of, peak_flops
 
-    setup = training.setup_of(device, tiny)
+    setup = training_setup.setup_of(device, tiny)
     peak = gemm_flops(device, setup.dtype)
-    layers = training.fitting_layers(setup, device)
+    layers = training_setup.fitting_layers(setup, device)
     found = training.run_ours(setup, device)
-    shape = ModelShape.of(training.a_model(setup, layers, "meta"))
-    expected = memory_of(training.train_config(setup, device), shape, device == "cuda")
+    shape = ModelShape.of(training_setup.a_model(setup, layers, "meta"))
+    expected = memory_of(training_setup.train_config(setup, device), shape, device == "cuda")
     memory = training.peak_memory(device)
     sheet = peak_flops(torch.cuda.get_device_name()) if device == "cuda" else None
     return {
@@ -91,7 +91,7 @@ def numerics(device: str, tiny: bool) -> dict[str, Any]:
     """Relative differences of the loss and of the gradients in bfloat16, as they are trained, from float32's."""
     import torch
 
-    setup = training.setup_of(device, tiny)
+    setup = training_setup.setup_of(device, tiny)
     setup = replace(setup, trajectories=4, longest=min(setup.longest, 2048), tokens=min(setup.tokens, 600))
     plain = _gradients(replace(setup, dtype="float32"), device)
     if device == "cuda":  # the road of a lone GPU under Ray Train
@@ -102,7 +102,7 @@ def numerics(device: str, tiny: bool) -> dict[str, Any]:
     return {"loss": abs(trained[0] / plain[0] - 1), "gradients": (off / whole) ** 0.5}
 
 
-def _gradients(setup: training.Setup, device: str) -> tuple[float, dict[str, Any]]:
+def _gradients(setup: training_setup.Setup, device: str) -> tuple[float, dict[str, Any]]:
     """Loss of all examples in one pass, and the gradients by name, on CPU."""
     import torch
     from torch.distributed.tensor import DTensor
@@ -110,9 +110,9 @@ def _gradients(setup: training.Setup, device: str) -> tuple[float, dict[str, Any
     from atlas_ray.training import loop
     from atlas_ray.training.data.batching import collate
 
-    config, where = training.train_config(setup, device), torch.device(device)
-    module = loop.place_model(training.a_model(setup, _NUMERICS_LAYERS, device), config, where)
-    examples, _ = training.examples_of(setup)
+    config, where = training_setup.train_config(setup, device), torch.device(device)
+    module = loop.place_model(training_setup.a_model(setup, _NUMERICS_LAYERS, device), config, where)
+    examples, _ = training_setup.examples_of(setup)
     with loop.autocast(module, config, where):
         loss = module(collate(examples, config.loss).to(where))
     loss.backward()
@@ -138,7 +138,7 @@ def write_model(folder: str, size: Size, device: str) -> None:
     filler = islice(("zq" + "".join(word) for word in letters), max(0, size.shape["vocab_size"] - known))
     tokenizer = build_tokenizer([*told, " ".join(filler)], 8192)
     dtype = getattr(torch, size.dtype)
-    torch.manual_seed(training.SEED)
+    torch.manual_seed(training_setup.SEED)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     with torch.device(device):
         config = LlamaConfig(max_position_embeddings=8192, **size.shape | {"vocab_size": len(tokenizer)}, **ids)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.training import SEED, Rival, Setup, a_model, batches_of, examples_of, fitting_layers, train_config
+from bench.training_setup import SEED, Rival, Setup, a_model, batches_of, examples_of, fitting_layers, train_config
 
 
 def run_trl(setup: Setup, device: str, rival: Rival) -> dict[str, Any]:

@@ -7,15 +7,15 @@ import pytest
 import torch
 
 from atlas_ray.selection.budget import budget
-from bench import training
+from bench import training, training_setup
 
-TINY = training.setup_of("cpu", tiny=True)
+TINY = training_setup.setup_of("cpu", tiny=True)
 
 
 def test_ours_trains_on_what_is_left_behind_the_last_chosen_step() -> None:
     torch.set_num_threads(1)
     found = training.run_ours(TINY, "cpu")
-    examples, wholes = training.examples_of(TINY)
+    examples, wholes = training_setup.examples_of(TINY)
     assert len(found["losses"]) == TINY.steps
     assert 0 < found["trained_tokens"] < TINY.tokens
     for example, whole in zip(examples, wholes, strict=True):
@@ -25,18 +25,18 @@ def test_ours_trains_on_what_is_left_behind_the_last_chosen_step() -> None:
 
 
 def test_the_gpu_part_has_the_shape_of_llama_31_8b() -> None:
-    setup = training.setup_of("cuda", tiny=False)
+    setup = training_setup.setup_of("cuda", tiny=False)
     with torch.device("meta"):
-        model = training.a_model(setup, 32, "meta")
+        model = training_setup.a_model(setup, 32, "meta")
     assert model.num_parameters() == 8_030_261_248
-    assert 8190 <= max(len(whole) for whole in training.examples_of(setup)[1]) <= 8192
+    assert 8190 <= max(len(whole) for whole in training_setup.examples_of(setup)[1]) <= 8192
 
 
 @pytest.mark.parametrize("small_vocabulary", [False, True])
 def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens(small_vocabulary: bool) -> None:
-    setup = training.setup_of("cpu", tiny=False, small_vocabulary=small_vocabulary)
-    model = training.a_model(setup, setup.shape["num_hidden_layers"], "cpu")
-    examples, wholes = training.examples_of(setup)
+    setup = training_setup.setup_of("cpu", tiny=False, small_vocabulary=small_vocabulary)
+    model = training_setup.a_model(setup, setup.shape["num_hidden_layers"], "cpu")
+    examples, wholes = training_setup.examples_of(setup)
     assert model.num_parameters() == pytest.approx(5e6, rel=0.02)
     assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.01)
     fractions = [e.steps_chosen / e.steps for e in examples]

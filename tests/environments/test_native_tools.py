@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +27,7 @@ from atlas_ray.trajectories.readers import read_trajectories
 from atlas_ray.types import Episode, StopReason, Trajectory
 from tests.support.docs_blocks import ROOT
 from tests.support.episodes import calling, play_all
+from tests.support.foreign import OURS, forget
 from tests.support.serving import running
 from tests.support.tool_formats import tool_tokenizer
 
@@ -40,11 +40,7 @@ WANTED = [random.Random(index).randint(3, 9) for index in range(30)]
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [ROOT, SUPPORT / "verifiers_tasksets", SUPPORT / "openenv_package"]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, found)))
-    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
-    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
-    monkeypatch.setattr(openenv_servers, "_servers", {})
+    forget(monkeypatch, OURS)
 
 
 def registered(name: str, place: str) -> OpeningTemplate:

@@ -18,8 +18,8 @@ from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, StopReason, Task
 from tests.support import solutions
-from tests.support.docs_blocks import ROOT
 from tests.support.episodes import Recite, calling, play_all
+from tests.support.foreign import forget
 
 TASKS = 30
 GAMES = {
@@ -37,10 +37,7 @@ print(json.dumps([task.data.solution for task in tasks]))
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
-    monkeypatch.setattr(openenv_servers, "_servers", {})
+    forget(monkeypatch)
 
 
 async def twice(name: str, place: str, replies: Mapping[int, Sequence[str]]) -> list[Episode]:

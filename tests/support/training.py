@@ -153,3 +153,16 @@ def kill_all(process: subprocess.Popen[bytes]) -> None:
     process.wait()
     _, alive = psutil.wait_procs(owned[1:], timeout=20)
     assert not alive
+
+
+def noted_gradients(module: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The whole gradients of the optimizer's last step, by name, once it has taken one."""
+    gradients = dict[str, torch.Tensor]()
+
+    def note(*_: Any) -> None:
+        for name, p in module.named_parameters():
+            if p.grad is not None:
+                gradients[name] = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
+
+    optimizer.register_step_pre_hook(note)
+    return gradients

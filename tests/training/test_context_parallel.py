@@ -23,7 +23,7 @@ from atlas_ray.training.model.lora import add_adapters
 from atlas_ray.training.model.loss import StepLoss
 from atlas_ray.training.settings import LoraConfig, TrainConfig
 from tests.support.tiny import tiny_llama
-from tests.support.training import CPU, a_config
+from tests.support.training import CPU, a_config, noted_gradients
 
 TOKENS = 8192
 WITHIN = 1e-5
@@ -72,14 +72,7 @@ def computed(rows: str, tuned: str, recomputed: bool, ranks: int) -> dict[str, A
                 weight.data = torch.full(weight.shape, 0.01)
     module = loop.place_model(model, config, CPU)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
-    gradients, steps = dict[str, torch.Tensor](), list[dict[str, Any]]()
-
-    def note(*_: Any) -> None:
-        for name, p in module.named_parameters():
-            if p.grad is not None:
-                gradients[name] = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
-
-    optimizer.register_step_pre_hook(note)
+    gradients, steps = noted_gradients(module, optimizer), list[dict[str, Any]]()
     examples = examples_of(ROWS[rows])
     loop.fit(module, [optimizer], examples, config, CPU, validation=examples, on_step=steps.append)
     return {"gradients": gradients} | {k: steps[0][k] for k in ("loss", "validation_loss", "grad_norm", "tokens")}

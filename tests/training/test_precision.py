@@ -23,7 +23,7 @@ from atlas_ray.training.model import loss
 from atlas_ray.training.model.lora import add_adapters
 from atlas_ray.training.settings import LoraConfig
 from tests.support.tiny import tiny_llama
-from tests.support.training import CPU, a_config, the_examples
+from tests.support.training import CPU, a_config, noted_gradients, the_examples
 
 LORA = LoraConfig(rank=4, alpha=8)
 CELLS = list(product(("float32", "bfloat16"), ("token", "step", "trajectory"), ("full", "lora"), (False, True)))
@@ -71,14 +71,7 @@ def computed(cell: Cell, shard: bool | None) -> dict[str, Any]:
     module = loop.place_model(a_model(tuned), config, CPU, shard=shard)
     assert isinstance(module, loop.FSDPModule) is bool(shard)
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.0)
-    gradients, steps = dict[str, torch.Tensor](), list[dict[str, Any]]()
-
-    def note(*_: Any) -> None:
-        for name, p in module.named_parameters():
-            if p.grad is not None:
-                gradients[name] = (p.grad.full_tensor() if hasattr(p.grad, "full_tensor") else p.grad).clone()
-
-    optimizer.register_step_pre_hook(note)
+    gradients, steps = noted_gradients(module, optimizer), list[dict[str, Any]]()
     with watched_weights() as weights:
         loop.fit(module, [optimizer], the_examples(), config, CPU, on_step=steps.append)
     return {"loss": steps[0]["loss"], "gradients": gradients, "weights": torch.cat(weights)}

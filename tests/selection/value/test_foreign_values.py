@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections.abc import Sequence
 
@@ -24,6 +23,7 @@ from atlas_ray.types import Episode, Message, Task, Trajectory
 from tests.support import solutions
 from tests.support.docs_blocks import ROOT
 from tests.support.episodes import calling, play_all
+from tests.support.foreign import OURS, forget
 
 SUPPORT = ROOT / "tests" / "support"
 ROLLOUTS, TASKS = 2, range(1)
@@ -31,11 +31,7 @@ ROLLOUTS, TASKS = 2, range(1)
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    found = [ROOT, SUPPORT / "verifiers_tasksets", SUPPORT / "openenv_package"]
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, found)))
-    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
-    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
-    monkeypatch.setattr(openenv_servers, "_servers", {})
+    forget(monkeypatch, OURS)
 
 
 def acting(actions: Sequence[str]) -> list[str]:
