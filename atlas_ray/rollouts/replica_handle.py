@@ -1,4 +1,4 @@
-"""A replica as its supervisor sees it, and which one gets a request."""
+"""A replica as its supervisor sees it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,3 @@ class ReplicaHandle(Generic[Request]):
     def ready(self) -> bool:
         """Whether it has started."""
         return self.pid is not None
-
-
-def choose(
-    attempt: Attempt[Request], handles: list[ReplicaHandle[Request]], affinity: dict[str, int], in_flight: int
-) -> ReplicaHandle[Request]:
-    """The replica of the request's group unless it is much busier than others, else the one with least in flight."""
-    free = [handle for handle in handles if handle.index not in attempt.avoid] or handles
-    least = min(free, key=lambda handle: (len(handle.inflight), handle.index))
-    group: str | None = getattr(attempt.request, "group", None)
-    if group is None:
-        return least
-    own = affinity.setdefault(group, least.index)
-    near = [h for h in free if h.index == own and len(h.inflight) - len(least.inflight) <= in_flight // 4]
-    return near[0] if near else least

@@ -19,9 +19,10 @@ from typing import Any, ClassVar, Generic, Literal, Self
 from atlas_ray.cluster.connection import START_SECONDS, cause_of, fetched_by, is_death, waiting_for
 from atlas_ray.errors import AtlasError, ModelFailure
 from atlas_ray.models.protocol import ModelSpec
+from atlas_ray.rollouts.affinity import AffinityQueue
 from atlas_ray.rollouts.metrics import Meter
 from atlas_ray.rollouts.replica import Replica, Request, Result
-from atlas_ray.rollouts.replica_handle import ReplicaHandle, choose
+from atlas_ray.rollouts.replica_handle import ReplicaHandle
 from atlas_ray.rollouts.retry_queue import MAX_DEATHS, Attempt, RetryQueue
 from atlas_ray.types import Usage
 
@@ -102,6 +103,7 @@ class ReplicaSet(Generic[Request, Result]):
         self._numbers, self._sent = count(), 0.0
         self._meter = Meter()
         self._handles = list[ReplicaHandle[Request]]()
+        self._affinity: AffinityQueue[Request] | None = None
         try:
             for index in range(replicas):
                 self._handles.append(self._start(index))
@@ -112,7 +114,7 @@ class ReplicaSet(Generic[Request, Result]):
     def run(self, requests: Iterable[Request | None]) -> Generator[tuple[Request, Result], None, None]:
         """Works at all requests; each comes back once, with its result, as they finish.
 
-        The next request is taken only when a replica has room for it.
+        The next request is taken only when a replica has room; one of a group may then wait for its group's replica.
 
         Args:
             requests: None among them means: none yet, ask again when another result is there or after `wake`.
@@ -120,18 +122,17 @@ class ReplicaSet(Generic[Request, Result]):
         Raises:
             AtlasError: If replicas keep dying, or a request cannot be worked at.
         """
-        queued, affinity = RetryQueue(iter(requests), self._in_flight), dict[str, int]()
+        queued = RetryQueue(iter(requests), self._in_flight)
+        self._affinity = affinity = AffinityQueue(queued, self._in_flight)
         self._stopped = False
         try:
             while not self._stopped:
-                while free := [h for h in self._handles if h.ready and len(h.inflight) < self._in_flight]:
-                    attempt = queued.take()
-                    if attempt is None:
-                        break
-                    self._dispatch(attempt, choose(attempt, free, affinity, self._in_flight))
+                while taken := affinity.take([handle for handle in self._handles if handle.ready]):
+                    self._dispatch(*taken)
                 self._send()
+                free = any(handle.ready and len(handle.inflight) < self._in_flight for handle in self._handles)
                 inflight = any(handle.inflight for handle in self._handles)
-                if not inflight and queued.ended:
+                if not inflight and queued.ended and not affinity.waiting:
                     return
                 if not inflight and free and queued.next_due is None and not self.is_woken:
                     raise ValueError("the source of requests waits, but nothing is in flight")
@@ -367,6 +368,8 @@ class ReplicaSet(Generic[Request, Result]):
         return [(handle, handle.inflight.pop(number), end) for number, end in ends if number in handle.inflight]
 
     def _cancelled(self, event: _Cancelled[Request]) -> list[Completion[Request, Result]]:
+        if self._affinity is not None:
+            self._affinity.discard(event.request)
         for handle in self._handles:
             for number, attempt in handle.inflight.items():
                 if attempt.request is event.request:

@@ -23,7 +23,7 @@ from atlas_ray.environments import registry
 from atlas_ray.environments.local import LocalSession
 from atlas_ray.errors import ContextOverflow, ModelFailure, UserError
 from atlas_ray.models.chat import ChatFormat
-from atlas_ray.models.engine import EngineConversation, EngineSpec, VllmPolicy
+from atlas_ray.models.engine import _CPU_BLOCK, EngineConversation, EngineSpec, VllmPolicy
 from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.rollouts.pool import RolloutPool
@@ -87,6 +87,15 @@ async def test_replies_do_not_depend_on_company_or_cache(engine: VllmPolicy, sam
     for numbers, at_once in [(range(0, 64, 3), 7), (range(0, 64, 16), 1)]:
         await forget(engine)
         assert await converse_all(engine, numbers, sampling, at_once) == {n: together[n] for n in numbers}
+
+
+async def test_siblings_find_all_whole_blocks_of_their_common_beginning_in_the_cache(engine: VllmPolicy) -> None:
+    await forget(engine)
+    first, *others = [(await engine.open(TASK, opening(1), DRAWN).generate(seed)).usage for seed in range(4)]
+    blocks = (first.prompt_tokens - 1) // _CPU_BLOCK  # the last token is computed anew, for what follows it
+    assert blocks > 3
+    assert first.cached_tokens == 0
+    assert [usage.cached_tokens for usage in others] == [blocks * _CPU_BLOCK] * 3
 
 
 async def test_seeds_tell_drawn_replies_apart(engine: VllmPolicy) -> None:

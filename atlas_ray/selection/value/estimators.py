@@ -108,7 +108,7 @@ def _known_differences(selection: Selection, selector: ValueSettings) -> tuple[f
 
 def value_figures(selections: Iterable[Selection], selector: ValueSettings) -> dict[str, Any]:
     """What became of the rollouts of a run: counts, by environment causes of exclusion and starts by how they replay,
-    what each device saved."""
+    what each device saved, and prompt tokens as vLLM counts them: looked for in the prefix cache, and found there."""
     excluded: dict[str, Counter[str]] = {}
     replays: dict[str, Counter[str]] = {}
     counts: Counter[str] = Counter()
@@ -128,6 +128,8 @@ def value_figures(selections: Iterable[Selection], selector: ValueSettings) -> d
         **counts,
         "excluded": _sorted(excluded),
         "replays": _sorted(replays),
+        "prefix_cache_queries": usage.prompt_tokens,
+        "prefix_cache_hits": usage.cached_tokens,
         "prefix_cache_hit_rate": round(usage.hit_rate, 4),
     }
 

@@ -18,7 +18,7 @@ from atlas_ray.models.engine import EngineModel
 from atlas_ray.rollouts.episode import EpisodeRequest
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.value.estimators import critical, differences, rescore, values
+from atlas_ray.selection.value.estimators import critical, differences, rescore, value_figures, values
 from atlas_ray.selection.value.selector import ValueSelector
 from atlas_ray.selection.value.stage import EngineShares, ValueStage, ValueWorker, value_steps
 from atlas_ray.types import Episode, Message, StopReason, ToolCall, Trajectory, Usage
@@ -118,6 +118,14 @@ def test_rollouts_start_after_every_step_but_the_last() -> None:
     assert found.scores == pytest.approx((0.0, 2 / 3, 0.0, 0.0))
     assert (found.chosen, found.ratio, found.model, found.error) == ((2,), None, "m", None)
     assert found.usage == Usage(120, 0, 60, 24)
+
+
+def test_figures_say_which_prompt_tokens_the_prefix_cache_held() -> None:
+    pool = FakePool(lambda r: replace(played(r, 1.0), usage=Usage(100, 75 if r.sample else 0, 5, 2)))
+    config = ValueSelector(model="m", rollouts=2)
+    figures = value_figures(estimate_values(pool, config, [expert(3), expert(2, 1)], seed=1), config)
+    assert (figures["prefix_cache_queries"], figures["prefix_cache_hits"]) == (1000, 375)
+    assert figures["prefix_cache_hit_rate"] == 0.375
 
 
 def test_of_proposed_steps_alone_rollouts_start_around_them_and_none_other_is_chosen() -> None:
