@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import sys
@@ -56,6 +57,10 @@ def _main(
     show_units(log_units)
     if verbose:
         os.environ["ATLAS_VERBOSE"] = os.environ["ATLAS_RAY_LOGS"] = "1"
+        return
+    # transformers loads torchao wherever it is installed, which tells of kernels that it does not find
+    for chatty in ("torchao", "torch.utils._pytree"):
+        logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 @app.command()

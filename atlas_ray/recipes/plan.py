@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from atlas_ray.address import name_of
@@ -31,10 +32,11 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.selection.settings import SelectConfig
 from atlas_ray.training.estimate import gpu_hours
 from atlas_ray.trajectories.agenttraj import OTHER, SHAPES, TOKENS_PER_WORD, Shape
-from atlas_ray.types import Usage
+from atlas_ray.types import Trajectory, Usage
 
 _START_SECONDS = {True: 120.0, False: 30.0}  # of engines and workers, whether or not they need GPUs: models are large
 _CALL_SECONDS, _CALLS_AT_ONCE = 5.0, 64  # of an endpoint
+_SAMPLED = 4  # episodes of an environment whose trajectories are yet to be collected
 _NODE_GPUS, _CPUS_PER_GPU = 8, 16  # of nodes that are assumed
 
 
@@ -184,23 +186,36 @@ def _sum(works: Iterable[Work], times: float = 1.0) -> Work:
 
 
 def _shapes(recipe: Recipe) -> tuple[dict[str, Shape], str]:
-    """The expert's trajectories by environment, and how they were counted; none where they are yet to be collected."""
+    """The expert's trajectories by environment, and how they were counted; none where they are yet to be collected for
+    a tiny model, whose time nobody reckons with."""
+    from atlas_ray.trajectories.collect import episodes_of, sample
     from atlas_ray.trajectories.readers import read_trajectories
 
     at_hand = RunFolder(recipe.expert.path).exists
     if recipe.expert.path == "AgentGym/AgentTraj-L" and not at_hand:
         return _only(SHAPES, recipe.expert.envs), "as the paper counts them; steps from AgentGym's means"
-    if not at_hand:
+    by_env: dict[str, list[Trajectory]] = {}
+    if at_hand:
+        for t in read_trajectories(recipe.expert):
+            by_env.setdefault(t.env, []).append(t)
+        return {env: _shape(own, len(own)) for env, own in by_env.items()}, "counted"
+    config = recipe.collections().get("expert")
+    if config is None or BASE in recipe.tiny:
         return {}, ""
-    found: dict[str, Shape] = {}
-    by_env: dict[str, list[tuple[int, int]]] = {}
-    for t in read_trajectories(recipe.expert):
-        by_env.setdefault(t.env, []).append((len(t.steps), sum(len(m.text.split()) for m in t.messages)))
-    for env, counts in by_env.items():
-        steps, words = (sum(column) / len(counts) for column in zip(*counts, strict=True))
-        turn = words / (2 * steps + 2)
-        found[env] = Shape(len(counts), steps, max(n for n, _ in counts), round(2 * turn), round(turn), round(turn))
-    return found, "counted"
+    number = Counter(task.env for task, _ in episodes_of(config))
+    by_env = sample(config, _SAMPLED)
+    found = {
+        env: _shape(own, number[env] * len(own) / min(_SAMPLED, number[env])) for env, own in by_env.items() if own
+    }
+    return found, f"reckoned from the first {_SAMPLED} episodes of each environment"
+
+
+def _shape(trajectories: Sequence[Trajectory], number: float) -> Shape:
+    """Of as many trajectories as these are."""
+    steps = [len(t.steps) for t in trajectories]
+    words = sum(len(m.text.split()) for t in trajectories for m in t.messages)
+    turn = round(words / sum(2 * n + 2 for n in steps))
+    return Shape(number, sum(steps) / len(steps), max(steps), 2 * turn, turn, turn)
 
 
 def _only(shapes: Mapping[str, Shape], envs: Iterable[str] | None) -> dict[str, Shape]:

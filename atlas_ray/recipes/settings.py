@@ -264,6 +264,11 @@ def merged(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return _plain(_merged(under, over))
 
 
+def unmarked(value: Any) -> Any:
+    """What `!replace` marks, or what has no such mark; marks within it stay."""
+    return value.value if isinstance(value, _Replace) else value
+
+
 def _located(file: str, beside: Path = Path()) -> Path:
     """The path that is given; for a bare name where no such file is, the package's own recipe of that name."""
     path, package = beside / file, Path(__file__).parents[1]

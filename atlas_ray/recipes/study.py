@@ -1,7 +1,7 @@
 """A study: one recipe in several cells that differ in a setting or two, and the comparisons announced before they run.
 
 Flows in: YAML; flows out: a run folder for each cell, and the study's page. The base model is made once, in the first
-cell, and every other starts from it.
+cell, and every other whose base has the same settings starts from it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from atlas_ray.config import FrozenConfig, assign, validate
 from atlas_ray.errors import AtlasError, ConfigurationChanged, Stopped, Unresponsive, UserError
 from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.report import gather
-from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_layers
+from atlas_ray.recipes.settings import BASE, NAME, RecipeConfig, merged, read_layers, unmarked
 from atlas_ray.report.study.page import CellInput, Question, StudyInput, write_study
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.loading import AGAIN
@@ -91,11 +91,12 @@ class Study:
         self.config = config
         self.root = below(config.runs, config.name)
         self.recipes: dict[str, Recipe] = {}
+        shared = next(iter(config.cells.values())).recipe.get("base")
         for name, cell in config.cells.items():
             values = cell.recipe | {"name": name, "runs": self.root}
-            if first := next(iter(self.recipes.values()), None):
-                made = isinstance(first.config.base, TinyConfig)
-                values["base"] = first.start_of(BASE).path if made else first.config.base
+            first = next(iter(self.recipes.values()), None)
+            if first and isinstance(first.config.base, TinyConfig) and cell.recipe.get("base") == shared:
+                values["base"] = first.start_of(BASE).path
             self.recipes[name] = Recipe(validate(RecipeConfig, values, where=f"the cell {name}"))
         for asked in config.questions:
             for name in asked.cells:
@@ -183,7 +184,7 @@ def load_study(file: str, overrides: Iterable[str] = ()) -> Study:
         values["recipe"] = read_layers(values["recipe"], Path(file).parent)
     for override in overrides:
         assign(values, override)
-    shared, cells = values.pop("recipe", None) or {}, values.get("cells")
+    shared, cells = values.pop("recipe", None) or {}, unmarked(values.get("cells"))
     if isinstance(cells, dict):
         values["cells"] = {name: _whole(shared, cell) for name, cell in cells.items()}
     values = merged({}, values)

@@ -108,6 +108,27 @@ def episodes_of(config: CollectConfig) -> list[tuple[Task, int]]:
     ]
 
 
+def sample(config: CollectConfig, n: int) -> dict[str, list[Trajectory]]:
+    """A few of the trajectories that a collection will keep, by environment: the first n episodes of each, played here.
+
+    Raises:
+        UserError: As `episodes_of` does, or if an environment cannot be had.
+    """
+    found: dict[str, list[Trajectory]] = {}
+    policy = ScriptedPolicy(config.role, config.seed, config.waste)
+    for env in config.envs:
+        units = [(task.env, task.item_id, number) for task, number in episodes_of(config) if task.env == env][:n]
+        played = _play_batch(pa.table([*zip(*units, strict=True)], _UNIT), policy, config.max_rounds, config.protocol)
+        ends = (played[name].to_pylist() for name in _ENDS)
+        trajectories = TRAJECTORIES.from_table(played.drop_columns(_ENDS))
+        found[env] = [
+            trajectory
+            for trajectory, success, error in zip(trajectories, *ends, strict=True)
+            if error is None and (success or config.keep_failures)
+        ]
+    return found
+
+
 def _play(units: list[tuple[Task, int]], config: CollectConfig) -> Iterator[tuple[Trajectory, bool, str | None]]:
     if not units:
         return

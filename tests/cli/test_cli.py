@@ -199,3 +199,16 @@ def test_brackets_in_names_are_shown_as_they_are(tmp_path: Path) -> None:
     shown = atlas("status", "runs [1] [/x]", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
     assert "[1]" in shown.stdout
+
+
+def test_what_a_library_tells_of_itself_while_it_loads_is_not_on_the_screen(tmp_path: Path) -> None:
+    script = """
+from atlas_ray.cli.main import app
+app(["cache"], standalone_mode=False)
+from transformers import LlamaForCausalLM
+LlamaForCausalLM, sys.modules["torchao"]
+"""
+    command = [sys.executable, "-c", "import sys" + script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""

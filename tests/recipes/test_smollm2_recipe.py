@@ -15,7 +15,8 @@ from atlas_ray.recipes.graph import Recipe
 from atlas_ray.recipes.scheduling import Node
 from atlas_ray.recipes.settings import load_recipe
 from atlas_ray.recipes.stages import stages
-from atlas_ray.trajectories.collect import collect
+from atlas_ray.runs.tables import TRAJECTORIES
+from atlas_ray.trajectories.collect import collect, sample
 
 FILE = str(Path(__file__).parents[2] / "jobs" / "smollm2.yaml")
 
@@ -60,6 +61,25 @@ def test_its_plan_needs_no_gpu_and_ends_within_three_hours(collected: Recipe, mo
     hours = re.match(r"makespan: about ([\d.]+) h on 1 node of .*, one stage after another", makespan)
     assert hours, makespan
     assert 1.0 <= float(hours[1]) <= 3.0
+
+
+def hours_of(recipe: Recipe) -> float:
+    (line,) = [line for line in plan.plan_lines(recipe) if line.startswith("hours: ")]
+    return float(line.split()[1])
+
+
+def test_before_anything_is_collected_the_plan_goes_by_a_few_trajectories(tmp_path: Path) -> None:
+    recipe = Recipe(load_recipe(FILE, [f"runs={tmp_path}"]))
+    (data,) = [line for line in plan.plan_lines(recipe) if line.startswith("data: ")]
+    assert data.endswith("(reckoned from the first 4 episodes of each environment)")
+    before = hours_of(recipe)
+    config = recipe.collections()["expert"]
+    played = sample(config, 4)
+    folder = collect(config)
+    kept = {t.id: t for t in folder.read(TRAJECTORIES)}
+    assert [len(own) for own in played.values()] == [4, 4, 4]
+    assert all(kept[t.id] == t for own in played.values() for t in own)
+    assert before == pytest.approx(hours_of(recipe), rel=0.25)
 
 
 def test_time_left_is_reckoned_from_what_was_collected(collected: Recipe) -> None:

@@ -54,6 +54,22 @@ def test_cells_differ_in_what_they_say_and_start_from_one_base(tmp_path: Path) -
     assert wasteful.train["gold"].model == straight.train["gold"].model == straight.at("train", "base", "model")
 
 
+def test_a_cell_may_make_a_base_of_its_own(tmp_path: Path) -> None:
+    changed = {**CELLS, "shaky": {"words": "a base that knows less", "recipe": {"base": {"hidden_size": 96}}}}
+    straight, wasteful, shaky = read(tmp_path, cells=changed).recipes.values()
+    assert shaky.train["gold"].model == shaky.at("train", "base", "model")
+    assert wasteful.train["gold"].model == straight.at("train", "base", "model")
+
+
+def test_the_studies_that_come_along_are_whole() -> None:
+    study, budget = load_study("study"), load_study("study-budget")
+    assert study.recipes["wasteful"].start_of("base") == study.recipes["straight"].start_of("base")
+    bases = {name: recipe.start_of("base").path for name, recipe in budget.recipes.items()}
+    assert len(set(bases.values())) == 2
+    assert bases["novice"] not in [path for name, path in bases.items() if name != "novice"]
+    assert {recipe.collections()["expert"].waste for recipe in budget.recipes.values()} == {0.4}
+
+
 def test_overrides_hold_for_every_cell(tmp_path: Path) -> None:
     found = load_study(write(tmp_path), ["recipe.seeds=2"])
     assert [recipe.config.seeds for recipe in found.recipes.values()] == [[0, 1], [0, 1]]
