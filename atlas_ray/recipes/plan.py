@@ -137,10 +137,14 @@ def _nodes(recipe: Recipe) -> tuple[list[Node], str, int | None]:
     if _needs_gpus(recipe) and not gpus_of(nodes):
         needed = [b for s in stages(recipe, gpus=1) for b in s.takes]
         gpus = gpus or int(max(b.count * b.each.get("GPU", 0) for b in needed))
-        sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
-        nodes = [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
-        return nodes, f"{gpus} GPUs (none are at hand; assume.gpus says how many)", sys.maxsize
+        return assumed_nodes(gpus), f"{gpus} GPUs (none are at hand; assume.gpus says how many)", sys.maxsize
     return nodes, held(node.resources for node in nodes), None
+
+
+def assumed_nodes(gpus: int) -> list[Node]:
+    """Nodes of a cluster of which only the number of GPUs is known."""
+    sizes = [min(_NODE_GPUS, gpus - i) for i in range(0, gpus, _NODE_GPUS)]
+    return [Node({"CPU": _CPUS_PER_GPU * size, "GPU": size}) for size in sizes]
 
 
 def _seconds(recipe: Recipe, stage: Stage, works: Mapping[str, Work]) -> float:

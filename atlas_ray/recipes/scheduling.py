@@ -119,14 +119,19 @@ class Scheduler:
     def next(self) -> Stage | None:
         """The stage to start now, marked as running; None while the cluster has no room or inputs are awaited."""
         running = self.of("running")
+        if len(running) >= self.jobs:
+            return None
+        refused = list[tuple[tuple[Bundle, ...], frozenset[str]]]()  # seldom more than a few kinds
         for name in self._order:
             stage = self._stages[name]
-            if self.states[name] != "waiting" or self.waits_for(stage) or len(running) >= self.jobs:
+            asked = stage.takes, stage.endpoints
+            if self.states[name] != "waiting" or asked in refused or self.waits_for(stage):
                 continue
             # what fits nowhere is started alone, and says what it lacks
             if not running or fits([*running, stage], self.nodes):
                 self.states[name] = "running"
                 return stage
+            refused.append(asked)
         return None
 
     def finish(self, name: str) -> None:

@@ -88,6 +88,44 @@ def test_offloaded_and_hybrid_sharded_workers_train_as_one_process(tmp_path: Pat
             torch.testing.assert_close(here["weights"], expected["weights"], rtol=1e-3, atol=1e-5)
 
 
+def _two_stopped(rank: int, folder: Path, configs: tuple[TrainConfig, TrainConfig]) -> None:
+    """One run from beginning to end, and one that is stopped behind step 5 and goes on."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    with torch.compiler.set_stance("force_eager"):
+        whole, cut = configs
+        assert trained(whole) == 12
+        assert trained(cut, stop_behind=5) == 5
+        assert trained(cut) == 12
+    dist.destroy_process_group()
+
+
+LEAN: dict[str, tuple[dict[str, Any], str, float]] = {
+    # moments are rounded in blocks, of other numbers where two workers hold them
+    "8-bit": ({"optimizer": "adam8bit"}, "torchao", 1e-4),
+    "4-bit base": ({"lora": QLORA, "learning_rate": 1e-2}, "bitsandbytes", 1e-5),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", LEAN)
+def test_two_workers_with_moments_or_a_base_of_few_bits_train_and_go_on_as_one_process(
+    tmp_path: Path, eager: None, kind: str
+) -> None:
+    options, library, within = LEAN[kind]
+    pytest.importorskip(library)
+    base = write_base(tmp_path / "base")
+    alone, whole, cut = (
+        a_config(run=str(tmp_path / name), model=base, epochs=4, **options) for name in ("alone", "whole", "cut")
+    )
+    assert trained(alone) == 12
+    pair = tuple(config.model_copy(update={"num_workers": 2}) for config in (whole, cut))
+    torch.multiprocessing.spawn(_two_stopped, (tmp_path, pair), nprocs=2)
+    for config in (whole, cut):
+        np.testing.assert_allclose(losses(config), losses(alone), rtol=within)
+        assert (tmp_path / config.run / "model" / "model.safetensors").exists()
+
+
 def test_offloading_gpu_workers_exchange_tensors_of_their_hosts_too() -> None:
     assert backend(cuda=True, offload=True) == "cpu:gloo,cuda:nccl"
     assert (backend(cuda=True, offload=False), backend(cuda=False, offload=True)) == ("nccl", "gloo")

@@ -154,6 +154,21 @@ def test_two_workers_in_bfloat16_train_as_one_process(ray_cluster: None, tmp_pat
     assert not (tmp_path / "two" / "checkpoints").exists()
 
 
+@pytest.mark.slow
+def test_two_workers_that_share_sequences_train_as_one_process(ray_cluster: None, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    base, data = write_base(tmp_path / "base"), write_data(tmp_path)
+    alone, two = (a_config(run=str(tmp_path / name), model=base, data=data, epochs=3) for name in ("alone", "two"))
+    run_alone(alone, TRAJECTORIES_HERE, None)
+    figures = train_agent(two.model_copy(update={"num_workers": 2, "context_parallel": 2}))
+    assert figures["train_steps"] == 9
+    found, expected = (curve(read_metrics(RunFolder(config.run))) for config in (two, alone))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    exported, wanted = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("two", "alone"))
+    torch.testing.assert_close(exported, wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("lora", [None, LoraConfig(rank=4)], ids=["full", "lora"])
 @pytest.mark.parametrize("written", ["float32", "bfloat16"])
 def test_an_exported_configuration_names_the_type_of_its_weights(

@@ -56,7 +56,9 @@ def _write(
         if config.quantized:
             weights = whole_weights(model, weights)
         weights = merge_adapters(weights, config.lora)
-    weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
+    # A tied weight once, as one process has it: gathered from several its names hold copies.
+    names = [{name for name, _ in model.named_parameters(remove_duplicate=alone)} for alone in (False, True)]
+    weights = {name: tensor.to(dtype) for name, tensor in weights.items() if name not in names[0] - names[1]}
     known = model.generation_config.eos_token_id
     known = known if isinstance(known, list) else [] if known is None else [known]
     model.generation_config.eos_token_id = list(dict.fromkeys([*stop_ids, *known]))
