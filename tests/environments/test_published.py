@@ -6,10 +6,8 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
-from typing import Any
 from urllib.parse import urlencode
 
-import aiohttp
 import pytest
 
 from atlas_ray.config import EnvironmentsConfig, validate
@@ -20,7 +18,7 @@ from atlas_ray.environments.openings import OpeningTemplate
 from atlas_ray.models.protocol import Reply, Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, StopReason, Task
-from tests.support import solutions
+from tests.support import solutions, textcraft
 from tests.support.episodes import Recite, calling, play_all
 from tests.support.foreign import OURS, forget
 
@@ -116,12 +114,12 @@ async def test_the_counter_of_verifiers_own_tests_is_bumped_by_calls_of_its_tool
 @pytest.mark.slow
 async def test_textcraft_is_crafted_by_calls_of_its_tools_from_tasks_that_its_server_lists(openenv_python: str) -> None:
     """An OpenReward environment, which OpenEnv's own importer has made one of OpenEnv's."""
-    place = f"{openenv_python}:textcraft_many:app"
+    place = f"{openenv_python}:{textcraft.SERVER}"
     validate(EnvironmentsConfig, {"register": {"craft": f"openenv:{place}"}})
     spec = registry.get("craft")
     assert [len(spec.tasks(split)) for split in ("test", "train")] == [100, 1000]
-    recipes = await textcraft_tasks(place)
-    ways = {index: way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
+    recipes = await textcraft.tasks(await textcraft.started(place), TASKS)
+    ways = {index: textcraft.way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
     replies = {
         index: [calling(name, f"c{n}", **given) for n, (name, given) in enumerate(ways[index])] for index in ways
     }
@@ -145,11 +143,11 @@ async def test_verifiers_own_openenv_plays_textcraft_turn_by_turn_by_calls_in_js
     verifiers_python: str, openenv_python: str
 ) -> None:
     """Its tasks are the resets that its settings list; tools are called in the text of a reply."""
-    server = f"{openenv_python}:textcraft_many:app"
-    recipes = await textcraft_tasks(server)
+    server = f"{openenv_python}:{textcraft.SERVER}"
+    url = await textcraft.started(server)
+    recipes = await textcraft.tasks(url, TASKS)
     resets = [{"split": "val", "index": index} for index in range(TASKS)]
-    url = await anext(openenv_servers.addresses(openenv_servers.Package.of(server)))
-    ways = {index: way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
+    ways = {index: textcraft.way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
     replies = {
         index: [json.dumps({"type": "call_tool", "tool_name": name, "arguments": given}) for name, given in way]
         for index, way in ways.items()
@@ -164,23 +162,6 @@ async def test_verifiers_own_openenv_plays_textcraft_turn_by_turn_by_calls_in_js
     told = [json.loads(e.messages[2].content) for e in found]
     assert [t["observation"]["metadata"]["prompt"][0]["text"] for t in told] == [task["goal"] for task in recipes]
     openenv_servers.end_all()
-
-
-async def textcraft_tasks(place: str) -> list[dict[str, Any]]:
-    """The first tasks, as the server tells them."""
-    url = await anext(openenv_servers.addresses(openenv_servers.Package.of(place)))
-    asked = {"split": "val", "start": 0, "stop": TASKS}
-    async with aiohttp.ClientSession() as http, http.post(f"{url}/textcraft_env/task_range", json=asked) as answer:
-        return list((await answer.json())["tasks"])
-
-
-def way_to(task: Mapping[str, Any], wrong: bool) -> list[tuple[str, dict[str, Any]]]:
-    """The calls that solve a task, or leave its last craft out."""
-    crafts = [
-        ("craft", {"ingredients": step["ingredients"], "target": [step["target"][0], step["result_count"]]})
-        for step in task["misc"]["gold_trajectory"]
-    ]
-    return [*(crafts[:-1] if wrong else crafts), ("finish", {"message": "It is made."})]
 
 
 @pytest.mark.slow
