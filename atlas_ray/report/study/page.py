@@ -2,7 +2,8 @@
 
 Flows in: the records of each cell; flows out: `study.json`, `index.html` and `figure.svg` in the study's folder. A
 difference is taken task by task over the seeds' means; it counts as shown if its interval excludes 0 and every seed by
-itself has the same sign.
+itself has the same sign. Where the cells are replicates, one over all of them is the mean of theirs, with an interval
+that covers what differs between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average, mean_of_replicates
 from atlas_ray.evaluation.metrics import by_task
 from atlas_ray.evaluation.paired import difference
 from atlas_ray.report.drawing import standalone
@@ -64,6 +65,7 @@ class StudyInput:
     panels: Mapping[str, Sequence[str]]
     cells: Sequence[CellInput]
     questions: Sequence[Question]
+    replicates: bool = False
 
 
 def write_study(folder: RunFolder, study: StudyInput) -> str:
@@ -86,11 +88,11 @@ def write_study(folder: RunFolder, study: StudyInput) -> str:
 
 def study_results(study: StudyInput) -> dict[str, Any]:
     """Figures of every arm in every cell, and the announced comparisons, in their order."""
-    return {
-        "study": study.name,
-        "cells": [_cell(cell) for cell in study.cells],
-        "comparisons": [row for asked in study.questions for row in _comparisons(asked, study.cells)],
-    }
+    rows: list[dict[str, Any]] = []
+    for asked in study.questions:
+        found = list(_comparisons(asked, study.cells))
+        rows += [*found, *(_together(found) if study.replicates else ())]
+    return {"study": study.name, "cells": [_cell(cell) for cell in study.cells], "comparisons": rows}
 
 
 def _lines(results: dict[str, Any], arms: Sequence[str]) -> list[Line]:
@@ -192,6 +194,24 @@ def _comparisons(asked: Question, cells: Sequence[CellInput]) -> Iterator[dict[s
                 "by_seed": [round(value, 4) for value in by_seed],
                 "outcome": _outcome(found, by_seed),
             }
+
+
+def _together(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A question's answer over all cells, each an independent repetition, for each group of environments."""
+    for held in GROUPS:
+        own = [row for row in rows if row["held"] == held]
+        if len(own) < 2:
+            continue
+        by_cell = [row["difference"] for row in own]
+        found = mean_of_replicates(by_cell)
+        yield {
+            **own[0],
+            "cell": f"all {len(own)} cells",
+            "difference": round(found.value, 4),
+            "ci95": [round(limit, 4) for limit in found.limits],
+            "by_seed": by_cell,
+            "outcome": found.outcome,
+        }
 
 
 def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
