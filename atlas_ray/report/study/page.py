@@ -181,17 +181,19 @@ def _comparisons(asked: Question, cells: Sequence[CellInput]) -> Iterator[dict[s
             continue
         ours, theirs = arms[asked.arm], arms[asked.against]
         for held in GROUPS:
-            if (found := _difference(ours.episodes, theirs.episodes, held, cell.given)) is None:
+            by_env = _differences(ours.episodes, theirs.episodes, held, cell.given)
+            if not by_env:
                 continue
+            found = average([*by_env.values()])
             pairs = zip(_by_seed(ours, cell.samples), _cycled(theirs, ours.runs, cell.samples), strict=True)
-            parts = [_difference(one, other, held, cell.given) for one, other in pairs]
-            by_seed = [part.value for part in parts if part is not None]
+            parts = [_differences(one, other, held, cell.given) for one, other in pairs]
+            by_seed = [average([*part.values()]).value for part in parts if part]
             yield {
                 **row,
                 "held": held,
-                "difference": round(found.value, 4),
-                "ci95": [round(limit, 4) for limit in found.limits],
+                **_rounded(found),
                 "by_seed": [round(value, 4) for value in by_seed],
+                "environments": {env: _rounded(one) for env, one in by_env.items()},
                 "outcome": _outcome(found, by_seed),
             }
 
@@ -204,14 +206,19 @@ def _together(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         by_cell = [row["difference"] for row in own]
         found = mean_of_replicates(by_cell)
+        by_env = {env: [row["environments"][env]["difference"] for row in own] for env in own[0]["environments"]}
         yield {
             **own[0],
             "cell": f"all {len(own)} cells",
-            "difference": round(found.value, 4),
-            "ci95": [round(limit, 4) for limit in found.limits],
+            **_rounded(found),
             "by_seed": by_cell,
+            "environments": {env: _rounded(mean_of_replicates(values)) for env, values in by_env.items()},
             "outcome": found.outcome,
         }
+
+
+def _rounded(found: Interval) -> dict[str, Any]:
+    return {"difference": round(found.value, 4), "ci95": [round(limit, 4) for limit in found.limits]}
 
 
 def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
@@ -220,11 +227,13 @@ def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
     return [own[i % len(own)] for i in range(runs)]
 
 
-def _difference(ours: Sequence[Episode], theirs: Sequence[Episode], held: str, given: ReportInput) -> Interval | None:
-    """In success, task by task, averaged over a group; None where an environment of it was not played by both."""
-    found = [difference(ours, theirs, env, "success") for env in held_environments(given, held)]
-    parts = [part[0] for part in found if part is not None]
-    return average(parts) if parts and len(parts) == len(found) else None
+def _differences(
+    ours: Sequence[Episode], theirs: Sequence[Episode], held: str, given: ReportInput
+) -> dict[str, Interval]:
+    """In success, task by task, in each environment of a group; none where one of it was not played by both."""
+    found = {env: difference(ours, theirs, env, "success") for env in held_environments(given, held)}
+    parts = {env: part[0] for env, part in found.items() if part is not None}
+    return parts if len(parts) == len(found) else {}
 
 
 def _outcome(found: Interval, by_seed: Sequence[float]) -> Literal["better", "worse", "none"]:
