@@ -197,7 +197,7 @@ class EnvironmentsConfig(FrozenConfig):
     @model_validator(mode="after")
     def _register(self) -> Self:
         for name, place in self.register.items():
-            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:[\w.:/?&=-]+", place):
+            if not re.fullmatch(r"[a-z][a-z0-9_]*", name) or not re.fullmatch(r"[\w.]+:[\w.:/?&=%+-]+", place):
                 raise ValueError(f"register.{name}: {place} is none of the form NAME: module:SPEC")
         if self.register:
             add_named("atlas_ray.environments", self.register)

@@ -66,7 +66,7 @@ async def check(name: str, config: EnvironmentsConfig) -> AsyncIterator[Finding]
         UserError: If the environment is unknown, or has neither a simulator nor a server.
     """
     spec = registry.get(name)
-    tasks = spec.tasks("test", min(_TASKS, spec.n_test)) or [Task(name, f"{name}_{i}") for i in range(_TASKS)]
+    tasks = spec.tasks("test")[:_TASKS] or [Task(name, f"{name}_{i}") for i in range(_TASKS)]
 
     @asynccontextmanager
     async def session() -> AsyncIterator[Session]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import random
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -189,6 +189,7 @@ class EnvironmentSpec:
         quick: Whether each call of the simulator is a computation of well below a millisecond, and waits for nothing:
             then it needs no thread.
         n_train, n_test: Sizes of the built-in splits; test tasks come first, train tasks next.
+        sizes: Asks its server for the sizes of the splits; None: they are `n_train` and `n_test`.
         indices: Task indices in the order of the splits, or None for 0, 1, 2 and so on.
         extra: The extra of this package that the built-in simulator needs, or None.
         names_task: What of the first observation names the task, where the rest differs between servers or tellings:
@@ -220,6 +221,7 @@ class EnvironmentSpec:
     quick: bool = False
     n_train: int = 0
     n_test: int = 0
+    sizes: Callable[[], Mapping[Split, int]] | None = None
     indices: Callable[[], Iterable[int]] | None = None
     extra: str | None = None
     names_task: str | None = None
@@ -269,9 +271,10 @@ class EnvironmentSpec:
         """The first `limit` built-in tasks of a split; the splits never overlap.
 
         Raises:
-            UserError: If more tasks are asked for than there are.
+            UserError: If more tasks are asked for than there are, or its server does not tell.
         """
-        first, size = (0, self.n_test) if split == "test" else (self.n_test, self.n_train)
+        sizes = self.sizes() if self.sizes else {"test": self.n_test, "train": self.n_train}
+        first, size = 0 if split == "test" else sizes["test"], sizes[split]
         if limit is not None and limit > size:
             raise UserError(f"{self.name} has {size} {split} tasks, {limit} were asked for", "ask for fewer")
         indices = self.indices() if self.indices else itertools.count()

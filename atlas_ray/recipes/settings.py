@@ -246,9 +246,11 @@ def load_recipe(file: str, overrides: Iterable[str] = ()) -> RecipeConfig:
         overrides: `a.b=c` strings.
 
     Raises:
-        UserError: A missing file, files that include each other, bad YAML, an unknown key, or a bad value.
+        UserError: A missing file, a study, files that include each other, bad YAML, an unknown key, or a bad value.
     """
     values = merged({}, read_layers(file))
+    if "cells" in values:
+        raise UserError(f"{file} is a study, which has recipes in its cells", f"atlas study {file}")
     for override in overrides:
         assign(values, override)
     return validate(RecipeConfig, values, where=file)

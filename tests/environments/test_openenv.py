@@ -35,6 +35,7 @@ from atlas_ray.models.protocol import Sampling
 from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, StopReason, Task
 from tests.support.episodes import Recite, play_all
+from tests.support.foreign import forget
 from tests.support.serving import expert_replies, running
 
 CLIENT = """
@@ -63,8 +64,7 @@ asyncio.run(main())
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("ATLAS_PLUGINS", "{}")
-    monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
+    forget(monkeypatch)
 
 
 SUPPORT = Path(__file__).parents[1] / "support"
@@ -149,6 +149,13 @@ def test_actions_are_one_text_or_refused(properties: dict[str, Any], found: str)
 def test_of_an_observation_its_texts_are_told_and_all_of_it_where_there_is_more() -> None:
     assert text_of({"text": "a wall", "hint": "", "metadata": {"x": 1}, "done": False}) == "a wall"
     assert text_of({"board": [[1, 2]], "turn": "you"}) == '{"board": [[1, 2]], "turn": "you"}'
+
+
+def test_where_an_observation_is_empty_the_prompt_in_its_metadata_is_told() -> None:
+    """So have it the environments that OpenEnv imports from other libraries."""
+    assert text_of({"metadata": {"prompt": [{"type": "text", "text": "Craft"}, {"text": "it."}]}}) == "Craft\nit."
+    assert text_of({"metadata": {"prompt": [{"role": "user", "content": "Craft it."}]}}) == "Craft it."
+    assert text_of({"metadata": {"source": "x"}}) == ""
 
 
 async def test_the_users_own_data_is_served_and_a_full_server_says_so() -> None:
@@ -237,7 +244,6 @@ async def test_openenvs_own_client_plays_our_maze_as_we_do(openenv_python: str) 
 def packages(openenv_python: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """Packages of OpenEnv's that the Python which is returned finds, and whose servers end with the test."""
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(map(str, [SUPPORT, SUPPORT / "openenv_package"])))
-    monkeypatch.setattr(openenv_servers, "_servers", {})
     return openenv_python
 
 
@@ -272,8 +278,7 @@ async def test_tools_of_a_server_that_plays_one_episode_at_a_time_are_called_by_
     openenv_servers.end_all()
 
 
-async def test_a_package_that_is_not_there_spoils_the_episode_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(openenv_servers, "_servers", {})
+async def test_a_package_that_is_not_there_spoils_the_episode_by_name() -> None:
     registered("nowhere", "no_such_package")
     found = await played("nowhere", 0, ["Action: go"])
     assert found.stop_reason is StopReason.ENV_ERROR
@@ -304,4 +309,5 @@ def test_a_tools_result_is_told_in_words() -> None:
     content = [{"type": "text", "text": "one"}, {"type": "text", "text": "two"}]
     assert openenv.result_of({"tool_name": "a", "result": {"content": content}}) == "one\ntwo"
     assert openenv.result_of({"result": None, "error": {"message": "no tool"}}) == "Error: no tool"
+    assert openenv.result_of({"result": {"blocks": content, "metadata": {}}}) == "one\ntwo"
     assert openenv.result_of({"result": {"b": 1, "a": 2}}) == '{"a": 2, "b": 1}'

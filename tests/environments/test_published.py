@@ -6,7 +6,10 @@ import asyncio
 import json
 import subprocess
 from collections.abc import Mapping, Sequence
+from typing import Any
+from urllib.parse import urlencode
 
+import aiohttp
 import pytest
 
 from atlas_ray.config import EnvironmentsConfig, validate
@@ -19,7 +22,7 @@ from atlas_ray.rollouts.episode import EpisodeRequest, run_episode
 from atlas_ray.types import Episode, StopReason, Task
 from tests.support import solutions
 from tests.support.episodes import Recite, calling, play_all
-from tests.support.foreign import forget
+from tests.support.foreign import OURS, forget
 
 TASKS = 30
 GAMES = {
@@ -27,6 +30,8 @@ GAMES = {
     "FrozenLake-v0": solutions.frozen_lake,
     "Mastermind-v0": solutions.mastermind,
 }
+TAGGED = {19, 25}  # tasks of TextCraft whose recorded way names a group of items, which its tool does not take
+PATTERN = ("3 paper", "1 skull_banner_pattern")  # what is made in task 1
 MARBLE = """
 import itertools, json
 from marble_v1.taskset import MarbleConfig, MarbleTaskset
@@ -37,7 +42,7 @@ print(json.dumps([task.data.solution for task in tasks]))
 
 @pytest.fixture(autouse=True)
 def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    forget(monkeypatch)
+    forget(monkeypatch, OURS)
 
 
 async def twice(name: str, place: str, replies: Mapping[int, Sequence[str]]) -> list[Episode]:
@@ -46,6 +51,11 @@ async def twice(name: str, place: str, replies: Mapping[int, Sequence[str]]) -> 
     once, again = await play_all(name, replies), await play_all(name, replies)
     assert [(e.messages, e.raw_reward) for e in once] == [(e.messages, e.raw_reward) for e in again]
     return again
+
+
+def turns_of(episode: Episode) -> list[str]:
+    """What came back after each call."""
+    return [m.content for m in episode.messages if m.role == "tool"]
 
 
 def acting(actions: Sequence[str]) -> list[str]:
@@ -100,7 +110,77 @@ async def test_the_counter_of_verifiers_own_tests_is_bumped_by_calls_of_its_tool
     once, again = [await asyncio.gather(*map(one, range(TASKS))) for _ in range(2)]
     assert [(e.messages, e.reward) for e in once] == [(e.messages, e.reward) for e in again]
     assert [(e.reward, e.rounds) for e in once] == [(float(n % 4 >= 2), n % 4 + 1) for n in range(TASKS)]
-    assert [m.content for m in once[3].messages if m.role == "tool"] == ["count=1", "count=2", "count=3"]
+    assert turns_of(once[3]) == ["count=1", "count=2", "count=3"]
+
+
+@pytest.mark.slow
+async def test_textcraft_is_crafted_by_calls_of_its_tools_from_tasks_that_its_server_lists(openenv_python: str) -> None:
+    """An OpenReward environment, which OpenEnv's own importer has made one of OpenEnv's."""
+    place = f"{openenv_python}:textcraft_many:app"
+    validate(EnvironmentsConfig, {"register": {"craft": f"openenv:{place}"}})
+    spec = registry.get("craft")
+    assert [len(spec.tasks(split)) for split in ("test", "train")] == [100, 1000]
+    recipes = await textcraft_tasks(place)
+    ways = {index: way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
+    replies = {
+        index: [calling(name, f"c{n}", **given) for n, (name, given) in enumerate(ways[index])] for index in ways
+    }
+    by_calls = OpeningTemplate.of_tools(spec)
+    once, again = [await play_all("craft", replies, opening=by_calls) for _ in range(2)]
+    assert [(e.messages, e.raw_reward) for e in once] == [(e.messages, e.raw_reward) for e in again]
+    assert {e.stop_reason for e in once} == {StopReason.DONE}
+    won = [float(index % 3 > 0 and index not in TAGGED) for index in ways]
+    assert [(e.reward, e.rounds) for e in once] == list(zip(won, map(len, ways.values()), strict=True))
+    assert [e.messages[1].content for e in once] == [task["goal"] for task in recipes]
+    assert len({task["goal"] for task in recipes}) > TASKS // 2
+    assert turns_of(once[1]) == [*(f"Successfully crafted {made}(s)" for made in PATTERN), "It is made."]
+    schemas = {tool["function"]["name"]: tool["function"]["parameters"] for tool in json.loads(once[0].tools or "")}
+    assert schemas["craft"]["required"] == ["ingredients", "target"]
+    assert schemas.keys() == {"craft", "get_info", "view_inventory", "finish"}
+    openenv_servers.end_all()
+
+
+@pytest.mark.slow
+async def test_verifiers_own_openenv_plays_textcraft_turn_by_turn_by_calls_in_json(
+    verifiers_python: str, openenv_python: str
+) -> None:
+    """Its tasks are the resets that its settings list; tools are called in the text of a reply."""
+    server = f"{openenv_python}:textcraft_many:app"
+    recipes = await textcraft_tasks(server)
+    resets = [{"split": "val", "index": index} for index in range(TASKS)]
+    url = await anext(openenv_servers.addresses(openenv_servers.Package.of(server)))
+    ways = {index: way_to(task, wrong=index % 3 == 0) for index, task in enumerate(recipes)}
+    replies = {
+        index: [json.dumps({"type": "call_tool", "tool_name": name, "arguments": given}) for name, given in way]
+        for index, way in ways.items()
+    }
+    settings = urlencode({"base_url": url, "resets": json.dumps(resets)})
+    found = await twice("crafting", f"verifiers:{verifiers_python}:openenv?{settings}", replies)
+    spec = registry.get("crafting")
+    assert [len(spec.tasks(split)) for split in ("test", "train")] == [15, 15]
+    assert {e.stop_reason for e in found} == {StopReason.DONE}
+    won = [float(index % 3 > 0 and index not in TAGGED) for index in ways]
+    assert [(e.reward, e.rounds) for e in found] == list(zip(won, map(len, ways.values()), strict=True))
+    told = [json.loads(e.messages[2].content) for e in found]
+    assert [t["observation"]["metadata"]["prompt"][0]["text"] for t in told] == [task["goal"] for task in recipes]
+    openenv_servers.end_all()
+
+
+async def textcraft_tasks(place: str) -> list[dict[str, Any]]:
+    """The first tasks, as the server tells them."""
+    url = await anext(openenv_servers.addresses(openenv_servers.Package.of(place)))
+    asked = {"split": "val", "start": 0, "stop": TASKS}
+    async with aiohttp.ClientSession() as http, http.post(f"{url}/textcraft_env/task_range", json=asked) as answer:
+        return list((await answer.json())["tasks"])
+
+
+def way_to(task: Mapping[str, Any], wrong: bool) -> list[tuple[str, dict[str, Any]]]:
+    """The calls that solve a task, or leave its last craft out."""
+    crafts = [
+        ("craft", {"ingredients": step["ingredients"], "target": [step["target"][0], step["result_count"]]})
+        for step in task["misc"]["gold_trajectory"]
+    ]
+    return [*(crafts[:-1] if wrong else crafts), ("finish", {"message": "It is made."})]
 
 
 @pytest.mark.slow

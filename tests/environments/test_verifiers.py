@@ -5,6 +5,7 @@ The library lives in a virtual environment of its own, made from PyPI: its depen
 
 from __future__ import annotations
 
+import json
 import os
 import random
 
@@ -134,6 +135,11 @@ async def test_our_textcraft_as_a_taskset_of_verifiers_gives_our_rewards(verifie
 def test_a_place_names_a_python_an_id_and_settings(text: str, place: Place) -> None:
     assert Place.of(text) == place
     assert validate(EnvironmentsConfig, {"register": {"one": f"verifiers:{text}"}})
+
+
+def test_settings_that_are_lists_or_objects_are_given_as_json() -> None:
+    given = Place.of('openenv?base_url=http://a&resets=[{"seed": 1}]&n=3&odd=[x').command("play")[-1]
+    assert json.loads(given) == {"base_url": "http://a", "resets": [{"seed": 1}], "n": "3", "odd": "[x"}
 
 
 def test_a_python_that_lacks_verifiers_is_told_what_to_install() -> None:

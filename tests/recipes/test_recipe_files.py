@@ -39,6 +39,13 @@ def test_what_a_file_includes_lies_under_its_own_keys(tmp_path: Path) -> None:
     assert found.train == {"epochs": 1, "global_batch_size": 8, "learning_rate": 1e-3}
 
 
+@pytest.mark.parametrize("file", ["study", str(JOBS / "study.yaml")])
+def test_a_study_that_is_run_as_a_recipe_names_the_command_for_it(file: str) -> None:
+    with pytest.raises(UserError, match="is a study") as refused:
+        load_recipe(file)
+    assert refused.value.remedy == f"atlas study {file}"
+
+
 def test_a_recipe_of_the_package_is_included_by_its_name(tmp_path: Path) -> None:
     found = load_recipe(write(tmp_path, own="include: [quickstart]\nname: mine"))
     assert (found.name, found.expert) == ("mine", load_recipe("quickstart").expert)

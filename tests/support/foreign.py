@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from atlas_ray.environments import registry
-from atlas_ray.environments.foreign import openenv_servers
+from atlas_ray.environments.foreign import openenv, openenv_servers
 from tests.support.docs_blocks import ROOT
 
 OURS = [ROOT / "tests" / "support" / name for name in ("verifiers_tasksets", "openenv_package")]
@@ -21,3 +21,4 @@ def forget(monkeypatch: pytest.MonkeyPatch, found: Iterable[Path] = ()) -> None:
     monkeypatch.setenv("ATLAS_PLUGINS", "{}")
     monkeypatch.setattr(registry.ENVIRONMENTS, "_found", dict(registry.ENVIRONMENTS._found))
     monkeypatch.setattr(openenv_servers, "_servers", {})
+    monkeypatch.setattr(openenv, "_offers", {})

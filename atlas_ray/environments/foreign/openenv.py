@@ -1,8 +1,9 @@
 """OpenEnv's servers as environments: `environments.register.NAME=openenv:http://HOST:PORT`, or `openenv:PACKAGE`.
 
-A session is one WebSocket, as OpenEnv's own clients have it: a reset carries the task's number as its seed, a step the
-action in the one text that the server's schema of actions wants, or a call of one of its MCP tools, which a model makes
-as such or in text. Of an observation the texts are told; rewards of steps are added up.
+A session is one WebSocket, as OpenEnv's own clients have it: a reset carries the task's number as its seed, and where
+the server offers tasks their split and index; a step the action in the one text that the server's schema of actions
+wants, or a call of one of its tools, which a model makes as such or in text. Of an observation the texts are told;
+rewards of steps are added up.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import asyncio
 import json
 import re
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,20 +20,20 @@ import aiohttp
 
 from atlas_ray.environments.builtin.tools.core import FORMAT_ERROR, INVALID_INPUT
 from atlas_ray.environments.foreign.openenv_servers import Package, addresses
+from atlas_ray.environments.foreign.openenv_tasks import Offer, offered
 from atlas_ray.environments.foreign.tool_text import read_call, schema, tool_instruction
-from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, StepResult
+from atlas_ray.environments.protocol import MALFORMED, EnvironmentSpec, Opening, Split, StepResult
 from atlas_ray.environments.tool_session import play_calls
 from atlas_ray.errors import EnvironmentFailure, UserError
 from atlas_ray.types import Message, Task, ToolCall
 
 ABOUT = "You act in the environment {name}."
 INSTRUCTION = f"{ABOUT} Answer with a Thought: line and an Action: line."
-N_TEST, N_TRAIN = 200, 10_000
 _PACKAGE = re.compile(r"(?:[\w./-]*/[\w./-]*:)?[A-Za-z_][\w.]*(?::\w+)?")  # perhaps behind a Python
 _ROUNDS = 30
 _SECONDS = 60.0  # for a connection, and for one answer
 _LARGEST = 16_000_000  # bytes of one answer
-_BEGUN = "The episode has begun."  # where a server says nothing to that
+_BEGUN, _NOTHING = "The episode has begun.", "Go on."  # where a server says nothing to that
 _ASIDE = {"metadata", "done", "reward"}  # of observations and actions, beside what is theirs
 
 
@@ -56,9 +58,36 @@ def environment(name: str, url: str) -> EnvironmentSpec:
         instruction=INSTRUCTION.format(name=name),
         session=lambda spec: OpenEnvSession(spec, where),
         tells_tools=True,
-        n_train=N_TRAIN,
-        n_test=N_TEST,
+        sizes=lambda: _sizes(name, where),
     )
+
+
+_offers: dict[str | Package, Offer] = {}  # of servers that have told it to this process
+
+
+def _sizes(name: str, where: str | Package) -> Mapping[Split, int]:
+    """How many tasks its server offers, or as many seeds.
+
+    Raises:
+        UserError: If it does not answer.
+    """
+    if where not in _offers:
+        with ThreadPoolExecutor(1) as other:  # this one may have an event loop that runs
+            other.submit(asyncio.run, _ask_offer(name, where)).result()
+    return {"test": _offers[where].n_test, "train": _offers[where].n_train}
+
+
+async def _ask_offer(name: str, where: str | Package) -> None:
+    try:
+        url = where if isinstance(where, str) else await anext(addresses(where))
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=_SECONDS)) as http:
+            _offers[where] = await offered(http, url)
+    except (aiohttp.ClientError, OSError, TimeoutError, ValueError, EnvironmentFailure) as error:
+        why = str(error) or type(error).__name__
+        raise UserError(f"the server of {name} does not tell its tasks: {why}", _REMEDY) from None
+
+
+_REMEDY = "start it, or mend environments.register"
 
 
 class OpenEnvSession:
@@ -73,7 +102,7 @@ class OpenEnvSession:
         self.tools: list[dict[str, Any]] = []
         self._http: aiohttp.ClientSession | None = None
         self._socket: aiohttp.ClientWebSocketResponse | None = None
-        self._field, self._reward = "", 0.0
+        self._field, self._calls_tools, self._reward = "", False, 0.0
 
     async def reset(self, task: Task) -> Opening:
         """Starts the task.
@@ -147,9 +176,19 @@ class OpenEnvSession:
     async def _begin(self, task: Task) -> str:
         """Starts the task; what is told of it."""
         self._reward = 0.0
-        data = {"seed": self.spec.number(task)}
-        answer = await (self._ask("reset", data) if self._socket is not None else self._first_reset(data))
+        answer = await (self._reset(task) if self._socket is not None else self._first_reset(task))
+        if self._calls_tools:  # which a task may have of its own
+            listed = (await self._ask("step", {"type": "list_tools"})).get("observation") or {}
+            told = ((tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed["tools"])
+            self.tools = [schema(*tool) for tool in told]
         return text_of(answer.get("observation")) or _BEGUN
+
+    async def _reset(self, task: Task) -> Mapping[str, Any]:
+        try:
+            data = _offers[self._where].reset(self.spec.number(task))
+        except EnvironmentFailure as error:
+            raise EnvironmentFailure(f"{self.spec.name} at {self._url}: {error}") from None
+        return await self._ask("reset", data)
 
     async def _call_tool(self, name: str, arguments: Mapping[str, Any]) -> StepResult:
         return await self._step({"type": "call_tool", "tool_name": name, "arguments": arguments}, result_of)
@@ -157,18 +196,19 @@ class OpenEnvSession:
     async def _step(self, action: Mapping[str, Any], in_words: Callable[[Any], str]) -> StepResult:
         answer = await self._ask("step", action)
         self._reward += float(answer.get("reward") or 0.0)
-        return StepResult(in_words(answer.get("observation")), self._reward, bool(answer.get("done")))
+        told = in_words(answer.get("observation")) or _NOTHING
+        return StepResult(told, self._reward, bool(answer.get("done")))
 
-    async def _first_reset(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+    async def _first_reset(self, task: Task) -> Mapping[str, Any]:
         """The answer of a server that has room; a package's may need another process for that."""
         if isinstance(self._where, str):
             await self._connect()
-            return await self._ask("reset", data)
+            return await self._reset(task)
         async for url in addresses(self._where):
             self._url = url
             try:
                 await self._connect()
-                return await self._ask("reset", data)
+                return await self._reset(task)
             except _FullError:
                 continue
         raise AssertionError("it ends with an error")
@@ -183,23 +223,20 @@ class OpenEnvSession:
         try:
             async with self._http.get(f"{self._url}/schema") as answer:
                 schemas = await answer.json()
-            calls_tools = {"tool_name", "arguments"} <= schemas["action"].get("properties", {}).keys()
-            self._field = "" if calls_tools else action_field(schemas, self._url)
+            self._calls_tools = {"tool_name", "arguments"} <= schemas["action"].get("properties", {}).keys()
+            self._field = "" if self._calls_tools else action_field(schemas, self._url)
+            if self._where not in _offers:
+                _offers[self._where] = await offered(self._http, self._url)
             self._socket = await self._http.ws_connect(f"{self._url}/ws", max_msg_size=_LARGEST)
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, AttributeError) as error:
             await self.close()
             why = str(error) or type(error).__name__
             raise EnvironmentFailure(
-                f"{self.spec.name} at {self._url} does not answer as an OpenEnv server: {why}",
-                "start it, or mend environments.register",
+                f"{self.spec.name} at {self._url} does not answer as an OpenEnv server: {why}", _REMEDY
             ) from None
-        except UserError:
+        except (UserError, EnvironmentFailure):
             await self.close()
             raise
-        if calls_tools:
-            listed = (await self._ask("step", {"type": "list_tools"})).get("observation") or {}
-            told = ((tool["name"], tool.get("description"), tool.get("input_schema")) for tool in listed["tools"])
-            self.tools = [schema(*tool) for tool in told]
 
     async def _ask(self, kind: str, data: Mapping[str, Any]) -> Mapping[str, Any]:
         """The data that a message is answered with."""
@@ -248,10 +285,13 @@ def action_field(schemas: Mapping[str, Any], url: str) -> str:
 
 
 def text_of(observation: Any) -> str:
-    """An observation in words: its texts, else all of it as JSON."""
+    """An observation in words: its texts, else all of it as JSON; the prompt in its metadata where it is empty."""
     if isinstance(observation, str):
         return observation
     found = {k: v for k, v in (observation or {}).items() if k not in _ASIDE and v not in (None, "", [], {})}
+    if not found:
+        # where the environments have it that `openenv import` makes of another library's
+        return _joined(((observation or {}).get("metadata") or {}).get("prompt") or [])
     texts = [value for value in found.values() if isinstance(value, str)]
     if len(texts) == len(found) and texts:
         return "\n".join(texts)
@@ -265,7 +305,15 @@ def result_of(observation: Any) -> str:
     error, result = observation.get("error"), observation.get("result")
     if error:
         return f"Error: {error.get('message', error) if isinstance(error, Mapping) else error}"
-    content = result.get("content") if isinstance(result, Mapping) else None
-    if isinstance(content, list) and content:
-        return "\n".join(str(part.get("text", part)) if isinstance(part, Mapping) else str(part) for part in content)
+    content = (result.get("content") or result.get("blocks")) if isinstance(result, Mapping) else None
+    if isinstance(content, list):
+        return _joined(content)
     return result if isinstance(result, str) else json.dumps(result, ensure_ascii=False, sort_keys=True)
+
+
+def _joined(parts: Any) -> str:
+    """Blocks of text, or messages, as one text."""
+    if isinstance(parts, str):
+        return parts
+    texts = (part.get("text", part.get("content", part)) if isinstance(part, Mapping) else part for part in parts)
+    return "\n".join(map(str, texts))

@@ -60,7 +60,18 @@ class Place:
     def command(self, what: str) -> list[str]:
         """The command line of its worker."""
         # -P: this folder's modules are called as the libraries are
-        return [self.python, "-P", str(_WORKER), what, self.id, json.dumps(dict(self.settings))]
+        settings = {key: _setting(text) for key, text in self.settings}
+        return [self.python, "-P", str(_WORKER), what, self.id, json.dumps(settings)]
+
+
+def _setting(text: str) -> Any:
+    """A list or an object, which are given as JSON; text else, of which the library makes numbers."""
+    if not text.startswith(("[", "{")):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def environment(name: str, place: str) -> EnvironmentSpec:
