@@ -26,6 +26,7 @@ from typing import Any
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.selection.budget import budget, top_k
+from atlas_ray.selection.perplexity.scores import Scores
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.types import Message, Trajectory
 from bench.peaks import gemm_flops
@@ -33,7 +34,7 @@ from bench.table import Entry, named, parse, write_bench
 
 _WORDS = ["".join(letters) for letters in product("bdfgkmnprs", "aeiou", "lmnpr", "bdgkm", "aeo")]
 _SLICE = 40  # trajectories
-Score = Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]
+Score = Callable[[Sequence[Trajectory]], list[Scores]]
 
 
 def trajectories(number: int, vocabulary: int) -> list[Trajectory]:
@@ -85,12 +86,12 @@ def per_step(model: str, dtype: str) -> Score:
             logits = lm(row, use_cache=False, logits_to_keep=end - start + 1).logits[0, :-1]
         return math.exp(cross_entropy(logits.float(), row[0, start:]).item())
 
-    def score(data: Sequence[Trajectory]) -> list[tuple[float, ...]]:
+    def score(data: Sequence[Trajectory]) -> list[Scores]:
         found = []
         for trajectory in data:
             (rendered,) = chat.render(trajectory.messages)
             spans = [rendered.spans[step.position] for step in trajectory.steps]
-            found.append(tuple(of(rendered.ids, *span) for span in spans if span))
+            found.append(Scores(tuple(of(rendered.ids, *span) for span in spans if span)))
         return found
 
     return score
@@ -143,7 +144,7 @@ def compare(
                 found = score(data[at : at + _SLICE])
                 spent[score] += time.perf_counter() - begun
                 if run == 0:
-                    scores[score] += found
+                    scores[score] += [one.steps for one in found]
         for score, total in spent.items():
             seconds[score].append(total)
     pairs = list(zip(scores[ours], scores[rival], strict=True))

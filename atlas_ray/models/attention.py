@@ -6,6 +6,8 @@ with transformers under a name of its own, so that the layers of any model that 
 Where several processes share the tokens of each trajectory (context parallelism), a process's queries attend to all
 that stands before them, wherever that was computed: keys and values are gathered, their gradients summed and scattered
 again. The result is one process's, up to rounding.
+
+Where trajectories begin alike, their beginning's keys and values are computed once and attended to by all of them.
 """
 
 from __future__ import annotations
@@ -82,7 +84,9 @@ class SharedRow:
     ) -> None:
         self.lengths, self.pieces, self._order, self._most, self._group = lengths, pieces, order, most, group
 
-    def segments(self, query: Tensor, key: Tensor, value: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def segments(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
         """For each piece its queries, and the keys and values up to its end; all (1, heads, tokens, head size)."""
         own = torch.cat([key, value], -1)[0].transpose(0, 1)
         padded = F.pad(own, (0, 0, 0, 0, 0, self._most - own.shape[0])).contiguous()
@@ -96,6 +100,41 @@ class SharedRow:
         ]
 
 
+Beginnings = dict[nn.Module, list[tuple[Tensor, Tensor]]]
+"""Keys and values of tokens that sequences begin with, by layer; of inference alone."""
+
+
+class ContinuedRow:
+    """A packed row of sequences without their beginnings, or a row of beginnings.
+
+    Args:
+        lengths: Of what the row holds, in order.
+        beginnings: Of the sequences; where the row holds them itself, they are kept there.
+        numbers: Which beginning each sequence has, if any; None: the row holds beginnings.
+    """
+
+    def __init__(
+        self, lengths: tuple[int, ...], beginnings: Beginnings, numbers: Sequence[int | None] | None = None
+    ) -> None:
+        self._lengths, self._beginnings, self._numbers = lengths, beginnings, numbers
+
+    def segments(
+        self, layer: nn.Module, query: Tensor, key: Tensor, value: Tensor
+    ) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """For each sequence its queries, and the keys and values up to its end; all (1, heads, tokens, head size)."""
+        queries, keys, values = (x.split(self._lengths, dim=2) for x in (query, key, value))
+        pairs = list(zip(keys, values, strict=True))
+        if self._numbers is None:
+            self._beginnings[layer] = pairs
+        else:
+            for i, number in enumerate(self._numbers):
+                if number is not None:
+                    keys_and_values = zip(self._beginnings[layer][number], pairs[i], strict=True)
+                    key, value = (torch.cat(both, 2) for both in keys_and_values)
+                    pairs[i] = key, value
+        return [(q, k, v) for q, (k, v) in zip(queries, pairs, strict=True)]
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -105,7 +144,7 @@ def _attend(
     *,
     lengths: tuple[int, ...],
     cu_seqlens: Tensor,
-    shared: SharedRow | None = None,
+    shared: SharedRow | ContinuedRow | None = None,
     scaling: float | None = None,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -118,7 +157,8 @@ def _attend(
         query: (1, heads, tokens, head size); `key` and `value` may have fewer heads.
         lengths: Of the trajectories, in order; their sum is `tokens`.
         cu_seqlens: int32, (trajectories + 1,), on the device: the cumulative lengths, from 0.
-        shared: Where several processes share the row: `tokens` are this one's, `lengths` the whole trajectories'.
+        shared: Where several processes share the row: `tokens` are this one's, `lengths` the whole trajectories'; or
+            where sequences begin with what stands in another row.
         sliding_window: Tokens that one sees, itself among them. Without a soft cap no trajectory is longer.
 
     Returns:
@@ -130,7 +170,7 @@ def _attend(
     if shared is None:
         apart = list(zip(*(x.split(lengths, dim=2) for x in (query, key, value)), strict=True))
     else:
-        apart = shared.segments(query, key, value)
+        apart = shared.segments(module, query, key, value)
     half = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
     if softcap is not None:
         parts = [_capped(q, k, v, scaling, dropout, softcap, sliding_window) for q, k, v in apart]

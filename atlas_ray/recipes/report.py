@@ -19,6 +19,7 @@ from atlas_ray.evaluation.provenance import other_tasks
 from atlas_ray.models.pretrained import weights_note
 from atlas_ray.recipes.paper_runs import gather_paper
 from atlas_ray.recipes.preflight.findings import RECORD
+from atlas_ray.recipes.settings import BASE
 from atlas_ray.report.html import write_report
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.paper.figures import cost_figures, figure2
@@ -141,6 +142,7 @@ def gather(recipe: Recipe) -> ReportInput:
         critical=recipe.config.critical,
         max_excluded=evaluation.max_excluded,
         failures=failures,
+        made_base=BASE in recipe.tiny,
         preflight=_preflight(RunFolder(recipe.root)),
         other_tasks=other_tasks(evaluation.tasks, evaluation.environments) if recipe.config.tables else {},
     )

@@ -62,6 +62,8 @@ class StudyConfig(FrozenConfig):
     Attributes:
         dial: What the cells of the figure differ in, in words.
         panels: The figure's panels by title, each with its arms.
+        replicates: The cells are one world over again, each with a base of its own, say: every question is answered
+            over all of its cells together too.
     """
 
     name: str = Field(pattern=NAME)
@@ -70,6 +72,7 @@ class StudyConfig(FrozenConfig):
     cells: dict[str, CellConfig] = Field(min_length=1)
     dial: str
     panels: dict[str, list[str]]
+    replicates: bool = False
     questions: list[QuestionConfig] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -152,10 +155,9 @@ class Study:
         if not cells:
             raise missing[0]
         questions = [Question(**asked.model_dump()) for asked in self.config.questions]
-        page = write_study(
-            RunFolder(self.root),
-            StudyInput(self.config.name, self.config.title, self.config.dial, self.config.panels, cells, questions),
-        )
+        c = self.config
+        study = StudyInput(c.name, c.title, c.dial, c.panels, cells, questions, c.replicates)
+        page = write_study(RunFolder(self.root), study)
         console.print(f"study: {page}")
         return page
 

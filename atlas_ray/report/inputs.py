@@ -69,6 +69,7 @@ class ReportInput:
         other_tasks: Beside the paper's tables, environments whose tasks are not the paper's, and whose they are.
         max_excluded: Share of infrastructure failures that flags a cell.
         failures: Why models could not be loaded, by the arm with its seed, or `verify`.
+        made_base: The base model was trained in this run, once.
     """
 
     recipe: str
@@ -87,4 +88,5 @@ class ReportInput:
     critical: str = "gold"
     max_excluded: float = 0.02
     failures: Mapping[str, str] = field(default_factory=dict)
+    made_base: bool = False
     other_tasks: Mapping[str, str] = field(default_factory=dict)

@@ -186,6 +186,11 @@ def _caveats(given: ReportInput, statements: Sequence[Mapping[str, Any]]) -> Ite
             "Every arm was trained once. The intervals cover the choice of test tasks, not the luck of training: "
             "another seed may move an arm by more."
         )
+    if given.made_base:
+        yield (
+            "All arms start from one base model, made here. No interval covers the luck of making it: from another, "
+            "made in the same way, differences may come out otherwise."
+        )
     if len(arms := list(dict.fromkeys(s["arm"] for s in statements))) > 1:
         yield f"{arms[0]} stands first for it did best here of {len(arms)} selectors: some of its lead is luck."
     if len(statements) > 1:

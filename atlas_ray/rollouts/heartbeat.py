@@ -30,4 +30,7 @@ class Heartbeat:
         tokens = max(0, usage.completion_tokens - self._seen.completion_tokens)
         rate = tokens / max(now - self._asked, 1e-9)
         self._seen, self._asked = usage, now
-        return f"{max(0, usage.calls - self._begun.calls):,} replies, {rate:,.0f} tokens/s"
+        replies = max(0, usage.calls - self._begun.calls)
+        return (
+            f"{replies:,} replies, {rate:,.0f} tokens/s" if replies else "no reply yet"
+        )  # engines take a while to load

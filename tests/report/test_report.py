@@ -196,6 +196,13 @@ def test_the_headline_sums_up_groups() -> None:
     assert any(sentence.startswith("Every arm was trained once.") for sentence in verdict["caveats"])
 
 
+def test_that_one_base_was_made_here_is_said() -> None:
+    said = "All arms start from one base model, made here."
+    for made in (True, False):
+        caveats = build_results(replace(realistic(), made_base=made))["verdict"]["caveats"]
+        assert any(sentence.startswith(said) for sentence in caveats) == made
+
+
 def test_differences_are_paired_and_leave_infrastructure_out() -> None:
     ours, theirs = arm("gold", {"maze": 40}, selector="gold"), arm("base", {"maze": 40})
     failed = [episode("base", "maze", t, False, StopReason.ENV_ERROR) for t in range(10)]

@@ -71,6 +71,7 @@ def test_player_tells_what_its_replicas_have_written_so_far(tmp_path: Path, coor
         replies = sum(episode.rounds for episode in read(tmp_path))
         assert playing.usage() == Usage(completion_tokens=replies, calls=replies)
         heartbeat = Heartbeat(playing.usage)
+        assert heartbeat() == "no reply yet"
         play(playing, requests(3), tmp_path / "more")
         more = sum(episode.rounds for episode in read(tmp_path / "more"))
         assert heartbeat().startswith(f"{more} replies, ")

@@ -2,7 +2,8 @@
 
 Flows in: the records of each cell; flows out: `study.json`, `index.html` and `figure.svg` in the study's folder. A
 difference is taken task by task over the seeds' means; it counts as shown if its interval excludes 0 and every seed by
-itself has the same sign.
+itself has the same sign. Where the cells are replicates, one over all of them is the mean of theirs, with an interval
+that covers what differs between them.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any, Literal
 
-from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average
+from atlas_ray.evaluation.intervals import OUTCOME_WORDS, Interval, average, mean_of_replicates
 from atlas_ray.evaluation.metrics import by_task
 from atlas_ray.evaluation.paired import difference
 from atlas_ray.report.drawing import standalone
@@ -64,6 +65,7 @@ class StudyInput:
     panels: Mapping[str, Sequence[str]]
     cells: Sequence[CellInput]
     questions: Sequence[Question]
+    replicates: bool = False
 
 
 def write_study(folder: RunFolder, study: StudyInput) -> str:
@@ -86,11 +88,11 @@ def write_study(folder: RunFolder, study: StudyInput) -> str:
 
 def study_results(study: StudyInput) -> dict[str, Any]:
     """Figures of every arm in every cell, and the announced comparisons, in their order."""
-    return {
-        "study": study.name,
-        "cells": [_cell(cell) for cell in study.cells],
-        "comparisons": [row for asked in study.questions for row in _comparisons(asked, study.cells)],
-    }
+    rows: list[dict[str, Any]] = []
+    for asked in study.questions:
+        found = list(_comparisons(asked, study.cells))
+        rows += [*found, *(_together(found) if study.replicates else ())]
+    return {"study": study.name, "cells": [_cell(cell) for cell in study.cells], "comparisons": rows}
 
 
 def _lines(results: dict[str, Any], arms: Sequence[str]) -> list[Line]:
@@ -179,19 +181,44 @@ def _comparisons(asked: Question, cells: Sequence[CellInput]) -> Iterator[dict[s
             continue
         ours, theirs = arms[asked.arm], arms[asked.against]
         for held in GROUPS:
-            if (found := _difference(ours.episodes, theirs.episodes, held, cell.given)) is None:
+            by_env = _differences(ours.episodes, theirs.episodes, held, cell.given)
+            if not by_env:
                 continue
+            found = average([*by_env.values()])
             pairs = zip(_by_seed(ours, cell.samples), _cycled(theirs, ours.runs, cell.samples), strict=True)
-            parts = [_difference(one, other, held, cell.given) for one, other in pairs]
-            by_seed = [part.value for part in parts if part is not None]
+            parts = [_differences(one, other, held, cell.given) for one, other in pairs]
+            by_seed = [average([*part.values()]).value for part in parts if part]
             yield {
                 **row,
                 "held": held,
-                "difference": round(found.value, 4),
-                "ci95": [round(limit, 4) for limit in found.limits],
+                **_rounded(found),
                 "by_seed": [round(value, 4) for value in by_seed],
+                "environments": {env: _rounded(one) for env, one in by_env.items()},
                 "outcome": _outcome(found, by_seed),
             }
+
+
+def _together(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A question's answer over all cells, each an independent repetition, for each group of environments."""
+    for held in GROUPS:
+        own = [row for row in rows if row["held"] == held]
+        if len(own) < 2:
+            continue
+        by_cell = [row["difference"] for row in own]
+        found = mean_of_replicates(by_cell)
+        by_env = {env: [row["environments"][env]["difference"] for row in own] for env in own[0]["environments"]}
+        yield {
+            **own[0],
+            "cell": f"all {len(own)} cells",
+            **_rounded(found),
+            "by_seed": by_cell,
+            "environments": {env: _rounded(mean_of_replicates(values)) for env, values in by_env.items()},
+            "outcome": found.outcome,
+        }
+
+
+def _rounded(found: Interval) -> dict[str, Any]:
+    return {"difference": round(found.value, 4), "ci95": [round(limit, 4) for limit in found.limits]}
 
 
 def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
@@ -200,11 +227,13 @@ def _cycled(arm: Arm, runs: int, samples: int) -> list[list[Episode]]:
     return [own[i % len(own)] for i in range(runs)]
 
 
-def _difference(ours: Sequence[Episode], theirs: Sequence[Episode], held: str, given: ReportInput) -> Interval | None:
-    """In success, task by task, averaged over a group; None where an environment of it was not played by both."""
-    found = [difference(ours, theirs, env, "success") for env in held_environments(given, held)]
-    parts = [part[0] for part in found if part is not None]
-    return average(parts) if parts and len(parts) == len(found) else None
+def _differences(
+    ours: Sequence[Episode], theirs: Sequence[Episode], held: str, given: ReportInput
+) -> dict[str, Interval]:
+    """In success, task by task, in each environment of a group; none where one of it was not played by both."""
+    found = {env: difference(ours, theirs, env, "success") for env in held_environments(given, held)}
+    parts = {env: part[0] for env, part in found.items() if part is not None}
+    return parts if len(parts) == len(found) else {}
 
 
 def _outcome(found: Interval, by_seed: Sequence[float]) -> Literal["better", "worse", "none"]:

@@ -1,6 +1,6 @@
 """Perplexity of every step under a base model (App. B.2, Eq. 5): what is scored, and what is chosen. No model here.
 
-Flows in: trajectories, then the losses of their step tokens from `perplexity_torch` or `perplexity_vllm`; flows out:
+Flows in: trajectories, then the losses of their step tokens from `torch_engine` or `vllm_engine`; flows out:
 one perplexity per step, and selections.
 """
 
@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from itertools import takewhile
+from typing import TYPE_CHECKING, Any, Literal
 
 from atlas_ray.models.chat import ChatFormat
 from atlas_ray.selection.budget import record, top_k
-from atlas_ray.types import Selection, Trajectory
+from atlas_ray.types import Selection, Trajectory, Usage
 
 if TYPE_CHECKING:
     from atlas_ray.selection.perplexity.settings import PerplexitySettings
 
 UNSCORED = 0.0  # below any perplexity, which is at least 1
+_WORTH_A_PASS = 16  # tokens
 _LARGEST = 700.0  # nats: where exp leaves a double
 
 
@@ -63,6 +65,37 @@ class Scored:
         return found
 
 
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """What was found of a trajectory.
+
+    Attributes:
+        steps: One perplexity a step; `UNSCORED` beyond the limit.
+        usage: The tokens that were read; `cached_tokens` among them were computed for another trajectory.
+    """
+
+    steps: tuple[float, ...]
+    usage: Usage = Usage()
+
+
+def beginnings(sequences: Sequence[Scored], groups: Sequence[str]) -> list[int]:
+    """How many tokens each sequence has in common with all others of its group, e.g. an environment's instructions.
+
+    The last token before a step predicts the step's first one: it is left out, as are steps. 0 where it is too little
+    to be worth a pass of its own.
+    """
+    found = [0] * len(sequences)
+    for group in dict.fromkeys(groups):
+        members = [i for i, own in enumerate(groups) if own == group]
+        if len(members) > 1:
+            together = zip(*(sequences[i].ids for i in members), strict=False)
+            alike = sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, together))
+            alike = min(alike, *(sequences[i].spans[0][0] - 1 for i in members))
+            for i in members:
+                found[i] = alike if alike >= _WORTH_A_PASS else 0
+    return found
+
+
 def in_order(trajectory: Trajectory, found: Iterable[Mapping[int, float]]) -> tuple[float, ...]:
     """The perplexities of all steps, from those of a trajectory's sequences; `UNSCORED` beyond the limit."""
     known = {index: value for part in found for index, value in part.items()}
@@ -100,12 +133,14 @@ def engine_of(config: PerplexitySettings, gpus: float) -> Literal["torch", "vllm
     return "vllm" if not gpus and dtype_of(config, gpus) == "float32" else "torch"
 
 
-def select_perplexity(trajectory: Trajectory, config: PerplexitySettings, scores: tuple[float, ...]) -> Selection:
+def select_perplexity(trajectory: Trajectory, config: PerplexitySettings, found: Scores) -> Selection:
     """The top k steps by perplexity (App. B.2); an error where no step could be scored."""
+    scores = found.steps
+    kept: dict[str, Any] = {"model": config.model, "usage": found.usage}
     if any(map(math.isnan, scores)):
-        return record(trajectory, config, model=config.model, error="not a number: the model's output overflows")
+        return record(trajectory, config, error="not a number: the model's output overflows", **kept)
     if not any(scores):
         why = f"too long: every step reaches beyond max_length={config.max_length} tokens or the model's context"
-        return record(trajectory, config, scores=scores, model=config.model, error=why)
+        return record(trajectory, config, scores=scores, error=why, **kept)
     chosen = top_k(scores, config.budget(trajectory), above=UNSCORED)
-    return record(trajectory, config, chosen, scores=scores, model=config.model)
+    return record(trajectory, config, chosen, scores=scores, **kept)

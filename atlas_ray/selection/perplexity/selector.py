@@ -57,4 +57,8 @@ class PerplexitySelector(PerplexitySettings, ScoringSelector):
         return [f"{sum(1 for _ in trajectories)} forward passes, one a trajectory"]
 
     def figures(self, selections: Iterable[Selection]) -> dict[str, Any]:
-        return {"unscored_steps": sum(s.scores.count(UNSCORED) for s in selections)}
+        unscored = computed = 0
+        for s in selections:
+            unscored += s.scores.count(UNSCORED)
+            computed += s.usage.prompt_tokens - s.usage.cached_tokens
+        return {"unscored_steps": unscored, "tokens_computed": computed}

@@ -16,7 +16,7 @@ from atlas_ray.runs.folder import reachable
 from atlas_ray.runs.store import first_line
 from atlas_ray.runs.tables import SELECTIONS, TRAJECTORIES
 from atlas_ray.selection.budget import record
-from atlas_ray.selection.perplexity.scores import dtype_of, engine_of, select_perplexity, workers_of
+from atlas_ray.selection.perplexity.scores import Scores, dtype_of, engine_of, select_perplexity, workers_of
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer
 from atlas_ray.selection.perplexity.vllm_engine import start_vllm
 from atlas_ray.selection.protocol import Stage, StageContext
@@ -83,7 +83,7 @@ class PerplexityWorker:
     def __init__(self, config: PerplexitySettings, engine: str, model: str, workers: int, gpu_share: float) -> None:
         self._config, self._engine, self._model = config, engine, model
         self._workers, self._gpu_share = workers, gpu_share
-        self._score: Callable[[Sequence[Trajectory]], list[tuple[float, ...]]] | None = None
+        self._score: Callable[[Sequence[Trajectory]], list[Scores]] | None = None
         self._watch = FailureWatch("selections")
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -103,7 +103,7 @@ class PerplexityWorker:
         except Exception:  # noqa: BLE001 (one of them; which one, shows alone)
             return SELECTIONS.to_table(self._alone(t) for t in trajectories)
 
-    def _load(self) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
+    def _load(self) -> Callable[[Sequence[Trajectory]], list[Scores]]:
         c, dtype = self._config, dtype_of(self._config, self._gpu_share)
         if self._engine == "vllm":
             return start_vllm(

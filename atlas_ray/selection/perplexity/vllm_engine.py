@@ -11,8 +11,8 @@ from typing import Literal
 
 from atlas_ray.config import EngineConfig
 from atlas_ray.models.engine import EngineSpec, VllmPolicy
-from atlas_ray.selection.perplexity.scores import Scored, in_order, readable
-from atlas_ray.types import Trajectory
+from atlas_ray.selection.perplexity.scores import Scored, Scores, in_order, readable
+from atlas_ray.types import Trajectory, Usage
 
 # Of a GPU's memory. vLLM does not count on the logits of whole prompts when it takes its share, and no reply is
 # generated that would want a large key-value cache.
@@ -30,17 +30,19 @@ class VllmScorer:
     def __init__(self, policy: VllmPolicy, max_length: int = 8192) -> None:
         self._policy, self._limit = policy, readable(max_length, policy.context)
 
-    async def score(self, trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
-        """Perplexities, one per step and trajectory, `UNSCORED` where a step reaches beyond the limit.
+    async def score(self, trajectories: Sequence[Trajectory]) -> list[Scores]:
+        """Perplexities of trajectories, one per step.
 
         Raises:
             ModelFailure: If the engine fails.
         """
         return list(await asyncio.gather(*map(self._score, trajectories)))
 
-    async def _score(self, trajectory: Trajectory) -> tuple[float, ...]:
+    async def _score(self, trajectory: Trajectory) -> Scores:
         sequences = Scored.of(trajectory, self._policy.chat, self._limit)
-        return in_order(trajectory, await asyncio.gather(*map(self._perplexities, sequences)))
+        found = await asyncio.gather(*map(self._perplexities, sequences))
+        # What `prompt_logprobs` asks for is never taken from the prefix cache.
+        return Scores(in_order(trajectory, found), Usage(sum(len(s.ids) for s in sequences), 0, 0, len(sequences)))
 
     async def _perplexities(self, scored: Scored) -> dict[int, float]:
         losses = await self._policy.losses(scored.ids)  # of every token but the first
@@ -55,7 +57,7 @@ def start_vllm(
     workers: int = 1,
     gpu_share: float = 1.0,
     chat_template: str | None = None,
-) -> Callable[[Sequence[Trajectory]], list[tuple[float, ...]]]:
+) -> Callable[[Sequence[Trajectory]], list[Scores]]:
     """Starts an engine in this process, on an event loop that runs while it scores; it ends with the process.
 
     Args:

@@ -17,13 +17,13 @@ from atlas_ray.runs.folder import RunFolder
 from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.runs.tables import TRAJECTORIES as TRAJECTORY_TABLE
 from atlas_ray.selection.budget import budget, top_k
-from atlas_ray.selection.perplexity.scores import dtype_of, engine_of, readable, select_perplexity, workers_of
+from atlas_ray.selection.perplexity.scores import Scores, dtype_of, engine_of, readable, select_perplexity, workers_of
 from atlas_ray.selection.perplexity.selector import PerplexitySelector
 from atlas_ray.selection.perplexity.stage import PerplexityWorker
 from atlas_ray.selection.perplexity.torch_engine import TorchScorer, packs
 from atlas_ray.selection.perplexity.vllm_engine import VllmScorer
 from atlas_ray.selection.pipeline import select_steps, settled
-from atlas_ray.types import Message, Selection, Trajectory
+from atlas_ray.types import Message, Selection, Trajectory, Usage
 from tests.selection.test_selection import config_of, data_in
 from tests.support.tiny import tiny_llama, tiny_tokenizer
 
@@ -57,6 +57,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save(tmp_path_factory.mktemp("model"), tiny_llama(len(tiny_tokenizer())))
 
 
+def scored(model: str, trajectories: Sequence[Trajectory], **options: Any) -> list[tuple[float, ...]]:
+    return [found.steps for found in TorchScorer(model, **options).score(trajectories)]
+
+
 def step_by_step(model: str, trajectory: Trajectory) -> list[float]:
     """Eq. 5 as it is written: one pass a step over all before it and its own tokens."""
     import torch
@@ -75,7 +79,7 @@ def step_by_step(model: str, trajectory: Trajectory) -> list[float]:
 
 @pytest.mark.parametrize("batch_tokens", [1, 100, 10_000])
 def test_one_pass_a_trajectory_equals_one_pass_a_step(model: str, batch_tokens: int) -> None:
-    scores = TorchScorer(model, batch_tokens=batch_tokens).score(TRAJECTORIES)
+    scores = scored(model, TRAJECTORIES, batch_tokens=batch_tokens)
     for trajectory, found in zip(TRAJECTORIES, scores, strict=True):
         assert list(found) == pytest.approx(step_by_step(model, trajectory), rel=1e-3)
 
@@ -86,29 +90,29 @@ def test_a_uniform_model_finds_every_step_as_hard_as_its_vocabulary(tmp_path: Pa
     lm.get_input_embeddings().weight.data.zero_()  # tied: all logits are zero
     lm.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    scores = TorchScorer(str(tmp_path), dtype="bfloat16").score(TRAJECTORIES[:1])
+    scores = scored(str(tmp_path), TRAJECTORIES[:1], dtype="bfloat16")
     assert scores[0] == pytest.approx([len(tokenizer)] * 3, rel=1e-4)
 
 
 def test_steps_beyond_max_length_get_no_score(model: str) -> None:
     long = TRAJECTORIES[2]
-    whole = TorchScorer(model).score([long])[0]
+    whole = scored(model, [long])[0]
     ends = [span[1] for span in ChatFormat.load(model).render(long.messages)[0].spans[2:] if span]
     config = PerplexitySelector(ratio=1.0, model=model)
     for max_length, within in ((ends[3], 4), (ends[3] - 1, 3)):
-        found = TorchScorer(model, max_length=max_length).score([long, TRAJECTORIES[1]])[0]
+        found = scored(model, [long, TRAJECTORIES[1]], max_length=max_length)[0]
         assert found[:within] == pytest.approx(whole[:within], rel=1e-5)
         assert found[within:] == (0.0,) * (9 - within)
-        assert select_perplexity(long, config, found).chosen == tuple(range(1, within + 1))
-    none = TorchScorer(model, max_length=16).score([long])[0]
-    assert "too long" in (select_perplexity(long, config, none).error or "")
+        assert select_perplexity(long, config, Scores(found)).chosen == tuple(range(1, within + 1))
+    none = scored(model, [long], max_length=16)[0]
+    assert "too long" in (select_perplexity(long, config, Scores(none)).error or "")
 
 
 def test_the_hardest_steps_are_chosen() -> None:
     config = PerplexitySelector(ratio=0.5, model="m")
-    found = select_perplexity(expert(["a"] * 4), config, (2.0, 9.0, 3.0, 9.0))
+    found = select_perplexity(expert(["a"] * 4), config, Scores((2.0, 9.0, 3.0, 9.0)))
     assert (found.chosen, found.scores, found.model) == ((2, 4), (2.0, 9.0, 3.0, 9.0), "m")
-    assert "not a number" in (select_perplexity(expert(["a"]), config, (math.nan,)).error or "")
+    assert "not a number" in (select_perplexity(expert(["a"]), config, Scores((math.nan,))).error or "")
 
 
 def test_a_worker_to_each_gpu_in_bfloat16_unless_it_says_otherwise() -> None:
@@ -153,11 +157,69 @@ def test_packs_hold_like_lengths_within_the_limit() -> None:
 
 
 def test_neighbours_in_a_pack_change_nothing(model: str) -> None:
-    alone = [TorchScorer(model).score([t])[0] for t in TRAJECTORIES]
+    alone = [scored(model, [t])[0] for t in TRAJECTORIES]
     for order in ([0, 1, 2], [2, 0, 1], [0, 0, 0]):
-        together = TorchScorer(model).score([TRAJECTORIES[i] for i in order])
+        together = scored(model, [TRAJECTORIES[i] for i in order])
         for i, found in zip(order, together, strict=True):
             assert found == pytest.approx(alone[i], rel=1e-5)
+
+
+RULES = "You see the wall . go up go down go left go right win " * 5
+
+
+def instructed(replies: list[str], number: int, rules: str = RULES, env: str = "maze") -> Trajectory:
+    plain = expert(replies, number)
+    messages = (Message("user", rules), *plain.messages[1:])
+    return replace(plain, id=f"{env}/{env}_{number}", env=env, messages=messages)
+
+
+WITH_RULES = [
+    *(instructed(["Action: go left", f"Thought: I see Action: go {way}"], n) for n, way in enumerate(["up", "down"])),
+    *(instructed(["Action: win"] * (n % 3), n, "go up . " * 20, "wordle") for n in range(1, 6)),
+    instructed(["Action: go left", "Action: win"] * 4, 7),
+]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 200, 10_000])
+def test_what_an_environments_trajectories_begin_with_is_computed_once(model: str, batch_tokens: int) -> None:
+    scorer, seen = TorchScorer(model, batch_tokens=batch_tokens), list[int]()
+    scorer._body.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(kwargs["input_ids"].numel()), with_kwargs=True
+    )
+    found = scorer.score(WITH_RULES)
+    for trajectory, scores in zip(WITH_RULES, found, strict=True):
+        if trajectory.steps:
+            assert scores.steps == pytest.approx(step_by_step(model, trajectory), rel=1e-3)
+            assert scores.steps == pytest.approx(scored(model, [trajectory])[0], rel=1e-5)
+    assert sum(seen) == sum(scores.usage.prompt_tokens - scores.usage.cached_tokens for scores in found)
+    shared = {
+        t.env: {s.usage.cached_tokens for u, s in zip(WITH_RULES, found, strict=True) if u.env == t.env}
+        for t in WITH_RULES
+    }
+    assert min(max(tokens) for tokens in shared.values()) >= 60
+    assert all(0 in tokens for tokens in shared.values())  # the first of each pays for it
+    assert scorer.score(WITH_RULES[:1])[0].usage.cached_tokens == 0
+
+
+def test_steps_that_all_trajectories_begin_with_are_scored_in_each(model: str) -> None:
+    alike = [instructed(["Action: go left"] * n, n) for n in (1, 2, 3)]
+    one, two, three = scored(model, alike)
+    assert len(three) == 3
+    assert one == pytest.approx(three[:1], rel=1e-5)
+    assert two == pytest.approx(three[:2], rel=1e-5)
+
+
+def test_a_model_whose_states_depend_on_what_follows_shares_nothing(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}
+    scorer = TorchScorer(save(tmp_path, tiny_llama(len(tiny_tokenizer()), rope_parameters=rope)))
+    assert {found.usage.cached_tokens for found in scorer.score(WITH_RULES)} == {0}
+
+
+def test_figures_count_the_tokens_that_were_computed() -> None:
+    config = PerplexitySelector(model="m")
+    found = [Scores((2.0, 3.0), Usage(100, cached, 0, 1)) for cached in (0, 40)]
+    figures = config.figures(select_perplexity(expert(["a", "b"]), config, one) for one in found)
+    assert figures == {"unscored_steps": 0, "tokens_computed": 160}
 
 
 def test_a_sliding_window_slides_within_its_own_trajectory(tmp_path: Path) -> None:
@@ -169,7 +231,7 @@ def test_a_sliding_window_slides_within_its_own_trajectory(tmp_path: Path) -> No
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
     config = MistralConfig(vocab_size=len(tiny_tokenizer()), max_position_embeddings=512, **shape, **heads)
     model = save(tmp_path, MistralForCausalLM(config))
-    for trajectory, found in zip(TRAJECTORIES, TorchScorer(model).score(TRAJECTORIES), strict=True):
+    for trajectory, found in zip(TRAJECTORIES, scored(model, TRAJECTORIES), strict=True):
         assert list(found) == pytest.approx(step_by_step(model, trajectory), rel=1e-3)
 
 
@@ -190,7 +252,7 @@ def test_a_model_whose_tokens_would_see_other_trajectories_is_refused(tmp_path: 
 def test_both_engines_read_what_fits_and_leave_room_for_one_token(model: str) -> None:
     assert (readable(8192, 2048), readable(1000, 2048), readable(8192, None)) == (2047, 1000, 8192)
     long = expert(["Action: go left"] * 300)  # beyond the model's context
-    found = TorchScorer(model).score([long])[0]
+    found = scored(model, [long])[0]
     assert 0 < found.count(0.0) < 300
 
 
@@ -200,8 +262,8 @@ async def test_vllm_and_torch_choose_the_same_steps(engine: VllmPolicy) -> None:
     words = [a + b + c for a in "abcdefgh" for b in "aeiou" for c in "klmnop"]
     replies = [[" ".join(rng.choices(words, k=rng.randint(2, 20))) for _ in range(4 + i % 12)] for i in range(100)]
     trajectories = [expert(r, i) for i, r in enumerate([*replies, ["Action: go"] * 200])]
-    by_torch = TorchScorer(engine.spec.model).score(trajectories)
-    by_vllm = await VllmScorer(engine).score(trajectories)
+    by_torch = scored(engine.spec.model, trajectories)
+    by_vllm = [found.steps for found in await VllmScorer(engine).score(trajectories)]
     for one, other in zip(by_torch, by_vllm, strict=True):
         assert one == pytest.approx(other, rel=1e-4)
     chosen = [[top_k(s, budget(0.3, len(s))) for s in found[:100]] for found in (by_torch, by_vllm)]
@@ -256,10 +318,10 @@ def test_the_vllm_engine_works_in_a_worker(model: str, tmp_path: Path) -> None:
 
 
 def test_trajectories_that_cannot_be_scored_many_times_in_a_row_end_the_run() -> None:
-    def score(trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
+    def score(trajectories: Sequence[Trajectory]) -> list[Scores]:
         if any(t.item_id != "maze_1" for t in trajectories):
             raise RuntimeError("out of memory")
-        return [(1.0,) * len(t.steps) for t in trajectories]
+        return [Scores((1.0,) * len(t.steps)) for t in trajectories]
 
     worker = PerplexityWorker(PerplexitySelector(model="m"), "torch", "m", 1, 0.0)
     worker._score = score
