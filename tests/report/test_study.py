@@ -69,20 +69,26 @@ def test_every_announced_comparison_has_its_row_also_where_it_was_not_run() -> N
     ]
 
 
-def test_cells_that_are_replicates_are_answered_together_by_what_differs_between_them() -> None:
+def test_cells_that_are_replicates_are_answered_together_by_what_differs_between_them(tmp_path: Path) -> None:
     won = {"b1": (30, 10), "b2": (20, 10), "b3": (14, 10), "b4": (26, 10), "b5": (10, 10)}
     cells = [
-        CellInput(name, "a base", None, 1, report_input(seeded("gold", ours), seeded("random", theirs), seeds=[0]))
+        CellInput(
+            name, "a base", float(name[1:]), 1, report_input(seeded("gold", ours), seeded("random", theirs), seeds=[0])
+        )
         for name, (ours, theirs) in won.items()
     ]
     question = asked("gold", "random", *won)
-    study = StudyInput("mine", "When?", "base", {}, cells, [question], replicates=True)
+    panels = {"equal epochs": ["gold", "random"]}
+    study = StudyInput("mine", "When?", "base", panels, cells, [question], replicates=True)
     *own, together = study_results(study)["comparisons"]
     assert [row["difference"] for row in own] == together["by_seed"] == [0.5, 0.25, 0.1, 0.4, 0.0]
     assert (together["cell"], together["difference"], together["outcome"]) == ("all 5 cells", 0.25, "none")
     # mean 0.25, standard deviation 0.2062, Student's quantile 2.776 at 4 degrees of freedom
     assert together["ci95"] == pytest.approx([0.25 - 2.776 * 0.2062 / 5**0.5, 0.25 + 2.776 * 0.2062 / 5**0.5], abs=2e-3)
     assert together["environments"]["maze"]["difference"] == 0.25
+    assert "all 5 cells" in Path(write_study(RunFolder(str(tmp_path)), study)).read_text()
+    svg = (tmp_path / "figure.svg").read_text()
+    assert all(mean in svg for mean in ("50.0", "25.0"))  # 100 wins of 200, 50 of 200
     four = study_results(replace(study, cells=cells[:4]))["comparisons"][-1]
     assert (four["cell"], four["ci95"], four["outcome"]) == ("all 4 cells", [-1.0, 1.0], "none")
 

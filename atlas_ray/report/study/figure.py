@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 from matplotlib import style
 from matplotlib.axes import Axes
@@ -39,18 +40,50 @@ def draw(panels: Mapping[str, Sequence[Line]], dial: str) -> str:
         return to_svg(figure, "study", label)
 
 
-def _panel(axes: Axes, title: str, lines: Sequence[Line], dial: str) -> None:
+def draw_replicates(panels: Mapping[str, Sequence[Line]]) -> str:
+    """Our own SVG of cells that are one world over again: an arm's success in each, and their mean."""
+    with style.context(["default", STYLE]):
+        figure = Drawing(figsize=(6.4 * len(panels), 3.6))
+        for number, (title, lines) in enumerate(panels.items()):
+            axes = figure.add_axes(((number + 0.08) / len(panels), 0.14, 0.88 / len(panels), 0.76))
+            _replicates(axes, title, [line for line in lines if line.points])
+        return to_svg(figure, "study", f"Success in every cell: {'; '.join(panels)}")
+
+
+def _replicates(axes: Axes, title: str, lines: Sequence[Line]) -> None:
+    top = _scale(axes, title, lines)
+    for cell in sorted({x for line in lines for x, *_ in line.points}):
+        found = [(i, 100 * y) for i, line in enumerate(lines) for x, y, *_ in line.points if x == cell]
+        axes.plot(*zip(*found, strict=True), color=MUTED, linewidth=0.6, alpha=0.5)
+    for i, line in enumerate(lines):
+        colour, _ = _LOOKS[i % len(_LOOKS)]
+        successes = [100 * y for _, y, *_ in line.points]
+        mean = fmean(successes)
+        axes.plot([i] * len(successes), successes, "o", color=colour, markersize=3.5)
+        axes.hlines(mean, i - 0.16, i + 0.16, color=colour, linewidth=2)
+        axes.text(i + 0.19, min(mean, top), f"{mean:.1f}", va="center", ha="left", color=colour)
+    axes.set_xticks(range(len(lines)), [line.name for line in lines])
+    axes.set_xlim(-0.4, max(len(lines), 1) - 0.4)
+
+
+def _scale(axes: Axes, title: str, lines: Sequence[Line]) -> int:
+    """The axis of success, as far as it is needed; returns its end."""
     bare(axes)
     axes.grid(axis="y")
     axes.set_title(title, fontsize=9.5, loc="left", color=INK)
     top = 20 * math.ceil(max((p[3] for line in lines for p in line.points), default=1.0) * 5 + 0.2)
     axes.set(ylim=(0, min(top, 104)), yticks=range(0, min(top, 100) + 1, 20 if top > 40 else 10))
-    axes.set_xlabel(dial)
     axes.set_ylabel("success, %")
+    return min(top, 104)
+
+
+def _panel(axes: Axes, title: str, lines: Sequence[Line], dial: str) -> None:
+    top = _scale(axes, title, lines)
+    axes.set_xlabel(dial)
     places = sorted({x for line in lines for x, *_ in line.points})
     axes.set_xticks(places, [f"{x:g}" for x in places])
     width = (places[-1] - places[0]) or 1.0 if places else 1.0
-    ends = spread([100 * line.points[-1][1] for line in lines], min(top, 104)) if lines else []
+    ends = spread([100 * line.points[-1][1] for line in lines], top) if lines else []
     for number, (line, height) in enumerate(zip(lines, ends, strict=True)):
         colour, dashes = _LOOKS[number % len(_LOOKS)]
         shift = (number - (len(lines) - 1) / 2) * 0.012 * width  # so that the seeds' ranges do not cover each other

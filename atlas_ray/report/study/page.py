@@ -20,7 +20,7 @@ from atlas_ray.report.drawing import standalone
 from atlas_ray.report.html import duration, templates
 from atlas_ray.report.inputs import Arm, ReportInput
 from atlas_ray.report.site import write_assets
-from atlas_ray.report.study.figure import Line, draw
+from atlas_ray.report.study.figure import Line, draw, draw_replicates
 from atlas_ray.report.verdict import held_environments
 from atlas_ray.runs.folder import RunFolder
 from atlas_ray.types import Episode
@@ -76,7 +76,8 @@ def write_study(folder: RunFolder, study: StudyInput) -> str:
     """
     results = study_results(study)
     folder.write_json("study.json", results)
-    svg = draw({title: _lines(results, arms) for title, arms in study.panels.items()}, study.dial)
+    panels = {title: _lines(results, arms) for title, arms in study.panels.items()}
+    svg = draw_replicates(panels) if study.replicates else draw(panels, study.dial)
     folder.write_bytes("figure.svg", standalone(svg).encode())
     write_assets(folder)
     page = templates().get_template("study.html.j2")
