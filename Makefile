@@ -37,10 +37,9 @@ table1 table2 table3 table4 table5 table6 table7 figure2: setup
 fourteen: setup
 	$(BIN)/atlas run jobs/fourteen.yaml $(OPTIONS)
 
-# When do critical steps help? Nine worlds in two studies, three seeds, tiny models; see docs/results.md.
+# When do critical steps help? Three studies with tiny models; see docs/results.md.
 study: setup
-	$(BIN)/atlas study jobs/study.yaml $(foreach s,$(SET),--set $(s))
-	$(BIN)/atlas study jobs/study-budget.yaml $(foreach s,$(SET),--set $(s))
+	for study in study-bases study study-budget; do $(BIN)/atlas study jobs/$$study.yaml $(foreach s,$(SET),--set $(s)) || exit; done
 
 # The expert trajectories, into the hub's cache; counts what is there.
 data: setup
