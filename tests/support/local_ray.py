@@ -9,6 +9,7 @@ def start_ray() -> None:
     """Starts it, whatever else runs on this machine; a stage of an earlier test may have done so."""
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")
     os.environ.setdefault("RAY_worker_niceness", "0")
+    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # as `connect` does
     import ray
 
     ray.init(
