@@ -29,6 +29,7 @@ from atlas_ray.runs.tables import SELECTIONS
 from atlas_ray.selection.llm.coordinator import Coordinator
 from atlas_ray.selection.llm.judge import Judge
 from atlas_ray.selection.llm.selector import LlmSelector
+from atlas_ray.selection.perplexity.scores import Scores
 from atlas_ray.selection.perplexity.selector import PerplexitySelector
 from atlas_ray.selection.perplexity.stage import PerplexityWorker
 from atlas_ray.selection.protocol import StageContext
@@ -142,10 +143,10 @@ def _python(here: Path, _: pytest.MonkeyPatch) -> Stage:
 
 
 def _perplexity(here: Path, monkeypatch: pytest.MonkeyPatch) -> Stage:
-    def score(trajectories: Sequence[Trajectory]) -> list[tuple[float, ...]]:
+    def score(trajectories: Sequence[Trajectory]) -> list[Scores]:
         if any(faults.meet(number_of(t.item_id)) for t in trajectories):
             raise OSError(CAUSE)
-        return [tuple(float(step.index) for step in t.steps) for t in trajectories]
+        return [Scores(tuple(float(step.index) for step in t.steps)) for t in trajectories]
 
     def scoring(selector: PerplexitySelector, _: Any) -> RowStage:
         worker = PerplexityWorker(selector, "torch", "m", 1, 0.0)
