@@ -32,7 +32,7 @@ class AffinityQueue(Generic[Request]):
 
     def __init__(self, queued: RetryQueue[Request], in_flight: int) -> None:
         self._queued, self._in_flight = queued, in_flight
-        self._homes: OrderedDict[str, int] = OrderedDict()
+        self._replicas: OrderedDict[str, int] = OrderedDict()
         self._waiting: defaultdict[int, deque[Attempt[Request]]] = defaultdict(deque)  # by replica, none tried before
 
     @property
@@ -80,16 +80,16 @@ class AffinityQueue(Generic[Request]):
         group: str | None = getattr(attempt.request, "group", None)
         if group is None:
             return least
-        home = ready.get(self._homes.get(group, -1), least)
-        self._homes[group] = home.index
-        self._homes.move_to_end(group)
-        if len(self._homes) > _REMEMBERED:
-            self._homes.popitem(last=False)
-        if home in able and not self._is_far_above(home, least):
-            return home
+        own = ready.get(self._replicas.get(group, -1), least)
+        self._replicas[group] = own.index
+        self._replicas.move_to_end(group)
+        if len(self._replicas) > _REMEMBERED:
+            self._replicas.popitem(last=False)
+        if own in able and not self._is_far_above(own, least):
+            return own
         if attempt.failures or attempt.deaths:  # what was tried counts as in flight, and is not kept waiting
             return least
-        self._waiting[home.index].append(attempt)
+        self._waiting[own.index].append(attempt)
         return None
 
     def _is_far_above(self, handle: ReplicaHandle[Request], least: ReplicaHandle[Request]) -> bool:

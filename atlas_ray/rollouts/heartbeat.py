@@ -31,6 +31,5 @@ class Heartbeat:
         rate = tokens / max(now - self._asked, 1e-9)
         self._seen, self._asked = usage, now
         replies = max(0, usage.calls - self._begun.calls)
-        return (
-            f"{replies:,} replies, {rate:,.0f} tokens/s" if replies else "no reply yet"
-        )  # engines take a while to load
+        # engines take a while to load
+        return f"{replies:,} replies, {rate:,.0f} tokens/s" if replies else "no reply yet"

@@ -115,9 +115,9 @@ def sample(config: CollectConfig, n: int) -> dict[str, list[Trajectory]]:
         UserError: As `episodes_of` does, or if an environment cannot be had.
     """
     found: dict[str, list[Trajectory]] = {}
-    policy = ScriptedPolicy(config.role, config.seed, config.waste)
+    policy, episodes = ScriptedPolicy(config.role, config.seed, config.waste), episodes_of(config)
     for env in config.envs:
-        units = [(task.env, task.item_id, number) for task, number in episodes_of(config) if task.env == env][:n]
+        units = [(task.env, task.item_id, number) for task, number in episodes if task.env == env][:n]
         played = _play_batch(pa.table([*zip(*units, strict=True)], _UNIT), policy, config.max_rounds, config.protocol)
         ends = (played[name].to_pylist() for name in _ENDS)
         trajectories = TRAJECTORIES.from_table(played.drop_columns(_ENDS))
