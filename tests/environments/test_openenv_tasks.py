@@ -28,7 +28,7 @@ def forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def offering(splits: Mapping[str, int] | None, resets: list[dict[str, Any]]) -> web.Application:
-    """A server as OpenEnv's are, of an environment with such splits, which notes what resets are told."""
+    """A server as OpenEnv's are, of an environment with such splits (one called "" without a name); notes resets."""
 
     async def schema(_: web.Request) -> web.Response:
         return web.json_response({"action": {"properties": {"message": {"type": "string"}}, "required": ["message"]}})
@@ -39,7 +39,7 @@ def offering(splits: Mapping[str, int] | None, resets: list[dict[str, Any]]) -> 
     async def listed(_: web.Request) -> web.Response:
         if splits is None:
             return web.json_response({"detail": "list_splits is not supported"}, status=501)
-        return web.json_response([{"name": name, "type": name} for name in splits])
+        return web.json_response([{"type": name} | ({"name": name} if name else {}) for name in splits])
 
     async def counted(request: web.Request) -> web.Response:
         assert splits
@@ -97,6 +97,14 @@ def test_a_server_that_does_not_answer_is_named_when_its_tasks_are_listed(closed
     validate(EnvironmentsConfig, {"register": {"echo": f"openenv:http://127.0.0.1:{closed_port}"}})
     with pytest.raises(UserError, match="the server of echo does not tell its tasks"):
         registry.get("echo").tasks("test", 2)
+
+
+async def test_a_split_without_a_name_is_told() -> None:
+    async with running(offering({"": 3}, [])) as url:
+        validate(EnvironmentsConfig, {"register": {"echo": f"openenv:{url}"}})
+        with pytest.raises(UserError, match="lists a split without a name") as refused:
+            await asyncio.to_thread(registry.get("echo").tasks, "test")
+    assert "echo" in str(refused.value)
 
 
 @pytest.mark.parametrize(

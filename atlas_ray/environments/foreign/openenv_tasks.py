@@ -73,9 +73,11 @@ async def offered(http: aiohttp.ClientSession, url: str) -> Offer:
     if not isinstance(names, list) or not names:
         return Offer()
     at = f"{url}/{names[0]}"
-    splits = [split for split in await _answer(http, "GET", f"{at}/splits") or () if isinstance(split, dict)]
+    splits = await _answer(http, "GET", f"{at}/splits") or []
     sizes = dict[str, int]()
     for split in splits:
+        if not isinstance(split, dict) or not isinstance(split.get("name"), str):
+            raise EnvironmentFailure(f"{at}/splits lists a split without a name: {str(split)[:200]}")
         told = await _answer(http, "POST", f"{at}/num_tasks", {"split": split["name"]}) or {}
         sizes[split["name"]] = int(told.get("num_tasks", 0))
     return Offer.of(splits, sizes)
