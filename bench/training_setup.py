@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
 from bench.rendering import SHAPES
 
 SEED = 30  # of 300 tried, the one whose share of tokens behind a last chosen step is nearest to their mean
-
-
 RATIO = 0.3
+Model = Literal["head", "layers", "smollm2"]  # what is trained on CPU
+MODELS: tuple[Model, ...] = get_args(Model)
 
 
 class Rival(NamedTuple):
@@ -52,24 +52,29 @@ class Setup:
     reserve: float = 0.0
 
 
-def setup_of(device: str, tiny: bool, small_vocabulary: bool = False) -> Setup:
-    """5 M parameters and 27k tokens on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU.
+def setup_of(device: str, tiny: bool, model: Model = "head") -> Setup:
+    """Three models on CPU; Llama-3.1-8B's shape and vocabulary, up to 8192 tokens, on a GPU.
 
-    The vocabulary is the least that a Llama has, 32,000: agents are tuned with the tokenizer that they come with, and
-    it alone costs a trainer the gigabytes that small models take. So small a model is then mostly its head, where what
-    carries no loss costs us nothing; with `small_vocabulary` it is mostly its layers, as large models are, and what is
-    gained there is no more than the tokens behind the last chosen steps, padding and the rest of the head.
+    `head` has 5 M parameters and the least vocabulary of a Llama, 32,000: agents are tuned with the tokenizer that they
+    come with, and it alone costs a trainer the gigabytes that small models take. So small a model is mostly its head,
+    where what carries no loss costs us nothing; `layers`, with as many parameters, is mostly its layers, as large
+    models are, and what is gained there is no more than the tokens behind the last chosen steps, padding and the rest
+    of the head. `smollm2` has SmolLM2-135M's shape and vocabulary, and is trained in bfloat16.
     """
     small: dict[str, Any] = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 256}
     if device == "cpu" and not tiny:
         small = {"hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 4, "vocab_size": 32_000}
-    if small_vocabulary:
+    if model == "layers":
         small = {"hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 5, "vocab_size": 4096}
     heads: dict[str, Any] = {"num_attention_heads": 4, "num_key_value_heads": 4, "tie_word_embeddings": True}
     if tiny:
         return Setup(small | heads, 6, 2, 3, 1, "float32", 256, (Rival(1, 2), Rival(2, 1, True)), tokens=900)
     if device == "cpu":
         rivals = (Rival(8, 1), Rival(1, 8), Rival(2, 4), Rival(2, 4, True))
+        if model == "smollm2":
+            real = {"hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "vocab_size": 49_152}
+            heads |= {"num_attention_heads": 9, "num_key_value_heads": 3}
+            return Setup(real | heads, 16, 8, 2, 0, "bfloat16", 1024, rivals, tokens=14_000)
         return Setup(small | heads, 16, 8, 2, 0, "float32", 1024, rivals, tokens=27_000)
     large = {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "vocab_size": 128256}
     heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "rope_theta": 500000.0, "tie_word_embeddings": False}

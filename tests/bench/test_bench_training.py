@@ -32,12 +32,20 @@ def test_the_gpu_part_has_the_shape_of_llama_31_8b() -> None:
     assert 8190 <= max(len(whole) for whole in training_setup.examples_of(setup)[1]) <= 8192
 
 
-@pytest.mark.parametrize("small_vocabulary", [False, True])
-def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens(small_vocabulary: bool) -> None:
-    setup = training_setup.setup_of("cpu", tiny=False, small_vocabulary=small_vocabulary)
-    model = training_setup.a_model(setup, setup.shape["num_hidden_layers"], "cpu")
+@pytest.mark.parametrize("model", ["head", "layers"])
+def test_the_cpu_part_has_5_million_parameters_and_27_thousand_tokens(model: training_setup.Model) -> None:
+    setup = training_setup.setup_of("cpu", tiny=False, model=model)
+    made = training_setup.a_model(setup, setup.shape["num_hidden_layers"], "cpu")
     examples, wholes = training_setup.examples_of(setup)
-    assert model.num_parameters() == pytest.approx(5e6, rel=0.02)
+    assert made.num_parameters() == pytest.approx(5e6, rel=0.02)
     assert sum(map(len, wholes)) == pytest.approx(27_000, rel=0.01)
     fractions = [e.steps_chosen / e.steps for e in examples]
     assert np.mean(fractions) == pytest.approx(0.26, abs=0.02)  # 30 %, rounded down
+
+
+def test_a_model_of_the_cpu_part_has_smollm2s_shape() -> None:
+    setup = training_setup.setup_of("cpu", tiny=False, model="smollm2")
+    with torch.device("meta"):
+        made = training_setup.a_model(setup, setup.shape["num_hidden_layers"], "meta")
+    assert made.num_parameters() == 134_515_008
+    assert setup.dtype == "bfloat16"
